@@ -1,0 +1,230 @@
+"""What a run is told: validated settings, read from YAML and `--set a.b=c`.
+
+Every field has a default, so a file holds only what differs. An unknown key is an error
+that names the nearest known one; nothing is guessed or ignored. The sections mirror the
+constructors they feed: `autoencoder:` holds the arguments of `Autoencoder`, `unet:` those
+of `UNet`, `schedule:` those of `NoiseSchedule`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from latentddpm.errors import UserError, nearest
+
+Positive = Field(gt=0)
+Fraction = Field(ge=0, le=1)
+
+
+class Section(pydantic.BaseModel):
+    """A group of settings; keys that are not named here are refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    """Which pixels and captions training sees."""
+
+    resolution: int = Field(256, gt=0, description="side of the square, in pixels")
+    background: Literal["white", "random"] = Field(
+        "white", description="what is seen through transparent pixels; the cache uses white"
+    )
+    flip: bool = Field(False, description="mirror half of the images, drawn per use")
+    caption_templates: list[str] = Field(
+        [], description='such as "{text}, {style} style", over the metadata\'s columns'
+    )
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="kept out by path")
+
+
+class AutoencoderConfig(Section):
+    """Sizes of the first stage; the defaults are Stable Diffusion's."""
+
+    channels: int = Field(128, gt=0)
+    channel_multipliers: list[int] = [1, 2, 4, 4]
+    num_res_blocks: int = Field(2, gt=0)
+    latent_channels: int = Field(4, gt=0)
+    norm_groups: int = Field(32, gt=0)
+
+
+class UNetConfig(Section):
+    """Sizes of the denoiser; the defaults train on one GPU (about 60 M parameters)."""
+
+    channels: int = Field(128, gt=0)
+    channel_multipliers: list[int] = [1, 2, 3, 4]
+    num_res_blocks: int = Field(2, gt=0)
+    attention_levels: list[int] = [1, 2, 3]
+    num_heads: int = Field(8, gt=0)
+    norm_groups: int = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TextConfig(Section):
+    """Where the text encoder comes from."""
+
+    source: Literal["none", "scratch", "clip", "preset"] = Field(
+        "none", description="none: unconditional; scratch: trained with the UNet"
+    )
+    path: str = Field("", description="CLIP folder, or KerasHub preset name")
+    context_length: int = Field(24, ge=3, le=77, description="tokens, for source scratch")
+    hidden_dim: int = Field(256, gt=0)
+    num_layers: int = Field(4, gt=0)
+    num_heads: int = Field(4, gt=0)
+
+
+class ScheduleConfig(Section):
+    """The forward process and what the UNet predicts."""
+
+    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
+    beta_start: float = Field(0.00085, gt=0)
+    beta_end: float = Field(0.012, gt=0, lt=1)
+    num_train_timesteps: int = Field(1000, gt=1)
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+
+
+class TrainingConfig(Section):
+    """How long, how fast, how often. Steps are optimizer steps, batch sizes are global."""
+
+    num_steps: int = Field(100_000, gt=0)
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(500, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="limit of the gradients' global norm")
+    ema_momentum: float = Field(0.9999, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    jit_compile: bool = Field(False, description="compile the step with XLA")
+    log_every: int = Field(50, gt=0)
+    validate_every: int = Field(2000, gt=0)
+    checkpoint_every: int = Field(1000, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+
+
+class AutoencoderTraining(TrainingConfig):
+    """`train-vae`'s own settings beside the common ones."""
+
+    reconstruction_loss: Literal["l1", "l2"] = "l1"
+    kl_weight: float = Field(1e-6, ge=0)
+
+
+class DiffusionTraining(TrainingConfig):
+    """`train-diffusion`'s own settings beside the common ones."""
+
+    condition_dropout: float = Field(
+        0.1, ge=0, le=1, description="share of examples trained on the empty prompt"
+    )
+
+
+class SamplesConfig(Section):
+    """The grid drawn at every validation, always of the same prompts and seeds."""
+
+    prompts: list[str] = Field([], description="none: captions of the data, spread evenly")
+    images_per_prompt: int = Field(4, gt=0)
+    num_steps: int = Field(30, gt=0)
+    sampler: str = "ddim"
+    guidance_scale: float = Field(4.0, ge=0)
+    seed: int = Field(0, ge=0)
+
+
+class AutoencoderRun(Section):
+    """Everything `train-vae` is told."""
+
+    data: DataConfig = DataConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    training: AutoencoderTraining = AutoencoderTraining()
+
+
+class DiffusionRun(Section):
+    """Everything `train-diffusion` is told."""
+
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    unet: UNetConfig = UNetConfig()
+    text: TextConfig = TextConfig()
+    training: DiffusionTraining = DiffusionTraining()
+    samples: SamplesConfig = SamplesConfig()
+
+
+Run = TypeVar("Run", bound=Section)
+
+
+def load_config(
+    kind: type[Run], path: str | Path | None = None, overrides: tuple[str, ...] = ()
+) -> Run:
+    """Settings of `kind` from a YAML file, then `a.b=c` overrides on top.
+
+    Raises:
+        UserError: missing or malformed file, unknown key, value of the wrong type or range.
+    """
+    settings: dict[str, Any] = {}
+    source = "config"
+    if path is not None:
+        source = str(path)
+        try:
+            settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such config file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: expected sections such as `data:`, found {settings!r}")
+    for override in overrides:
+        _override(settings, override)
+    return parse_config(kind, settings, source)
+
+
+def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "config") -> Run:
+    """Validate nested settings.
+
+    Raises:
+        UserError: one line that names the first wrong key, its value and what is expected.
+    """
+    try:
+        return kind.model_validate(settings)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{source}: {_explain(kind, error)}") from None
+
+
+def dump_config(config: Section) -> str:
+    """The settings as YAML, all keys."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected section.key=value")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise UserError(f"--set {override}: {section} is a value, not a section")
+    try:
+        settings[name] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+    if isinstance(settings[name], str):
+        # YAML 1.1 reads 1e-4 as a string, people mean a number.
+        try:
+            settings[name] = float(settings[name])
+        except ValueError:
+            pass
+
+
+def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if isinstance(part, str)]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        section: Any = kind
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        return f"unknown key {key}{nearest(location[-1], known)}; known: {', '.join(known)}"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

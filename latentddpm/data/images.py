@@ -1,0 +1,338 @@
+"""A folder of images → `uint8` pixels, or a plain reason why a file is not one.
+
+    find_images(folder) ──► scan (decode everything once, say what is broken) ──► read_image
+
+Nothing here writes, renames or deletes: the folder belongs to the user. Only Pillow and
+NumPy are used, so a scan starts without TensorFlow.
+
+What becomes 8-bit RGB, and how: EXIF rotation is applied; animations give their first
+frame; 16-bit samples are scaled by 1/257 (gray) or keep their high byte (colour, as Pillow
+decodes them); floating point samples are read as [0, 1], or as [0, 255] when one exceeds 1;
+CMYK is converted without its colour profile; a transparent colour of a palette, gray or RGB
+image becomes alpha. Alpha is premultiplied while resizing, so the invisible colour of
+transparent pixels never bleeds into visible ones.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from latentddpm.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Suffixes looked for, in any case. What a file holds is told by its bytes, not its suffix."""
+
+MAX_PIXELS = 178_956_970
+"""Width times height a header may claim: passes 13,000×13,000, refuses 20,000×20,000."""
+
+WHITE = (255, 255, 255)
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+REDUCING_GAP = 3.0  # cheap reductions stop at 3 times the target; the filter does the rest
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(Exception):
+    """A file that gives no pixels: `path` and the one-line `reason`."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One readable image.
+
+    Attributes:
+        path: POSIX path relative to the folder.
+        width, height: pixels, after EXIF rotation.
+        transparent: whether at least one pixel is not opaque.
+    """
+
+    path: str
+    width: int
+    height: int
+    transparent: bool
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a folder holds: `records` sorted by path, and `(path, reason)` of `unreadable`."""
+
+    folder: Path
+    records: list[ImageRecord]
+    unreadable: list[tuple[str, str]]
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All image files below `folder`, at any depth, sorted by relative POSIX path.
+
+    Hidden files and folders are skipped. A linked file counts when it points to a file inside
+    `folder`; other linked files are left out with a warning, linked folders are not entered.
+
+    Returns:
+        Paths that begin with `folder`; at least one.
+
+    Raises:
+        UserError: when the folder is missing, is a file, or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        problem = "is a file, not a folder of images" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {problem}")
+    root = folder.resolve()
+    found, strayed = [], []
+    for here, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(here, name)
+            if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                strayed.append(path)
+            elif path.is_file():
+                found.append(path)
+    links = f"{len(strayed)} links that leave the folder were not followed" if strayed else ""
+    if not found:
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        raise UserError(
+            f"{folder}: no image in it (looked for {suffixes})" + (links and f"; {links}")
+        )
+    if strayed:
+        warnings.warn(f"{folder}: {links}, such as {strayed[0]}", stacklevel=2)
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def scan(
+    folder: str | Path, workers: int | None = None, *, strict: bool = False, quiet: bool = False
+) -> Scan:
+    """Decode every image below `folder` in full: what a truncated file lacks is found here.
+
+    Args:
+        workers: threads that decode; default one a core, at most 32.
+        strict: make the first unreadable files an error instead of a part of the result.
+        quiet: no progress bar (shown on stderr when the scan takes over two seconds).
+
+    Raises:
+        UserError: as `find_images`; when no file is readable; when `strict` and one is not.
+    """
+    folder = Path(folder)
+    paths = find_images(folder)
+    records, unreadable = [], []
+    with ThreadPoolExecutor(workers or min(32, os.cpu_count() or 1)) as pool:
+        try:
+            answers = pool.map(lambda path: _examine(path, folder), paths)
+            bar = tqdm(answers, "scan", len(paths), unit="image", delay=2, disable=quiet)
+            for answer in bar:
+                if isinstance(answer, ImageRecord):
+                    records.append(answer)
+                else:
+                    unreadable.append(answer)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if unreadable and (strict or not records):
+        few = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:3])
+        more = "; ..." if len(unreadable) > 3 else ""
+        raise UserError(
+            f"{folder}: {len(unreadable)} of {len(paths)} images cannot be read ({few}{more})"
+        )
+    return Scan(folder, records, unreadable)
+
+
+def read_image(
+    path: str | Path,
+    resolution: int | tuple[int, int],
+    background: tuple[int, int, int] | None = WHITE,
+) -> np.ndarray:
+    """The pixels of one file, upright, scaled to cover `resolution` and centre-cropped to it.
+
+    The proportions are kept; Lanczos shrinks, bicubic enlarges.
+
+    Args:
+        resolution: the side of a square, or (height, width), in pixels.
+        background: RGB 0..255 seen through transparent pixels, or None to keep the alpha.
+
+    Returns:
+        uint8 (H, W, 3), or RGBA (H, W, 4), not premultiplied, when `background` is None.
+
+    Raises:
+        UnreadableImage: whatever is wrong with the file.
+        UserError: when `resolution` or `background` is no such value.
+    """
+    height, width = _check_resolution(resolution)
+    if background is not None:
+        _check_colour(background)
+    with _explained(path):
+        image = _fit(_decode(path, at_least=max(height, width)), height, width)
+        keep_alpha = background is None or image.mode == "RGBA"
+        pixels = np.array(image.convert("RGBA" if keep_alpha else "RGB"))
+    return composite(pixels, background) if keep_alpha and background is not None else pixels
+
+
+def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:
+    """Lay RGBA pixels (not premultiplied) over a background.
+
+    Args:
+        rgba: (..., 4). uint8: all channels 0..255. Floating: alpha in [0, 1], colours in any
+            range.
+        background: broadcasts to (..., 3), in the range of the colours: one colour (3,), one
+            for each image (B, 1, 1, 3), or pictures (B, H, W, 3).
+
+    Returns:
+        (..., 3) of the dtype of `rgba`, rounded when uint8.
+
+    Raises:
+        UserError: when the background of uint8 pixels is not RGB within 0..255.
+    """
+    colour, alpha = rgba[..., :3], rgba[..., 3:]
+    if rgba.dtype != np.uint8:
+        return colour * alpha + np.asarray(background, rgba.dtype) * (1 - alpha)
+    alpha = alpha.astype(np.uint16)
+    blend = colour * alpha + _check_colour(background) * (255 - alpha)  # at most 255 * 255
+    return ((blend + 127) // 255).astype(np.uint8)
+
+
+# --- One file ------------------------------------------------------------------------------
+
+
+def _decode(path: str | Path, at_least: int | None = None) -> Image.Image:
+    """The upright image in mode RGB, or RGBA when a pixel is not opaque.
+
+    With `at_least`, a JPEG may come at 1/2, 1/4 or 1/8 of its size, its shorter side still
+    `REDUCING_GAP` times `at_least` pixels: decoding then costs a fraction. (Its size is rounded
+    up, which moves the centre by less than a sixth of a pixel of the result.)
+    """
+    if not Path(path).is_file():
+        raise ValueError("no such file")
+    if not os.path.getsize(path):
+        raise ValueError("the file is empty (0 bytes)")
+    with Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}x{height} pixels is over the limit of {MAX_PIXELS:,} pixels")
+        if at_least:
+            scale = at_least * REDUCING_GAP / min(width, height)
+            image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+        image.load()
+        turn = TURNS.get(_orientation(image))
+        pixels = _eight_bit(image)
+    return pixels if turn is None else pixels.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a loaded image, 1..8; broken EXIF counts as upright."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        return 1
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Any mode to RGB, or to RGBA when a pixel is not opaque."""
+    if image.mode[0] in "IF":
+        image = _gray_alpha(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    lowest_alpha, _ = image.getchannel("A").getextrema()
+    return image if lowest_alpha < 255 else image.convert("RGB")
+
+
+def _gray_alpha(image: Image.Image) -> Image.Image:
+    """Gray of 16 bits, 32 bits or floating point to mode LA."""
+    samples = np.asarray(image)
+    low, high = samples.min(), samples.max()
+    top = (1.0 if high <= 1 else 255.0) if image.mode == "F" else 65535.0
+    if not (low >= 0 and high <= top):  # also when NaN
+        raise ValueError(f"gray samples from {low} to {high} are outside 0..{top:g}")
+    gray = np.rint(samples * (255.0 / top)).astype(np.uint8)
+    hidden = image.info.get("transparency")  # the one sample value that means transparent
+    alpha = np.full_like(gray, 255) if hidden is None else np.uint8(255) * (samples != hidden)
+    return Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)])
+
+
+def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    """RGB or RGBA, scaled to cover `height` × `width` and centre-cropped, in one resampling."""
+    scale = max(width / image.width, height / image.height)
+    crop = min(width / scale, image.width), min(height / scale, image.height)
+    left, top = (image.width - crop[0]) / 2, (image.height - crop[1]) / 2
+    if scale == 1:  # whole pixels: half a pixel off would blur without need
+        left, top = left // 1, top // 1
+    premultiplied = image.convert("RGBa") if image.mode == "RGBA" else image
+    resized = premultiplied.resize(
+        (width, height),
+        Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC,
+        box=(left, top, left + crop[0], top + crop[1]),
+        reducing_gap=REDUCING_GAP,
+    )
+    return resized.convert(image.mode)
+
+
+def _examine(path: Path, folder: Path) -> ImageRecord | tuple[str, str]:
+    """The record of a file, or its path and what is wrong with it."""
+    name = path.relative_to(folder).as_posix()
+    try:
+        with _explained(path):
+            image = _decode(path)
+    except UnreadableImage as error:
+        return name, error.reason
+    return ImageRecord(name, image.width, image.height, image.mode == "RGBA")
+
+
+@contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    """Turn any failure into `UnreadableImage`: decoders of hostile bytes raise of all kinds."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        reason = f"another kind of file or a broken header (read are {', '.join(FORMATS)})"
+        raise UnreadableImage(path, reason) from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(path, reason) from error
+
+
+def _check_resolution(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width)."""
+    size = tuple(resolution) if isinstance(resolution, tuple | list) else (resolution,) * 2
+    if len(size) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in size):
+        raise UserError(
+            f"resolution: {resolution!r} is neither a positive number nor (height, width)"
+        )
+    return int(size[0]), int(size[1])
+
+
+def _check_colour(background: tuple | np.ndarray) -> np.ndarray:
+    """uint16 (..., 3), each 0..255."""
+    colour = np.asarray(background)
+    if colour.shape[-1:] != (3,) or not (colour.min() >= 0 and colour.max() <= 255):
+        raise UserError(f"background: {colour.tolist()!r:.60} is not RGB, three numbers 0..255")
+    return colour.astype(np.uint16)
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,239 @@
+"""The forward process: how much signal and how much noise there is at each timestep.
+
+With betas β_t, α_t = 1 − β_t and ᾱ_t = Π α_s, a clean latent x0 and noise ε ~ N(0, I):
+
+    x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · ε                  `add_noise`    (Ho 2020, eq. 4)
+    v_t = √ᾱ_t · ε − √(1 − ᾱ_t) · x0                  v_prediction   (Salimans & Ho 2022, §4)
+
+√ᾱ_t is the `signal_rate`, √(1 − ᾱ_t) the `noise_rate`; their squares add up to one, so
+(x_t, v_t) is (x0, ε) turned by an angle, and any two of x0, ε, v, x_t give the others:
+
+    from ε:   x0 = (x_t − noise_rate · ε) / signal_rate               (Ho 2020, eq. 15)
+    from v:   x0 = signal_rate · x_t − noise_rate · v,   ε = noise_rate · x_t + signal_rate · v
+    from x0:  ε  = (x_t − signal_rate · x0) / noise_rate
+
+The betas, t = 0 .. T−1 (the papers count 1 .. T):
+
+    linear         evenly spaced from `beta_start` to `beta_end`      (Ho 2020, §4)
+    scaled_linear  evenly spaced in √β; the choice of latent diffusion (Rombach 2022, its code)
+    cosine         ᾱ_t = f(t) / f(0),  f(t) = cos²((t/T + 0.008) / 1.008 · π/2),
+                   β_t at most 0.999                    (Nichol & Dhariwal 2021, eq. 17, §3.2)
+
+Tables are float64 NumPy and are cast where they are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from latentddpm.errors import UserError, check_choice
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "cosine")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+Array = Any  # a NumPy array, or a tensor of the Keras backend (or of TensorFlow, in tf.data)
+
+
+@keras.saving.register_keras_serializable(package="latentddpm")
+class NoiseSchedule:
+    """Noise levels of the T training timesteps, and the arithmetic between x0, ε, v and x_t.
+
+    Args:
+        beta_schedule: "scaled_linear" (latent diffusion), "linear" (DDPM) or "cosine".
+        beta_start: β_0, in (0, 1). Not used by "cosine".
+        beta_end: β_{T−1}, in [beta_start, 1). Not used by "cosine".
+        num_train_timesteps: T, at least 1.
+        prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample".
+
+    Attributes (float64 NumPy, read-only, shape (T,)):
+        betas, alphas, alphas_cumprod: β_t, α_t, ᾱ_t.
+        signal_rate, noise_rate: √ᾱ_t, √(1 − ᾱ_t).
+        sigmas: noise_rate / signal_rate, the noise level of variance-exploding samplers.
+        snr, log_snr: ᾱ_t / (1 − ᾱ_t) = sigmas⁻², and its natural logarithm.
+
+    The methods take tensors, float32, or NumPy arrays, whose precision they keep. Latents may
+    have any rank; `timesteps` is int (B,), one per example, or a scalar, in 0 .. T−1.
+
+    Raises:
+        UserError: an unknown choice, or a number outside its range.
+    """
+
+    def __init__(
+        self,
+        beta_schedule: str = "scaled_linear",
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        num_train_timesteps: int = 1000,
+        prediction_type: str = "epsilon",
+    ) -> None:
+        self.beta_schedule = check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
+        self.prediction_type = check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        if not isinstance(num_train_timesteps, int | np.integer) or num_train_timesteps < 1:
+            raise UserError(
+                f"num_train_timesteps: {num_train_timesteps!r} is not a whole number of at least 1"
+            )
+        if not 0 < beta_start <= beta_end < 1:
+            raise UserError(
+                "beta_start, beta_end: expected 0 < beta_start <= beta_end < 1, "
+                f"got {beta_start!r} and {beta_end!r}"
+            )
+        self.num_train_timesteps = int(num_train_timesteps)
+        self.beta_start = float(beta_start)
+        self.beta_end = float(beta_end)
+
+        self.betas = _betas(beta_schedule, beta_start, beta_end, self.num_train_timesteps)
+        self.alphas = 1 - self.betas
+        self.alphas_cumprod = np.cumprod(self.alphas)
+        if self.alphas_cumprod[-1] < np.finfo("float32").tiny:
+            raise UserError(
+                f"beta_end: with {beta_end!r} over {num_train_timesteps} timesteps no signal is "
+                "left at the last one; expected smaller betas or fewer timesteps"
+            )
+        self.signal_rate = np.sqrt(self.alphas_cumprod)
+        self.noise_rate = np.sqrt(1 - self.alphas_cumprod)
+        self.sigmas = self.noise_rate / self.signal_rate
+        self.snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
+        self.log_snr = np.log(self.snr)
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    def add_noise(
+        self,
+        latents: Array,
+        noise: Array,
+        timesteps: Array,
+        take: Callable[[Array, Array], Array] = keras.ops.take,
+    ) -> Array:
+        """`noisy_latents`, x_t: the latents at the noise level of `timesteps` (Ho 2020, eq. 4).
+
+        Args:
+            latents: x0, scaled latents, (B, ...), or (...) with scalar timesteps.
+            noise: ε, standard normal, the shape of `latents`.
+            timesteps: int (B,) or scalar, 0 .. T−1.
+            take: reads a table at the timesteps. A tf.data pipeline passes `tf.gather`, and
+                the rest is plain operators, so that it works whatever the Keras backend is.
+
+        Returns:
+            x_t, the shape of `latents`.
+
+        Raises:
+            UserError: NumPy timesteps outside 0 .. T−1.
+        """
+        signal_rate, noise_rate = self._rates(timesteps, latents, take)
+        return signal_rate * latents + noise_rate * noise
+
+    def target(
+        self,
+        latents: Array,
+        noise: Array,
+        timesteps: Array,
+        take: Callable[[Array, Array], Array] = keras.ops.take,
+    ) -> Array:
+        """What the network regresses to: ε, v or x0, by `prediction_type`.
+
+        Arguments, returned shape and errors are those of `add_noise`.
+        """
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return latents
+        signal_rate, noise_rate = self._rates(timesteps, latents, take)
+        return signal_rate * noise - noise_rate * latents
+
+    def predict_x0(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
+        """The clean latents x0 that `prediction` implies at `noisy_latents`.
+
+        Args:
+            prediction: the network's output, of `prediction_type`, the shape of `noisy_latents`.
+            noisy_latents: x_t, (B, ...), or (...) with scalar timesteps.
+            timesteps: int (B,) or scalar, 0 .. T−1.
+
+        Returns:
+            x0, the shape of `noisy_latents`.
+
+        Raises:
+            UserError: NumPy timesteps outside 0 .. T−1.
+        """
+        if self.prediction_type == "sample":
+            return prediction
+        signal_rate, noise_rate = self._rates(timesteps, noisy_latents)
+        if self.prediction_type == "epsilon":
+            return (noisy_latents - noise_rate * prediction) / signal_rate
+        return signal_rate * noisy_latents - noise_rate * prediction
+
+    def predict_noise(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
+        """The noise ε that `prediction` implies at `noisy_latents`.
+
+        Arguments, returned shape and errors are those of `predict_x0`.
+        """
+        if self.prediction_type == "epsilon":
+            return prediction
+        signal_rate, noise_rate = self._rates(timesteps, noisy_latents)
+        if self.prediction_type == "sample":
+            return (noisy_latents - signal_rate * prediction) / noise_rate
+        return noise_rate * noisy_latents + signal_rate * prediction
+
+    def _rates(
+        self,
+        timesteps: Array,
+        latents: Array,
+        take: Callable[[Array, Array], Array] = keras.ops.take,
+    ) -> tuple[Array, Array]:
+        """`signal_rate` and `noise_rate` at `timesteps`, shaped to broadcast over `latents`."""
+        dtype = "float32"
+        if isinstance(timesteps, int | np.integer | np.ndarray):
+            if np.min(timesteps) < 0 or np.max(timesteps) >= self.num_train_timesteps:
+                raise UserError(
+                    f"timesteps: expected 0 to {self.num_train_timesteps - 1}, "
+                    f"got {np.min(timesteps)} to {np.max(timesteps)}"
+                )
+            if isinstance(latents, np.ndarray):
+                take, dtype = np.take, latents.dtype
+        signal_rate = take(self.signal_rate.astype(dtype), timesteps)
+        noise_rate = take(self.noise_rate.astype(dtype), timesteps)
+        if len(signal_rate.shape) == 1:  # (B,) -> (B, 1, ..., 1)
+            axes = (..., *[None] * (len(latents.shape) - 1))
+            return signal_rate[axes], noise_rate[axes]
+        return signal_rate, noise_rate
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain JSON types."""
+        return {
+            "beta_schedule": self.beta_schedule,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "num_train_timesteps": self.num_train_timesteps,
+            "prediction_type": self.prediction_type,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
+        """The schedule that `get_config` described; keys left out take their defaults.
+
+        Raises:
+            UserError: an unknown key, or a value the constructor refuses.
+        """
+        known = cls().get_config()
+        for key in config:
+            check_choice("schedule key", key, known)
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"NoiseSchedule({arguments})"
+
+
+def _betas(beta_schedule: str, beta_start: float, beta_end: float, count: int) -> np.ndarray:
+    """β_0 .. β_{T−1}, float64 (T,)."""
+    if beta_schedule == "linear":
+        return np.linspace(beta_start, beta_end, count, dtype="float64")
+    if beta_schedule == "scaled_linear":
+        return np.linspace(beta_start**0.5, beta_end**0.5, count, dtype="float64") ** 2
+    alphas_cumprod = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)

@@ -1,0 +1,351 @@
+"""The first stage: images ⇄ latents at 1/8 of the size (KL-f8).
+
+An `Encoder` gives the mean and log-variance of a diagonal Gaussian over raw latents, a
+`Decoder` maps raw latents back to an image (Kingma & Welling 2014; Rombach et al. 2022,
+§3.1 and appendix G):
+
+    q(raw | image) = N(mean, exp(logvar))       loss = |image − decoded| + w · KL(q ‖ N(0, 1))
+    latents        = raw · scaling_factor       KL per element = ½(μ² + σ² − 1 − log σ²)
+
+`Autoencoder` is the only place that knows the scaling factor: diffusion sees latents of
+about unit variance, callers never multiply by it. 0.18215 belongs to Stable Diffusion's
+own weights; a model trained here gets its factor measured over its training set.
+
+The older Keras ports of this network used TensorFlow Addons' GroupNormalization with
+epsilon 1e-5, put the scaling into Lambda layers and dropped logvar. Here it is Keras's own
+layer, epsilon 1e-6 as in the original, and both moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from latentddpm.errors import UserError, check_choice
+from latentddpm.models.layers import (
+    PACKAGE,
+    AttentionBlock,
+    PaddedConv2D,
+    ResnetBlock,
+    Upsample,
+    group_norm,
+)
+
+LOGVAR_RANGE = (-30.0, 20.0)
+RECONSTRUCTION_LOSSES = ("l1", "l2")
+
+
+class _Network(keras.Model):
+    """A functional model that is described by its constructor's arguments."""
+
+    def __init__(self, inputs: Any, outputs: Any, config: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        self._arguments = config
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self._arguments, "name": self.name, "dtype": self.dtype_policy.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Encoder(_Network):
+    """Images (B, H, W, 3) in [-1, 1] → moments (B, H/f, W/f, 2 · latent_channels).
+
+    The moments are mean and log-variance side by side, f = 2 ** (levels - 1).
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 4,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-6,
+        image_channels: int = 3,
+        dtype: Any = None,
+        name: str = "encoder",
+    ) -> None:
+        config = _arguments(locals())
+        norm = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dtype": dtype}
+        inputs = keras.Input((None, None, image_channels), name="images", dtype="float32")
+        hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(inputs)
+        width = channels
+        for level, multiplier in enumerate(channel_multipliers):
+            width = channels * multiplier
+            for block in range(num_res_blocks):
+                hidden = ResnetBlock(width, **norm, name=f"down_{level}_block_{block}")(hidden)
+            if level < len(channel_multipliers) - 1:
+                hidden = PaddedConv2D(
+                    width,
+                    3,
+                    padding=((0, 1), (0, 1)),
+                    stride=2,
+                    dtype=dtype,
+                    name=f"down_{level}_downsample",
+                )(hidden)
+        hidden = _middle(hidden, width, norm)
+        hidden = group_norm(width, norm_groups, norm_epsilon, dtype=dtype, name="norm_out")(hidden)
+        hidden = layers.Activation("silu", dtype=dtype, name="act_out")(hidden)
+        hidden = PaddedConv2D(2 * latent_channels, 3, padding=1, dtype=dtype, name="conv_out")(
+            hidden
+        )
+        moments = PaddedConv2D(2 * latent_channels, 1, dtype="float32", name="quant")(hidden)
+        super().__init__(inputs, moments, config, name=name)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Decoder(_Network):
+    """Raw latents (B, h, w, latent_channels) → images (B, h·f, w·f, 3), about [-1, 1]."""
+
+    def __init__(
+        self,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 4,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-6,
+        image_channels: int = 3,
+        dtype: Any = None,
+        name: str = "decoder",
+    ) -> None:
+        config = _arguments(locals())
+        norm = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dtype": dtype}
+        inputs = keras.Input((None, None, latent_channels), name="raw_latents", dtype="float32")
+        hidden = PaddedConv2D(latent_channels, 1, dtype=dtype, name="post_quant")(inputs)
+        width = channels * channel_multipliers[-1]
+        hidden = PaddedConv2D(width, 3, padding=1, dtype=dtype, name="conv_in")(hidden)
+        hidden = _middle(hidden, width, norm)
+        for level in reversed(range(len(channel_multipliers))):
+            width = channels * channel_multipliers[level]
+            for block in range(num_res_blocks + 1):
+                hidden = ResnetBlock(width, **norm, name=f"up_{level}_block_{block}")(hidden)
+            if level > 0:
+                hidden = Upsample(width, dtype=dtype, name=f"up_{level}_upsample")(hidden)
+        hidden = group_norm(width, norm_groups, norm_epsilon, dtype=dtype, name="norm_out")(hidden)
+        hidden = layers.Activation("silu", dtype=dtype, name="act_out")(hidden)
+        images = PaddedConv2D(image_channels, 3, padding=1, dtype="float32", name="conv_out")(
+            hidden
+        )
+        super().__init__(inputs, images, config, name=name)
+
+
+def _middle(hidden: Any, width: int, norm: dict[str, Any]) -> Any:
+    """ResnetBlock, AttentionBlock, ResnetBlock at the lowest resolution."""
+    hidden = ResnetBlock(width, **norm, name="mid_block_0")(hidden)
+    hidden = AttentionBlock(**norm, name="mid_attention")(hidden)
+    return ResnetBlock(width, **norm, name="mid_block_1")(hidden)
+
+
+def _arguments(scope: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's own arguments, as plain JSON types, for `get_config`."""
+    skip = ("self", "__class__", "dtype", "name")
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in scope.items()
+        if name not in skip
+    }
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class GaussianKL(keras.losses.Loss):
+    """KL(N(mean, exp(logvar)) ‖ N(0, 1)), summed over an image's latent, mean over the batch.
+
+    A `keras.losses.Loss`, because its reduction is what `tf.distribute` divides by the
+    number of replicas.
+    """
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """`y_true` is the mean, `y_pred` the log-variance, both (B, h, w, c) → (B,)."""
+        mean, logvar = y_true, y_pred
+        terms = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
+        return ops.sum(terms, axis=(1, 2, 3))
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Autoencoder(keras.Model):
+    """Encoder, decoder and the scaling between them.
+
+    Args:
+        channels: width of the highest resolution.
+        channel_multipliers: width of each level in units of `channels`; every further level
+            halves the resolution, so the `downsample_factor` is 2 ** (levels - 1).
+        num_res_blocks: ResnetBlocks a level (one more in the decoder).
+        latent_channels: channels of a latent.
+        scaling_factor: multiplies raw latents. The default is Stable Diffusion's.
+        norm_groups, norm_epsilon: of every group norm.
+        image_channels: 3 for RGB.
+        latent_statistics: what was measured over the training set when `scaling_factor`
+            was (count, mean, std, per channel), kept with the model.
+
+    Call arguments:
+        inputs: `{"images": (B, H, W, 3) in [-1, 1]}` and, for a posterior sample instead of
+            its mode, `"noise"`: (B, h, w, c) of standard normal numbers. Noise enters with
+            the data, so the model is a deterministic function.
+
+    Returns:
+        `{"reconstruction", "mean", "logvar"}`, moments unscaled.
+
+    Example:
+        ```python
+        autoencoder = Autoencoder(channels=32, norm_groups=8)
+        mean, logvar = autoencoder.encode(images)
+        latents = autoencoder.to_latents(mean)      # scaled, for diffusion
+        images = autoencoder.decode(latents)
+        ```
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 4,
+        scaling_factor: float = 0.18215,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-6,
+        image_channels: int = 3,
+        latent_statistics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("name", "autoencoder")
+        # Images, noise and losses stay float32; the networks cast at their own doors.
+        super().__init__(autocast=False, **kwargs)
+        self.channels = channels
+        self.channel_multipliers = tuple(channel_multipliers)
+        self.num_res_blocks = num_res_blocks
+        self.latent_channels = latent_channels
+        self.scaling_factor = scaling_factor
+        self.norm_groups = norm_groups
+        self.norm_epsilon = norm_epsilon
+        self.image_channels = image_channels
+        self.latent_statistics = latent_statistics
+        sizes = {
+            "channels": channels,
+            "channel_multipliers": self.channel_multipliers,
+            "num_res_blocks": num_res_blocks,
+            "latent_channels": latent_channels,
+            "norm_groups": norm_groups,
+            "norm_epsilon": norm_epsilon,
+            "image_channels": image_channels,
+            "dtype": self.dtype_policy,
+        }
+        self.encoder = Encoder(**sizes)
+        self.decoder = Decoder(**sizes)
+        self.built = True
+
+    @property
+    def downsample_factor(self) -> int:
+        """Pixels per latent position along a side: 8 with four levels."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse sizes that do not become a whole number of latent positions.
+
+        Raises:
+            UserError: naming the nearest valid sizes.
+        """
+        factor = self.downsample_factor
+        for name, size in (("height", height), ("width", width)):
+            if size < factor or size % factor:
+                near = sorted({max(size // factor, 1) * factor, (size // factor + 1) * factor})
+                raise UserError(
+                    f"{name} {size} is not a multiple of the autoencoder's downsample factor "
+                    f"{factor}; nearest valid: {' or '.join(map(str, near))}"
+                )
+
+    def call(self, inputs, training=None):  # noqa: ANN001, ANN201
+        mean, logvar = self._moments(inputs["images"], training)
+        raw_latents = mean
+        if "noise" in inputs:
+            raw_latents = mean + ops.exp(0.5 * logvar) * inputs["noise"]
+        reconstruction = self.decoder(raw_latents, training=training)
+        return {"reconstruction": reconstruction, "mean": mean, "logvar": logvar}
+
+    def _moments(self, images: Any, training: bool | None = None) -> tuple[Any, Any]:
+        mean, logvar = ops.split(self.encoder(images, training=training), 2, axis=-1)
+        return mean, ops.clip(logvar, *LOGVAR_RANGE)
+
+    def encode(self, images: Any) -> tuple[Any, Any]:
+        """Images (B, H, W, 3) in [-1, 1] → mean and logvar, (B, h, w, c) each, unscaled.
+
+        Raises:
+            UserError: height or width is not a multiple of `downsample_factor`.
+        """
+        self.check_size(*images.shape[1:3])
+        return self._moments(ops.convert_to_tensor(images, "float32"))
+
+    def to_latents(self, mean: Any, logvar: Any = None, noise: Any = None) -> Any:
+        """Scaled latents: the mode, or with `logvar` and `noise` a posterior sample."""
+        if noise is None:
+            return mean * self.scaling_factor
+        return (mean + ops.exp(0.5 * logvar) * noise) * self.scaling_factor
+
+    def decode(self, latents: Any) -> Any:
+        """Scaled latents (B, h, w, c) → images (B, h·f, w·f, 3), about [-1, 1], float32."""
+        return self.decoder(ops.convert_to_tensor(latents, "float32") / self.scaling_factor)
+
+    def compile(
+        self,
+        optimizer: Any = "adamw",
+        reconstruction_loss: str = "l1",
+        kl_weight: float = 1e-6,
+        **kwargs: Any,
+    ) -> None:
+        """Set up training: `reconstruction_loss` "l1" or "l2" (mean over pixels) + KL."""
+        check_choice("reconstruction_loss", reconstruction_loss, RECONSTRUCTION_LOSSES)
+        super().compile(optimizer=optimizer, **kwargs)
+        distance = {"l1": keras.losses.MeanAbsoluteError, "l2": keras.losses.MeanSquaredError}
+        self.reconstruction_loss = distance[reconstruction_loss]()
+        self.kl_loss = GaussianKL()
+        self.kl_weight = kl_weight
+        self.trackers = [
+            keras.metrics.Mean(name="reconstruction"),
+            keras.metrics.Mean(name="kl"),
+            keras.metrics.Mean(name="mse"),
+        ]
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        images = x["images"]
+        reconstruction = self.reconstruction_loss(images, y_pred["reconstruction"])
+        kl = self.kl_loss(y_pred["mean"], y_pred["logvar"])
+        values = (
+            ops.mean(self.reconstruction_loss.call(images, y_pred["reconstruction"])),
+            ops.mean(self.kl_loss.call(y_pred["mean"], y_pred["logvar"])),
+            ops.mean(ops.square(images - y_pred["reconstruction"])),
+        )
+        for tracker, value in zip(self.trackers, values, strict=True):
+            tracker.update_state(value, sample_weight=ops.shape(images)[0])
+        return reconstruction + self.kl_weight * kl
+
+    def get_compile_config(self) -> None:
+        """Nothing of the training setup belongs into a saved model."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "dtype": self.dtype_policy.name,
+            "channels": self.channels,
+            "channel_multipliers": list(self.channel_multipliers),
+            "num_res_blocks": self.num_res_blocks,
+            "latent_channels": self.latent_channels,
+            "scaling_factor": self.scaling_factor,
+            "norm_groups": self.norm_groups,
+            "norm_epsilon": self.norm_epsilon,
+            "image_channels": self.image_channels,
+            "latent_statistics": self.latent_statistics,
+        }

@@ -1,0 +1,302 @@
+"""The blocks that the autoencoder and the UNet share.
+
+    ResnetBlock     h = inputs + conv(silu(norm(conv(silu(norm(inputs))) + time)))
+    AttentionBlock  h = inputs + out(softmax(q kᵀ / √d) v),  q, k, v from norm(inputs)
+
+as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). Images and
+latents are channels-last, (B, H, W, C).
+
+Every block states its `build` and `compute_output_shape`, so that a network is put
+together by arithmetic on shapes: without them Keras traces each block's `call` once more
+while building, which made up most of the time to a first training step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+PACKAGE = "latentddpm"
+Shape = tuple[int | None, ...]
+
+
+def group_norm(channels: int, groups: int, epsilon: float, **kwargs: Any) -> layers.Layer:
+    """`GroupNormalization` over the last axis.
+
+    Raises:
+        ValueError: `groups` does not divide `channels`.
+    """
+    if channels % groups:
+        raise ValueError(f"norm_groups={groups} does not divide {channels} channels")
+    return layers.GroupNormalization(groups=groups, epsilon=epsilon, **kwargs)
+
+
+def zeros_or_default(zero_init: bool) -> str:
+    """Kernel initializer of a residual branch's last layer: zeros make the block an identity."""
+    return "zeros" if zero_init else "glorot_uniform"
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class PaddedConv2D(layers.Layer):
+    """Zero padding, then a valid convolution (PyTorch's way of placing a stride).
+
+    Args:
+        channels: output channels.
+        kernel: side of the square kernel.
+        padding: rows and columns of zeros, one number for all sides or
+            `((top, bottom), (left, right))`.
+        stride: step of the convolution.
+        zero_init: start from a zero kernel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: int = 3,
+        padding: int | tuple[tuple[int, int], tuple[int, int]] = 0,
+        stride: int = 1,
+        zero_init: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.kernel = kernel
+        self.padding = padding if isinstance(padding, int) else tuple(map(tuple, padding))
+        self.stride = stride
+        self.zero_init = zero_init
+        sides = ((padding, padding),) * 2 if isinstance(padding, int) else self.padding
+        # With stride 1 and (kernel - 1) / 2 zeros on every side, "same" is the identical
+        # convolution without the copy that an explicit padding makes.
+        same = stride == 1 and kernel % 2 == 1 and sides == ((kernel // 2,) * 2,) * 2
+        self.pad = None
+        if not same and sides != ((0, 0), (0, 0)):
+            self.pad = layers.ZeroPadding2D(sides, name="pad", dtype=self.dtype_policy)
+        self.conv = layers.Conv2D(
+            channels,
+            kernel,
+            strides=stride,
+            padding="same" if same else "valid",
+            kernel_initializer=zeros_or_default(zero_init),
+            name="conv",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape: Shape) -> None:
+        if self.pad is not None:
+            input_shape = self.pad.compute_output_shape(input_shape)
+        self.conv.build(input_shape)
+        self.built = True
+
+    def call(self, inputs):  # noqa: ANN201
+        return self.conv(inputs if self.pad is None else self.pad(inputs))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        if self.pad is not None:
+            input_shape = self.pad.compute_output_shape(input_shape)
+        return self.conv.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "channels": self.channels,
+            "kernel": self.kernel,
+            "padding": self.padding,
+            "stride": self.stride,
+            "zero_init": self.zero_init,
+        }
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Upsample(layers.Layer):
+    """Nearest-neighbour ×2, then a 3×3 convolution: (B, h, w, c) → (B, 2h, 2w, channels)."""
+
+    def __init__(self, channels: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.repeat = layers.UpSampling2D(2, name="repeat", dtype=self.dtype_policy)
+        self.conv = PaddedConv2D(channels, 3, padding=1, name="conv", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Shape) -> None:
+        self.conv.build(self.repeat.compute_output_shape(input_shape))
+        self.built = True
+
+    def call(self, inputs):  # noqa: ANN201
+        return self.conv(self.repeat(inputs))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return self.conv.compute_output_shape(self.repeat.compute_output_shape(input_shape))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "channels": self.channels}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class ResnetBlock(layers.Layer):
+    """Residual block: norm → SiLU → conv3 → [+ time] → norm → SiLU → conv3, plus a shortcut.
+
+    Args:
+        channels: output channels; a 1×1 shortcut convolution is made where they change.
+        norm_groups, norm_epsilon: of both group norms.
+        dropout: rate in front of the last convolution.
+        zero_init: start as the identity (last convolution at zero).
+
+    Call arguments:
+        inputs: (B, H, W, C).
+        time_embedding: (B, E), activated and projected to `channels`, then added at every
+            position; leave it out in the autoencoder.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-6,
+        dropout: float = 0.0,
+        zero_init: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.norm_groups = norm_groups
+        self.norm_epsilon = norm_epsilon
+        self.dropout_rate = dropout
+        self.zero_init = zero_init
+        dtype = {"dtype": self.dtype_policy}
+        self.norm1 = layers.GroupNormalization(
+            norm_groups, epsilon=norm_epsilon, name="norm1", **dtype
+        )
+        self.conv1 = PaddedConv2D(channels, 3, padding=1, name="conv1", **dtype)
+        self.norm2 = group_norm(channels, norm_groups, norm_epsilon, name="norm2", **dtype)
+        self.dropout = layers.Dropout(dropout, name="dropout", **dtype) if dropout else None
+        self.conv2 = PaddedConv2D(
+            channels, 3, padding=1, zero_init=zero_init, name="conv2", **dtype
+        )
+        self.time = None
+        self.shortcut = None
+
+    def build(self, inputs_shape: Shape, time_embedding_shape: Shape | None = None) -> None:
+        if inputs_shape[-1] % self.norm_groups:
+            raise ValueError(
+                f"norm_groups={self.norm_groups} does not divide {inputs_shape[-1]} channels"
+            )
+        hidden_shape = (*inputs_shape[:-1], self.channels)
+        self.norm1.build(inputs_shape)
+        self.conv1.build(inputs_shape)
+        self.norm2.build(hidden_shape)
+        self.conv2.build(hidden_shape)
+        if time_embedding_shape is not None:
+            self.time = layers.Dense(self.channels, name="time", dtype=self.dtype_policy)
+            self.time.build(time_embedding_shape)
+        if inputs_shape[-1] != self.channels:
+            self.shortcut = PaddedConv2D(
+                self.channels, 1, name="shortcut", dtype=self.dtype_policy
+            )
+            self.shortcut.build(inputs_shape)
+        self.built = True
+
+    def call(self, inputs, time_embedding=None, training=None):  # noqa: ANN001, ANN201
+        hidden = self.conv1(ops.silu(self.norm1(inputs)))
+        if time_embedding is not None:
+            hidden = hidden + self.time(ops.silu(time_embedding))[:, None, None, :]
+        hidden = ops.silu(self.norm2(hidden))
+        if self.dropout is not None:
+            hidden = self.dropout(hidden, training=training)
+        hidden = self.conv2(hidden)
+        return hidden + (inputs if self.shortcut is None else self.shortcut(inputs))
+
+    def compute_output_shape(
+        self, inputs_shape: Shape, time_embedding_shape: Shape | None = None
+    ) -> Shape:
+        return (*inputs_shape[:-1], self.channels)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "channels": self.channels,
+            "norm_groups": self.norm_groups,
+            "norm_epsilon": self.norm_epsilon,
+            "dropout": self.dropout_rate,
+            "zero_init": self.zero_init,
+        }
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class AttentionBlock(layers.Layer):
+    """Self-attention over the h·w positions of a feature map, added to its input.
+
+    Args:
+        num_heads: heads; the autoencoder has one.
+        norm_groups, norm_epsilon: of the group norm in front.
+        zero_init: start as the identity (output projection at zero).
+
+    Call arguments:
+        inputs: (B, H, W, C) → the same shape.
+    """
+
+    def __init__(
+        self,
+        num_heads: int = 1,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-6,
+        zero_init: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.norm_groups = norm_groups
+        self.norm_epsilon = norm_epsilon
+        self.zero_init = zero_init
+        self.norm = layers.GroupNormalization(
+            norm_groups, epsilon=norm_epsilon, name="norm", dtype=self.dtype_policy
+        )
+
+    def build(self, inputs_shape: Shape) -> None:
+        channels = inputs_shape[-1]
+        for divisor, name in ((self.norm_groups, "norm_groups"), (self.num_heads, "num_heads")):
+            if channels % divisor:
+                raise ValueError(f"{name}={divisor} does not divide {channels} channels")
+        dtype = {"dtype": self.dtype_policy}
+        self.query = layers.Dense(channels, name="query", **dtype)
+        self.key = layers.Dense(channels, name="key", **dtype)
+        self.value = layers.Dense(channels, name="value", **dtype)
+        self.out = layers.Dense(
+            channels, kernel_initializer=zeros_or_default(self.zero_init), name="out", **dtype
+        )
+        self.norm.build(inputs_shape)
+        for projection in (self.query, self.key, self.value, self.out):
+            projection.build((inputs_shape[0], None, channels))
+        self.built = True
+
+    def call(self, inputs):  # noqa: ANN001, ANN201
+        batch, height, width, channels = ops.shape(inputs)
+        hidden = ops.reshape(self.norm(inputs), (batch, height * width, channels))
+        hidden = self.out(
+            attention(self.query(hidden), self.key(hidden), self.value(hidden), self.num_heads)
+        )
+        return inputs + ops.reshape(hidden, (batch, height, width, channels))
+
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
+        return inputs_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "norm_groups": self.norm_groups,
+            "norm_epsilon": self.norm_epsilon,
+            "zero_init": self.zero_init,
+        }
+
+
+def attention(query, key, value, num_heads: int):  # noqa: ANN001, ANN201
+    """Multi-head softmax(q kᵀ / √d) v over (B, L, C) arrays; the softmax runs in float32."""
+
+    def split(array):  # noqa: ANN001, ANN202
+        batch, length, channels = ops.shape(array)
+        return ops.reshape(array, (batch, length, num_heads, channels // num_heads))
+
+    mixed = ops.dot_product_attention(split(query), split(key), split(value))  # (B, L, N, d)
+    batch, length, heads, depth = ops.shape(mixed)
+    return ops.reshape(mixed, (batch, length, heads * depth))

@@ -1,0 +1,152 @@
+"""`train-vae`: a folder of images → an autoencoder whose latent scale was measured.
+
+Images are read, encoded, sampled and decoded; the loss is reconstruction + KL (see
+`models.autoencoder`). At the end the moments of the whole training set give
+
+    scaling_factor = 1 / std(raw latents)        over samples, so var = E[σ²] + Var[μ]
+
+(Rombach et al. 2022, appendix D.1), stored in the model with per-channel statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from latentddpm.config import AutoencoderRun, DataConfig
+from latentddpm.data import examples, images
+from latentddpm.data.draws import Draws
+from latentddpm.data.split import split_records
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.pictures import grid, save_png, to_pixels
+from latentddpm.training.callbacks import RunLog, averaged_weights
+from latentddpm.training.loop import make_optimizer, open_run, run_steps
+
+GRID_IMAGES = 16
+
+
+def build_autoencoder(config: AutoencoderRun) -> Autoencoder:
+    """The untrained autoencoder of a configuration, reproducible by its seed."""
+    keras.utils.set_random_seed(config.training.seed)
+    dtype = "mixed_bfloat16" if config.training.precision == "bfloat16" else "float32"
+    model = Autoencoder(**config.autoencoder.model_dump(), dtype=dtype)
+    model.check_size(config.data.resolution, config.data.resolution)
+    return model
+
+
+def train_autoencoder(
+    config: AutoencoderRun,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    strict: bool = False,
+    quiet: bool = False,
+) -> Autoencoder:
+    """Train on the images below `data` and leave `out/model/vae.keras`.
+
+    Raises:
+        UserError: unusable folder, a resolution the downsample factor does not divide, a run
+            folder that is taken (or, with `resume`, empty).
+    """
+    model = build_autoencoder(config)
+    open_run(out, config, resume)
+    found = images.scan(data, strict=strict, quiet=quiet)
+    report_scan(found, quiet)
+    training_paths, validation_paths = split_records(found.records, config.data)
+    settings = config.training
+    model.compile(
+        make_optimizer(settings),
+        reconstruction_loss=settings.reconstruction_loss,
+        kl_weight=settings.kl_weight,
+        jit_compile=settings.jit_compile,
+    )
+    factor = model.downsample_factor
+    size = config.data.resolution // factor
+    common = {
+        "folder": data,
+        "resolution": config.data.resolution,
+        "latent_shape": (size, size, model.latent_channels),
+        "batch_size": settings.batch_size,
+    }
+    draws = Draws(settings.seed, "train-vae")
+
+    def training_examples(start: int, stop: int) -> tf.data.Dataset:
+        return examples.image_examples(
+            paths=training_paths,
+            draws=draws,
+            positions=examples.positions(start, stop, settings.batch_size),
+            background=config.data.background,
+            flip=config.data.flip,
+            **common,
+        )
+
+    def in_order(paths: list[str]) -> tf.data.Dataset:
+        return examples.image_examples(
+            paths=paths, draws=None, positions=tf.data.Dataset.range(len(paths)), **common
+        )
+
+    def validate(step: int, log: RunLog) -> None:
+        if not validation_paths:
+            return
+        with averaged_weights(model):
+            values = model.evaluate(in_order(validation_paths), verbose=0, return_dict=True)
+            values["psnr"] = 10.0 * math.log10(4.0 / max(values["mse"], 1e-12))
+            log.write(step, {f"validation_{key}": v for key, v in values.items()})
+            picture = reconstruction_grid(model, in_order(validation_paths[:GRID_IMAGES]))
+        save_png(out / "samples" / f"step-{step:08d}.png", picture)
+        log.picture(step, "reconstructions", picture)
+
+    run_steps(
+        model, training_examples, settings, out, validate, resume=resume, quiet=quiet
+    )
+    statistics = measure_latents(model, in_order(training_paths))
+    model.scaling_factor = 1.0 / statistics["std"]
+    model.latent_statistics = statistics
+    return model
+
+
+def report_scan(found: images.Scan, quiet: bool) -> None:
+    """Say what the scan could not read; the run goes on without those files."""
+    from tqdm import tqdm
+
+    if found.unreadable and not quiet:
+        tqdm.write(f"{len(found.unreadable)} files cannot be read and are left out:", file=None)
+
+
+def reconstruction_grid(model: Autoencoder, dataset: tf.data.Dataset) -> np.ndarray:
+    """Originals above their reconstructions, uint8."""
+    batch = next(iter(dataset.unbatch().batch(GRID_IMAGES)))["images"]
+    half = max(len(batch) // 2, 1)
+    decoded = model.decode(model.to_latents(model.encode(batch)[0]))
+    pairs = to_pixels(batch), to_pixels(decoded)
+    rows = [part[i : i + half] for i in range(0, len(batch), half) for part in pairs]
+    return grid([row for row in rows if len(row)])
+
+
+def measure_latents(model: Autoencoder, dataset: tf.data.Dataset) -> dict[str, Any]:
+    """Mean and standard deviation of raw posterior samples over a whole dataset.
+
+    The variance of a sample is E[σ²] + Var[μ], so nothing is drawn. Sums run in float64.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for batch in dataset:
+        mean, logvar = (np.asarray(part, np.float64) for part in model.encode(batch["images"]))
+        count += mean.shape[0]
+        total = total + mean.mean(axis=(1, 2)).sum(axis=0)
+        squares = squares + (np.square(mean) + np.exp(logvar)).mean(axis=(1, 2)).sum(axis=0)
+    channel_mean = total / count
+    second = squares / count
+    overall = float(channel_mean.mean())
+    return {
+        "count": count,
+        "mean": overall,
+        "std": math.sqrt(float(second.mean()) - overall**2),
+        "channel_mean": channel_mean.tolist(),
+        "channel_std": np.sqrt(second - np.square(channel_mean)).tolist(),
+    }

@@ -1,0 +1,104 @@
+"""What both trainers share: the run folder, the optimizer, the one call to `fit`.
+
+    runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from latentddpm.config import Section, TrainingConfig, dump_config
+from latentddpm.errors import UserError
+from latentddpm.files import atomic_path
+from latentddpm.training import checkpoint
+from latentddpm.training.callbacks import EverySteps, Progress, RunLog
+
+Examples = Callable[[int, int], tf.data.Dataset]
+"""Training batches of steps `start` … `stop` − 1."""
+
+
+def open_run(folder: Path, config: Section, resume: bool) -> None:
+    """Make the run folder and write the resolved configuration into it.
+
+    Raises:
+        UserError: the folder holds a run and `resume` was not asked, or the other way round.
+    """
+    held = (folder / "config.yaml").is_file()
+    if held and not resume:
+        raise UserError(f"{folder}: already holds a run; pass --resume, or another --out")
+    if resume and not held:
+        raise UserError(f"{folder}: no run to resume (config.yaml is missing)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "config.yaml") as temporary:
+        temporary.write_text(dump_config(config), "utf-8")
+
+
+def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
+    """AdamW with warm-up, then a constant or cosine learning rate, and moving averages."""
+    rate = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        decay_steps=max(training.num_steps - training.warmup_steps, 1),
+        # A cosine that ends where it began is a constant.
+        alpha=1.0 if training.learning_rate_schedule == "constant" else 0.0,
+        warmup_target=training.learning_rate,
+        warmup_steps=training.warmup_steps,
+    )
+    if not training.warmup_steps:
+        rate = keras.optimizers.schedules.CosineDecay(
+            training.learning_rate,
+            training.num_steps,
+            alpha=1.0 if training.learning_rate_schedule == "constant" else 0.0,
+        )
+    optimizer = keras.optimizers.AdamW(
+        rate,
+        weight_decay=training.weight_decay,
+        global_clipnorm=training.clip_norm,
+        use_ema=training.ema_momentum > 0,
+        ema_momentum=training.ema_momentum,
+    )
+    # Norm scales, biases and positions have nothing to gain from decay.
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def run_steps(
+    model: keras.Model,
+    examples: Examples,
+    training: TrainingConfig,
+    folder: Path,
+    validate: Callable[[int, RunLog], None],
+    *,
+    resume: bool,
+    quiet: bool,
+) -> RunLog:
+    """Train a compiled model to `training.num_steps`; returns the run's log.
+
+    After it the model holds the averaged weights (Keras puts them there at the end of `fit`).
+    """
+    checkpoints = folder / "checkpoints"
+    model.optimizer.build(model.trainable_variables)
+    first = checkpoint.load_latest(checkpoints, model) if resume else 0
+    log = RunLog(folder)
+    total = training.num_steps
+    if first >= total:
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        return log
+
+    def save(step: int) -> None:
+        checkpoint.save(checkpoints, model, step, training.keep_checkpoints)
+
+    callbacks = [
+        Progress(log, first, total, training.batch_size, training.log_every, quiet),
+        EverySteps(save, first, total, training.checkpoint_every),
+        EverySteps(lambda step: validate(step, log), first, total, training.validate_every),
+    ]
+    with warnings.catch_warnings():
+        # Keras remarks that it does not shuffle a dataset; ours draws its own order.
+        warnings.filterwarnings("ignore", message=".*shuffle=True.*")
+        model.fit(examples(first, total), verbose=0, callbacks=callbacks, shuffle=False)
+    return log

@@ -1,0 +1,106 @@
+"""Classifier-free guidance: the closed form, the single batch, and its place in a sampler."""
+
+import keras
+import numpy as np
+import pytest
+
+from latentddpm.diffusion import ClassifierFreeGuidance, DDIMSampler, NoiseSchedule
+from latentddpm.errors import UserError
+
+LATENTS = np.random.default_rng(0).standard_normal((3, 2, 2, 4)).astype("float32")
+CONTEXT = np.random.default_rng(1).standard_normal((3, 5, 6)).astype("float32")
+NULL = np.random.default_rng(2).standard_normal((1, 5, 6)).astype("float32")
+TIMESTEPS = np.array([3, 500, 999], dtype="int32")
+
+
+class Denoiser:
+    """A small network in closed form: it tells every input of every example apart."""
+
+    def __init__(self, dtype="float32"):
+        self.dtype = dtype
+        self.batch_sizes = []
+
+    def __call__(self, noisy_latents, timesteps, context):
+        self.batch_sizes.append(noisy_latents.shape[0])
+        text = keras.ops.mean(context, axis=(1, 2))[:, None, None, None]
+        time = keras.ops.cast(timesteps, "float32")[:, None, None, None] / 1000
+        return keras.ops.cast(noisy_latents * (1 + text) + time * text, self.dtype)
+
+
+def guided(scale, null_context=NULL, dtype="float32"):
+    denoiser = Denoiser(dtype)
+    guidance = ClassifierFreeGuidance(denoiser, CONTEXT, null_context, scale)
+    prediction = guidance(keras.ops.convert_to_tensor(LATENTS), TIMESTEPS)
+    return keras.ops.convert_to_numpy(prediction), denoiser.batch_sizes
+
+
+def alone(context):
+    context = np.broadcast_to(context, CONTEXT.shape)
+    return keras.ops.convert_to_numpy(Denoiser()(LATENTS, TIMESTEPS, context))
+
+
+@pytest.mark.parametrize("scale", [0, 0.5, 1, 1.0, 5.0, 7.5])
+@pytest.mark.parametrize("null_context", [NULL, NULL + CONTEXT], ids=["empty", "negative"])
+def test_closed_form(scale, null_context):
+    actual, _ = guided(scale, null_context)
+    unconditional, conditional = alone(null_context), alone(CONTEXT)
+    expected = (1 - scale) * unconditional + scale * conditional
+    np.testing.assert_allclose(
+        actual, expected, rtol=1e-5, atol=1e-5, err_msg="expected uncond + s(cond - uncond)"
+    )
+
+
+@pytest.mark.parametrize(("scale", "batch_sizes"), [(7.5, [6]), (0, [6]), (1, [3]), (1.0, [3])])
+def test_one_call_of_the_network(scale, batch_sizes):
+    _, seen = guided(scale)
+    assert seen == batch_sizes, "expected one call: 2B with guidance, B without"
+
+
+def test_scale_one_is_exactly_the_conditional_prediction():
+    actual, _ = guided(1.0)
+    np.testing.assert_array_equal(actual, alone(CONTEXT), "expected no change at scale 1")
+
+
+def test_the_difference_is_taken_in_float32():
+    actual, _ = guided(7.5, dtype="float16")
+    assert actual.dtype == np.float32, "expected float32 from a half-precision network"
+    both = [alone(context).astype("float16").astype("float32") for context in (NULL, CONTEXT)]
+    expected = both[0] + 7.5 * (both[1] - both[0])
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5, err_msg="expected float32")
+
+
+def test_guidance_is_a_denoiser_for_samplers():
+    sampler = DDIMSampler(NoiseSchedule(), 4)
+    guidance = ClassifierFreeGuidance(Denoiser(), CONTEXT, NULL, 3.0)
+
+    def by_hand(noisy_latents, timesteps):
+        denoiser = Denoiser()
+        null_context = np.broadcast_to(NULL, CONTEXT.shape)
+        unconditional = denoiser(noisy_latents, timesteps, null_context)
+        return 3.0 * denoiser(noisy_latents, timesteps, CONTEXT) - 2.0 * unconditional
+
+    actual = keras.ops.convert_to_numpy(sampler.sample(guidance, LATENTS))
+    expected = keras.ops.convert_to_numpy(sampler.sample(by_hand, LATENTS))
+    np.testing.assert_allclose(
+        actual, expected, rtol=1e-3, atol=1e-3, err_msg="expected guidance at every step"
+    )
+    assert guidance.denoiser.batch_sizes == [6] * 4, "expected one call of 2B per step"
+
+
+@pytest.mark.parametrize("scale", [-1, float("nan"), float("inf")])
+def test_bad_scale(scale):
+    with pytest.raises(UserError, match="guidance_scale: expected a number of at least 0"):
+        guided(scale)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6), (1, 4, 6), (1, 5, 7), (5, 6)])
+def test_bad_null_context(shape):
+    with pytest.raises(UserError, match=r"null_context: expected .*\(3, 5, 6\), or \(1, 5, 6\)"):
+        guided(2.0, np.zeros(shape, "float32"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_batch_size_must_be_that_of_the_context(scale):
+    guidance = ClassifierFreeGuidance(Denoiser(), CONTEXT, NULL, scale)
+    with pytest.raises(UserError, match="expected the batch size of context, 3, got 2"):
+        guidance(LATENTS[:2], TIMESTEPS[:2])

@@ -8,17 +8,15 @@ of `UNet`, `schedule:` those of `NoiseSchedule`.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
 from pydantic import Field
 
 from latentddpm.errors import UserError, nearest
-
-Positive = Field(gt=0)
-Fraction = Field(ge=0, le=1)
 
 
 class Section(pydantic.BaseModel):
@@ -211,10 +209,8 @@ def _override(settings: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
     if isinstance(settings[name], str):
         # YAML 1.1 reads 1e-4 as a string, people mean a number.
-        try:
+        with contextlib.suppress(ValueError):
             settings[name] = float(settings[name])
-        except ValueError:
-            pass
 
 
 def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:

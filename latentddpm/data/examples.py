@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from latentddpm.data.draws import Draws
 from latentddpm.data.images import WHITE, UnreadableImage, read_image
-# from latentddpm.data.latents import LatentsCache
+from latentddpm.data.latents import LatentsCache
 from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.models.latent_space import LatentSpace
+from latentddpm.models.tokenizer import ClipTokenizer
 
 
 def positions(start: int, stop: int | None, batch_size: int) -> tf.data.Dataset:
@@ -86,3 +88,96 @@ def image_examples(
 
     dataset = positions.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """Token ids of all captions, for drawing one per use.
+
+    Attributes:
+        ids: int32 (captions + 1, context length); the last row is the empty prompt.
+        starts, counts: int32 (images,): image i owns rows starts[i] … starts[i] + counts[i] − 1.
+            An image without a caption owns the empty prompt.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+
+
+def tokenize_captions(
+    captions: Sequence[Sequence[str]], tokenizer: ClipTokenizer
+) -> CaptionTokens:
+    """Tokenize the alternatives of each image."""
+    flat = [text for alternatives in captions for text in alternatives]
+    counts = np.array([len(alternatives) for alternatives in captions], np.int32)
+    starts = (np.cumsum(counts) - counts).astype(np.int32)
+    empty = counts == 0
+    starts[empty], counts[empty] = len(flat), 1
+    return CaptionTokens(tokenizer([*flat, ""]), starts, counts)
+
+
+def diffusion_examples(
+    cache: LatentsCache,
+    indices: Sequence[int],
+    schedule: NoiseSchedule,
+    latent_space: LatentSpace,
+    *,
+    batch_size: int,
+    draws: Draws,
+    positions: tf.data.Dataset,
+    tokens: CaptionTokens | None = None,
+    condition_dropout: float = 0.0,
+) -> tf.data.Dataset:
+    """Batches `({"noisy_latents", "timesteps"[, "token_ids"]}, target)` for the UNet.
+
+    Each position draws an image, a mirroring (when the cache has mirrored rows), a posterior
+    sample, a timestep, its noise, a caption, and whether the caption is dropped.
+
+    Args:
+        indices: images of the cache to draw from.
+        tokens: captions, indexed like the cache; None for an unconditional network.
+        condition_dropout: share of examples that get the empty prompt, which is what makes
+            classifier-free guidance work (Ho & Salimans 2022, §3.2).
+    """
+    shape = cache.latent_shape
+    chosen = tf.constant(np.asarray(indices, np.int32))
+
+    def draw(position: tf.Tensor) -> dict[str, tf.Tensor]:
+        image = chosen[draws.index(position, len(indices))]
+        row = image
+        if cache.mirrored:
+            mirror = draws.chance("flip", position, 0.5)
+            row = tf.where(mirror, image + len(cache.paths), image)
+        drawn = {
+            "row": row,
+            "timesteps": draws.integer("timestep", position, schedule.num_train_timesteps),
+            "posterior": draws.normal("posterior", position, shape),
+            "noise": draws.normal("noise", position, shape),
+        }
+        if tokens is not None:
+            pick = draws.integer("caption", position, tf.gather(tokens.counts, image))
+            caption = tf.gather(tokens.starts, image) + pick
+            dropped = draws.chance("dropout", position, condition_dropout)
+            drawn["caption"] = tf.where(dropped, len(tokens.ids) - 1, caption)
+        return drawn
+
+    def batch(drawn: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        mean, logvar = tf.numpy_function(
+            cache.gather, [drawn["row"]], [tf.float32, tf.float32], stateful=False
+        )
+        mean.set_shape((None, *shape))
+        logvar.set_shape((None, *shape))
+        latents = latent_space.to_latents(mean, logvar, drawn["posterior"], exp=tf.exp)
+        noise, timesteps = drawn["noise"], drawn["timesteps"]
+        inputs = {
+            "noisy_latents": schedule.add_noise(latents, noise, timesteps, take=tf.gather),
+            "timesteps": timesteps,
+        }
+        if tokens is not None:
+            inputs["token_ids"] = tf.gather(tokens.ids, drawn["caption"])
+        return inputs, schedule.target(latents, noise, timesteps, take=tf.gather)
+
+    dataset = positions.map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(batch_size).map(batch, num_parallel_calls=1, deterministic=True)
+    return dataset.prefetch(tf.data.AUTOTUNE)

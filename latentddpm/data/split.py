@@ -13,9 +13,7 @@ from latentddpm.data.images import ImageRecord
 from latentddpm.errors import UserError
 
 
-def split_records(
-    records: Sequence[ImageRecord], data: DataConfig
-) -> tuple[list[str], list[str]]:
+def split_records(records: Sequence[ImageRecord], data: DataConfig) -> tuple[list[str], list[str]]:
     """Paths for training and for validation, in scan order.
 
     Raises:

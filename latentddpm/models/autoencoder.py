@@ -25,6 +25,8 @@ import keras
 from keras import layers, ops
 
 from latentddpm.errors import UserError, check_choice
+from latentddpm.models.functional import FunctionalModel, constructor_arguments
+from latentddpm.models.latent_space import LatentSpace
 from latentddpm.models.layers import (
     PACKAGE,
     AttentionBlock,
@@ -38,23 +40,8 @@ LOGVAR_RANGE = (-30.0, 20.0)
 RECONSTRUCTION_LOSSES = ("l1", "l2")
 
 
-class _Network(keras.Model):
-    """A functional model that is described by its constructor's arguments."""
-
-    def __init__(self, inputs: Any, outputs: Any, config: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-        self._arguments = config
-
-    def get_config(self) -> dict[str, Any]:
-        return {**self._arguments, "name": self.name, "dtype": self.dtype_policy.name}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
-        return cls(**config)
-
-
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class Encoder(_Network):
+class Encoder(FunctionalModel):
     """Images (B, H, W, 3) in [-1, 1] → moments (B, H/f, W/f, 2 · latent_channels).
 
     The moments are mean and log-variance side by side, f = 2 ** (levels - 1).
@@ -72,7 +59,7 @@ class Encoder(_Network):
         dtype: Any = None,
         name: str = "encoder",
     ) -> None:
-        config = _arguments(locals())
+        config = constructor_arguments(locals())
         norm = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dtype": dtype}
         inputs = keras.Input((None, None, image_channels), name="images", dtype="float32")
         hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(inputs)
@@ -101,7 +88,7 @@ class Encoder(_Network):
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class Decoder(_Network):
+class Decoder(FunctionalModel):
     """Raw latents (B, h, w, latent_channels) → images (B, h·f, w·f, 3), about [-1, 1]."""
 
     def __init__(
@@ -116,7 +103,7 @@ class Decoder(_Network):
         dtype: Any = None,
         name: str = "decoder",
     ) -> None:
-        config = _arguments(locals())
+        config = constructor_arguments(locals())
         norm = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dtype": dtype}
         inputs = keras.Input((None, None, latent_channels), name="raw_latents", dtype="float32")
         hidden = PaddedConv2D(latent_channels, 1, dtype=dtype, name="post_quant")(inputs)
@@ -142,16 +129,6 @@ def _middle(hidden: Any, width: int, norm: dict[str, Any]) -> Any:
     hidden = ResnetBlock(width, **norm, name="mid_block_0")(hidden)
     hidden = AttentionBlock(**norm, name="mid_attention")(hidden)
     return ResnetBlock(width, **norm, name="mid_block_1")(hidden)
-
-
-def _arguments(scope: dict[str, Any]) -> dict[str, Any]:
-    """A constructor's own arguments, as plain JSON types, for `get_config`."""
-    skip = ("self", "__class__", "dtype", "name")
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in scope.items()
-        if name not in skip
-    }
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -261,7 +238,7 @@ class Autoencoder(keras.Model):
                     f"{factor}; nearest valid: {' or '.join(map(str, near))}"
                 )
 
-    def call(self, inputs, training=None):  # noqa: ANN001, ANN201
+    def call(self, inputs, training=None):
         mean, logvar = self._moments(inputs["images"], training)
         raw_latents = mean
         if "noise" in inputs:
@@ -284,13 +261,12 @@ class Autoencoder(keras.Model):
 
     def to_latents(self, mean: Any, logvar: Any = None, noise: Any = None) -> Any:
         """Scaled latents: the mode, or with `logvar` and `noise` a posterior sample."""
-        if noise is None:
-            return mean * self.scaling_factor
-        return (mean + ops.exp(0.5 * logvar) * noise) * self.scaling_factor
+        return LatentSpace(self.scaling_factor).to_latents(mean, logvar, noise)
 
     def decode(self, latents: Any) -> Any:
         """Scaled latents (B, h, w, c) → images (B, h·f, w·f, 3), about [-1, 1], float32."""
-        return self.decoder(ops.convert_to_tensor(latents, "float32") / self.scaling_factor)
+        latents = ops.convert_to_tensor(latents, "float32")
+        return self.decoder(LatentSpace(self.scaling_factor).to_raw(latents))
 
     def compile(
         self,

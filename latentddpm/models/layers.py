@@ -89,7 +89,7 @@ class PaddedConv2D(layers.Layer):
         self.conv.build(input_shape)
         self.built = True
 
-    def call(self, inputs):  # noqa: ANN201
+    def call(self, inputs):
         return self.conv(inputs if self.pad is None else self.pad(inputs))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -122,7 +122,7 @@ class Upsample(layers.Layer):
         self.conv.build(self.repeat.compute_output_shape(input_shape))
         self.built = True
 
-    def call(self, inputs):  # noqa: ANN201
+    def call(self, inputs):
         return self.conv(self.repeat(inputs))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -196,7 +196,7 @@ class ResnetBlock(layers.Layer):
             self.shortcut.build(inputs_shape)
         self.built = True
 
-    def call(self, inputs, time_embedding=None, training=None):  # noqa: ANN001, ANN201
+    def call(self, inputs, time_embedding=None, training=None):
         hidden = self.conv1(ops.silu(self.norm1(inputs)))
         if time_embedding is not None:
             hidden = hidden + self.time(ops.silu(time_embedding))[:, None, None, :]
@@ -269,7 +269,7 @@ class AttentionBlock(layers.Layer):
             projection.build((inputs_shape[0], None, channels))
         self.built = True
 
-    def call(self, inputs):  # noqa: ANN001, ANN201
+    def call(self, inputs):
         batch, height, width, channels = ops.shape(inputs)
         hidden = ops.reshape(self.norm(inputs), (batch, height * width, channels))
         hidden = self.out(
@@ -290,10 +290,10 @@ class AttentionBlock(layers.Layer):
         }
 
 
-def attention(query, key, value, num_heads: int):  # noqa: ANN001, ANN201
+def attention(query, key, value, num_heads: int):
     """Multi-head softmax(q kᵀ / √d) v over (B, L, C) arrays; the softmax runs in float32."""
 
-    def split(array):  # noqa: ANN001, ANN202
+    def split(array):
         batch, length, channels = ops.shape(array)
         return ops.reshape(array, (batch, length, num_heads, channels // num_heads))
 

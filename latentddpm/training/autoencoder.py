@@ -18,14 +18,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from latentddpm.config import AutoencoderRun, DataConfig
+from latentddpm.config import AutoencoderRun
 from latentddpm.data import examples, images
 from latentddpm.data.draws import Draws
 from latentddpm.data.split import split_records
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.pictures import grid, save_png, to_pixels
+from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
-from latentddpm.training.loop import make_optimizer, open_run, run_steps
+from latentddpm.training.loop import in_float32, make_optimizer, open_run, report_scan, run_steps
 
 GRID_IMAGES = 16
 
@@ -57,7 +58,7 @@ def train_autoencoder(
     model = build_autoencoder(config)
     open_run(out, config, resume)
     found = images.scan(data, strict=strict, quiet=quiet)
-    report_scan(found, quiet)
+    report_scan(found)
     training_paths, validation_paths = split_records(found.records, config.data)
     settings = config.training
     model.compile(
@@ -102,21 +103,14 @@ def train_autoencoder(
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "reconstructions", picture)
 
-    run_steps(
-        model, training_examples, settings, out, validate, resume=resume, quiet=quiet
-    )
+    run_steps(model, training_examples, settings, out, validate, resume=resume, quiet=quiet)
     statistics = measure_latents(model, in_order(training_paths))
     model.scaling_factor = 1.0 / statistics["std"]
     model.latent_statistics = statistics
-    return model
-
-
-def report_scan(found: images.Scan, quiet: bool) -> None:
-    """Say what the scan could not read; the run goes on without those files."""
-    from tqdm import tqdm
-
-    if found.unreadable and not quiet:
-        tqdm.write(f"{len(found.unreadable)} files cannot be read and are left out:", file=None)
+    size = config.data.resolution, config.data.resolution
+    finished = LatentDiffusion(in_float32(model), None, None, image_size=size)
+    finished.save(out / "model")
+    return finished.autoencoder
 
 
 def reconstruction_grid(model: Autoencoder, dataset: tf.data.Dataset) -> np.ndarray:

@@ -1,10 +1,11 @@
 """What both trainers share: the run folder, the optimizer, the one call to `fit`.
 
-    runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
+runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ import keras
 import tensorflow as tf
 
 from latentddpm.config import Section, TrainingConfig, dump_config
+from latentddpm.data.images import Scan
 from latentddpm.errors import UserError
 from latentddpm.files import atomic_path
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import EverySteps, Progress, RunLog
 
+SHOWN_FILES = 20
 Examples = Callable[[int, int], tf.data.Dataset]
 """Training batches of steps `start` … `stop` − 1."""
 
@@ -102,3 +105,21 @@ def run_steps(
         warnings.filterwarnings("ignore", message=".*shuffle=True.*")
         model.fit(examples(first, total), verbose=0, callbacks=callbacks, shuffle=False)
     return log
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """A copy to keep: same weights, float32 policy, no optimizer."""
+    copy = type(model).from_config({**model.get_config(), "dtype": "float32"})
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def report_scan(found: Scan) -> None:
+    """Say on stderr which files could not be read; the run goes on without them."""
+    if not found.unreadable:
+        return
+    print(f"{len(found.unreadable)} files cannot be read and are left out:", file=sys.stderr)
+    for path, reason in found.unreadable[:SHOWN_FILES]:
+        print(f"  {path}: {reason}", file=sys.stderr)
+    if len(found.unreadable) > SHOWN_FILES:
+        print(f"  and {len(found.unreadable) - SHOWN_FILES} more", file=sys.stderr)

@@ -1,0 +1,264 @@
+"""The command line: parse → config → one call.
+
+Kept free of work and of heavy imports on purpose: `--help` answers at once, every command
+imports what it needs when it runs. Results go to stdout, everything else to stderr. Exit
+codes: 0 done, 1 the system failed (disk, permission), 2 the input was wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latentddpm import __version__
+from latentddpm.errors import UserError
+
+FOLDER = click.Path(path_type=Path)
+
+
+class Failure(click.ClickException):
+    """One line on stderr, with the exit code of its kind."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"latentddpm: {self.message}", err=True)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """What all commands share: `--quiet`, `--traceback`, errors in one line."""
+
+    @click.option("--quiet", is_flag=True, help="No progress bars or notes.")
+    @click.option("--traceback", is_flag=True, help="Show where an error came from.")
+    @functools.wraps(function)
+    def run(*args: Any, traceback: bool, **kwargs: Any) -> None:
+        _prepare_environment()
+        try:
+            function(*args, **kwargs)
+        except (UserError, OSError, ArithmeticError) as error:
+            if traceback:
+                raise
+            code = 2 if isinstance(error, UserError) else 1
+            raise Failure(_one_line(error), code) from None
+        except KeyboardInterrupt:
+            raise Failure("interrupted", 130) from None
+
+    return run
+
+
+def training_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of both trainers."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
+        click.option("--strict", is_flag=True, help="Refuse folders with unreadable images."),
+        click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
+        click.option("--set", "overrides", multiple=True, metavar="K=V", help="Override a.b=c."),
+        click.option("--config", type=FOLDER, help="YAML with what differs from the defaults."),
+        click.option("--out", type=FOLDER, required=True, help="Run folder."),
+        click.option("--data", type=FOLDER, required=True, help="Folder of images."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """Train and run latent diffusion models in Keras 3.
+
+    \b
+    From your images to your model:
+      latentddpm train-vae       --data DIR --config configs/emoji-64-vae.yaml --out runs/vae
+      latentddpm train-diffusion --data DIR --vae runs/vae --config ... --out runs/ldm
+      latentddpm generate        --prompt "red apple" --model runs/ldm
+    """
+
+
+@main.command("train-vae")
+@training_options
+@command
+def train_vae(
+    data: Path,
+    out: Path,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    strict: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Train the autoencoder: images to latents and back."""
+    from latentddpm.config import AutoencoderRun, dump_config, load_config
+
+    settings = load_config(AutoencoderRun, config, overrides)
+    from latentddpm.training import autoencoder
+
+    if dry_run:
+        model = autoencoder.build_autoencoder(settings)
+        click.echo(dump_config(settings), nl=False)
+        _echo_sizes(encoder=model.encoder, decoder=model.decoder)
+        return
+    model = autoencoder.train_autoencoder(
+        settings, data, out, resume=resume, strict=strict, quiet=quiet
+    )
+    _note(quiet, f"latent std {model.latent_statistics['std']:.4f}: ", nl=False)
+    _note(quiet, f"scaling_factor {model.scaling_factor:.5f} is stored in the model")
+    click.echo(out / "model")
+
+
+@main.command("train-diffusion")
+@training_options
+@click.option("--vae", type=FOLDER, required=True, help="Model folder or finished train-vae run.")
+@click.option("--latents", type=FOLDER, help="Latents cache [default: OUT/latents].")
+@command
+def train_diffusion(
+    data: Path,
+    vae: Path,
+    latents: Path | None,
+    out: Path,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    strict: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Train the UNet (and its text encoder) in the latent space."""
+    from latentddpm.config import DiffusionRun, dump_config, load_config
+
+    settings = load_config(DiffusionRun, config, overrides)
+    from latentddpm.training import diffusion
+
+    if dry_run:
+        unet, text_encoder, _ = diffusion.build_networks(settings, diffusion.read_vae(vae)[1])
+        click.echo(dump_config(settings), nl=False)
+        _echo_sizes(unet=unet, text_encoder=text_encoder)
+        return
+    diffusion.train_diffusion(
+        settings, data, vae, out, latents=latents, resume=resume, strict=strict, quiet=quiet
+    )
+    click.echo(out / "model")
+
+
+@main.command()
+@click.option("--data", type=FOLDER, required=True, help="Folder of images.")
+@click.option("--vae", type=FOLDER, required=True, help="Model folder or finished train-vae run.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the latents cache.")
+@click.option("--resolution", type=int, help="Side in pixels [default: the model's own].")
+@click.option("--mirrored", is_flag=True, help="A second, mirrored row for each image.")
+@click.option("--strict", is_flag=True, help="Refuse folders with unreadable images.")
+@command
+def encode(
+    data: Path,
+    vae: Path,
+    out: Path,
+    resolution: int | None,
+    mirrored: bool,
+    strict: bool,
+    quiet: bool,
+) -> None:
+    """Encode a folder of images into a latents cache for train-diffusion."""
+    from latentddpm.training.encode import encode_folder
+
+    cache = encode_folder(
+        data, vae, out, resolution=resolution, mirrored=mirrored, strict=strict, quiet=quiet
+    )
+    _note(quiet, f"{len(cache.paths)} images, latents {'×'.join(map(str, cache.latent_shape))}")
+    click.echo(out)
+
+
+@main.command()
+@click.option("--prompt", "prompts", multiple=True, help="What to show; may be given repeatedly.")
+@click.option("--negative-prompt", default=None, help="What to lead away from.")
+@click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-64].")
+@click.option("--num-images", type=int, help="Images per prompt [default: 1].")
+@click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
+@click.option("--steps", type=int, help="Sampler steps [default: the model's].")
+@click.option("--sampler", help="ddim or ddpm [default: the model's].")
+@click.option("--guidance-scale", type=float, help="1 = none [default: the model's].")
+@click.option("--height", type=int, help="Pixels [default: the model's].")
+@click.option("--width", type=int, help="Pixels [default: the model's].")
+@click.option("--batch-size", type=int, default=16, show_default=True)
+@click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
+@click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")
+@click.option("--grid", is_flag=True, help="One picture, a row for each prompt.")
+@click.option("--timing", is_flag=True, help="Say where the time went.")
+@command
+def generate(quiet: bool, timing: bool, **options: Any) -> None:
+    """Make images from words."""
+    from latentddpm.commands import generate_images
+
+    for path in generate_images(**options, quiet=quiet, timing=timing):
+        click.echo(path)
+
+
+@main.command()
+@click.option("--model", type=FOLDER, required=True, help="Model folder or ready model.")
+@click.option("--format", "kind", default="keras", show_default=True, help="keras, saved-model.")
+@click.option("--out", type=FOLDER, required=True, help="New folder.")
+@command
+def export(model: Path, kind: str, out: Path, quiet: bool) -> None:
+    """Write a model for other programs, checked against the original."""
+    from latentddpm.interop.export import export as write
+    from latentddpm.pipeline import LatentDiffusion
+
+    differences = write(LatentDiffusion.load(model), out, kind)
+    for name, difference in differences.items():
+        _note(quiet, f"{name}: largest difference {difference:.1e}")
+    click.echo(out)
+
+
+@main.command()
+@click.argument("path", type=FOLDER)
+@command
+def info(path: Path, quiet: bool) -> None:
+    """Describe a PNG made here, a model folder or a run."""
+    from latentddpm.commands import describe
+
+    click.echo(describe(path))
+
+
+def _prepare_environment() -> None:
+    """Defaults of the command line only; the library leaves the process as it finds it."""
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    """Warnings as one plain line; other libraries' are left to `--traceback` sessions."""
+    if "latentddpm" in getattr(category, "__module__", "") or category is UserWarning:
+        click.echo(f"warning: {_one_line(message)}", err=True)
+
+
+def _echo_sizes(**parts: Any) -> None:
+    click.echo("parameters:")
+    for name, part in parts.items():
+        if part is not None:
+            click.echo(f"  {name}: {part.count_params()}")
+
+
+def _note(quiet: bool, text: str, nl: bool = True) -> None:
+    if not quiet:
+        click.echo(text, err=True, nl=nl)
+
+
+def _one_line(error: object) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

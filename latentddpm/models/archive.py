@@ -1,0 +1,116 @@
+"""`.keras` archives of our networks: written whole, in full or half precision; read with care.
+
+Half precision is a matter of storage only: Keras reads float16 arrays into the float32
+variables of the model it builds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from latentddpm.errors import UserError, check_choice
+from latentddpm.files import atomic_path
+
+STORAGE = ("float32", "float16")
+MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
+MAX_CONFIG_BYTES = 1 << 20
+# Deflate cannot shrink weights much; an archive that grows more than this is a bomb.
+MAX_EXPANSION = 200
+
+
+def save_archive(model: keras.Model, path: str | Path, storage: str = "float32") -> None:
+    """Write `model` as a `.keras` archive, atomically, weights in `storage` precision."""
+    check_choice("storage", storage, STORAGE)
+    with atomic_path(path) as temporary:
+        model.save(temporary)
+        if storage == "float16":
+            _halve(temporary)
+
+
+def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
+    """Read a `.keras` archive that must hold a `kind`, in safe mode.
+
+    Raises:
+        UserError: no such file, not an archive of Keras, or of another class.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    read_config(path, kind)
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: cannot be loaded: {_one_line(error)}") from error
+
+
+def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
+    """The constructor arguments in an archive, without building the network.
+
+    Raises:
+        UserError: not an archive of a `kind`.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            strangers = sorted(set(members) - MEMBERS)
+            if strangers or set(members) != MEMBERS:
+                odd = strangers or sorted(MEMBERS - set(members))
+                raise UserError(f"{path}: not a .keras archive of a network ({odd[0]!r})")
+            size = sum(info.file_size for info in members.values())
+            if size > MAX_EXPANSION * path.stat().st_size:
+                raise UserError(f"{path}: expands to {size:,} bytes; refused")
+            if members["config.json"].file_size > MAX_CONFIG_BYTES:
+                raise UserError(f"{path}: config.json is too large; refused")
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a .keras archive: {_one_line(error)}") from None
+    expected = keras.saving.get_registered_name(kind)
+    found = config.get("registered_name") if isinstance(config, dict) else None
+    if found != expected:
+        raise UserError(f"{path}: holds {found!r}, expected {expected!r}")
+    return config["config"]
+
+
+def _halve(path: Path) -> None:
+    """Rewrite an archive with its float32 weights as compressed float16."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    halved = io.BytesIO()
+    with (
+        h5py.File(io.BytesIO(contents["model.weights.h5"])) as source,
+        h5py.File(halved, "w") as target,
+    ):
+
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Dataset):
+                values = item[...]
+                if values.dtype == np.float32:
+                    values = values.astype(np.float16)
+                made = target.create_dataset(name, data=values)
+            else:
+                made = target.require_group(name)
+            made.attrs.update(item.attrs)
+
+        target.attrs.update(source.attrs)
+        source.visititems(copy)
+    contents["model.weights.h5"] = halved.getvalue()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,40 @@
+"""A functional Keras model that is described by its constructor's arguments.
+
+Keras would save such a model as its graph of layers; saved as the few arguments it was made
+from, its archive stays small and readable, and `from_config` is the constructor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+class FunctionalModel(keras.Model):
+    """Base of the networks: `super().__init__(inputs, outputs, constructor_arguments(...))`."""
+
+    def __init__(
+        self, inputs: Any, outputs: Any, arguments: dict[str, Any], **kwargs: Any
+    ) -> None:
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        self._arguments = arguments
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self._arguments, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
+        return cls(**config)
+
+    def get_compile_config(self) -> None:
+        """Nothing of a training setup belongs into a saved model."""
+
+
+def constructor_arguments(scope: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's own arguments (its `locals()` at entry) as plain JSON types."""
+    arguments = {k: v for k, v in scope.items() if k not in ("self", "__class__", "name")}
+    policy = arguments.get("dtype")
+    if policy is not None and not isinstance(policy, str):
+        arguments["dtype"] = policy.name
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}

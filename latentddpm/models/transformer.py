@@ -1,0 +1,135 @@
+"""The block through which text reaches the UNet (Rombach et al. 2022, §3.3, appendix E.2.1).
+
+tokens = proj_in(norm(inputs))                       (B, H·W, C)
+tokens += self_attention(norm(tokens))
+tokens += cross_attention(norm(tokens), context)     queries from tokens, keys from text
+tokens += out(a · gelu(b)),  a, b = in(norm(tokens)) GEGLU (Shazeer 2020)
+return inputs + proj_out(tokens)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from latentddpm.models.layers import PACKAGE, Shape, attention, zeros_or_default
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Attention(layers.Layer):
+    """Multi-head attention of `inputs` (B, L, C) to `context` (B, M, D), or to itself.
+
+    Queries, keys and values have no bias, the output projection has one.
+    """
+
+    def __init__(self, num_heads: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+
+    def build(self, inputs_shape: Shape, context_shape: Shape | None = None) -> None:
+        channels = inputs_shape[-1]
+        if channels % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} does not divide {channels} channels")
+        dtype = {"dtype": self.dtype_policy}
+        self.query = layers.Dense(channels, use_bias=False, name="query", **dtype)
+        self.key = layers.Dense(channels, use_bias=False, name="key", **dtype)
+        self.value = layers.Dense(channels, use_bias=False, name="value", **dtype)
+        self.out = layers.Dense(channels, name="out", **dtype)
+        self.query.build(inputs_shape)
+        self.key.build(context_shape or inputs_shape)
+        self.value.build(context_shape or inputs_shape)
+        self.out.build(inputs_shape)
+        self.built = True
+
+    def call(self, inputs, context=None):
+        source = inputs if context is None else context
+        mixed = attention(self.query(inputs), self.key(source), self.value(source), self.num_heads)
+        return self.out(mixed)
+
+    def compute_output_shape(
+        self, inputs_shape: Shape, context_shape: Shape | None = None
+    ) -> Shape:
+        return inputs_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "num_heads": self.num_heads}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class TransformerBlock(layers.Layer):
+    """Self-attention, cross-attention and feed-forward over a feature map, added to it.
+
+    Args:
+        num_heads: of both attentions.
+        norm_groups: of the group norm in front (epsilon 1e-6).
+        zero_init: start as the identity (`proj_out` at zero).
+
+    Call arguments:
+        inputs: (B, H, W, C) → the same shape.
+        context: (B, L, D) text states.
+    """
+
+    def __init__(
+        self, num_heads: int, norm_groups: int = 32, zero_init: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.norm_groups = norm_groups
+        self.zero_init = zero_init
+
+    def build(self, inputs_shape: Shape, context_shape: Shape) -> None:
+        channels = inputs_shape[-1]
+        tokens_shape = (inputs_shape[0], None, channels)
+        dtype = {"dtype": self.dtype_policy}
+        if channels % self.norm_groups:
+            raise ValueError(f"norm_groups={self.norm_groups} does not divide {channels} channels")
+        self.norm = layers.GroupNormalization(self.norm_groups, epsilon=1e-6, name="norm", **dtype)
+        self.norm.build(inputs_shape)
+        self.proj_in = layers.Dense(channels, name="proj_in", **dtype)
+        self.norm1 = layers.LayerNormalization(epsilon=1e-5, name="norm1", **dtype)
+        self.norm2 = layers.LayerNormalization(epsilon=1e-5, name="norm2", **dtype)
+        self.norm3 = layers.LayerNormalization(epsilon=1e-5, name="norm3", **dtype)
+        self.self_attention = Attention(self.num_heads, name="self_attention", **dtype)
+        self.cross_attention = Attention(self.num_heads, name="cross_attention", **dtype)
+        self.ff_in = layers.Dense(8 * channels, name="ff_in", **dtype)
+        self.ff_out = layers.Dense(channels, name="ff_out", **dtype)
+        self.proj_out = layers.Dense(
+            channels, kernel_initializer=zeros_or_default(self.zero_init), name="proj_out", **dtype
+        )
+        for layer in (
+            self.proj_in,
+            self.norm1,
+            self.norm2,
+            self.norm3,
+            self.self_attention,
+            self.ff_in,
+            self.proj_out,
+        ):
+            layer.build(tokens_shape)
+        self.cross_attention.build(tokens_shape, context_shape)
+        self.ff_out.build((*tokens_shape[:-1], 4 * channels))
+        self.built = True
+
+    def call(self, inputs, context):
+        batch, height, width, channels = ops.shape(inputs)
+        tokens = ops.reshape(self.norm(inputs), (batch, height * width, channels))
+        tokens = self.proj_in(tokens)
+        tokens = tokens + self.self_attention(self.norm1(tokens))
+        tokens = tokens + self.cross_attention(self.norm2(tokens), context)
+        hidden, gate = ops.split(self.ff_in(self.norm3(tokens)), 2, axis=-1)
+        tokens = tokens + self.ff_out(hidden * ops.gelu(gate, approximate=False))
+        tokens = self.proj_out(tokens)
+        return inputs + ops.reshape(tokens, (batch, height, width, channels))
+
+    def compute_output_shape(self, inputs_shape: Shape, context_shape: Shape) -> Shape:
+        return inputs_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "norm_groups": self.norm_groups,
+            "zero_init": self.zero_init,
+        }

@@ -1,0 +1,212 @@
+"""The denoiser: noisy latents and a timestep (and text) → prediction.
+
+A U-Net of ResnetBlocks with attention at the levels asked for (Ho et al. 2020, appendix B;
+Rombach et al. 2022, §3.3). Without a context it is self-attention, diffusers' `UNet2DModel`;
+with one it is transformer blocks with cross-attention, the `UNet2DConditionModel` of Stable
+Diffusion 1.x. What it predicts (noise, v or the clean latents) is the schedule's business.
+
+    timestep embedding: [cos(t·f), sin(t·f)],  f_i = 10000^(−i / (d/2)),  i = 0 … d/2 − 1
+                        → Dense → SiLU → Dense, added in every ResnetBlock
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from latentddpm.models.functional import FunctionalModel, constructor_arguments
+from latentddpm.models.layers import (
+    PACKAGE,
+    AttentionBlock,
+    PaddedConv2D,
+    ResnetBlock,
+    Shape,
+    Upsample,
+    group_norm,
+)
+from latentddpm.models.transformer import TransformerBlock
+
+NORM_EPSILON = 1e-5
+MAX_PERIOD = 10_000.0
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class TimestepEmbedding(layers.Layer):
+    """Timesteps (B,) → (B, dim): cosines, then sines, of geometric frequencies; float32."""
+
+    def __init__(self, dim: int, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        if dim % 2:
+            raise ValueError(f"dim={dim} of a timestep embedding must be even")
+        self.dim = dim
+        exponents = -math.log(MAX_PERIOD) * np.arange(dim // 2) / (dim // 2)
+        self.frequencies = np.exp(exponents).astype(np.float32)
+
+    def call(self, timesteps):
+        angles = ops.cast(timesteps, "float32")[:, None] * self.frequencies[None, :]
+        return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
+
+    def compute_output_shape(self, timesteps_shape: Shape) -> Shape:
+        return (*timesteps_shape, self.dim)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "dim": self.dim}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class UNet(FunctionalModel):
+    """U-Net over latents.
+
+    Args:
+        channels: width of the highest resolution.
+        channel_multipliers: width of each level in units of `channels`; every further level
+            halves the resolution.
+        num_res_blocks: ResnetBlocks a level on the way down (one more on the way up).
+        attention_levels: levels with attention, 0 = the highest resolution; the middle
+            always has it.
+        num_heads: attention heads.
+        context_dim: width of the text states, None for an unconditional network.
+        latent_channels: channels in and out.
+        norm_groups: of every group norm.
+        dropout: rate inside the ResnetBlocks.
+        zero_init: start every residual branch, and the output, at zero.
+
+    Call arguments:
+        inputs: `{"noisy_latents": (B, h, w, c), "timesteps": int32 (B,)}` and, with
+            `context_dim`, `"context"`: (B, L, context_dim). h and w are multiples of
+            2 ** (levels − 1).
+
+    Returns:
+        The prediction, float32 (B, h, w, c).
+
+    Raises:
+        ValueError: `norm_groups` or `num_heads` does not divide a width, or an attention
+            level does not exist.
+
+    Example:
+        ```python
+        unet = UNet(channels=320, num_heads=8, context_dim=768)      # Stable Diffusion 1.x
+        ```
+    """
+
+    def __init__(
+        self,
+        channels: int = 320,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (0, 1, 2),
+        num_heads: int = 8,
+        context_dim: int | None = None,
+        latent_channels: int = 4,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+        zero_init: bool = True,
+        dtype: Any = None,
+        name: str = "unet",
+    ) -> None:
+        config = constructor_arguments(locals())
+        num_levels = len(channel_multipliers)
+        strangers = sorted(set(attention_levels) - set(range(num_levels)))
+        if strangers:
+            raise ValueError(
+                f"attention_levels {strangers} do not exist; levels are 0 … {num_levels - 1}"
+            )
+
+        # === Inputs ===
+        inputs = {
+            "noisy_latents": keras.Input(
+                (None, None, latent_channels), name="noisy_latents", dtype="float32"
+            ),
+            "timesteps": keras.Input((), name="timesteps", dtype="int32"),
+        }
+        context = None
+        if context_dim is not None:
+            context = keras.Input((None, context_dim), name="context", dtype="float32")
+            inputs["context"] = context
+
+        # === Blocks ===
+        def resnet(hidden: Any, width: int, name: str) -> Any:
+            block = ResnetBlock(
+                width, norm_groups, NORM_EPSILON, dropout, zero_init, dtype=dtype, name=name
+            )
+            return block(hidden, time_embedding)
+
+        def attend(hidden: Any, name: str) -> Any:
+            if context is not None:
+                block = TransformerBlock(num_heads, norm_groups, zero_init, dtype=dtype, name=name)
+                return block(hidden, context)
+            block = AttentionBlock(
+                num_heads, norm_groups, NORM_EPSILON, zero_init, dtype=dtype, name=name
+            )
+            return block(hidden)
+
+        # === Graph ===
+        time_embedding = TimestepEmbedding(channels, name="timestep_embedding")(
+            inputs["timesteps"]
+        )
+        for layer in (
+            layers.Dense(4 * channels, dtype=dtype, name="time_0"),
+            layers.Activation("silu", dtype=dtype, name="time_act"),
+            layers.Dense(4 * channels, dtype=dtype, name="time_1"),
+        ):
+            time_embedding = layer(time_embedding)
+
+        hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(
+            inputs["noisy_latents"]
+        )
+        skips = [hidden]
+        for level, multiplier in enumerate(channel_multipliers):
+            width = channels * multiplier
+            for block in range(num_res_blocks):
+                hidden = resnet(hidden, width, f"down_{level}_block_{block}")
+                if level in attention_levels:
+                    hidden = attend(hidden, f"down_{level}_attention_{block}")
+                skips.append(hidden)
+            if level < num_levels - 1:
+                hidden = PaddedConv2D(
+                    width, 3, padding=1, stride=2, dtype=dtype, name=f"down_{level}_downsample"
+                )(hidden)
+                skips.append(hidden)
+
+        width = channels * channel_multipliers[-1]
+        hidden = resnet(hidden, width, "mid_block_0")
+        hidden = attend(hidden, "mid_attention")
+        hidden = resnet(hidden, width, "mid_block_1")
+
+        for level in reversed(range(num_levels)):
+            width = channels * channel_multipliers[level]
+            for block in range(num_res_blocks + 1):
+                hidden = layers.Concatenate(dtype=dtype, name=f"up_{level}_skip_{block}")(
+                    [hidden, skips.pop()]
+                )
+                hidden = resnet(hidden, width, f"up_{level}_block_{block}")
+                if level in attention_levels:
+                    hidden = attend(hidden, f"up_{level}_attention_{block}")
+            if level > 0:
+                hidden = Upsample(width, dtype=dtype, name=f"up_{level}_upsample")(hidden)
+        assert not skips, "every skip connection is used"
+
+        hidden = group_norm(channels, norm_groups, NORM_EPSILON, dtype=dtype, name="norm_out")(
+            hidden
+        )
+        hidden = layers.Activation("silu", dtype=dtype, name="act_out")(hidden)
+        prediction = PaddedConv2D(
+            latent_channels, 3, padding=1, zero_init=zero_init, dtype="float32", name="conv_out"
+        )(hidden)
+        super().__init__(inputs, prediction, config, name=name)
+
+    @property
+    def downsample_factor(self) -> int:
+        """Latent positions per position of the lowest level."""
+        return 2 ** (len(self._arguments["channel_multipliers"]) - 1)
+
+    @property
+    def context_dim(self) -> int | None:
+        """Width of the text states, None when unconditional."""
+        return self._arguments["context_dim"]

@@ -1,0 +1,317 @@
+"""`train-diffusion`: captioned images and an autoencoder → a text-to-image model.
+
+    images ─► latents cache ─► examples (noise drawn in the data) ─► UNet.fit(loss="mse")
+
+The network regresses the schedule's target (noise, v, or the clean latents) with a plain
+mean squared error (Ho et al. 2020, eq. 14). A text encoder from scratch trains with it, as
+in the original latent diffusion; one read from CLIP stays as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from latentddpm.config import DiffusionRun
+from latentddpm.data import examples, images
+from latentddpm.data.captions import read_captions
+from latentddpm.data.draws import Draws
+from latentddpm.data.latents import LatentsCache, prepare_latents
+from latentddpm.data.split import split_records
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.errors import UserError
+from latentddpm.modelfolder import ModelFolder, read_model_folder
+from latentddpm.models.archive import load_archive, read_config
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.latent_space import LatentSpace
+from latentddpm.models.text import (
+    TextEncoder,
+    build_text_encoder,
+    load_clip_folder,
+    load_preset,
+)
+from latentddpm.models.tokenizer import ClipTokenizer
+from latentddpm.models.unet import UNet
+from latentddpm.pictures import grid, save_png
+from latentddpm.pipeline import LatentDiffusion
+from latentddpm.training.callbacks import RunLog, averaged_weights
+from latentddpm.training.loop import (
+    in_float32,
+    make_optimizer,
+    open_run,
+    report_scan,
+    run_steps,
+)
+
+GRID_PROMPTS = 8
+
+
+def read_vae(path: Path) -> tuple[ModelFolder, dict[str, Any]]:
+    """A folder that holds an autoencoder, and the arguments it was built from."""
+    folder = read_model_folder(path)
+    return folder, read_config(folder.file("vae"), Autoencoder)
+
+
+def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer | None]:
+    """The text encoder and tokenizer of a configuration; (None, None) when unconditional."""
+    text = config.text
+    if text.source == "none":
+        return None, None
+    if text.source == "scratch":
+        sizes = {k: getattr(text, k) for k in ("hidden_dim", "num_layers", "num_heads")}
+        encoder = build_text_encoder(**sizes, context_length=text.context_length)
+        return encoder, ClipTokenizer(text.context_length)
+    if not text.path:
+        raise UserError(f"text.path: needed with text.source={text.source}")
+    encoder, tokenizer = (load_clip_folder if text.source == "clip" else load_preset)(text.path)
+    encoder.trainable = False
+    return encoder, tokenizer
+
+
+def build_networks(
+    config: DiffusionRun, vae_config: dict[str, Any]
+) -> tuple[UNet, TextEncoder | None, ClipTokenizer | None]:
+    """The untrained UNet, and the text encoder with its tokenizer, reproducible by the seed.
+
+    Args:
+        vae_config: the autoencoder's constructor arguments, which fix the latents' channels.
+
+    Raises:
+        UserError: sizes that do not fit each other, or the resolution.
+    """
+    keras.utils.set_random_seed(config.training.seed)
+    text_encoder, tokenizer = build_text(config)
+    try:
+        unet = UNet(
+            **config.unet.model_dump(),
+            latent_channels=vae_config["latent_channels"],
+            context_dim=None if text_encoder is None else text_encoder.hidden_dim,
+            dtype="mixed_bfloat16" if config.training.precision == "bfloat16" else "float32",
+        )
+    except ValueError as error:
+        raise UserError(f"unet: {error}") from None
+    check_resolution(config.data.resolution, vae_config, unet)
+    return unet, text_encoder, tokenizer
+
+
+def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int) -> keras.Model:
+    """What trains: the UNet alone, or text encoder and UNet as one function of token ids."""
+    if text_encoder is None:
+        return unet
+    inputs = {
+        "noisy_latents": keras.Input(unet.input["noisy_latents"].shape[1:], dtype="float32"),
+        "timesteps": keras.Input((), dtype="int32"),
+        "token_ids": keras.Input((context_length,), dtype="int32"),
+    }
+    context = text_encoder({"token_ids": inputs["token_ids"]})
+    prediction = unet(
+        {
+            "noisy_latents": inputs["noisy_latents"],
+            "timesteps": inputs["timesteps"],
+            "context": context,
+        }
+    )
+    return keras.Model(inputs, prediction, name="text_to_latents")
+
+
+def train_diffusion(
+    config: DiffusionRun,
+    data: Path,
+    vae: Path,
+    out: Path,
+    *,
+    latents: Path | None = None,
+    resume: bool = False,
+    strict: bool = False,
+    quiet: bool = False,
+) -> LatentDiffusion:
+    """Train on the captioned images below `data` and leave the model folder `out/model`.
+
+    Args:
+        vae: a model folder or finished `train-vae` run.
+        latents: folder of the latents cache, `out/latents` by default.
+
+    Raises:
+        UserError: unusable data or model folder, no captions for a text-conditioned model, a
+            resolution that does not fit the networks, a run folder that is taken.
+    """
+    settings = config.training
+    source, vae_config = read_vae(vae)
+    vae_file = source.file("vae")
+    unet, text_encoder, tokenizer = build_networks(config, vae_config)
+    schedule = NoiseSchedule(**config.schedule.model_dump())
+
+    open_run(out, config, resume)
+    found = images.scan(data, strict=strict, quiet=quiet)
+    report_scan(found)
+    paths = [record.path for record in found.records]
+    training_paths, validation_paths = split_records(found.records, config.data)
+    captions = caption_images(data, paths, config) if tokenizer else None
+    cache = prepare_latents(
+        data,
+        paths,
+        latents or out / "latents",
+        vae_digest=source.parts["vae"]["digest"],
+        load_autoencoder=lambda: load_archive(vae_file, Autoencoder),
+        resolution=config.data.resolution,
+        mirrored=config.data.flip,
+        quiet=quiet,
+    )
+    stream = Examples(
+        cache,
+        schedule,
+        LatentSpace(vae_config["scaling_factor"]),
+        examples.tokenize_captions(captions, tokenizer) if tokenizer else None,
+        config,
+    )
+    index = {path: i for i, path in enumerate(paths)}
+    training_indices = [index[path] for path in training_paths]
+    validation_indices = [index[path] for path in validation_paths]
+
+    model = with_text(unet, text_encoder, tokenizer.context_length if tokenizer else 0)
+    model.compile(make_optimizer(settings), loss="mse", jit_compile=settings.jit_compile)
+    size = (config.data.resolution,) * 2
+    sampled = LatentDiffusion(
+        load_archive(vae_file, Autoencoder),
+        unet,
+        schedule,
+        text_encoder,
+        tokenizer,
+        size,
+        {
+            "num_steps": config.samples.num_steps,
+            "sampler": config.samples.sampler,
+            "guidance_scale": config.samples.guidance_scale,
+        },
+    )
+    prompts = grid_prompts(config, captions)
+
+    def validate(step: int, log: RunLog) -> None:
+        with averaged_weights(model):
+            if validation_indices:
+                values = model.evaluate(
+                    stream.validation(validation_indices), verbose=0, return_dict=True
+                )
+                log.write(step, {f"validation_{key}": v for key, v in values.items()})
+            picture = sample_grid(sampled, prompts, config)
+        save_png(out / "samples" / f"step-{step:08d}.png", picture)
+        log.picture(step, "samples", picture)
+
+    run_steps(
+        model,
+        lambda start, stop: stream.training(training_indices, start, stop),
+        settings,
+        out,
+        validate,
+        resume=resume,
+        quiet=quiet,
+    )
+    sampled.unet = in_float32(unet)
+    sampled.save(out / "model")
+    return sampled
+
+
+class Examples:
+    """The training and the validation stream of one run."""
+
+    def __init__(
+        self,
+        cache: LatentsCache,
+        schedule: NoiseSchedule,
+        latent_space: LatentSpace,
+        tokens: examples.CaptionTokens | None,
+        config: DiffusionRun,
+    ) -> None:
+        self.parts = (schedule, latent_space)
+        self.cache, self.tokens, self.config = cache, tokens, config
+
+    def training(self, indices: list[int], start: int, stop: int) -> tf.data.Dataset:
+        """Batches of steps `start` … `stop` − 1."""
+        settings = self.config.training
+        return self._batches(
+            indices,
+            "train-diffusion",
+            examples.positions(start, stop, settings.batch_size),
+            settings.condition_dropout,
+        )
+
+    def validation(self, indices: list[int]) -> tf.data.Dataset:
+        """Each held-back image once, with the same noise and timestep every time."""
+        return self._batches(indices, "validation", tf.data.Dataset.range(len(indices)), 0.0)
+
+    def _batches(
+        self, indices: list[int], stream: str, positions: tf.data.Dataset, dropout: float
+    ) -> tf.data.Dataset:
+        settings = self.config.training
+        return examples.diffusion_examples(
+            self.cache,
+            indices,
+            *self.parts,
+            batch_size=settings.batch_size,
+            draws=Draws(settings.seed, stream),
+            positions=positions,
+            tokens=self.tokens,
+            condition_dropout=dropout,
+        )
+
+
+def check_resolution(resolution: int, vae_config: dict[str, Any], unet: UNet) -> None:
+    """Refuse a resolution that does not divide down to the UNet's lowest level.
+
+    Raises:
+        UserError: naming the nearest valid sizes.
+    """
+    factor = 2 ** (len(vae_config["channel_multipliers"]) - 1) * unet.downsample_factor
+    if resolution % factor:
+        low = max(resolution // factor, 1) * factor
+        raise UserError(
+            f"data.resolution {resolution} is not a multiple of {factor}, the autoencoder's "
+            f"times the UNet's downsample factor; nearest valid: {low} or {low + factor}"
+        )
+
+
+def caption_images(data: Path, paths: list[str], config: DiffusionRun) -> list[tuple[str, ...]]:
+    """Captions of each image.
+
+    Raises:
+        UserError: none of the images has one.
+    """
+    captions = read_captions(data, paths, config.data.caption_templates)
+    bare = [path for path, texts in zip(paths, captions, strict=True) if not texts]
+    if len(bare) == len(paths):
+        raise UserError(
+            f"{data}: no captions, but text.source is {config.text.source!r}; add NAME.txt files "
+            "or a metadata.jsonl, or train without text (text.source=none)"
+        )
+    if bare:
+        print(
+            f"{len(bare)} of {len(paths)} images have no caption and train on the empty prompt, "
+            f"such as {bare[0]}",
+            file=sys.stderr,
+        )
+    return captions
+
+
+def grid_prompts(config: DiffusionRun, captions: list[tuple[str, ...]] | None) -> list[str]:
+    """The fixed prompts of the sample grids; the empty one when unconditional."""
+    if captions is None:
+        return [""]
+    known = [texts[0] for texts in captions if texts]
+    spread = np.linspace(0, len(known) - 1, min(GRID_PROMPTS, len(known))).astype(int)
+    return config.samples.prompts or [known[i] for i in spread]
+
+
+def sample_grid(model: LatentDiffusion, prompts: list[str], config: DiffusionRun) -> np.ndarray:
+    """One row of images per prompt, the same seeds in every row, uint8."""
+    settings = config.samples
+    count = settings.images_per_prompt
+    pixels = model.generate(
+        [prompt for prompt in prompts for _ in range(count)],
+        seed=[settings.seed + k for _ in prompts for k in range(count)],
+    )
+    return grid([pixels[i : i + count] for i in range(0, len(pixels), count)])

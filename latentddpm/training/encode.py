@@ -1,0 +1,50 @@
+"""`encode`: a folder of images → the latents cache, ahead of `train-diffusion`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latentddpm.data import images
+from latentddpm.data.latents import LatentsCache, prepare_latents
+from latentddpm.errors import UserError
+from latentddpm.modelfolder import read_model_folder
+from latentddpm.models.archive import load_archive
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.training.loop import report_scan
+
+
+def encode_folder(
+    data: Path,
+    vae: Path,
+    out: Path,
+    *,
+    resolution: int | None = None,
+    mirrored: bool = False,
+    strict: bool = False,
+    quiet: bool = False,
+) -> LatentsCache:
+    """Encode every readable image below `data`; a cache that fits already is left as it is.
+
+    Args:
+        resolution: side in pixels; None for the size the autoencoder was trained at.
+
+    Raises:
+        UserError: unusable data or model folder, a resolution that does not fit.
+    """
+    source = read_model_folder(vae)
+    if resolution is None:
+        if source.image_size is None:
+            raise UserError("--resolution: needed, this autoencoder names no size of its own")
+        resolution = source.image_size[0]
+    found = images.scan(data, strict=strict, quiet=quiet)
+    report_scan(found)
+    return prepare_latents(
+        data,
+        [record.path for record in found.records],
+        out,
+        vae_digest=source.parts["vae"]["digest"],
+        load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),
+        resolution=resolution,
+        mirrored=mirrored,
+        quiet=quiet,
+    )

@@ -1,0 +1,38 @@
+"""Set before Keras is imported anywhere: backend, quiet TensorFlow, no network."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"  # offline, `transformers` hands out an empty CLIP tokenizer
+
+import shutil
+from pathlib import Path
+
+import keras
+import pytest
+
+keras.config.disable_traceback_filtering()
+
+EMOJI = Path(__file__).parent / "data" / "emoji"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="also run tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--run-slow"):
+        return
+    skip = pytest.mark.skip(reason="slow; run with --run-slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def emoji_folder(tmp_path):
+    """A writable copy of the forty emoji of tests/data/emoji, as a folder of captioned images."""
+    folder = tmp_path / "emoji"
+    shutil.copytree(EMOJI, folder, ignore=shutil.ignore_patterns("*.md"))
+    return folder

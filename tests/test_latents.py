@@ -1,0 +1,502 @@
+"""The latents cache holds what the encoder says, is opened without it, and is never trusted
+when anything about it is not as it should be."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentddpm.data import latents
+from latentddpm.data.images import read_image
+from latentddpm.data.latents import LatentsCache, prepare_latents
+from latentddpm.errors import UserError
+
+RESOLUTION, COUNT, BATCH = 16, 10, 4
+NAMES = tuple(f"part-{i % 2}/{i:02d}.png" for i in range(COUNT))
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    import keras
+
+    from latentddpm.models.autoencoder import Autoencoder
+
+    keras.utils.set_random_seed(0)
+    sizes = {"channels": 4, "channel_multipliers": (1, 1, 2, 2), "num_res_blocks": 1}
+    return Autoencoder(**sizes, norm_groups=2)
+
+
+@pytest.fixture(scope="module")
+def compiled(autoencoder):
+    """The compiled encoder of each resolution, traced once for all tests."""
+    return {resolution: latents._compiled(autoencoder) for resolution in (RESOLUTION, 24)}
+
+
+def save(path, seed, size=24):
+    """Random RGBA pixels, some transparent, in an uncompressed PNG: same size for every seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 4), np.uint8)
+    Image.fromarray(pixels).save(path, compress_level=0)
+
+
+def age(path, seconds=60):
+    """Date a file back: too young time stamps are not trusted."""
+    past = time.time() - seconds
+    os.utime(path, (past, past))
+
+
+class Bench:
+    """A folder of images, its cache, and a count of what was encoded."""
+
+    def __init__(self, folder, autoencoder, compiled, monkeypatch):
+        self.data, self.cache, self.autoencoder = folder / "data", folder / "cache", autoencoder
+        self.loads, self.encoded, self.fail_after = 0, 0, None
+        for seed, name in enumerate(NAMES):
+            save(self.data / name, seed)
+            age(self.data / name)
+
+        def encode(images):
+            self.encoded += 1
+            if self.fail_after is not None and self.encoded > self.fail_after:
+                raise KeyboardInterrupt
+            return compiled[images.shape[1]](images)
+
+        monkeypatch.setattr(latents, "_compiled", lambda model: encode)
+
+    def load(self):
+        self.loads += 1
+        return self.autoencoder
+
+    def prepare(self, paths=NAMES, **changes):
+        self.loads = self.encoded = 0
+        settings = {"vae_digest": "a", "resolution": RESOLUTION, "batch_size": BATCH} | changes
+        settings.setdefault("load_autoencoder", self.load)
+        return prepare_latents(self.data, paths, self.cache, **settings)
+
+    def expected(self, names=NAMES, flip=False):
+        """mean and logvar straight from `Autoencoder.encode`."""
+        pixels = np.stack([read_image(self.data / name, RESOLUTION) for name in names])
+        images = pixels.astype(np.float32) / 127.5 - 1
+        if flip:
+            images = images[:, :, ::-1]
+        return [np.asarray(part) for part in self.autoencoder.encode(images)]
+
+    def check(self, cache, names=NAMES, **options):
+        """The rows of `cache` are the moments of `names`, in this order."""
+        assert cache.paths == tuple(names), "paths are those asked for, in order"
+        rows = [cache.row(i, **options) for i in range(len(names))]
+        wanted = self.expected(names, flip=options.get("mirrored", False))
+        half = cache.moments.dtype == np.float16
+        for part, kept, moments in zip(
+            ("mean", "logvar"), cache.gather(rows), wanted, strict=True
+        ):
+            assert kept.dtype == np.float32, f"{part} comes as float32"
+            np.testing.assert_allclose(
+                kept,
+                moments,
+                rtol=1e-3 if half else 1e-5,
+                atol=1e-3 if half else 1e-5,
+                err_msg=f"the cached {part} differs from Autoencoder.encode",
+            )
+
+
+@pytest.fixture
+def bench(tmp_path, autoencoder, compiled, monkeypatch):
+    return Bench(tmp_path, autoencoder, compiled, monkeypatch)
+
+
+def never():
+    raise AssertionError("the autoencoder was loaded although nothing had to be encoded")
+
+
+# --- Making and opening ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_moments_are_those_of_the_encoder(bench, dtype, capsys):
+    cache = bench.prepare(dtype=dtype)
+    bench.check(cache)
+    assert cache.moments.dtype == dtype, f"moments are kept as {dtype}"
+    assert cache.latent_shape == (2, 2, 4), "latent shape is (h, w, c)"
+    assert bench.encoded == 3, "10 images in batches of 4 take 3 calls"
+    error = capsys.readouterr().err
+    assert "not there yet; 10 of 10 images to encode" in error, f"a miss says why: {error!r}"
+    left = sorted(path.name for path in bench.cache.iterdir())
+    assert left == [".lock", "index.json", "moments.npy"], f"nothing temporary remains: {left}"
+    with pytest.raises(ValueError, match="read-only"):
+        cache.moments[0] = 0
+
+
+def test_second_run_never_loads_the_autoencoder_and_says_nothing(bench, capsys):
+    first = np.array(bench.prepare().moments)
+    capsys.readouterr()
+    again = bench.prepare(load_autoencoder=never)
+    np.testing.assert_array_equal(again.moments, first, "a hit gives the same moments")
+    assert capsys.readouterr().err == "", "a hit is silent"
+
+
+def test_hit_reads_no_image_whose_time_stamp_is_known(bench, monkeypatch):
+    bench.prepare()
+    read = []
+    digest = latents.file_digest
+    monkeypatch.setattr(
+        latents, "file_digest", lambda path: read.append(path.name) or digest(path)
+    )
+    bench.prepare(load_autoencoder=never)
+    assert read == ["moments.npy"], f"only the moments are checked, not the images: {read}"
+    for name in NAMES:
+        age(bench.data / name, 30)
+    bench.prepare(load_autoencoder=never)
+    assert len(read) == 2 + COUNT, "images with new time stamps are compared by their bytes"
+    bench.prepare(load_autoencoder=never)
+    assert len(read) == 3 + COUNT, "the new time stamps were noted"
+
+
+def test_young_files_are_compared_by_their_bytes(bench):
+    path = bench.data / NAMES[3]
+    save(path, 3)
+    status = path.stat()
+    bench.prepare()
+    save(path, 99)
+    assert path.stat().st_size == status.st_size, "the test needs an equal size"
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    bench.check(bench.prepare())
+
+
+def test_opens_a_cache_that_cannot_be_written(bench, monkeypatch):
+    bench.prepare()
+    monkeypatch.setattr(latents, "write_json", never)
+    monkeypatch.setattr(latents, "_alone", never)
+    bench.check(bench.prepare(load_autoencoder=never))
+
+
+def test_mirrored_rows_are_encodings_of_mirrored_images(bench):
+    cache = bench.prepare(mirrored=True)
+    assert len(cache.moments) == 2 * COUNT, "every image has two rows"
+    assert cache.row(3, True) == COUNT + 3, "mirrored copies stand behind all images"
+    bench.check(cache)
+    bench.check(cache, mirrored=True)
+    both = cache.gather([cache.row(0), cache.row(0, True)])[0]
+    assert np.abs(both[0, :, ::-1] - both[1]).max() > 1e-3, (
+        "the test must tell mirrored moments from moments of the mirrored image"
+    )
+    with pytest.raises(UserError, match="without mirrored"):
+        LatentsCache(NAMES, cache.moments, False).row(0, True)
+
+
+def test_gather_serves_tensorflow(bench):
+    import tensorflow as tf
+
+    cache = bench.prepare()
+    rows = tf.data.Dataset.range(COUNT).shuffle(COUNT, seed=1).batch(3)
+    parts = rows.map(
+        lambda row: (row, *tf.numpy_function(cache.gather, [row], [tf.float32, tf.float32]))
+    )
+    for row, mean, logvar in parts:
+        kept = cache.moments[row.numpy()].astype(np.float32)
+        together = np.concatenate([mean, logvar], -1)
+        np.testing.assert_array_equal(together, kept, "rows through tf.data")
+
+
+# --- Stale ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vae_digest": "b"}, "made with another autoencoder"),
+        ({"resolution": 24}, "made at resolution 16, not 24"),
+        ({"dtype": "float32"}, "made in float16, not float32"),
+        ({"mirrored": True}, "made without mirrored copies"),
+    ],
+)
+def test_other_settings_are_a_miss(bench, capsys, changes, reason):
+    bench.prepare()
+    capsys.readouterr()
+    bench.prepare(**changes)
+    error = capsys.readouterr().err
+    assert bench.encoded == 3 * (1 + changes.get("mirrored", False)), "all is encoded again"
+    assert f"{bench.cache}: {reason}; 10 of 10 images to encode\n" in error, f"why: {error!r}"
+    bench.prepare(**changes, load_autoencoder=never)
+
+
+def test_another_way_of_reading_images_is_a_miss(bench, capsys, monkeypatch):
+    bench.prepare()
+    monkeypatch.setattr(latents, "TRANSFORM_VERSION", latents.TRANSFORM_VERSION + 1)
+    bench.prepare()
+    assert bench.encoded == 3, "all is encoded again"
+    assert "reading images" in capsys.readouterr().err, "the reason is told"
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_changed_images_alone_are_encoded(bench, capsys, mirrored):
+    bench.prepare(mirrored=mirrored)
+    size = (bench.data / NAMES[5]).stat().st_size
+    save(bench.data / NAMES[5], 77)
+    save(bench.data / "new.png", 78)
+    assert (bench.data / NAMES[5]).stat().st_size == size, "the test needs an equal size"
+    names = ("new.png", *NAMES[1:])
+    capsys.readouterr()
+    cache = bench.prepare(names, mirrored=mirrored)
+    error = capsys.readouterr().err
+    wanted = (
+        "images 1 added (new.png), 1 removed (part-0/00.png), 1 changed (part-1/05.png); "
+        "2 of 10 images to encode"
+    )
+    assert wanted in error, f"every cause is named: {error!r}"
+    assert bench.encoded == 1 + mirrored, "the two new images are one batch, the rest is copied"
+    bench.check(cache, names)
+    if mirrored:
+        bench.check(cache, names, mirrored=True)
+    bench.prepare(names, mirrored=mirrored, load_autoencoder=never)
+
+
+def test_removed_renamed_and_reordered_images_need_no_autoencoder(bench, capsys):
+    bench.prepare()
+    (bench.data / NAMES[2]).rename(bench.data / "zz.png")
+    names = (*NAMES[5:], "zz.png")
+    bench.check(bench.prepare(names, load_autoencoder=never), names)
+    assert "5 removed (part-0/00.png, part-1/01.png, part-0/02.png, ...)" in (
+        error := capsys.readouterr().err
+    ), f"the first names only: {error!r}"
+    names = names[::-1]
+    bench.check(bench.prepare(names, load_autoencoder=never), names)
+    assert "order" in capsys.readouterr().err, "a new order is told"
+
+
+# --- Damaged and half-written ---------------------------------------------------------------
+
+
+def truncate(cache):
+    with open(cache / "moments.npy", "r+b") as stream:
+        stream.truncate(300)
+
+
+def flip_bit(cache):
+    raw = bytearray((cache / "moments.npy").read_bytes())
+    raw[-5] ^= 4
+    (cache / "moments.npy").write_bytes(raw)
+
+
+def another_shape(cache):
+    np.save(cache / "moments.npy", np.zeros((COUNT, 2, 4), np.float16))
+    index = json.loads((cache / "index.json").read_text())
+    index["moments_size"] = (cache / "moments.npy").stat().st_size
+    index["moments_sha256"] = latents.file_digest(cache / "moments.npy")
+    (cache / "index.json").write_text(json.dumps(index))
+
+
+def text_instead(cache):
+    another_shape(cache)
+    index = json.loads((cache / "index.json").read_text())
+    (cache / "moments.npy").write_bytes(b"x" * index["moments_size"])
+    index["moments_sha256"] = latents.file_digest(cache / "moments.npy")
+    (cache / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda cache: (cache / "index.json").unlink(), "half-written"),
+        (lambda cache: (cache / "moments.npy").unlink(), "half-written (no moments)"),
+        (lambda cache: (cache / "index.json").write_bytes(b'{"format": 1, \xff'), "its index is"),
+        (lambda cache: (cache / "index.json").write_text("[]"), "its index is damaged"),
+        (lambda cache: (cache / "index.json").write_text('{"format": 9}'), "another version"),
+        (truncate, "damaged moments file (300 bytes"),
+        (flip_bit, "damaged moments file (its bytes have changed)"),
+        (another_shape, "damaged moments file (it holds float16 (10, 2, 4))"),
+        (text_instead, "damaged moments file"),
+    ],
+)
+def test_damage_is_seen_said_and_mended(bench, capsys, damage, reason):
+    bench.prepare()
+    damage(bench.cache)
+    capsys.readouterr()
+    cache = bench.prepare()
+    error = capsys.readouterr().err
+    assert reason in error, f"the damage is named: {error!r}"
+    assert bench.encoded == 3, "nothing of a damaged cache is used"
+    bench.check(cache)
+
+
+def test_interrupted_encoding_is_never_taken_for_complete(bench, capsys):
+    bench.fail_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        bench.prepare()
+    assert not (bench.cache / "moments.npy").exists(), "no moments under the final name"
+    assert not (bench.cache / "index.json").exists(), "no index"
+    bench.fail_after = None
+    capsys.readouterr()
+    bench.check(bench.prepare())
+    assert bench.encoded == 3, "without noted progress all is encoded again"
+    assert "half-written (an encoding was interrupted)" in capsys.readouterr().err, "why"
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_interrupted_encoding_goes_on(bench, capsys, monkeypatch, mirrored):
+    monkeypatch.setattr(latents, "SAVE_SECONDS", -1)
+    bench.fail_after = 2 * (1 + mirrored)
+    with pytest.raises(KeyboardInterrupt):
+        bench.prepare(mirrored=mirrored)
+    bench.fail_after = None
+    capsys.readouterr()
+    cache = bench.prepare(mirrored=mirrored)
+    assert bench.encoded == 1 + mirrored, "one batch was left"
+    error = capsys.readouterr().err
+    assert "2 of 10 images to encode, 8 were already before" in error, f"it says so: {error!r}"
+    bench.check(cache)
+    if mirrored:
+        bench.check(cache, mirrored=True)
+
+
+def test_progress_on_other_images_is_not_continued(bench, monkeypatch):
+    monkeypatch.setattr(latents, "SAVE_SECONDS", -1)
+    bench.fail_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        bench.prepare()
+    bench.fail_after = None
+    save(bench.data / NAMES[0], 55)
+    bench.check(bench.prepare())
+    assert bench.encoded == 3, "an image that was encoded has changed: all again"
+
+
+def test_interrupted_update_leaves_the_old_cache_whole(bench, monkeypatch):
+    bench.prepare()
+    bench.fail_after = 0
+    with pytest.raises(KeyboardInterrupt):
+        bench.prepare(vae_digest="b")
+    bench.check(bench.prepare(load_autoencoder=never))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from latentddpm.data import latents
+
+data, cache, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+calls = 0
+def encode(images):  # 8 numbers of each quarter; real enough to tell images apart
+    global calls
+    calls += 1
+    if calls == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    quarters = images.reshape(len(images), 2, 8, 2, 8, 3).mean((2, 4))
+    return np.concatenate([quarters, quarters, quarters[..., :2]], -1)
+latents._compiled = lambda autoencoder: encode
+latents.SAVE_SECONDS = -1
+model = SimpleNamespace(downsample_factor=8, latent_channels=4, check_size=lambda *size: None)
+paths = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
+latents.prepare_latents(data, paths, cache, vae_digest="a", load_autoencoder=lambda: model,
+                        resolution=16, batch_size=3, quiet=True)
+assert "keras" not in sys.modules and "tensorflow" not in sys.modules, "not needed here"
+print(calls)
+"""
+
+
+def test_killed_process_leaves_no_lie(bench):
+    def run(cache, kill_at):
+        command = [sys.executable, "-c", KILLED, str(bench.data), str(cache), str(kill_at)]
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=60
+        )
+
+    whole = bench.cache.with_name("whole")
+    done = run(whole, 0)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", ""), f"quiet: {done}"
+    assert run(bench.cache, 3).returncode == -signal.SIGKILL, "the test kills"
+    assert not (bench.cache / "index.json").exists(), "no index before the end"
+    done = run(bench.cache, 0)
+    assert (done.returncode, done.stdout) == (0, "2\n"), f"two of four batches were left: {done}"
+    same = (bench.cache / "moments.npy").read_bytes() == (whole / "moments.npy").read_bytes()
+    assert same, "the same bytes as without the kill"
+
+
+def test_full_disk_is_an_os_error_and_leaves_nothing(bench):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            bench.prepare(quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    left = [path.name for path in bench.cache.iterdir()]
+    assert left == [".lock"], f"nothing unfinished remains: {left}"
+    assert bench.encoded == 0, "it is told before anything is encoded"
+
+
+def test_two_builders_take_turns(bench, capsys):
+    results = []
+    with latents._alone(_made(bench.cache), True):
+        thread = threading.Thread(target=lambda: results.append(bench.prepare()))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive(), "the second waits for the first"
+        assert bench.encoded == 0, "and touches nothing meanwhile"
+    thread.join(30)
+    bench.check(results[0])
+    assert "waiting for another process" in capsys.readouterr().err, "the wait is told"
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+# --- Bad input ------------------------------------------------------------------------------
+
+
+def test_bad_input_is_named(bench, monkeypatch):
+    with pytest.raises(UserError, match=r"dtype: 'float8' .*'float16'"):
+        bench.prepare(dtype="float8")
+    with pytest.raises(UserError, match="no image"):
+        bench.prepare(())
+    with pytest.raises(UserError, match=r"gone\.png: no such file"):
+        bench.prepare((*NAMES, "gone.png"))
+    with pytest.raises(UserError, match="nearest valid: 16 or 24"):
+        bench.prepare(resolution=20)
+    (bench.data / "bad.png").write_bytes((bench.data / NAMES[0]).read_bytes()[:200])
+    with pytest.raises(UserError, match=r"bad\.png: "):
+        bench.prepare((*NAMES, "bad.png"))
+    bench.cache = bench.data / NAMES[0]
+    with pytest.raises(UserError, match="is a file"):
+        bench.prepare()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(np.nan, "not finite"), (7e4, "70000 exceed float16")]
+)
+def test_moments_that_cannot_be_kept_are_refused(bench, monkeypatch, value, reason):
+    def encode(images):
+        moments = np.zeros((len(images), 2, 2, 8), np.float32)
+        moments[1, 0, 0, 0] = value
+        return moments
+
+    monkeypatch.setattr(latents, "_compiled", lambda model: encode)
+    with pytest.raises(UserError, match=f"{NAMES[1]}: .*{reason}"):
+        bench.prepare()
+    assert not (bench.cache / "index.json").exists(), "nothing is left to be trusted"
+
+
+def test_quiet_is_silent(bench, capsys):
+    bench.prepare(quiet=True)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == "", f"not a word: {captured}"
+
+
+def test_user_files_in_the_cache_folder_stay(bench):
+    bench.cache = bench.data  # the worst choice
+    bench.prepare()
+    bench.prepare(vae_digest="b")
+    for name in NAMES:
+        assert (bench.data / name).is_file(), f"{name} was deleted"

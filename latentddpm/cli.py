@@ -8,7 +8,6 @@ codes: 0 done, 1 the system failed (disk, permission), 2 the input was wrong.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import click
 
 from latentddpm import __version__
 from latentddpm.errors import UserError
+from latentddpm.startup import import_keras
 
 FOLDER = click.Path(path_type=Path)
 
@@ -41,7 +41,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("--traceback", is_flag=True, help="Show where an error came from.")
     @functools.wraps(function)
     def run(*args: Any, traceback: bool, **kwargs: Any) -> None:
-        _prepare_environment()
+        warnings.showwarning = _show_warning
         try:
             function(*args, **kwargs)
         except (UserError, OSError, ArithmeticError) as error:
@@ -100,6 +100,7 @@ def train_vae(
     from latentddpm.config import AutoencoderRun, dump_config, load_config
 
     settings = load_config(AutoencoderRun, config, overrides)
+    import_keras()
     from latentddpm.training import autoencoder
 
     if dry_run:
@@ -136,6 +137,7 @@ def train_diffusion(
     from latentddpm.config import DiffusionRun, dump_config, load_config
 
     settings = load_config(DiffusionRun, config, overrides)
+    import_keras()
     from latentddpm.training import diffusion
 
     if dry_run:
@@ -167,6 +169,7 @@ def encode(
     quiet: bool,
 ) -> None:
     """Encode a folder of images into a latents cache for train-diffusion."""
+    import_keras()
     from latentddpm.training.encode import encode_folder
 
     cache = encode_folder(
@@ -208,6 +211,7 @@ def generate(quiet: bool, timing: bool, **options: Any) -> None:
 @command
 def export(model: Path, kind: str, out: Path, quiet: bool) -> None:
     """Write a model for other programs, checked against the original."""
+    import_keras()
     from latentddpm.interop.export import export as write
     from latentddpm.pipeline import LatentDiffusion
 
@@ -225,14 +229,6 @@ def info(path: Path, quiet: bool) -> None:
     from latentddpm.commands import describe
 
     click.echo(describe(path))
-
-
-def _prepare_environment() -> None:
-    """Defaults of the command line only; the library leaves the process as it finds it."""
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    warnings.showwarning = _show_warning
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:

@@ -17,6 +17,7 @@ from latentddpm.errors import UserError
 from latentddpm.modelfolder import ModelFolder, find_model, read_model_folder, ready_models
 from latentddpm.pictures import grid as make_grid
 from latentddpm.pictures import read_metadata, save_png
+from latentddpm.startup import import_keras
 from latentddpm.timing import collect, timed
 
 DEFAULT_MODEL = "emoji-64"
@@ -71,6 +72,7 @@ def generate_images(
                 f"{folder.path} is {folder.digest}; give its own with --model"
             )
         with timed("import Keras"):
+            import_keras()
             from latentddpm.pipeline import LatentDiffusion, image_seeds
         with timed("load model"):
             pipeline = LatentDiffusion.load(folder.path)

@@ -58,7 +58,7 @@ def check_layer(cls, kwargs, inputs, tmp_path, gradient_free=()):
     check_gradients(layer, inputs, gradient_free)
     model.compile("sgd", loss="mse", run_eagerly=True)
     history = model.fit(inputs, np.zeros_like(outputs), batch_size=len(outputs), verbose=0)
-    assert np.isfinite(history.history["loss"][0]), f"{name}: the loss of one fit step is no number"
+    assert np.isfinite(history.history["loss"][0]), f"{name}: one fit step gave no finite loss"
 
     # Precision: computes in the policy's type, keeps its weights in float32, close to float32.
     mixed = cls(**kwargs, dtype="mixed_bfloat16")
@@ -70,7 +70,7 @@ def check_layer(cls, kwargs, inputs, tmp_path, gradient_free=()):
     stored = {weight.path: weight.dtype for weight in mixed.weights if weight.dtype != "float32"}
     assert not stored, f"{name}: weights not kept in float32 under mixed_bfloat16: {stored}"
     error = np.abs(np.asarray(half, "float32") - full).max() / np.abs(full).max()
-    assert error < 0.05, f"{name}: mixed_bfloat16 is {error:.3f} off float32, relative to its range"
+    assert error < 0.05, f"{name}: mixed_bfloat16 is {error:.3f} of its range off"
     again = cls.from_config(mixed.get_config())
     assert again.dtype_policy.name == "mixed_bfloat16", f"{name}: the config forgets its policy"
     return layer

@@ -136,7 +136,7 @@ def test_a_posterior_sample_is_mean_plus_sigma_noise(autoencoder):
     mean, logvar, noise = (normal(2, 4, 6, 3, seed=seed) for seed in range(3))
     expected = (mean + np.exp(logvar / 2) * noise) * 0.7
     np.testing.assert_allclose(
-        autoencoder.to_latents(mean, logvar, noise), expected, rtol=1e-5, err_msg="wrong sample"
+        autoencoder.to_latents(mean, logvar, noise), expected, atol=1e-6, err_msg="wrong sample"
     )
     mode = autoencoder.to_latents(mean, logvar)
     np.testing.assert_allclose(mode, mean * 0.7, rtol=1e-6, err_msg="not the mode without noise")
@@ -190,7 +190,7 @@ def test_a_size_that_does_not_divide_is_refused(size, words):
 
 
 def test_kl_is_its_closed_form():
-    """Per element 1/2 (mu^2 + sigma^2 - 1 - log sigma^2), summed over an image, mean over images."""
+    """Half of mu^2 + sigma^2 - 1 - log sigma^2, summed over an image, mean over images."""
     mean, logvar = normal(3, 2, 4, 3), normal(3, 2, 4, 3, seed=1)
     terms = 0.5 * (mean.astype("float64") ** 2 + np.exp(logvar.astype("float64")) - 1 - logvar)
     expected = terms.sum() / 3
@@ -303,7 +303,7 @@ print(json.dumps(model.get_config()))
 def test_an_archive_loads_in_a_fresh_process(tmp_path):
     model = tiny(dtype="float32")
     images = pictures(2, 8, 12, 3)
-    model.compile("adamw", reconstruction_loss="l2")
+    model.compile("adamw", reconstruction_loss="l2", run_eagerly=True)
     model.fit({"images": images, "noise": normal(2, 4, 6, 3)}, verbose=0)
     model.scaling_factor, model.latent_statistics = 0.25, {"count": 2, "channel_std": [1, 2, 3.5]}
     model.save(tmp_path / "vae.keras")
@@ -342,18 +342,19 @@ def test_it_overfits_four_images(emoji_folder):
     model = tiny(channel_multipliers=(1, 2))
     model.compile(keras.optimizers.AdamW(1e-2), reconstruction_loss="l1", kl_weight=1e-6)
     before = model.evaluate({"images": images}, verbose=0, return_dict=True)
-    model.fit(dataset(images, normal(4, 8, 8, 3), 60), epochs=1, verbose=0)
+    model.fit(dataset(images, normal(4, 8, 8, 3), 60), verbose=0, shuffle=False)
     after = model.evaluate({"images": images}, verbose=0, return_dict=True)
     for name in ("loss", "mse"):
         factor = before[name] / after[name]
+        print(name, factor)
         expected = {"loss": 3, "mse": 10}[name]
         assert factor > expected, f"{name} fell by {factor:.1f}, expected over {expected}"
 
 
-def trained(seed, **compile_arguments):
+def trained(seed):
     model = tiny(seed)
-    model.compile(keras.optimizers.AdamW(1e-3), **compile_arguments)
-    model.fit(dataset(pictures(2, 8, 16, 3), normal(2, 4, 8, 3), 3), verbose=0)
+    model.compile(keras.optimizers.AdamW(1e-3), run_eagerly=True)
+    model.fit(dataset(pictures(2, 8, 16, 3), normal(2, 4, 8, 3), 3), verbose=0, shuffle=False)
     return model.get_weights()
 
 
@@ -377,9 +378,10 @@ def test_bfloat16_keeps_the_border_in_float32():
     error = np.abs(rough - precise).max()
     assert 0 < error < 0.1, f"bfloat16 is {error:.4f} off float32, expected a little, under 0.1"
     config = keras.saving.serialize_keras_object(model)
-    assert keras.saving.deserialize_keras_object(config).encoder.get_layer(
-        "conv_in"
-    ).compute_dtype == "bfloat16", "the precision is lost in the config"
+    assert (
+        keras.saving.deserialize_keras_object(config).encoder.get_layer("conv_in").compute_dtype
+        == "bfloat16"
+    ), "the precision is lost in the config"
 
 
 def test_two_replicas_train_as_one():
@@ -390,17 +392,17 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from latentddpm.models.autoencoder import Autoencoder
 rng = np.random.default_rng(0)
-batch = {"images": rng.uniform(-1, 1, (4, 8, 8, 3)), "noise": rng.normal(size=(4, 4, 4, 3))}
+batch = {"images": rng.uniform(-1, 1, (4, 8, 8, 3)), "noise": rng.normal(size=(4, 8, 8, 3))}
 batch = {key: value.astype("float32") for key, value in batch.items()}
 results = []
 for strategy in (tf.distribute.OneDeviceStrategy("CPU:0"), tf.distribute.MirroredStrategy(
     ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())):
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = Autoencoder(8, (1, 2), 1, 3, norm_groups=4)
+        model = Autoencoder(8, (1,), 1, 3, norm_groups=4)
         model.compile(keras.optimizers.SGD(0.1), kl_weight=0.01)
     data = tf.data.Dataset.from_tensor_slices(batch).batch(4).repeat(2)
-    history = model.fit(data, verbose=0).history
+    history = model.fit(data, verbose=0, shuffle=False).history
     results.append((history, model.get_weights()))
 (one, first), (two, second) = results
 for key in one:

@@ -206,7 +206,7 @@ def test_dropout_acts_in_training_only():
     images = normal(2, 6, 4, 8)
     first, second = block(images), block(images)
     np.testing.assert_array_equal(first, second, err_msg="inference is not deterministic")
-    assert np.abs(block(images, training=True) - first).max() > 0, "dropout did nothing in training"
+    assert np.abs(block(images, training=True) - first).max() > 0, "dropout did nothing"
 
 
 # --- AttentionBlock ------------------------------------------------------------------------
@@ -251,7 +251,9 @@ def test_softmax_runs_in_float32_under_bfloat16():
     graph = tf.function(lambda q, k, v: attention(q, k, v, 2)).get_concrete_function(*[array] * 3)
     types = [op.inputs[0].dtype for op in graph.graph.get_operations() if op.type == "Softmax"]
     assert types == [tf.float32], f"expected one float32 softmax, got {types}"
-    assert graph.outputs[0].dtype == tf.bfloat16, f"expected bfloat16, got {graph.outputs[0].dtype}"
+    assert graph.outputs[0].dtype == tf.bfloat16, (
+        f"expected bfloat16, got {graph.outputs[0].dtype}"
+    )
 
 
 def test_zero_init_makes_attention_the_identity():

@@ -104,9 +104,12 @@ def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int)
     if text_encoder is None:
         return unet
     inputs = {
-        "noisy_latents": keras.Input(unet.input["noisy_latents"].shape[1:], dtype="float32"),
-        "timesteps": keras.Input((), dtype="int32"),
-        "token_ids": keras.Input((context_length,), dtype="int32"),
+        name: keras.Input(shape, dtype=dtype, name=name)
+        for name, shape, dtype in (
+            ("noisy_latents", unet.input["noisy_latents"].shape[1:], "float32"),
+            ("timesteps", (), "int32"),
+            ("token_ids", (context_length,), "int32"),
+        )
     }
     context = text_encoder({"token_ids": inputs["token_ids"]})
     prediction = unet(

@@ -187,6 +187,7 @@ def encode(
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
 @click.option("--steps", type=int, help="Sampler steps [default: the model's].")
 @click.option("--sampler", help="ddim or ddpm [default: the model's].")
+@click.option("--timestep-spacing", help="leading, trailing, linspace [default: the model's].")
 @click.option("--guidance-scale", type=float, help="1 = none [default: the model's].")
 @click.option("--height", type=int, help="Pixels [default: the model's].")
 @click.option("--width", type=int, help="Pixels [default: the model's].")

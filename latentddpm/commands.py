@@ -26,6 +26,7 @@ REMEMBERED = (
     "seed",
     "num_steps",
     "sampler",
+    "timestep_spacing",
     "guidance_scale",
     "height",
     "width",

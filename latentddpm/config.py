@@ -120,12 +120,16 @@ class DiffusionTraining(TrainingConfig):
 
 
 class SamplesConfig(Section):
-    """The grid drawn at every validation, always of the same prompts and seeds."""
+    """The grid drawn at every validation, always of the same prompts and seeds.
+
+    Sampler, spacing, steps and guidance become the finished model's defaults.
+    """
 
     prompts: list[str] = Field([], description="none: captions of the data, spread evenly")
     images_per_prompt: int = Field(4, gt=0)
     num_steps: int = Field(30, gt=0)
     sampler: str = "ddim"
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing"
     guidance_scale: float = Field(4.0, ge=0)
     seed: int = Field(0, ge=0)
 

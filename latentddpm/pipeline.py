@@ -40,7 +40,12 @@ from latentddpm.models.unet import UNet
 from latentddpm.pictures import to_pixels
 from latentddpm.timing import timed
 
-DEFAULTS = {"num_steps": 30, "sampler": "ddim", "guidance_scale": 5.0}
+DEFAULTS = {
+    "num_steps": 30,
+    "sampler": "ddim",
+    "timestep_spacing": "trailing",
+    "guidance_scale": 4.0,
+}
 MAX_SEED = 2**63 - 1
 
 
@@ -51,7 +56,7 @@ class LatentDiffusion:
         autoencoder, unet, schedule: the parts.
         text_encoder, tokenizer: both or neither; None for an unconditional model.
         image_size: (height, width) drawn by default, the size it was trained at.
-        defaults: of `generate`: `num_steps`, `sampler`, `guidance_scale`.
+        defaults: of `generate`, as in `DEFAULTS`.
     """
 
     def __init__(
@@ -139,6 +144,7 @@ class LatentDiffusion:
         seed: int | Sequence[int] | None = None,
         num_steps: int | None = None,
         sampler: str | samplers.Sampler | None = None,
+        timestep_spacing: str | None = None,
         guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -152,7 +158,8 @@ class LatentDiffusion:
             negative_prompt: what guidance leads away from.
             seed: of the first image; image k has seed + k. A list names the seed of each
                 image; None draws one.
-            num_steps, sampler, guidance_scale: None for the model's own defaults.
+            num_steps, sampler, timestep_spacing, guidance_scale: None for the model's own
+                defaults; a `Sampler` made elsewhere brings its steps and spacing along.
             height, width: pixels; None for the size the model was trained at.
             batch_size: images denoised at a time; changes nothing but memory.
             progress: show a bar on stderr.
@@ -170,7 +177,7 @@ class LatentDiffusion:
         prompts = [text for text in prompts for _ in range(num_images)]
         seeds = image_seeds(seed, len(prompts))
         height, width = self._size(height, width)
-        sampler = self._sampler(sampler, num_steps)
+        sampler = self._sampler(sampler, num_steps, timestep_spacing)
         scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
         with timed("text encoder"):
             contexts = self._contexts(prompts, negative_prompt)
@@ -253,14 +260,17 @@ class LatentDiffusion:
         return height, width
 
     def _sampler(
-        self, sampler: str | samplers.Sampler | None, num_steps: int | None
+        self,
+        sampler: str | samplers.Sampler | None,
+        num_steps: int | None,
+        timestep_spacing: str | None,
     ) -> samplers.Sampler:
         if isinstance(sampler, samplers.Sampler):
             return sampler
         return samplers.get(sampler or self.defaults["sampler"])(
             self.schedule,
             self.defaults["num_steps"] if num_steps is None else num_steps,
-            timestep_spacing=self.defaults.get("timestep_spacing", "leading"),
+            timestep_spacing or self.defaults["timestep_spacing"],
         )
 
 

@@ -79,6 +79,18 @@ def test_every_group_norm_has_the_given_epsilon():
         assert not wrong, f"{network.__name__}: epsilon or groups not passed on to {wrong}"
 
 
+def test_the_parts_are_placed_as_in_stable_diffusion():
+    encoder = Encoder(channels=4, norm_groups=2)
+    for level in range(3):
+        down = encoder.get_layer(f"down_{level}_downsample")
+        found = down.kernel, down.stride, down.padding
+        expected = 3, 2, ((0, 1), (0, 1))  # bottom and right only
+        assert found == expected, f"level {level}: down-sampling {found}, expected {expected}"
+    for network in (encoder, Decoder(channels=4, norm_groups=2)):
+        heads = network.get_layer("mid_attention").num_heads
+        assert heads == 1, f"{network.name}: attention has {heads} heads, expected 1"
+
+
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 40), (8, 24)])
 def test_four_levels_make_an_eighth_in_any_shape(height, width):
     model = tiny(channel_multipliers=(1, 1, 2, 2))
@@ -346,7 +358,6 @@ def test_it_overfits_four_images(emoji_folder):
     after = model.evaluate({"images": images}, verbose=0, return_dict=True)
     for name in ("loss", "mse"):
         factor = before[name] / after[name]
-        print(name, factor)
         expected = {"loss": 3, "mse": 10}[name]
         assert factor > expected, f"{name} fell by {factor:.1f}, expected over {expected}"
 

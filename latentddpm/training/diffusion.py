@@ -38,7 +38,7 @@ from latentddpm.models.text import (
 from latentddpm.models.tokenizer import ClipTokenizer
 from latentddpm.models.unet import UNet
 from latentddpm.pictures import grid, save_png
-from latentddpm.pipeline import LatentDiffusion
+from latentddpm.pipeline import DEFAULTS, LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
 from latentddpm.training.loop import (
     in_float32,
@@ -186,11 +186,7 @@ def train_diffusion(
         text_encoder,
         tokenizer,
         size,
-        {
-            "num_steps": config.samples.num_steps,
-            "sampler": config.samples.sampler,
-            "guidance_scale": config.samples.guidance_scale,
-        },
+        {key: getattr(config.samples, key) for key in DEFAULTS},
     )
     prompts = grid_prompts(config, captions)
 

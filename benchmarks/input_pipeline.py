@@ -1,0 +1,131 @@
+"""What the input pipelines deliver alone, beside what a training step takes.
+
+    python benchmarks/input_pipeline.py --data DIR --vae runs/emoji-64-vae [--batch-size 64]
+
+Both sides run in this process, one after the other, on the networks of configs/emoji-64-*.
+Prints JSON: examples a second of each, and their ratio.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+
+from latentddpm.config import AutoencoderRun, DiffusionRun, load_config
+from latentddpm.data import examples, images
+from latentddpm.data.captions import read_captions
+from latentddpm.data.draws import Draws
+from latentddpm.data.latents import prepare_latents
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.models.archive import load_archive
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.latent_space import LatentSpace
+from latentddpm.training import autoencoder, diffusion
+from latentddpm.training.loop import make_optimizer
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+BATCHES = 40
+STEPS = 12
+
+
+def delivered(dataset, batch_size: int) -> float:
+    """Examples a second out of a dataset, after its first two batches."""
+    batches = iter(dataset)
+    for _ in range(2):
+        next(batches)
+    start = time.perf_counter()
+    count = sum(1 for _ in itertools.islice(batches, BATCHES))
+    return count * batch_size / (time.perf_counter() - start)
+
+
+def eaten(model: keras.Model, dataset, batch_size: int) -> float:
+    """Examples a second of `fit` on one batch repeated, median step after two."""
+    ends = []
+    timer = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter())
+    )
+    model.optimizer.build(model.trainable_variables)
+    one = dataset.take(1).cache().repeat(STEPS)
+    model.fit(one, verbose=0, callbacks=[timer], shuffle=False)
+    return batch_size / statistics.median(b - a for a, b in itertools.pairwise(ends[2:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    options = parser.parse_args()
+    paths = [record.path for record in images.scan(options.data, quiet=True).records]
+    report = {}
+
+    config = load_config(AutoencoderRun, CONFIGS / "emoji-64-vae.yaml")
+    batch_size = config.training.batch_size
+    model = autoencoder.build_autoencoder(config)
+    model.compile(make_optimizer(config.training))
+    stream = examples.image_examples(
+        options.data,
+        paths,
+        resolution=config.data.resolution,
+        latent_shape=(8, 8, 4),
+        batch_size=batch_size,
+        draws=Draws(0, "benchmark"),
+        positions=examples.positions(0, None, batch_size),
+        flip=True,
+    )
+    report["train-vae"] = delivered(stream, batch_size), eaten(model, stream, batch_size)
+
+    config = load_config(DiffusionRun, CONFIGS / "emoji-64-diffusion.yaml")
+    batch_size = config.training.batch_size
+    source, vae_config = diffusion.read_vae(options.vae)
+    unet, text_encoder, tokenizer = diffusion.build_networks(config, vae_config)
+    model = diffusion.with_text(unet, text_encoder, tokenizer.context_length)
+    model.compile(make_optimizer(config.training), loss="mse")
+    with tempfile.TemporaryDirectory() as folder:
+        cache = prepare_latents(
+            options.data,
+            paths,
+            Path(folder, "latents"),
+            vae_digest=source.parts["vae"]["digest"],
+            load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),
+            resolution=config.data.resolution,
+        )
+        captions = read_captions(options.data, paths, config.data.caption_templates)
+        stream = examples.diffusion_examples(
+            cache,
+            range(len(paths)),
+            NoiseSchedule(**config.schedule.model_dump()),
+            LatentSpace(vae_config["scaling_factor"]),
+            batch_size=batch_size,
+            draws=Draws(0, "benchmark"),
+            positions=examples.positions(0, None, batch_size),
+            tokens=examples.tokenize_captions(captions, tokenizer),
+            condition_dropout=0.1,
+        )
+        report["train-diffusion"] = delivered(stream, batch_size), eaten(model, stream, batch_size)
+
+    print(
+        json.dumps(
+            {
+                name: {
+                    "pipeline_examples_per_second": round(given, 1),
+                    "training_examples_per_second": round(taken, 1),
+                    "ratio": round(given / taken, 1),
+                }
+                for name, (given, taken) in report.items()
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -141,6 +141,7 @@ def train_diffusion(
     from latentddpm.training import diffusion
 
     if dry_run:
+        diffusion.build_schedule(settings)
         unet, text_encoder, _ = diffusion.build_networks(settings, diffusion.read_vae(vae)[1])
         click.echo(dump_config(settings), nl=False)
         _echo_sizes(unet=unet, text_encoder=text_encoder)

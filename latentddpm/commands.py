@@ -32,6 +32,18 @@ REMEMBERED = (
     "width",
     "num_images",
 )
+# Of the metadata that `--from` needs, and that it may find.
+MAKING = {"prompts": list, "seed": int, "model_digest": str}
+OTHER_MAKING = {
+    "model": str,
+    "negative_prompt": str,
+    "num_steps": int,
+    "sampler": str,
+    "guidance_scale": (int, float),
+    "height": int,
+    "width": int,
+    "num_images": int,
+}
 
 
 def generate_images(
@@ -54,16 +66,21 @@ def generate_images(
         options: those of `REMEMBERED` beside `steps`, None where not given.
     """
     options["num_steps"] = steps
-    remembered = read_metadata(source) if source else {}
+    remembered, original = {}, None
     if source:
-        _check_version(source, remembered)
+        remembered = read_metadata(source)
+        _check_metadata(source, remembered)
+        with Image.open(source) as image:
+            original = np.asarray(image.convert("RGB"))  # `out` may be the same file
         options = {k: remembered.get(k) if v is None else v for k, v in options.items()}
         prompts = prompts or tuple(remembered.get("prompts", ()))
         grid = grid or remembered.get("grid", False)
-    elif not prompts:
-        prompts = ("",)
+    prompts = prompts or ("",)
     options["negative_prompt"] = options["negative_prompt"] or ""
     options["num_images"] = 1 if options["num_images"] is None else options["num_images"]
+    if options["num_images"] < 1:
+        raise UserError(f"--num-images: {options['num_images']}, expected at least 1")
+    _check_out(out, 1 if grid else len(prompts) * options["num_images"])
 
     with collect() as spent:
         folder = read_model_folder(model or remembered.get("model") or DEFAULT_MODEL)
@@ -81,9 +98,8 @@ def generate_images(
             key: pipeline.defaults[key] if key in pipeline.defaults and value is None else value
             for key, value in options.items()
         }
-        if pipeline.image_size:
-            settings["height"] = settings["height"] or pipeline.image_size[0]
-            settings["width"] = settings["width"] or pipeline.image_size[1]
+        for key, side in zip(("height", "width"), pipeline.image_size or (), strict=False):
+            settings[key] = side if settings[key] is None else settings[key]
         count = len(prompts) * settings["num_images"]
         seeds = image_seeds(settings.pop("seed"), count)
         targets = _targets(out, prompts, seeds, settings["num_images"], grid)
@@ -111,17 +127,32 @@ def generate_images(
             for target, pixels, record in zip(targets, pictures, records, strict=True):
                 save_png(target, pixels, record)
     if source and not quiet:
-        print(_comparison(source, pictures[0]), file=sys.stderr)
+        print(_comparison(source, original, pictures[0]), file=sys.stderr)
     if timing:
         for name, seconds in spent.items():
             print(f"{seconds:8.2f} s  {name}", file=sys.stderr)
     return targets
 
 
-def _check_version(source: Path, metadata: dict[str, Any]) -> None:
-    missing = [key for key in ("prompts", "seed", "model_digest") if key not in metadata]
-    if missing:
-        raise UserError(f"{source}: its metadata has no {missing[0]}")
+def _check_metadata(source: Path, metadata: Any) -> None:
+    """Refuse a file whose making cannot be repeated: anyone can write a PNG."""
+    for key in MAKING:
+        if not isinstance(metadata, dict) or key not in metadata:
+            raise UserError(f"{source}: its metadata has no {key}")
+    for key, kind in {**MAKING, **OTHER_MAKING}.items():
+        value = metadata.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UserError(f"{source}: its metadata has {key}: {value!r}")
+
+
+def _check_out(out: Path | None, count: int) -> None:
+    """Refuse a name for `count` pictures that is not a folder or one PNG."""
+    if out is None or not out.suffix or out.is_dir():
+        return
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: images are written as .png; name a .png file or a folder")
+    if count > 1:
+        raise UserError(f"{out}: one file for {count} images; name a folder, or --grid")
 
 
 def _targets(
@@ -132,15 +163,9 @@ def _targets(
     names = [f"{_slug(text)}-{seed}.png" for text, seed in zip(each, seeds, strict=True)]
     if grid:
         names = [f"{_slug(prompts[0])}-{seeds[0]}-grid.png"]
-    if out is None:
-        return [Path(name) for name in names]
-    if out.suffix.lower() == ".png":
-        if len(names) > 1:
-            raise UserError(f"{out}: one file for {len(names)} images; name a folder, or --grid")
+    if out is not None and out.suffix and not out.is_dir():
         return [out]
-    if out.suffix:
-        raise UserError(f"{out}: images are written as .png; name a .png file or a folder")
-    return [out / name for name in names]
+    return [(out or Path()) / name for name in names]
 
 
 def _slug(text: str) -> str:
@@ -154,12 +179,10 @@ def _model_name(folder: ModelFolder) -> str:
     return str(folder.path)
 
 
-def _comparison(source: Path, pixels: np.ndarray) -> str:
-    with Image.open(source) as image:
-        original = np.asarray(image.convert("RGB")).astype(int)
+def _comparison(source: Path, original: np.ndarray, pixels: np.ndarray) -> str:
     if original.shape != pixels.shape:
         return f"another size than {source}"
-    largest = int(np.abs(original - pixels).max())
+    largest = int(np.abs(original.astype(int) - pixels).max())
     if largest == 0:
         return f"every pixel as in {source}"
     return f"differs from {source} by at most {largest} of 255"
@@ -167,7 +190,7 @@ def _comparison(source: Path, pixels: np.ndarray) -> str:
 
 def describe(path: Path) -> str:
     """A readable account of a PNG made here, a model folder or a run."""
-    if path.is_file():
+    if path.is_file() or path.suffix.lower() == ".png":
         return json.dumps(read_metadata(path), indent=2, ensure_ascii=False)
     if (path / "log.jsonl").is_file():
         return "\n".join(_describe_run(path))
@@ -187,7 +210,7 @@ def _describe_model(folder: ModelFolder) -> Iterable[str]:
 
 
 def _describe_run(path: Path) -> Iterable[str]:
-    lines = [json.loads(line) for line in (path / "log.jsonl").read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for line in _whole_lines(path / "log.jsonl")]
     trained = [line for line in lines if "loss" in line]
     checked = [line for line in lines if "validation_loss" in line]
     yield f"run        {path}"
@@ -201,3 +224,9 @@ def _describe_run(path: Path) -> Iterable[str]:
             f"{key.removeprefix('validation_')} {value:.5g}" for key, value in values.items()
         )
     yield f"model      {'finished' if (path / 'model').is_dir() else 'not finished'}"
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a log, without one that a killed run left half written."""
+    *lines, _ = path.read_text("utf-8").split("\n")
+    return lines

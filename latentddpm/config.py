@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -22,7 +22,10 @@ from latentddpm.errors import UserError, nearest
 class Section(pydantic.BaseModel):
     """A group of settings; keys that are not named here are refused."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", validate_default=True)
+    model_config = pydantic.ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+Multipliers = Annotated[list[pydantic.PositiveInt], Field(min_length=1)]
 
 
 class DataConfig(Section):
@@ -43,7 +46,7 @@ class AutoencoderConfig(Section):
     """Sizes of the first stage; the defaults are Stable Diffusion's."""
 
     channels: int = Field(128, gt=0)
-    channel_multipliers: list[int] = [1, 2, 4, 4]
+    channel_multipliers: Multipliers = [1, 2, 4, 4]
     num_res_blocks: int = Field(2, gt=0)
     latent_channels: int = Field(4, gt=0)
     norm_groups: int = Field(32, gt=0)
@@ -53,7 +56,7 @@ class UNetConfig(Section):
     """Sizes of the denoiser; the defaults train on one GPU (about 60 M parameters)."""
 
     channels: int = Field(128, gt=0)
-    channel_multipliers: list[int] = [1, 2, 3, 4]
+    channel_multipliers: Multipliers = [1, 2, 3, 4]
     num_res_blocks: int = Field(2, gt=0)
     attention_levels: list[int] = [1, 2, 3]
     num_heads: int = Field(8, gt=0)
@@ -211,8 +214,8 @@ def _override(settings: dict[str, Any], override: str) -> None:
         settings[name] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
-    if isinstance(settings[name], str):
-        # YAML 1.1 reads 1e-4 as a string, people mean a number.
+    if isinstance(settings[name], str) and text.strip()[0] not in "'\"":
+        # YAML 1.1 reads 1e-4 as a string, people mean a number (and quote what is none).
         with contextlib.suppress(ValueError):
             settings[name] = float(settings[name])
 

@@ -23,6 +23,7 @@ FORMAT = 1
 MANIFEST = "pipeline.json"
 FILES = {"vae": "vae.keras", "unet": "unet.keras", "text_encoder": "text_encoder.keras"}
 TOKENIZER = "tokenizer"
+ENTRY = {"file": str, "bytes": int, "sha256": str, "digest": str}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def find_model(path: str | Path) -> Path:
         UserError: none of these.
     """
     path = Path(path)
-    candidates = (path, path / "model", *(root / path.name for root in ready_models()))
+    candidates = [path, path / "model"]
+    if path.parts[:-1] in ((), ("weights",)):
+        candidates += [root / path.name for root in ready_models()]
     for candidate in candidates:
         if (candidate / MANIFEST).is_file():
             return candidate
@@ -99,22 +102,26 @@ def read_model_folder(path: str | Path) -> ModelFolder:
     path = find_model(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-        version = manifest["format"]
+        if manifest["format"] != FORMAT:
+            raise UserError(f"format {manifest['format']}, this version reads {FORMAT}")
         parts = dict(manifest["parts"])
         size = manifest.get("image_size")
         folder = ModelFolder(
             path,
             parts,
             manifest.get("schedule"),
-            tuple(size) if size else None,
-            manifest.get("defaults", {}),
+            tuple(map(int, size)) if size else None,
+            dict(manifest.get("defaults", {})),
         )
+        for name, part in parts.items():
+            _check_entry(name, part)
+    except UserError as error:
+        raise UserError(f"{path / MANIFEST}: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / MANIFEST}: malformed ({error})") from None
-    if version != FORMAT:
-        raise UserError(f"{path / MANIFEST}: format {version}, this version reads {FORMAT}")
-    for name, part in parts.items():
-        _check_part(path, name, part)
+        reason = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path / MANIFEST}: malformed ({reason})") from None
+    for part in parts.values():
+        _check_file(path, part)
     expected = parts.get("unet", {}).get("vae_digest")
     if expected and expected != parts.get("vae", {}).get("digest"):
         raise UserError(
@@ -125,9 +132,17 @@ def read_model_folder(path: str | Path) -> ModelFolder:
     return folder
 
 
-def _check_part(path: Path, name: str, part: dict[str, Any]) -> None:
-    if name not in FILES or os.path.basename(part.get("file", "")) != part.get("file"):
-        raise UserError(f"{path / MANIFEST}: part {name!r} is not known")
+def _check_entry(name: str, part: dict[str, Any]) -> None:
+    if name not in FILES:
+        raise UserError(f"part {name!r} is not known; expected some of {', '.join(FILES)}")
+    for key, kind in ENTRY.items():
+        if not isinstance(part[key], kind):
+            raise TypeError(f"{name}.{key}: {part[key]!r}")
+    if os.path.basename(part["file"]) != part["file"]:
+        raise UserError(f"{name}.file: {part['file']!r} is not the name of a file in the folder")
+
+
+def _check_file(path: Path, part: dict[str, Any]) -> None:
     file = path / part["file"]
     if not file.is_file():
         raise UserError(f"{file}: missing, but named in {MANIFEST}")

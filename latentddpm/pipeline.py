@@ -25,6 +25,7 @@ from latentddpm.errors import UserError
 from latentddpm.files import atomic_folder
 from latentddpm.modelfolder import (
     FILES,
+    MANIFEST,
     TOKENIZER,
     ModelFolder,
     describe_part,
@@ -106,9 +107,14 @@ class LatentDiffusion:
     def save(self, folder: str | Path, storage: str = "float32") -> ModelFolder:
         """Write the model folder, atomically; `storage` "float16" halves the files.
 
-        A model card (`README.md`) that stands in the folder is kept.
+        A model folder that stands there is replaced, but for its model card (`README.md`).
+
+        Raises:
+            UserError: the folder holds something else than a model.
         """
         folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+            raise UserError(f"{folder}: holds other files and no {MANIFEST}; name a new folder")
         parts = {"vae": self.autoencoder, "unet": self.unet, "text_encoder": self.text_encoder}
         vae_digest = weights_digest(self.autoencoder)
         with atomic_folder(folder) as staged:
@@ -174,6 +180,8 @@ class LatentDiffusion:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images < 1 or not prompts:
             raise UserError(f"num_images: {num_images}, expected at least 1 image and 1 prompt")
+        if batch_size < 1:
+            raise UserError(f"batch_size: {batch_size}, expected at least 1")
         prompts = [text for text in prompts for _ in range(num_images)]
         seeds = image_seeds(seed, len(prompts))
         height, width = self._size(height, width)
@@ -245,7 +253,8 @@ class LatentDiffusion:
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         default = self.image_size or (None, None)
-        height, width = height or default[0], width or default[1]
+        height = default[0] if height is None else height
+        width = default[1] if width is None else width
         if height is None or width is None:
             raise UserError("height and width: this model names no size of its own; give both")
         self.autoencoder.check_size(height, width)

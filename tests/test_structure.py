@@ -21,7 +21,7 @@ PACKAGE = Path(latentddpm.__file__).parent
 # its module and for all modules below it that no longer name claims.
 FLOW = [
     # What everything stands on.
-    ["errors", "files", "config", "timing"],
+    ["errors", "files", "config", "timing", "startup"],
     # Pictures and words as they lie on disk.
     ["pictures", "data.images", "data.captions", "data.split", "data.doctor"],
     ["data.draws"],

@@ -471,18 +471,8 @@ def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
-    """`encode` as a compiled step on the Keras backend in use: images → moments."""
-    import keras
-
-    class Moments(keras.Model):
-        def __init__(self) -> None:
-            super().__init__(dtype="float32", autocast=False)
-            self.autoencoder = autoencoder
-
-        def call(self, images: Any) -> Any:
-            return keras.ops.concatenate(self.autoencoder.encode(images), axis=-1)
-
-    return Moments().predict_on_batch
+    """Images → moments, mean and logvar side by side."""
+    return lambda images: np.concatenate(autoencoder.encode_on_batch(images), axis=-1)
 
 
 def _stored(moments: np.ndarray, dtype: str, names: Sequence[str]) -> np.ndarray:

@@ -7,8 +7,7 @@ The SavedModel needs no latentddpm to run. Its endpoints, each with a free batch
     decode(latents)                                 → images; latents are scaled
     encode_text(token_ids)                          → context
 
-What is written is loaded again and compared with the model it came from before it takes its
-name.
+A SavedModel is loaded again and compared with the model it came from before it takes its name.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ def export(model: LatentDiffusion, out: str | Path, format: str) -> dict[str, fl
     Raises:
         UserError: an unknown format, or `out` exists.
         ArithmeticError: what was written does not compute what the model does.
+        OSError: the disk is full, or the folder cannot be written.
     """
     check_choice("format", format, FORMATS)
     out = Path(out)
@@ -61,7 +61,10 @@ def save_saved_model(model: LatentDiffusion, out: Path) -> dict[str, float]:
     for name, (function, signature) in functions.items():
         archive.add_endpoint(name, function, signature)
     with atomic_folder(out) as staged:
-        archive.write_out(str(staged), verbose=False)
+        try:
+            archive.write_out(str(staged), verbose=False)
+        except tf.errors.OpError as error:
+            raise OSError(f"{out}: {error.message}") from None
         differences = compare(staged, model, functions)
     return differences
 

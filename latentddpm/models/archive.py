@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,19 @@ def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
             if members["config.json"].file_size > MAX_CONFIG_BYTES:
                 raise UserError(f"{path}: config.json is too large; refused")
             config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    # RuntimeError: an encrypted member, an unknown compression, JSON nested without end.
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
         raise UserError(f"{path}: not a .keras archive: {_one_line(error)}") from None
     expected = keras.saving.get_registered_name(kind)
-    found = config.get("registered_name") if isinstance(config, dict) else None
+    found = None
+    if isinstance(config, dict):
+        found = config.get("registered_name") or config.get("class_name")
     if found != expected:
-        raise UserError(f"{path}: holds {found!r}, expected {expected!r}")
+        raise UserError(f"{path}: holds {str(found)[:100]!r}, expected {expected!r}")
+    if not isinstance(config.get("config"), dict):
+        raise UserError(f"{path}: not a .keras archive: config.json lacks its arguments")
     return config["config"]
 
 

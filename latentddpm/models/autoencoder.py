@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from latentddpm.errors import UserError, check_choice
@@ -195,6 +196,10 @@ class Autoencoder(keras.Model):
         kwargs.setdefault("name", "autoencoder")
         # Images, noise and losses stay float32; the networks cast at their own doors.
         super().__init__(autocast=False, **kwargs)
+        if not channel_multipliers:
+            raise ValueError("channel_multipliers: empty, expected one number a level")
+        if not scaling_factor > 0:
+            raise ValueError(f"scaling_factor={scaling_factor}, expected a positive number")
         self.channels = channels
         self.channel_multipliers = tuple(channel_multipliers)
         self.num_res_blocks = num_res_blocks
@@ -223,15 +228,17 @@ class Autoencoder(keras.Model):
         """Pixels per latent position along a side: 8 with four levels."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, height: int | None, width: int | None) -> None:
         """Refuse sizes that do not become a whole number of latent positions.
+
+        A size that is not known yet (None, in a graph) passes.
 
         Raises:
             UserError: naming the nearest valid sizes.
         """
         factor = self.downsample_factor
         for name, size in (("height", height), ("width", width)):
-            if size < factor or size % factor:
+            if size is not None and (size < factor or size % factor):
                 near = sorted({max(size // factor, 1) * factor, (size // factor + 1) * factor})
                 raise UserError(
                     f"{name} {size} is not a multiple of the autoencoder's downsample factor "
@@ -247,6 +254,7 @@ class Autoencoder(keras.Model):
         return {"reconstruction": reconstruction, "mean": mean, "logvar": logvar}
 
     def _moments(self, images: Any, training: bool | None = None) -> tuple[Any, Any]:
+        self.check_size(*images.shape[1:3])
         mean, logvar = ops.split(self.encoder(images, training=training), 2, axis=-1)
         return mean, ops.clip(logvar, *LOGVAR_RANGE)
 
@@ -254,10 +262,22 @@ class Autoencoder(keras.Model):
         """Images (B, H, W, 3) in [-1, 1] → mean and logvar, (B, h, w, c) each, unscaled.
 
         Raises:
-            UserError: height or width is not a multiple of `downsample_factor`.
+            UserError: not a batch of floating point images, or a height or width that is not a
+                multiple of `downsample_factor`.
         """
-        self.check_size(*images.shape[1:3])
+        dtype = keras.backend.standardize_dtype(images.dtype)
+        if len(images.shape) != 4 or "float" not in dtype:
+            raise UserError(
+                f"images: {dtype} {tuple(images.shape)}, expected floating point (B, H, W, "
+                f"{self.image_channels}) in [-1, 1]"
+            )
         return self._moments(ops.convert_to_tensor(images, "float32"))
+
+    def encode_on_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` as a compiled step, for loops over many images of one shape."""
+        self.check_size(*images.shape[1:3])
+        mean, logvar = np.split(self.encoder.predict_on_batch(images), 2, axis=-1)
+        return mean, np.clip(logvar, *LOGVAR_RANGE)
 
     def to_latents(self, mean: Any, logvar: Any = None, noise: Any = None) -> Any:
         """Scaled latents: the mode, or with `logvar` and `noise` a posterior sample."""

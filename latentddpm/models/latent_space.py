@@ -31,7 +31,12 @@ class LatentSpace:
         """Scaled latents: the mode, or with `logvar` and `noise` a posterior sample.
 
         `exp` is for tf.data, which must not depend on Keras's backend: pass `tf.exp`.
+
+        Raises:
+            ValueError: `noise` without `logvar`.
         """
+        if noise is not None and logvar is None:
+            raise ValueError("to_latents: a posterior sample needs logvar beside noise")
         if noise is None:
             return mean * self.scaling_factor
         return (mean + exp(0.5 * logvar) * noise) * self.scaling_factor

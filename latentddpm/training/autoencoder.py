@@ -22,20 +22,28 @@ from latentddpm.config import AutoencoderRun
 from latentddpm.data import examples, images
 from latentddpm.data.draws import Draws
 from latentddpm.data.split import split_records
+from latentddpm.errors import UserError
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
-from latentddpm.training.loop import in_float32, make_optimizer, open_run, report_scan, run_steps
+from latentddpm.training.loop import check_run, in_float32, make_optimizer, report_scan, run_steps
 
 GRID_IMAGES = 16
 
 
 def build_autoencoder(config: AutoencoderRun) -> Autoencoder:
-    """The untrained autoencoder of a configuration, reproducible by its seed."""
+    """The untrained autoencoder of a configuration, reproducible by its seed.
+
+    Raises:
+        UserError: sizes that do not fit each other, or the resolution.
+    """
     keras.utils.set_random_seed(config.training.seed)
     dtype = "mixed_bfloat16" if config.training.precision == "bfloat16" else "float32"
-    model = Autoencoder(**config.autoencoder.model_dump(), dtype=dtype)
+    try:
+        model = Autoencoder(**config.autoencoder.model_dump(), dtype=dtype)
+    except ValueError as error:
+        raise UserError(f"autoencoder: {error}") from None
     model.check_size(config.data.resolution, config.data.resolution)
     return model
 
@@ -55,8 +63,8 @@ def train_autoencoder(
         UserError: unusable folder, a resolution the downsample factor does not divide, a run
             folder that is taken (or, with `resume`, empty).
     """
+    check_run(out, resume)
     model = build_autoencoder(config)
-    open_run(out, config, resume)
     found = images.scan(data, strict=strict, quiet=quiet)
     report_scan(found)
     training_paths, validation_paths = split_records(found.records, config.data)
@@ -103,7 +111,7 @@ def train_autoencoder(
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "reconstructions", picture)
 
-    run_steps(model, training_examples, settings, out, validate, resume=resume, quiet=quiet)
+    run_steps(model, training_examples, config, out, validate, resume=resume, quiet=quiet)
     statistics = measure_latents(model, in_order(training_paths))
     model.scaling_factor = 1.0 / statistics["std"]
     model.latent_statistics = statistics
@@ -130,7 +138,8 @@ def measure_latents(model: Autoencoder, dataset: tf.data.Dataset) -> dict[str, A
     """
     count, total, squares = 0, 0.0, 0.0
     for batch in dataset:
-        mean, logvar = (np.asarray(part, np.float64) for part in model.encode(batch["images"]))
+        images = np.asarray(batch["images"])
+        mean, logvar = (part.astype(np.float64) for part in model.encode_on_batch(images))
         count += mean.shape[0]
         total = total + mean.mean(axis=(1, 2)).sum(axis=0)
         squares = squares + (np.square(mean) + np.exp(logvar)).mean(axis=(1, 2)).sum(axis=0)

@@ -50,19 +50,31 @@ class RunLog:
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one line of numbers."""
+        """Append one line of numbers.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written.
+        """
         line = {"step": step, **{key: float(f"{v:.6g}") for key, v in values.items()}}
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        with self.writer.as_default(step=step):
+        with self._events(step):
             for key, value in values.items():
                 tf.summary.scalar(key, value)
-        self.writer.flush()
 
     def picture(self, step: int, name: str, pixels: Any) -> None:
         """A uint8 (H, W, 3) picture for TensorBoard."""
-        with self.writer.as_default(step=step):
+        with self._events(step):
             tf.summary.image(name, pixels[None])
+
+    @contextlib.contextmanager
+    def _events(self, step: int) -> Iterator[None]:
+        try:
+            with self.writer.as_default(step=step):
+                yield
+            self.writer.flush()
+        except tf.errors.OpError as error:
+            raise OSError(f"TensorBoard events of {self.path.parent}: {error.message}") from None
 
 
 class Progress(keras.callbacks.Callback):

@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from latentddpm.errors import UserError
@@ -30,7 +31,10 @@ def save(folder: Path, model: keras.Model, step: int, keep: int = 2) -> Path:
     """Write the checkpoint of `step` below `folder`, then drop all but the newest `keep`."""
     path = folder / f"step-{step:08d}"
     with atomic_folder(path) as staged:
-        save_file(_state(model), staged / STATE)
+        try:
+            save_file(_state(model), staged / STATE)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from None
         files = {STATE: _entry(staged / STATE)}
         write_json(staged / MANIFEST, {"format": 1, "step": step, "files": files})
     problem = verify(path)
@@ -92,7 +96,7 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
 
 def _state(model: keras.Model) -> dict[str, np.ndarray]:
     return {
-        name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        name: np.asarray(keras.ops.convert_to_numpy(variable), order="C")
         for name, variable in _variables(model).items()
     }
 

@@ -23,6 +23,7 @@ from latentddpm.data.captions import read_captions
 from latentddpm.data.draws import Draws
 from latentddpm.data.latents import LatentsCache, prepare_latents
 from latentddpm.data.split import split_records
+from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.modelfolder import ModelFolder, read_model_folder
@@ -41,9 +42,9 @@ from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
 from latentddpm.training.loop import (
+    check_run,
     in_float32,
     make_optimizer,
-    open_run,
     report_scan,
     run_steps,
 )
@@ -55,6 +56,20 @@ def read_vae(path: Path) -> tuple[ModelFolder, dict[str, Any]]:
     """A folder that holds an autoencoder, and the arguments it was built from."""
     folder = read_model_folder(path)
     return folder, read_config(folder.file("vae"), Autoencoder)
+
+
+def build_schedule(config: DiffusionRun) -> NoiseSchedule:
+    """The schedule of a configuration, once the sampler of its sample grids fits it.
+
+    Raises:
+        UserError: an unknown sampler, or more steps than the schedule has.
+    """
+    schedule = NoiseSchedule(**config.schedule.model_dump())
+    try:
+        samplers.get(config.samples.sampler)(schedule, config.samples.num_steps)
+    except UserError as error:
+        raise UserError(f"samples.{error}") from None
+    return schedule
 
 
 def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer | None]:
@@ -144,12 +159,12 @@ def train_diffusion(
             resolution that does not fit the networks, a run folder that is taken.
     """
     settings = config.training
+    check_run(out, resume)
     source, vae_config = read_vae(vae)
     vae_file = source.file("vae")
+    schedule = build_schedule(config)
     unet, text_encoder, tokenizer = build_networks(config, vae_config)
-    schedule = NoiseSchedule(**config.schedule.model_dump())
 
-    open_run(out, config, resume)
     found = images.scan(data, strict=strict, quiet=quiet)
     report_scan(found)
     paths = [record.path for record in found.records]
@@ -204,7 +219,7 @@ def train_diffusion(
     run_steps(
         model,
         lambda start, stop: stream.training(training_indices, start, stop),
-        settings,
+        config,
         out,
         validate,
         resume=resume,

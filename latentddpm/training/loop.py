@@ -13,32 +13,30 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from latentddpm.config import Section, TrainingConfig, dump_config
+from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump_config
 from latentddpm.data.images import Scan
 from latentddpm.errors import UserError
 from latentddpm.files import atomic_path
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import EverySteps, Progress, RunLog
 
+CONFIG = "config.yaml"
 SHOWN_FILES = 20
 Examples = Callable[[int, int], tf.data.Dataset]
 """Training batches of steps `start` … `stop` − 1."""
 
 
-def open_run(folder: Path, config: Section, resume: bool) -> None:
-    """Make the run folder and write the resolved configuration into it.
+def check_run(folder: Path, resume: bool) -> None:
+    """Refuse a run folder that is taken or, with `resume`, empty.
 
     Raises:
         UserError: the folder holds a run and `resume` was not asked, or the other way round.
     """
-    held = (folder / "config.yaml").is_file()
+    held = (folder / CONFIG).is_file()
     if held and not resume:
         raise UserError(f"{folder}: already holds a run; pass --resume, or another --out")
     if resume and not held:
-        raise UserError(f"{folder}: no run to resume (config.yaml is missing)")
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "config.yaml") as temporary:
-        temporary.write_text(dump_config(config), "utf-8")
+        raise UserError(f"{folder}: no run to resume ({CONFIG} is missing)")
 
 
 def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
@@ -72,7 +70,7 @@ def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
 def run_steps(
     model: keras.Model,
     examples: Examples,
-    training: TrainingConfig,
+    config: AutoencoderRun | DiffusionRun,
     folder: Path,
     validate: Callable[[int, RunLog], None],
     *,
@@ -81,11 +79,16 @@ def run_steps(
 ) -> RunLog:
     """Train a compiled model to `training.num_steps`; returns the run's log.
 
+    The resolved configuration is written when all input was found good, and on resuming when
+    the checkpoint fits it.
     After it the model holds the averaged weights (Keras puts them there at the end of `fit`).
     """
+    training = config.training
     checkpoints = folder / "checkpoints"
     model.optimizer.build(model.trainable_variables)
     first = checkpoint.load_latest(checkpoints, model) if resume else 0
+    with atomic_path(folder / CONFIG) as temporary:
+        temporary.write_text(dump_config(config), "utf-8")
     log = RunLog(folder)
     total = training.num_steps
     if first >= total:

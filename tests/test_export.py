@@ -1,0 +1,164 @@
+"""Models for other programs: what is written computes what the model does."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from limits import file_size_limit
+from tiny import CONTEXT_LENGTH, SIZE, perturb, tiny_autoencoder, tiny_model
+
+from latentddpm.errors import UserError
+from latentddpm.interop import export as exports
+from latentddpm.interop.export import TOLERANCE, compare, endpoints, export
+from latentddpm.modelfolder import read_model_folder
+from latentddpm.pipeline import LatentDiffusion
+
+# Another size, batch and prompt length than those of the check at export time.
+HEIGHT, WIDTH, BATCH = 16, 48, 5
+ONE_LEVEL = {"channel_multipliers": (1,)}
+"""For tests of files: an autoencoder that is soon traced."""
+
+# Calls every endpoint where nothing of ours can be imported.
+STRANGER = """
+import json, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("latentddpm", "keras_hub"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+import numpy as np
+import tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+inputs = np.load(sys.argv[2])
+def call(name, *keys):
+    found = tf.nest.flatten(getattr(model, name)(*[tf.constant(inputs[key]) for key in keys]))
+    return {f"{name}/{i}": array.numpy() for i, array in enumerate(found)}
+results = {}
+for name, keys in json.loads(sys.argv[4]).items():
+    results.update(call(name, *keys))
+assert "latentddpm" not in sys.modules
+np.savez(sys.argv[3], **results)
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def written(model, tmp_path_factory):
+    """The SavedModel's folder and the differences found at export time."""
+    folder = tmp_path_factory.mktemp("export") / "saved-model"
+    return folder, export(model, folder, "saved-model")
+
+
+@pytest.fixture(scope="module")
+def inputs(model):
+    numbers = np.random.default_rng(0)
+    factor = model.autoencoder.downsample_factor
+    latents = (BATCH, HEIGHT // factor, WIDTH // factor, model.autoencoder.latent_channels)
+    return {
+        "images": numbers.uniform(-1, 1, (BATCH, HEIGHT, WIDTH, 3)).astype("float32"),
+        "latents": numbers.normal(size=latents).astype("float32"),
+        "noisy_latents": numbers.normal(size=latents).astype("float32"),
+        "timesteps": np.array([0, 1, 500, 998, 999], "int32"),
+        "context": numbers.normal(size=(BATCH, 7, 16)).astype("float32"),
+        "token_ids": numbers.integers(0, 49408, (BATCH, CONTEXT_LENGTH)).astype("int32"),
+    }
+
+
+def arguments(model):
+    """Endpoint → names of its inputs."""
+    return {name: [spec.name for spec in specs] for name, (_, specs) in endpoints(model).items()}
+
+
+def test_every_endpoint_agrees_at_export_time(written):
+    _, differences = written
+    names = {"encode", "decode", "denoise", "encode_text"}
+    assert set(differences) == names, f"expected endpoints {names}, got {set(differences)}"
+    assert max(differences.values()) <= TOLERANCE == 1e-4, f"differences {differences}"
+
+
+def test_an_autoencoder_alone_has_its_two_endpoints():
+    alone = LatentDiffusion(tiny_autoencoder(), None, None, image_size=SIZE)
+    assert arguments(alone) == {"encode": ["images"], "decode": ["latents"]}, (
+        "expected an autoencoder to encode and decode"
+    )
+
+
+def test_an_unconditional_unet_takes_no_context():
+    found = arguments(tiny_model(text=False))
+    assert found["denoise"] == ["noisy_latents", "timesteps"], f"unexpected inputs {found}"
+    assert "encode_text" not in found, "expected no text endpoint without a text encoder"
+
+
+def test_it_runs_where_latentddpm_is_not(model, written, inputs, tmp_path):
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    names = arguments(model)
+    files = [str(written[0]), str(tmp_path / "inputs.npz"), str(tmp_path / "found.npz")]
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER, *files, json.dumps(names)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, f"a process without latentddpm failed: {process.stderr}"
+    found = np.load(tmp_path / "found.npz")
+    for name, (function, specs) in endpoints(model).items():
+        expected = tf.nest.flatten(function(*[tf.constant(inputs[s.name]) for s in specs]))
+        for i, array in enumerate(expected):
+            np.testing.assert_allclose(
+                found[f"{name}/{i}"],
+                np.asarray(array),
+                rtol=0,
+                atol=TOLERANCE,
+                err_msg=f"{name} at {HEIGHT}×{WIDTH}, batch {BATCH}, in another process",
+            )
+
+
+def test_what_computes_something_else_is_caught(written):
+    other = tiny_model()
+    perturb(other.unet, seed=1, size=0.05)
+    with pytest.raises(ArithmeticError, match=r"endpoint denoise differs .* by .* 1e-04"):
+        compare(written[0], other, endpoints(other))
+
+
+def test_an_export_that_fails_its_check_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "TOLERANCE", -1.0)
+    alone = LatentDiffusion(tiny_autoencoder(**ONE_LEVEL), None, None, image_size=SIZE)
+    with pytest.raises(ArithmeticError):
+        export(alone, tmp_path / "out", "saved-model")
+    left = list(tmp_path.iterdir())
+    assert not left, f"expected nothing under the final name or beside it, found {left}"
+
+
+def test_a_disk_that_is_full_leaves_nothing(tmp_path):
+    alone = LatentDiffusion(tiny_autoencoder(**ONE_LEVEL), None, None, image_size=SIZE)
+    with file_size_limit(20_000), pytest.raises(OSError, match="File too large"):
+        export(alone, tmp_path / "out", "saved-model")
+    left = list(tmp_path.iterdir())
+    assert not left, f"expected nothing under the final name or beside it, found {left}"
+
+
+def test_the_keras_format_is_a_model_folder(model, tmp_path):
+    assert export(model, tmp_path / "out", "keras") == {}, "expected nothing to compare"
+    parts = set(read_model_folder(tmp_path / "out").parts)
+    assert parts == {"vae", "unet", "text_encoder"}, f"expected every part, got {parts}"
+
+
+@pytest.mark.parametrize("kind", exports.FORMATS)
+def test_an_existing_folder_is_refused(model, tmp_path, kind):
+    with pytest.raises(UserError, match="exists already") as error:
+        export(model, tmp_path, kind)
+    assert str(tmp_path) in str(error.value), f"expected the folder to be named: {error.value}"
+    assert not list(tmp_path.iterdir()), "expected the folder untouched"
+
+
+def test_an_unknown_format_is_refused_with_the_nearest(model, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'saved-model'"):
+        export(model, tmp_path / "out", "savedmodel")

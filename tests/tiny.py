@@ -1,0 +1,65 @@
+"""A small model whose every part says something: random weights, none of them zero."""
+
+import keras
+import numpy as np
+
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.text import build_text_encoder
+from latentddpm.models.tokenizer import ClipTokenizer
+from latentddpm.models.unet import UNet
+from latentddpm.pipeline import LatentDiffusion
+
+AUTOENCODER = {
+    "channels": 8,
+    "channel_multipliers": (1, 2, 2, 2),
+    "num_res_blocks": 1,
+    "norm_groups": 4,
+    "scaling_factor": 0.7,
+}
+UNET = {
+    "channels": 16,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "attention_levels": (1,),
+    "num_heads": 2,
+    "norm_groups": 4,
+    "zero_init": False,  # else the prediction is zero, whatever the prompt
+}
+CONTEXT_LENGTH = 16
+SIZE = (32, 32)
+
+
+def tiny_autoencoder(seed=0, **changes):
+    keras.utils.set_random_seed(seed)
+    return Autoencoder(**{**AUTOENCODER, **changes})
+
+
+def tiny_model(seed=0, text=True, **unet_changes):
+    """A `LatentDiffusion` of 32-pixel images; with `text`, one that words can move."""
+    autoencoder = tiny_autoencoder(seed)
+    unet = UNet(**{**UNET, **unet_changes}, context_dim=16 if text else None)
+    text_encoder = tokenizer = None
+    if text:
+        text_encoder = build_text_encoder(
+            hidden_dim=16, num_layers=1, num_heads=2, context_length=CONTEXT_LENGTH
+        )
+        tokenizer = ClipTokenizer(CONTEXT_LENGTH)
+    perturb(unet, seed)
+    return LatentDiffusion(
+        autoencoder,
+        unet,
+        NoiseSchedule(),
+        text_encoder,
+        tokenizer,
+        SIZE,
+        {"num_steps": 3, "guidance_scale": 3.0},
+    )
+
+
+def perturb(network, seed=0, size=0.1):
+    """Add noise to every weight."""
+    numbers = np.random.default_rng(seed)
+    for variable in network.weights:
+        noise = numbers.normal(0, size, variable.shape).astype("float32")
+        variable.assign(variable + noise)

@@ -10,6 +10,7 @@ after the new one verifies. The position in the data is not stored: it follows f
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -40,7 +41,9 @@ def save(folder: Path, model: keras.Model, step: int, keep: int = 2) -> Path:
     problem = verify(path)
     if problem:
         raise OSError(f"{path}: does not read back as written: {problem}")
-    for old in _checkpoints(folder)[keep:]:
+    # Only earlier ones: a damaged later one, from which a resume fell back, takes no place.
+    earlier = [old for old in _checkpoints(folder) if _step(old) < step]
+    for old in earlier[keep - 1 :]:
         shutil.rmtree(old)
     return path
 
@@ -57,15 +60,18 @@ def load_latest(folder: Path, model: keras.Model) -> int:
             warnings.warn(f"{path.name} is damaged ({problem}); falling back", stacklevel=2)
             continue
         _restore(model, load_file(path / STATE), path)
-        return json.loads((path / MANIFEST).read_text("utf-8"))["step"]
+        return _step(path)
     raise UserError(f"{folder}: holds no complete checkpoint to resume from")
 
 
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files = json.loads((path / MANIFEST).read_text("utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        files = manifest["files"]
+        if (manifest["format"], manifest["step"], set(files)) != (1, _step(path), {STATE}):
+            return f"{MANIFEST} is not of this checkpoint"
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST}: {error}"
     for name, entry in files.items():
         if not (path / name).is_file():
@@ -81,7 +87,12 @@ def _entry(path: Path) -> dict[str, Any]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:

@@ -209,15 +209,16 @@ def generate(quiet: bool, timing: bool, **options: Any) -> None:
 @main.command()
 @click.option("--model", type=FOLDER, required=True, help="Model folder or ready model.")
 @click.option("--format", "kind", default="keras", show_default=True, help="keras, saved-model.")
+@click.option("--storage", default="float32", show_default=True, help="float16 halves .keras.")
 @click.option("--out", type=FOLDER, required=True, help="New folder.")
 @command
-def export(model: Path, kind: str, out: Path, quiet: bool) -> None:
+def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None:
     """Write a model for other programs, checked against the original."""
     import_keras()
     from latentddpm.interop.export import export as write
     from latentddpm.pipeline import LatentDiffusion
 
-    differences = write(LatentDiffusion.load(model), out, kind)
+    differences = write(LatentDiffusion.load(model), out, kind, storage)
     for name, difference in differences.items():
         _note(quiet, f"{name}: largest difference {difference:.1e}")
     click.echo(out)

@@ -21,17 +21,6 @@ from latentddpm.startup import import_keras
 from latentddpm.timing import collect, timed
 
 DEFAULT_MODEL = "emoji-64"
-REMEMBERED = (
-    "negative_prompt",
-    "seed",
-    "num_steps",
-    "sampler",
-    "timestep_spacing",
-    "guidance_scale",
-    "height",
-    "width",
-    "num_images",
-)
 # Of the metadata that `--from` needs, and that it may find.
 MAKING = {"prompts": list, "seed": int, "model_digest": str}
 OTHER_MAKING = {
@@ -39,6 +28,7 @@ OTHER_MAKING = {
     "negative_prompt": str,
     "num_steps": int,
     "sampler": str,
+    "timestep_spacing": str,
     "guidance_scale": (int, float),
     "height": int,
     "width": int,
@@ -63,7 +53,7 @@ def generate_images(
     Args:
         source: a PNG made here; what is not given otherwise comes from its metadata.
         out: a `.png` file for one image or a grid, else a folder.
-        options: those of `REMEMBERED` beside `steps`, None where not given.
+        options: of `LatentDiffusion.generate`, None where not given.
     """
     options["num_steps"] = steps
     remembered, original = {}, None

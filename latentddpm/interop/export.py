@@ -28,8 +28,13 @@ FORMATS = ("keras", "saved-model")
 TOLERANCE = 1e-4
 
 
-def export(model: LatentDiffusion, out: str | Path, format: str) -> dict[str, float]:
+def export(
+    model: LatentDiffusion, out: str | Path, format: str, storage: str = "float32"
+) -> dict[str, float]:
     """Write `model` in `format` below `out`.
+
+    Args:
+        storage: precision of the weights in `.keras` archives, see `archive.STORAGE`.
 
     Returns:
         For a SavedModel the largest difference of each endpoint to the model, else nothing.
@@ -44,7 +49,7 @@ def export(model: LatentDiffusion, out: str | Path, format: str) -> dict[str, fl
     if out.exists():
         raise UserError(f"{out}: exists already; name a new folder")
     if format == "keras":
-        model.save(out)
+        model.save(out, storage)
         return {}
     return save_saved_model(model, out)
 

@@ -21,10 +21,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, load_config
-from latentddpm.data import examples, images
+from latentddpm.data import examples
 from latentddpm.data.captions import read_captions
 from latentddpm.data.draws import Draws
 from latentddpm.data.latents import prepare_latents
+from latentddpm.data.scan import scan
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     options = parser.parse_args()
-    paths = [record.path for record in images.scan(options.data, quiet=True).records]
+    paths = [record.path for record in scan(options.data, quiet=True).records]
     report = {}
 
     config = load_config(AutoencoderRun, CONFIGS / "emoji-64-vae.yaml")

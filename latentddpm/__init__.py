@@ -18,8 +18,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Autoencoder": "latentddpm.models.autoencoder",
     "ClipTokenizer": "latentddpm.models.tokenizer",
-    "Decoder": "latentddpm.models.autoencoder",
-    "Encoder": "latentddpm.models.autoencoder",
+    "Decoder": "latentddpm.models.encoder_decoder",
+    "Encoder": "latentddpm.models.encoder_decoder",
     "LatentDiffusion": "latentddpm.pipeline",
     "NoiseSchedule": "latentddpm.diffusion.schedule",
     "UNet": "latentddpm.models.unet",
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from latentddpm import interop
     from latentddpm.diffusion import samplers
     from latentddpm.diffusion.schedule import NoiseSchedule
-    from latentddpm.models.autoencoder import Autoencoder, Decoder, Encoder
+    from latentddpm.models.autoencoder import Autoencoder
+    from latentddpm.models.encoder_decoder import Decoder, Encoder
     from latentddpm.models.tokenizer import ClipTokenizer
     from latentddpm.models.unet import UNet
     from latentddpm.pipeline import LatentDiffusion

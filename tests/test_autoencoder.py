@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from latentddpm.data.images import read_image
 from latentddpm.errors import UserError
-from latentddpm.models.autoencoder import LOGVAR_RANGE, Autoencoder, Decoder, Encoder, GaussianKL
+from latentddpm.models.autoencoder import LOGVAR_RANGE, Autoencoder, GaussianKL
+from latentddpm.models.encoder_decoder import Decoder, Encoder
 
 TINY = {
     "channels": 8,

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from latentddpm.data import images
-from latentddpm.data.images import UnreadableImage, composite, find_images, read_image, scan
+from latentddpm.data.images import UnreadableImage, composite, read_image
+from latentddpm.data.scan import find_images, scan
 from latentddpm.errors import UserError
 
 READABLE, UNREADABLE = nasty.readable(), nasty.unreadable()
@@ -307,7 +308,7 @@ def test_a_wrong_folder_is_said_in_one_line(tmp_path):
 
 def test_importing_needs_no_tensorflow():
     code = (
-        "import latentddpm.data.images, latentddpm.data.captions, sys;"
+        "import latentddpm.data.scan, latentddpm.data.captions, sys;"
         "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0, "TensorFlow is imported"

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentddpm.data import latents
+from latentddpm.data import latents, latents_build, latents_index
 from latentddpm.data.images import read_image
 from latentddpm.data.latents import LatentsCache, prepare_latents
 from latentddpm.errors import UserError
+from latentddpm.files import file_digest
 
 RESOLUTION, COUNT, BATCH = 16, 10, 4
 NAMES = tuple(f"part-{i % 2}/{i:02d}.png" for i in range(COUNT))
@@ -38,7 +39,7 @@ def autoencoder():
 @pytest.fixture(scope="module")
 def compiled(autoencoder):
     """The compiled encoder of each resolution, traced once for all tests."""
-    return {resolution: latents._compiled(autoencoder) for resolution in (RESOLUTION, 24)}
+    return {resolution: latents_build._compiled(autoencoder) for resolution in (RESOLUTION, 24)}
 
 
 def save(path, seed, size=24):
@@ -70,7 +71,7 @@ class Bench:
                 raise KeyboardInterrupt
             return compiled[images.shape[1]](images)
 
-        monkeypatch.setattr(latents, "_compiled", lambda model: encode)
+        monkeypatch.setattr(latents_build, "_compiled", lambda model: encode)
 
     def load(self):
         self.loads += 1
@@ -147,9 +148,8 @@ def test_second_run_never_loads_the_autoencoder_and_says_nothing(bench, capsys):
 def test_hit_reads_no_image_whose_time_stamp_is_known(bench, monkeypatch):
     bench.prepare()
     read = []
-    digest = latents.file_digest
     monkeypatch.setattr(
-        latents, "file_digest", lambda path: read.append(path.name) or digest(path)
+        latents_index, "file_digest", lambda path: read.append(path.name) or file_digest(path)
     )
     bench.prepare(load_autoencoder=never)
     assert read == ["moments.npy"], f"only the moments are checked, not the images: {read}"
@@ -174,7 +174,8 @@ def test_young_files_are_compared_by_their_bytes(bench):
 
 def test_opens_a_cache_that_cannot_be_written(bench, monkeypatch):
     bench.prepare()
-    monkeypatch.setattr(latents, "write_json", never)
+    monkeypatch.setattr(latents_index, "write_json", never)
+    monkeypatch.setattr(latents_build, "write_json", never)
     monkeypatch.setattr(latents, "_alone", never)
     bench.check(bench.prepare(load_autoencoder=never))
 
@@ -291,7 +292,7 @@ def another_shape(cache):
     np.save(cache / "moments.npy", np.zeros((COUNT, 2, 4), np.float16))
     index = json.loads((cache / "index.json").read_text())
     index["moments_size"] = (cache / "moments.npy").stat().st_size
-    index["moments_sha256"] = latents.file_digest(cache / "moments.npy")
+    index["moments_sha256"] = file_digest(cache / "moments.npy")
     (cache / "index.json").write_text(json.dumps(index))
 
 
@@ -299,7 +300,7 @@ def text_instead(cache):
     another_shape(cache)
     index = json.loads((cache / "index.json").read_text())
     (cache / "moments.npy").write_bytes(b"x" * index["moments_size"])
-    index["moments_sha256"] = latents.file_digest(cache / "moments.npy")
+    index["moments_sha256"] = file_digest(cache / "moments.npy")
     (cache / "index.json").write_text(json.dumps(index))
 
 
@@ -343,7 +344,7 @@ def test_interrupted_encoding_is_never_taken_for_complete(bench, capsys):
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_interrupted_encoding_goes_on(bench, capsys, monkeypatch, mirrored):
-    monkeypatch.setattr(latents, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(latents_build, "SAVE_SECONDS", -1)
     bench.fail_after = 2 * (1 + mirrored)
     with pytest.raises(KeyboardInterrupt):
         bench.prepare(mirrored=mirrored)
@@ -359,7 +360,7 @@ def test_interrupted_encoding_goes_on(bench, capsys, monkeypatch, mirrored):
 
 
 def test_progress_on_other_images_is_not_continued(bench, monkeypatch):
-    monkeypatch.setattr(latents, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(latents_build, "SAVE_SECONDS", -1)
     bench.fail_after = 2
     with pytest.raises(KeyboardInterrupt):
         bench.prepare()
@@ -382,7 +383,7 @@ import os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from latentddpm.data import latents
+from latentddpm.data import latents, latents_build
 
 data, cache, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 calls = 0
@@ -393,8 +394,8 @@ def encode(images):  # 8 numbers of each quarter; real enough to tell images apa
         os.kill(os.getpid(), signal.SIGKILL)
     quarters = images.reshape(len(images), 2, 8, 2, 8, 3).mean((2, 4))
     return np.concatenate([quarters, quarters, quarters[..., :2]], -1)
-latents._compiled = lambda autoencoder: encode
-latents.SAVE_SECONDS = -1
+latents_build._compiled = lambda autoencoder: encode
+latents_build.SAVE_SECONDS = -1
 model = SimpleNamespace(downsample_factor=8, latent_channels=4, check_size=lambda *size: None)
 paths = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
 latents.prepare_latents(data, paths, cache, vae_digest="a", load_autoencoder=lambda: model,
@@ -482,7 +483,7 @@ def test_moments_that_cannot_be_kept_are_refused(bench, monkeypatch, value, reas
         moments[1, 0, 0, 0] = value
         return moments
 
-    monkeypatch.setattr(latents, "_compiled", lambda model: encode)
+    monkeypatch.setattr(latents_build, "_compiled", lambda model: encode)
     with pytest.raises(UserError, match=f"{NAMES[1]}: .*{reason}"):
         bench.prepare()
     assert not (bench.cache / "index.json").exists(), "nothing is left to be trusted"

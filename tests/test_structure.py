@@ -23,15 +23,16 @@ FLOW = [
     # What everything stands on.
     ["errors", "files", "config", "timing", "startup"],
     # Pictures and words as they lie on disk.
-    ["pictures", "data.images", "data.captions", "data.split", "data.doctor"],
+    ["pictures", "data.images", "data.scan", "data.captions", "data.split", "data.doctor"],
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
     ["models.digest", "models.archive", "models.functional", "models.layers"],
-    ["models.transformer", "models.latent_space", "models.tokenizer"],
-    ["models.autoencoder", "models.unet", "models.text", "models"],
+    ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],
+    ["models.encoder_decoder", "models.autoencoder", "models.unet"],
+    ["models.text", "models.clip_folder", "models"],
     ["diffusion.schedule", "diffusion.samplers", "diffusion.guidance", "diffusion"],
     # Cached moments, then training examples.
-    ["data.latents", "data.examples", "data"],
+    ["data.latents_index", "data.latents_build", "data.latents", "data.examples", "data"],
     # Where all parts meet: the model folder and `generate`, which training and interop end in.
     ["modelfolder", "pipeline"],
     ["interop"],

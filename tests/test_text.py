@@ -10,12 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from latentddpm.errors import UserError
-from latentddpm.models.text import (
-    TextEncoder,
-    build_text_encoder,
-    load_clip_folder,
-    load_preset,
-)
+from latentddpm.models.clip_folder import load_clip_folder
+from latentddpm.models.text import TextEncoder, build_text_encoder, load_preset
 from latentddpm.models.tokenizer import ClipTokenizer
 
 SIZES = {

@@ -12,6 +12,7 @@ import pytest
 
 from latentddpm.errors import UserError
 from latentddpm.models import tokenizer as module
+from latentddpm.models import vocabulary
 from latentddpm.models.tokenizer import ClipTokenizer, PromptTooLong
 
 CAPTIONS = [
@@ -39,22 +40,23 @@ def write_hugging_face(folder, tokenizer, **config):
 
 
 def test_packaged_vocabulary(tokenizer):
-    digest = hashlib.sha256(module.PACKAGED_PATH.read_bytes()).hexdigest()
+    digest = hashlib.sha256(vocabulary.PACKAGED_PATH.read_bytes()).hexdigest()
     assert digest.startswith("924691ac288e5440"), "the vocabulary file is not OpenAI's"
-    license_text = module.PACKAGED_PATH.with_name("LICENSE").read_text("utf-8")
+    license_text = vocabulary.PACKAGED_PATH.with_name("LICENSE").read_text("utf-8")
     assert "OpenAI" in license_text, "the vocabulary must travel with its MIT notice"
     assert tokenizer.vocabulary_size == 49_408, "CLIP has 49,408 tokens"
     assert len(tokenizer.merges) == 48_894, "CLIP has 48,894 merges"
-    module.packaged_vocabulary.cache_clear()
+    vocabulary.packaged_vocabulary.cache_clear()
     start = time.perf_counter()
     ClipTokenizer()
     assert time.perf_counter() - start < 1.0, "loading is expected to take about 0.1 s"
 
 
 def test_needs_no_framework():
-    source = Path(module.__file__).read_text("utf-8")
-    for name in ("keras", "tensorflow", "torch"):
-        assert f"import {name}" not in source, f"the tokenizer must not import {name}"
+    for home in (module, vocabulary):
+        source = Path(home.__file__).read_text("utf-8")
+        for name in ("keras", "tensorflow", "torch"):
+            assert f"import {name}" not in source, f"the tokenizer must not import {name}"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_load_tokenizer_json(tmp_path, tokenizer):
 
 def test_other_vocabulary_is_saved_whole(tmp_path, tokenizer):
     merges = tokenizer.merges[:1000]
-    tokens = [*module._byte_tokens(), *map("".join, merges), *tokenizer.tokens[-2:]]
+    tokens = [*vocabulary.byte_tokens(), *map("".join, merges), *tokenizer.tokens[-2:]]
     small = ClipTokenizer(8, vocabulary={t: n for n, t in enumerate(tokens)}, merges=merges)
     small.save(tmp_path)
     loaded = ClipTokenizer.load(tmp_path)

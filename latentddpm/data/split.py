@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 
 from latentddpm.config import DataConfig
-from latentddpm.data.images import ImageRecord
+from latentddpm.data.scan import ImageRecord
 from latentddpm.errors import UserError
 
 

@@ -2,10 +2,8 @@
 
     text ──clean──► words ──UTF-8 bytes as printable characters──► symbols ──merges──► ids
 
-A vocabulary is the 256 byte characters, the same 256 closing a word (`x</w>`), one token per
-merge rule, and the two special tokens. Ids are positions in that list: 49,408 for CLIP, with
-start = 49406 and end = 49407. A model sees `start, ids..., end, pad...`; CLIP and Stable
-Diffusion 1.x pad with the end token.
+A model sees `start, ids..., end, pad...`; CLIP and Stable Diffusion 1.x pad with the end token.
+`models.vocabulary` holds the tokens and the merge rules, and what their files look like.
 
 The rules follow OpenAI's `clip/simple_tokenizer.py`, except that text is composed (NFC) and
 freed of control characters and byte order marks where theirs calls ftfy: no mojibake is
@@ -15,43 +13,36 @@ guessed at and no quotes are straightened, as in Hugging Face's tokenizer today.
 from __future__ import annotations
 
 import functools
-import gzip
 import heapq
 import html
 import itertools
-import json
 import re
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from latentddpm.errors import UserError, check_choice
-from latentddpm.files import atomic_path, write_json
+from latentddpm.files import write_json
+from latentddpm.models.vocabulary import (
+    BYTE_TO_CHARACTER,
+    CHARACTER_TO_BYTE,
+    END_TOKEN,
+    PACKAGED_NAME,
+    START_TOKEN,
+    WORD_END,
+    check_vocabulary,
+    packaged_vocabulary,
+    read_json,
+    read_vocabulary,
+    write_vocabulary,
+)
 
-START_TOKEN, END_TOKEN, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
-
-# The vocabulary that travels with the package (MIT, OpenAI; see the LICENSE beside it).
-PACKAGED_NAME = "bpe_simple_vocab_16e6"
-PACKAGED_PATH = Path(__file__).with_name("clip_vocabulary") / f"{PACKAGED_NAME}.txt.gz"
-NUM_PACKAGED_MERGES = 49_152 - 256 - 2
 PACKAGED_KEY = "latentddpm_vocabulary"  # in tokenizer_config.json: no vocab.json, merges.txt
-
 MAX_CONTEXT_LENGTH = 1_000_000  # Hugging Face writes 1e30 where no length is set
-MAX_FILE_BYTES = 64 << 20
 MAX_CACHED_CHARACTERS = 64
-
-# Bytes as printable characters: themselves where they print, else 256, 257, ... The order
-# of this dict is the order of the first 256 ids.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-BYTE_TO_CHARACTER = {byte: chr(byte) for byte in _PRINTABLE} | {
-    byte: chr(256 + n) for n, byte in enumerate(_OTHERS)
-}
-CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 
 # CLIP's pattern is `...|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+`. `re` has no \p: its letter run
 # also takes numbers like "²" and "Ⅳ", which `_words` takes apart again.
@@ -98,7 +89,7 @@ class ClipTokenizer:
         if vocabulary is None:
             vocabulary, merges = packaged_vocabulary()
         else:
-            _check_vocabulary(vocabulary, merges)
+            check_vocabulary(vocabulary, merges)
         if pad_token not in vocabulary:
             raise UserError(f"pad_token: {pad_token!r} is not in the vocabulary")
         self.context_length = context_length
@@ -200,10 +191,7 @@ class ClipTokenizer:
         if packaged:
             config[PACKAGED_KEY] = PACKAGED_NAME
         else:
-            write_json(folder / "vocab.json", self.vocabulary)
-            with atomic_path(folder / "merges.txt") as path:
-                lines = ["#version: 0.2", *map(" ".join, self.merges)]
-                path.write_text("\n".join(lines) + "\n", "utf-8")
+            write_vocabulary(folder, self.vocabulary, self.merges)
         write_json(folder / "tokenizer_config.json", config)
 
     @classmethod
@@ -234,7 +222,7 @@ class ClipTokenizer:
         if PACKAGED_KEY in config:
             check_choice(PACKAGED_KEY, config[PACKAGED_KEY], [PACKAGED_NAME])
         else:
-            vocabulary, merges = _read_vocabulary(folder)
+            vocabulary, merges = read_vocabulary(folder)
         try:
             return cls(length, vocabulary=vocabulary, merges=merges, pad_token=pad_token)
         except UserError as error:
@@ -271,20 +259,6 @@ class ClipTokenizer:
         return tuple(filter(None, symbols))
 
 
-@functools.cache
-def packaged_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-    """CLIP's vocabulary (token → id, 49,408 of them) and its 48,894 merges; do not change."""
-    lines = gzip.decompress(PACKAGED_PATH.read_bytes()).decode("utf-8").split("\n")
-    merges = tuple(tuple(line.split()) for line in lines[1 : NUM_PACKAGED_MERGES + 1])
-    tokens = [*_byte_tokens(), *map("".join, merges), START_TOKEN, END_TOKEN]
-    return {token: n for n, token in enumerate(tokens)}, merges
-
-
-def _byte_tokens() -> list[str]:
-    characters = list(BYTE_TO_CHARACTER.values())
-    return characters + [character + WORD_END for character in characters]
-
-
 def _clean(text: str) -> str:
     text = html.unescape(html.unescape(text))
     text = _UNWANTED.sub("", _SURROGATES.sub("\ufffd", text))
@@ -304,69 +278,3 @@ def _words(text: str) -> Iterator[str]:
 
 def _shortened(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[:limit] + " ..."
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB, not a CLIP tokenizer file")
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-
-
-def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in a file of modest size; `{}` where it is `optional` and missing.
-
-    Raises:
-        UserError: the file is too large, not UTF-8, not JSON, or no object.
-    """
-    if optional and not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _read_vocabulary(folder: Path) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-    """The vocabulary and merges of a Hugging Face folder, as yet unchecked."""
-    pair, single = (folder / "vocab.json", folder / "merges.txt"), folder / "tokenizer.json"
-    if all(path.is_file() for path in pair):
-        vocabulary = read_json(pair[0])
-        rules = [line for line in _read_text(pair[1]).split("\n") if line.strip()]
-        if rules and rules[0].startswith("#version"):
-            rules = rules[1:]
-        source = pair[1]
-    elif single.is_file():
-        model = read_json(single).get("model")
-        if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
-            raise UserError(f"{single}: holds no BPE model with a vocabulary and merges")
-        vocabulary, rules, source = model.get("vocab"), model["merges"], single
-    else:
-        missing = " and ".join(path.name for path in pair if not path.is_file())
-        raise UserError(f"{folder}: {missing} not found, nor a tokenizer.json: no CLIP tokenizer")
-    merges = []
-    for rule in rules:
-        parts = rule.split() if isinstance(rule, str) else rule
-        if not isinstance(parts, list) or list(map(type, parts)) != [str, str]:
-            raise UserError(f"{source}: merge rule {rule!r:.80} is not two symbols")
-        merges.append(tuple(parts))
-    return vocabulary, tuple(merges)
-
-
-def _check_vocabulary(vocabulary: Any, merges: Sequence[tuple[str, str]]) -> None:
-    """Refuse a vocabulary with which encoding or decoding some text would fail."""
-    if not isinstance(vocabulary, dict) or any(type(n) is not int for n in vocabulary.values()):
-        raise UserError("vocabulary: expected a mapping from token to id")
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise UserError(f"vocabulary: ids are not 0 to {len(vocabulary) - 1}, each once")
-    needed = itertools.chain([START_TOKEN, END_TOKEN], _byte_tokens(), map("".join, merges))
-    for token in needed:
-        if token not in vocabulary:
-            raise UserError(f"vocabulary: no token {token!r}; not a CLIP vocabulary")
-    if unknown := set().union(*vocabulary) - set(CHARACTER_TO_BYTE):
-        raise UserError(f"vocabulary: {min(unknown)!r} stands for no byte; not a CLIP vocabulary")

@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun
-from latentddpm.data import examples, images
+from latentddpm.data import examples
 from latentddpm.data.draws import Draws
+from latentddpm.data.scan import scan
 from latentddpm.data.split import split_records
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder import Autoencoder
@@ -65,7 +66,7 @@ def train_autoencoder(
     """
     check_run(out, resume)
     model = build_autoencoder(config)
-    found = images.scan(data, strict=strict, quiet=quiet)
+    found = scan(data, strict=strict, quiet=quiet)
     report_scan(found)
     training_paths, validation_paths = split_records(found.records, config.data)
     settings = config.training

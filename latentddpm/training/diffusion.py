@@ -18,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.config import DiffusionRun
-from latentddpm.data import examples, images
+from latentddpm.data import examples
 from latentddpm.data.captions import read_captions
 from latentddpm.data.draws import Draws
 from latentddpm.data.latents import LatentsCache, prepare_latents
+from latentddpm.data.scan import scan
 from latentddpm.data.split import split_records
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
@@ -29,13 +30,9 @@ from latentddpm.errors import UserError
 from latentddpm.modelfolder import ModelFolder, read_model_folder
 from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.clip_folder import load_clip_folder
 from latentddpm.models.latent_space import LatentSpace
-from latentddpm.models.text import (
-    TextEncoder,
-    build_text_encoder,
-    load_clip_folder,
-    load_preset,
-)
+from latentddpm.models.text import TextEncoder, build_text_encoder, load_preset
 from latentddpm.models.tokenizer import ClipTokenizer
 from latentddpm.models.unet import UNet
 from latentddpm.pictures import grid, save_png
@@ -165,7 +162,7 @@ def train_diffusion(
     schedule = build_schedule(config)
     unet, text_encoder, tokenizer = build_networks(config, vae_config)
 
-    found = images.scan(data, strict=strict, quiet=quiet)
+    found = scan(data, strict=strict, quiet=quiet)
     report_scan(found)
     paths = [record.path for record in found.records]
     training_paths, validation_paths = split_records(found.records, config.data)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latentddpm.data import images
 from latentddpm.data.latents import LatentsCache, prepare_latents
+from latentddpm.data.scan import scan
 from latentddpm.errors import UserError
 from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
@@ -36,7 +36,7 @@ def encode_folder(
         if source.image_size is None:
             raise UserError("--resolution: needed, this autoencoder names no size of its own")
         resolution = source.image_size[0]
-    found = images.scan(data, strict=strict, quiet=quiet)
+    found = scan(data, strict=strict, quiet=quiet)
     report_scan(found)
     return prepare_latents(
         data,

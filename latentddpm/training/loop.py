@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump_config
-from latentddpm.data.images import Scan
+from latentddpm.data.scan import Scan
 from latentddpm.errors import UserError
 from latentddpm.files import atomic_path
 from latentddpm.training import checkpoint

@@ -1,0 +1,118 @@
+"""The two halves of the autoencoder: images → moments, and raw latents → images.
+
+    Encoder   conv_in ─► levels of ResnetBlocks, each but the last halving ─► middle ─► moments
+    Decoder   conv_in ─► middle ─► the same levels upwards, each but the last doubling ─► image
+
+The network of Stable Diffusion's KL-f8 (Rombach et al. 2022, appendix G). The older Keras
+ports used TensorFlow Addons' GroupNormalization with epsilon 1e-5; here it is Keras's own
+layer, epsilon 1e-6 as in the original. Neither half knows the scaling factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+from latentddpm.models.functional import FunctionalModel, constructor_arguments
+from latentddpm.models.layers import (
+    PACKAGE,
+    AttentionBlock,
+    PaddedConv2D,
+    ResnetBlock,
+    Upsample,
+    group_norm,
+)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Encoder(FunctionalModel):
+    """Images (B, H, W, 3) in [-1, 1] → moments (B, H/f, W/f, 2 · latent_channels).
+
+    The moments are mean and log-variance side by side, f = 2 ** (levels - 1).
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 4,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-6,
+        image_channels: int = 3,
+        dtype: Any = None,
+        name: str = "encoder",
+    ) -> None:
+        config = constructor_arguments(locals())
+        norm = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dtype": dtype}
+        inputs = keras.Input((None, None, image_channels), name="images", dtype="float32")
+        hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(inputs)
+        width = channels
+        for level, multiplier in enumerate(channel_multipliers):
+            width = channels * multiplier
+            for block in range(num_res_blocks):
+                hidden = ResnetBlock(width, **norm, name=f"down_{level}_block_{block}")(hidden)
+            if level < len(channel_multipliers) - 1:
+                hidden = PaddedConv2D(
+                    width,
+                    3,
+                    padding=((0, 1), (0, 1)),
+                    stride=2,
+                    dtype=dtype,
+                    name=f"down_{level}_downsample",
+                )(hidden)
+        hidden = _middle(hidden, width, norm)
+        hidden = group_norm(width, norm_groups, norm_epsilon, dtype=dtype, name="norm_out")(hidden)
+        hidden = layers.Activation("silu", dtype=dtype, name="act_out")(hidden)
+        hidden = PaddedConv2D(2 * latent_channels, 3, padding=1, dtype=dtype, name="conv_out")(
+            hidden
+        )
+        moments = PaddedConv2D(2 * latent_channels, 1, dtype="float32", name="quant")(hidden)
+        super().__init__(inputs, moments, config, name=name)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Decoder(FunctionalModel):
+    """Raw latents (B, h, w, latent_channels) → images (B, h·f, w·f, 3), about [-1, 1]."""
+
+    def __init__(
+        self,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 4,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-6,
+        image_channels: int = 3,
+        dtype: Any = None,
+        name: str = "decoder",
+    ) -> None:
+        config = constructor_arguments(locals())
+        norm = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dtype": dtype}
+        inputs = keras.Input((None, None, latent_channels), name="raw_latents", dtype="float32")
+        hidden = PaddedConv2D(latent_channels, 1, dtype=dtype, name="post_quant")(inputs)
+        width = channels * channel_multipliers[-1]
+        hidden = PaddedConv2D(width, 3, padding=1, dtype=dtype, name="conv_in")(hidden)
+        hidden = _middle(hidden, width, norm)
+        for level in reversed(range(len(channel_multipliers))):
+            width = channels * channel_multipliers[level]
+            for block in range(num_res_blocks + 1):
+                hidden = ResnetBlock(width, **norm, name=f"up_{level}_block_{block}")(hidden)
+            if level > 0:
+                hidden = Upsample(width, dtype=dtype, name=f"up_{level}_upsample")(hidden)
+        hidden = group_norm(width, norm_groups, norm_epsilon, dtype=dtype, name="norm_out")(hidden)
+        hidden = layers.Activation("silu", dtype=dtype, name="act_out")(hidden)
+        images = PaddedConv2D(image_channels, 3, padding=1, dtype="float32", name="conv_out")(
+            hidden
+        )
+        super().__init__(inputs, images, config, name=name)
+
+
+def _middle(hidden: Any, width: int, norm: dict[str, Any]) -> Any:
+    """ResnetBlock, AttentionBlock, ResnetBlock at the lowest resolution."""
+    hidden = ResnetBlock(width, **norm, name="mid_block_0")(hidden)
+    hidden = AttentionBlock(**norm, name="mid_attention")(hidden)
+    return ResnetBlock(width, **norm, name="mid_block_1")(hidden)

@@ -14,6 +14,7 @@ from PIL import Image
 
 import latentddpm
 from latentddpm.errors import UserError
+from latentddpm.files import read_json_lines
 from latentddpm.modelfolder import ModelFolder, find_model, read_model_folder, ready_models
 from latentddpm.pictures import grid as make_grid
 from latentddpm.pictures import read_metadata, save_png
@@ -200,7 +201,7 @@ def _describe_model(folder: ModelFolder) -> Iterable[str]:
 
 
 def _describe_run(path: Path) -> Iterable[str]:
-    lines = [json.loads(line) for line in _whole_lines(path / "log.jsonl")]
+    lines = read_json_lines(path / "log.jsonl")
     trained = [line for line in lines if "loss" in line]
     checked = [line for line in lines if "validation_loss" in line]
     yield f"run        {path}"
@@ -214,9 +215,3 @@ def _describe_run(path: Path) -> Iterable[str]:
             f"{key.removeprefix('validation_')} {value:.5g}" for key, value in values.items()
         )
     yield f"model      {'finished' if (path / 'model').is_dir() else 'not finished'}"
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a log, without one that a killed run left half written."""
-    *lines, _ = path.read_text("utf-8").split("\n")
-    return lines

@@ -82,6 +82,12 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+def read_json_lines(path: str | Path) -> list[Any]:
+    """The lines of a log, without one that a killed run left half written."""
+    *lines, _ = Path(path).read_text("utf-8").split("\n")
+    return [json.loads(line) for line in lines]
+
+
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file
 from tiny import tiny_autoencoder, tiny_model
 
 from latentddpm.cli import main
+from latentddpm.files import read_json_lines
 from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
@@ -740,6 +741,17 @@ def test_a_log_on_a_full_disk_is_a_system_fault(tmp_path):
     log = RunLog(tmp_path)
     with file_size_limit(10), pytest.raises(OSError, match="File too large"):
         log.write(1, {"loss": 1.0})
+
+
+def test_a_log_goes_on_from_the_step_that_is_resumed(tmp_path):
+    log = RunLog(tmp_path)
+    for step in (5, 10, 15):
+        log.write(step, {"loss": float(step)})
+    with open(log.path, "a", encoding="utf-8") as stream:
+        stream.write('{"step": 20, "lo')  # torn by a kill
+    RunLog(tmp_path, first=10).write(15, {"loss": 1.0})
+    found = [(line["step"], line["loss"]) for line in read_json_lines(log.path)]
+    assert found == [(5, 5.0), (10, 10.0), (15, 1.0)], f"lines after step 10 are redone: {found}"
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
+from latentddpm.files import atomic_path, read_json_lines
 from latentddpm.training import checkpoint
 
 
@@ -43,10 +44,21 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
 
 
 class RunLog:
-    """`log.jsonl` and TensorBoard events of a run folder; one call writes to both."""
+    """`log.jsonl` and TensorBoard events of a run folder; one call writes to both.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the run.
+        first: step that training goes on from; lines of later steps, which a killed run wrote
+            after its last checkpoint, are dropped because they will be written again.
+    """
+
+    def __init__(self, folder: Path, first: int = 0) -> None:
         self.path = folder / "log.jsonl"
+        if self.path.is_file():
+            lines = read_json_lines(self.path)
+            kept = [f"{json.dumps(line)}\n" for line in lines if line["step"] <= first]
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(kept), "utf-8")
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:

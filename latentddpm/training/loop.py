@@ -21,6 +21,7 @@ from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import EverySteps, Progress, RunLog
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 SHOWN_FILES = 20
 Examples = Callable[[int, int], tf.data.Dataset]
 """Training batches of steps `start` … `stop` − 1."""
@@ -32,11 +33,11 @@ def check_run(folder: Path, resume: bool) -> None:
     Raises:
         UserError: the folder holds a run and `resume` was not asked, or the other way round.
     """
-    held = (folder / CONFIG).is_file()
+    held = (folder / CHECKPOINTS).is_dir()
     if held and not resume:
         raise UserError(f"{folder}: already holds a run; pass --resume, or another --out")
     if resume and not held:
-        raise UserError(f"{folder}: no run to resume ({CONFIG} is missing)")
+        raise UserError(f"{folder}: no run to resume (it has no {CHECKPOINTS})")
 
 
 def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
@@ -84,12 +85,12 @@ def run_steps(
     After it the model holds the averaged weights (Keras puts them there at the end of `fit`).
     """
     training = config.training
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     model.optimizer.build(model.trainable_variables)
     first = checkpoint.load_latest(checkpoints, model) if resume else 0
     with atomic_path(folder / CONFIG) as temporary:
         temporary.write_text(dump_config(config), "utf-8")
-    log = RunLog(folder)
+    log = RunLog(folder, first)
     total = training.num_steps
     if first >= total:
         model.optimizer.finalize_variable_values(model.trainable_variables)

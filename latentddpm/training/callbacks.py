@@ -18,7 +18,6 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from latentddpm.files import atomic_path, read_json_lines
-from latentddpm.training import checkpoint
 
 
 @contextlib.contextmanager
@@ -136,8 +135,3 @@ class EverySteps(keras.callbacks.Callback):
         self.step += 1
         if self.step % self.every == 0 or self.step == self.total:
             self.action(self.step)
-
-
-def save_checkpoints(model: keras.Model, folder: Path, keep: int) -> Callable[[int], None]:
-    """The action that writes a checkpoint."""
-    return lambda step: (checkpoint.save(folder, model, step, keep), None)[1]

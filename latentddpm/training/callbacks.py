@@ -32,7 +32,7 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
         return
     variables = model.trainable_variables
     raw = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    averages = model.optimizer._model_variables_moving_average
+    averages = [keras.ops.convert_to_numpy(value) for value in model.optimizer.moving_averages()]
     try:
         for variable, average in zip(variables, averages, strict=True):
             variable.assign(average)

@@ -19,6 +19,7 @@ from latentddpm.errors import UserError
 from latentddpm.files import atomic_path
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import EverySteps, Progress, RunLog
+from latentddpm.training.optimizer import FlatAdamW
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -56,7 +57,7 @@ def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
             training.num_steps,
             alpha=1.0 if training.learning_rate_schedule == "constant" else 0.0,
         )
-    optimizer = keras.optimizers.AdamW(
+    optimizer = FlatAdamW(
         rate,
         weight_decay=training.weight_decay,
         global_clipnorm=training.clip_norm,

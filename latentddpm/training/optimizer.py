@@ -1,0 +1,213 @@
+"""AdamW over a few long vectors instead of hundreds of variables.
+
+With gradient g, clipped to a global norm c, of parameters θ (Loshchilov & Hutter 2019,
+algorithm 2, on Kingma & Ba 2015, algorithm 1):
+
+    g ← g · min(1, c / ‖g‖)
+    m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
+    θ ← θ − η λ θ                    decay, of kernels and embeddings only
+    θ ← θ − η √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + ε)
+    θ̄ ← μ θ̄ + (1 − μ) θ              the moving average that is kept, θ̄ = θ after step 1
+
+The numbers are those of `keras.optimizers.AdamW`, which writes these lines once for each
+variable: some hundred graph operations times the 300 to 700 variables of a UNet, three
+quarters of the time until a first step (docs/benchmarks.md). Here gradients and parameters
+are strung together, updated, and cut up again: six operations a variable, and one reduction
+over the replicas of a `tf.distribute` strategy. Vectors end at `BUCKET_SIZE` numbers, so that
+the copies stay small beside a large network.
+
+The gradient's norm is taken after replicas are summed: any number of them clips alike (Keras
+clips each replica's share before it adds them up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+BUCKET_SIZE = 64 * 2**20
+"""Numbers in one vector at most, if no single variable is longer: 256 MiB in float32."""
+
+
+@dataclass
+class Bucket:
+    """Variables updated as one vector: places in the variable list, and the vector's state.
+
+    `indices[:num_decayed]` are subject to weight decay and stand first in the vector.
+    """
+
+    indices: list[int]
+    num_decayed: int
+    momentum: Any
+    velocity: Any
+    average: Any
+
+
+@keras.saving.register_keras_serializable(package="latentddpm")
+class FlatAdamW(keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` with far fewer operations; TensorFlow backend.
+
+    Takes the arguments of `keras.optimizers.AdamW` except `amsgrad`, `clipnorm`, `clipvalue`,
+    `ema_overwrite_frequency` and `gradient_accumulation_steps`.
+
+    Raises:
+        ValueError: one of those is given.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in (
+            "amsgrad",
+            "clipnorm",
+            "clipvalue",
+            "ema_overwrite_frequency",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name):
+                raise ValueError(f"FlatAdamW does not take {name}")
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        if self.built:
+            return
+        self._trainable_variables = list(variables)
+        self._trainable_variables_indices = {
+            self._var_key(variable): index for index, variable in enumerate(variables)
+        }
+        self._buckets = []
+        for indices in _fill(variables):
+            decayed = [i for i in indices if self.weight_decay and self._decays(variables[i])]
+            rest = [i for i in indices if i not in decayed]
+            vectors = [
+                self.add_variable((_length(variables, indices),), dtype="float32", name=name)
+                for name in ("momentum", "velocity", *["average"] * self.use_ema)
+            ]
+            average = vectors[2] if self.use_ema else None
+            self._buckets.append(Bucket(decayed + rest, len(decayed), *vectors[:2], average))
+        self.built = True
+
+    def moving_averages(self) -> list[Any]:
+        """θ̄ of every variable the optimizer was built with, in order and shape."""
+        averages: list[Any] = [None] * len(self._trainable_variables)
+        for bucket in self._buckets:
+            variables = [self._trainable_variables[i] for i in bucket.indices]
+            parts = _cut(bucket.average.value, variables)
+            for index, part in zip(bucket.indices, parts, strict=True):
+                averages[index] = part
+        return averages
+
+    def _decays(self, variable: keras.Variable) -> bool:
+        return self._use_weight_decay(variable.value)
+
+    def _backend_apply_gradients(
+        self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable]
+    ) -> None:
+        if len(grads) != len(self._trainable_variables):
+            raise ValueError(
+                f"{len(grads)} gradients for {len(self._trainable_variables)} variables: "
+                "expected one for each"
+            )
+        gradients = [_string([grads[i] for i in bucket.indices]) for bucket in self._buckets]
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and self._distribution_strategy.num_replicas_in_sync > 1:
+            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if self.global_clipnorm:
+            norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
+            scale = ops.minimum(1.0, self.global_clipnorm / norm)
+            gradients = [gradient * scale for gradient in gradients]
+
+        step = ops.cast(self.iterations + 1, "float32")
+        rate = ops.cast(self.learning_rate, "float32")
+        correction = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+        keep = ops.where(step > 1, self.ema_momentum or 0.0, 0.0)
+        # What an update sees under a strategy: one device's copy of each of these.
+        arguments = [
+            (
+                gradient,
+                bucket.velocity.value,
+                bucket.average.value if self.use_ema else None,
+                [self._trainable_variables[i].value for i in bucket.indices],
+                (rate, rate * correction, keep),
+            )
+            for gradient, bucket in zip(gradients, self._buckets, strict=True)
+        ]
+
+        def update_all(strategy: tf.distribute.Strategy, arguments: list[Any]) -> None:
+            for bucket, values in zip(self._buckets, arguments, strict=True):
+
+                def update(momentum: Any, *rest: Any, count: int = bucket.num_decayed) -> None:
+                    self._update(count, momentum, *rest)
+
+                strategy.extended.update(bucket.momentum.value, update, values, group=False)
+
+        if replica is None:
+            update_all(self._distribution_strategy, arguments)
+        else:
+            replica.merge_call(update_all, args=(arguments,))
+
+    def _update(
+        self,
+        num_decayed: int,
+        momentum: tf.Variable,
+        gradient: tf.Tensor,
+        velocity: tf.Variable,
+        average: tf.Variable | None,
+        variables: list[tf.Variable],
+        factors: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+    ) -> None:
+        """The module's formulas, on one device, for one bucket."""
+        rate, corrected_rate, keep = factors
+        momentum.assign_add((gradient - momentum) * (1 - self.beta_1))
+        velocity.assign_add((ops.square(gradient) - velocity) * (1 - self.beta_2))
+        values = _string([variable.read_value() for variable in variables])
+        if num_decayed:
+            length = _length(variables, range(num_decayed))
+            decayed = values[:length] * (1 - rate * self.weight_decay)
+            values = ops.concatenate([decayed, values[length:]])
+        values -= corrected_rate * momentum / (ops.sqrt(velocity) + self.epsilon)
+        if average is not None:
+            average.assign(values + keep * (average - values))
+        for variable, value in zip(variables, _cut(values, variables), strict=True):
+            variable.assign(ops.cast(value, variable.dtype))
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: Sequence[keras.Variable]
+    ) -> None:
+        for variable, average in zip(trainable_variables, self.moving_averages(), strict=True):
+            variable.assign(average)
+
+
+def _fill(variables: Sequence[keras.Variable]) -> list[list[int]]:
+    """Places of the variables, in order, in groups of at most `BUCKET_SIZE` numbers."""
+    groups: list[list[int]] = []
+    room = 0
+    for index in range(len(variables)):
+        length = _length(variables, [index])
+        if not groups or length > room:
+            groups.append([])
+            room = BUCKET_SIZE
+        groups[-1].append(index)
+        room -= length
+    return groups
+
+
+def _length(variables: Sequence[Any], indices: Sequence[int]) -> int:
+    return sum(int(tf.TensorShape(variables[i].shape).num_elements()) for i in indices)
+
+
+def _string(tensors: Sequence[Any]) -> Any:
+    """Tensors of any shapes → one float32 vector."""
+    return ops.concatenate([ops.cast(ops.reshape(t, (-1,)), "float32") for t in tensors])
+
+
+def _cut(vector: Any, variables: Sequence[Any]) -> list[Any]:
+    """The parts of a vector, in the shapes of `variables`."""
+    lengths = [_length(variables, [i]) for i in range(len(variables))]
+    return [
+        tf.reshape(part, variable.shape)
+        for part, variable in zip(tf.split(vector, lengths), variables, strict=True)
+    ]

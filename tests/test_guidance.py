@@ -87,6 +87,57 @@ def test_guidance_is_a_denoiser_for_samplers():
     assert guidance.denoiser.batch_sizes == [6] * 4, "expected one call of 2B per step"
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5])
+def test_rescale_is_equations_15_and_16(scale, rescale):
+    """Lin 2023, in NumPy: the deviation over each example, given back by a share."""
+    guidance = ClassifierFreeGuidance(Denoiser(), CONTEXT, NULL, scale, rescale)
+    actual = guidance(keras.ops.convert_to_tensor(LATENTS), TIMESTEPS)
+    unconditional, conditional = alone(NULL), alone(CONTEXT)
+    plain = unconditional + scale * (conditional - unconditional)
+    axes = (1, 2, 3)
+    ratio = conditional.std(axes, keepdims=True) / plain.std(axes, keepdims=True)
+    expected = rescale * plain * ratio + (1 - rescale) * plain
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(actual), expected, rtol=1e-5, atol=1e-6, err_msg="expected φ"
+    )
+
+
+@pytest.mark.reference
+def test_rescale_is_that_of_diffusers():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    for rescale in (0.3, 0.7, 1.0):
+        guidance = ClassifierFreeGuidance(Denoiser(), CONTEXT, NULL, 7.5, rescale)
+        actual = guidance(keras.ops.convert_to_tensor(LATENTS), TIMESTEPS)
+        plain, conditional = guided(7.5)[0], alone(CONTEXT)
+        expected = rescale_noise_cfg(
+            torch.from_numpy(plain), torch.from_numpy(conditional.copy()), rescale
+        ).numpy()
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(actual),
+            expected,
+            rtol=1e-6,
+            atol=1e-6,
+            err_msg=f"expected diffusers' rescale_noise_cfg at φ = {rescale}",
+        )
+
+
+def test_rescale_leaves_a_constant_prediction_alone():
+    """An untrained network says zero everywhere: no 0 / 0."""
+    guidance = ClassifierFreeGuidance(lambda x, t, c: 0 * x, CONTEXT, NULL, 7.5, 0.7)
+    actual = keras.ops.convert_to_numpy(guidance(keras.ops.convert_to_tensor(LATENTS), TIMESTEPS))
+    np.testing.assert_array_equal(actual, np.zeros_like(LATENTS), "expected zeros, not NaN")
+
+
+@pytest.mark.parametrize("rescale", [-0.1, 1.1, float("nan")])
+def test_bad_rescale(rescale):
+    with pytest.raises(UserError, match=r"guidance_rescale: expected 0 .* to 1"):
+        ClassifierFreeGuidance(Denoiser(), CONTEXT, NULL, 2.0, rescale)
+
+
 @pytest.mark.parametrize("scale", [-1, float("nan"), float("inf")])
 def test_bad_scale(scale):
     with pytest.raises(UserError, match="guidance_scale: expected a number of at least 0"):

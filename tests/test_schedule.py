@@ -32,6 +32,11 @@ CONSTANTS = [
         "alphas_cumprod",
         {499: 0.07858724288177821, 999: 4.0358297653756754e-05},
     ),
+    (
+        {"prediction_type": "v_prediction", "rescale_zero_terminal_snr": True},
+        "alphas_cumprod",
+        {0: 0.99915, 499: 0.24235916655614528, 999: 0.0},
+    ),
     ({"beta_schedule": "cosine"}, "alphas_cumprod", {499: 0.4938435904406382}),
     ({"beta_schedule": "cosine"}, "betas", {0: 4.128422482196914e-05, 999: 0.999}),
 ]
@@ -146,6 +151,118 @@ def test_scalar_timesteps_serve_one_example_or_a_batch():
         close(one, batch[2], f"expected a scalar {kind} to serve one example", 1e-6, 1e-7)
 
 
+# ---- zero terminal SNR
+
+
+def zero_snr(beta_schedule="scaled_linear", prediction_type="v_prediction", **config):
+    return NoiseSchedule(
+        beta_schedule, prediction_type=prediction_type, rescale_zero_terminal_snr=True, **config
+    )
+
+
+@pytest.mark.parametrize("name", BETA_SCHEDULES)
+def test_zero_terminal_snr_is_algorithm_1(name):
+    """Lin 2023: √ᾱ moved and stretched to end at exactly 0 and begin where it did."""
+    plain, schedule = NoiseSchedule(name), zero_snr(name)
+    first, last = plain.signal_rate[[0, -1]]
+    moved = (plain.signal_rate - last) * first / (first - last)
+    close(schedule.signal_rate, moved, "expected √ᾱ to be moved", 1e-9, 1e-12)
+    ends = {"alphas_cumprod": 0, "betas": 1, "noise_rate": 1, "snr": 0, "log_snr": -np.inf}
+    for table, end in {**ends, "sigmas": np.inf}.items():
+        values = getattr(schedule, table)
+        assert values[-1] == end, f"expected {table} to end at exactly {end}"
+        assert np.isfinite(values[:-1]).all(), f"expected {table} to be finite before the end"
+    assert (np.diff(schedule.snr) < 0).all(), "expected the signal to fall at every timestep"
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_pure_noise_gives_no_infinities(prediction_type):
+    schedule = zero_snr(prediction_type=prediction_type)
+    latents, noise = example()
+    noisy = schedule.add_noise(latents, noise, 999)
+    close(noisy, noise, "expected pure noise at the last timestep", 1e-12)
+    target = schedule.target(latents, noise, 999)
+    expected = latents if prediction_type == "sample" else -latents
+    close(target, expected, "expected the target to be the image", 1e-12)
+    close(schedule.predict_x0(target, noisy, 999), latents, "expected x0 from it", 1e-12)
+    close(schedule.predict_noise(target, noisy, 999), noise, "expected ε from it", 1e-12)
+
+
+def test_zero_terminal_snr_and_epsilon_exclude_each_other():
+    with pytest.raises(UserError, match="choose prediction_type 'v_prediction' or 'sample'"):
+        NoiseSchedule(rescale_zero_terminal_snr=True)
+    with pytest.raises(UserError, match="expected at least 2 num_train_timesteps"):
+        zero_snr(num_train_timesteps=1)
+
+
+def test_old_configs_have_no_zero_terminal_snr():
+    """A model folder written before the key was there loads as the schedule it was."""
+    config = NoiseSchedule().get_config()
+    assert config.pop("rescale_zero_terminal_snr") is False, "expected the key, and false"
+    again = NoiseSchedule.from_config(config)
+    assert again.get_config() == NoiseSchedule().get_config(), "expected the same schedule"
+    config = json.loads(json.dumps(zero_snr().get_config()))
+    again = NoiseSchedule.from_config(config)
+    assert again.alphas_cumprod[-1] == 0, "expected zero terminal SNR to survive the round trip"
+
+
+@pytest.mark.reference
+def test_zero_terminal_snr_is_that_of_diffusers():
+    pytest.importorskip("diffusers")
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        rescale_betas_zero_snr=True,
+    )
+    expected = theirs.alphas_cumprod.numpy()
+    close(zero_snr().alphas_cumprod, expected, "expected diffusers' ᾱ", rtol=1e-4, atol=1e-6)
+
+
+# ---- between the timesteps
+
+
+def test_sigmas_between_timesteps_are_on_a_line():
+    schedule = NoiseSchedule()
+    timesteps = np.array([0.0, 0.25, 500.5, 998.0, 999.0])
+    sigmas = schedule.sigmas
+    expected = [
+        sigmas[0],
+        0.75 * sigmas[0] + 0.25 * sigmas[1],
+        (sigmas[500] + sigmas[501]) / 2,
+        *sigmas[[998, 999]],
+    ]
+    close(schedule.sigmas_at(timesteps), expected, "expected σ to be linear in t", 1e-10)
+    whole = np.arange(1000)
+    close(schedule.timesteps_at(sigmas), whole, "expected the timesteps of σ", 1e-9, 1e-9)
+    middle = np.sqrt(sigmas[500] * sigmas[501])
+    close(schedule.timesteps_at(middle), 500.5, "expected t to be linear in log σ", 1e-9)
+
+
+def test_sigmas_at_are_finite_with_zero_terminal_snr():
+    close(zero_snr().sigmas_at(np.array([999])), [4096], "expected ᾱ = 2⁻²⁴", 1e-6)
+
+
+def test_float_timesteps_may_lie_between_the_whole_ones():
+    for schedule in (NoiseSchedule(), zero_snr()):
+        latents, noise = example("float32")
+        whole = TIMESTEPS.astype("float32")
+        for timesteps in (whole, keras.ops.convert_to_tensor(whole)):
+            actual = schedule.add_noise(latents, noise, timesteps)
+            expected = schedule.add_noise(latents, noise, TIMESTEPS)
+            close(actual, expected, "expected whole floats to be like integers", 1e-3, 1e-3)
+        between = np.array([0.3, 1.5, 499.99, 998.01, 998.75], dtype="float32")
+        sigmas = schedule.sigmas_at(between.astype("float64"))[:, None, None, None]
+        expected = (latents + sigmas * noise) / np.sqrt(1 + sigmas**2)
+        for timesteps in (between, keras.ops.convert_to_tensor(between)):
+            actual = schedule.add_noise(latents, noise, timesteps)
+            close(actual, expected, "expected the interpolated σ", 1e-4, 1e-4)
+        one = schedule.add_noise(latents[1], noise[1], 1.5)
+        close(one, expected[1], "expected a scalar float to serve one example", 1e-4, 1e-4)
+
+
 def test_tf_data_pipeline_with_gather():
     """With `take=tf.gather` the graph of a tf.data pipeline holds no Keras operation."""
     tf = pytest.importorskip("tensorflow")
@@ -195,6 +312,7 @@ def test_config_is_json_and_round_trips():
         ({"beta_end": 1.0}, "beta_end < 1"),
         ({"beta_end": float("nan")}, "beta_end < 1"),
         ({"beta_end": 0.9}, "no signal is left"),
+        ({"rescale_zero_terminal_snr": "yes"}, "expected true or false, got 'yes'"),
         ({"beta_shedule": "linear"}, "did you mean 'beta_schedule'"),
     ],
 )
@@ -204,7 +322,9 @@ def test_bad_config_is_one_clear_line(arguments, message):
     assert "\n" not in str(error.value), "expected a message of one line"
 
 
-@pytest.mark.parametrize("timesteps", [-1, 1000, np.array([0, 1000]), np.array([-1, 3])])
+@pytest.mark.parametrize(
+    "timesteps", [-1, 1000, 999.5, np.array([0, 1000]), np.array([-1, 3]), np.array([-0.1, 3])]
+)
 def test_timesteps_out_of_range_are_refused(timesteps):
     with pytest.raises(UserError, match="expected 0 to 999"):
         NoiseSchedule().add_noise(np.zeros((2, 4)), np.zeros((2, 4)), timesteps)

@@ -8,6 +8,13 @@ network says without the prompt, by the guidance scale s = 1 + w of the paper's 
 s = 0 leaves the prompt out, s = 1 is the conditional prediction itself, s > 1 follows the
 prompt more closely and varies less. The formula is linear, so it is the same for predictions
 of ε, of v and of x0 at a given x_t.
+
+A large s also makes the prediction larger than any the network was trained for, most visibly
+with zero terminal SNR: images come out over-exposed. Rescaling gives it back the standard
+deviation of the conditional prediction, over each example, by a share φ (Lin 2023, §3.4,
+eq. 15, 16):
+
+    ε̃ ← φ · (std(ε(x_t, c)) / std(ε̃)) · ε̃ + (1 − φ) · ε̃
 """
 
 from __future__ import annotations
@@ -35,16 +42,18 @@ class ClassifierFreeGuidance:
         null_context: those of the empty or negative prompt, (B, length, d), or (1, length, d)
             for the whole batch.
         guidance_scale: s, at least 0; 1 = no guidance.
+        guidance_rescale: φ, 0 (none) .. 1; Lin 2023 recommends 0.7.
 
     Call arguments:
         noisy_latents: (B, h, w, c).
-        timesteps: int32 (B,).
+        timesteps: int32 or float32 (B,).
 
     Returns (of a call):
         The guided prediction, float32 (B, h, w, c).
 
     Raises:
-        UserError: shapes that do not go together, or a negative or non-finite scale.
+        UserError: shapes that do not go together, a negative or non-finite scale, or a
+            rescale outside 0 .. 1.
     """
 
     def __init__(
@@ -53,10 +62,15 @@ class ClassifierFreeGuidance:
         context: Array,
         null_context: Array,
         guidance_scale: float,
+        guidance_rescale: float = 0.0,
     ) -> None:
         if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
             raise UserError(
                 f"guidance_scale: expected a number of at least 0, got {guidance_scale!r}"
+            )
+        if not 0 <= guidance_rescale <= 1:
+            raise UserError(
+                f"guidance_rescale: expected 0 (none) to 1 (all), got {guidance_rescale!r}"
             )
         shape, null_shape = tuple(context.shape), tuple(null_context.shape)
         if null_shape not in (shape, (1, *shape[1:])):
@@ -66,6 +80,7 @@ class ClassifierFreeGuidance:
             )
         self.denoiser = denoiser
         self.guidance_scale = float(guidance_scale)
+        self.guidance_rescale = float(guidance_rescale)
         self.batch_size = shape[0]
         self.context = context
         if self.guidance_scale != 1:
@@ -87,4 +102,17 @@ class ClassifierFreeGuidance:
             self.context,
         )
         unconditional, conditional = keras.ops.split(keras.ops.cast(prediction, "float32"), 2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        guided = unconditional + self.guidance_scale * (conditional - unconditional)
+        if self.guidance_rescale == 0:
+            return guided
+        return _rescale(guided, conditional, self.guidance_rescale)
+
+
+def _rescale(guided: Array, conditional: Array, share: float) -> Array:
+    """`guided` with `share` of its deviation made that of `conditional` (Lin 2023, eq. 15, 16)."""
+    axes = tuple(range(1, len(guided.shape)))
+    wanted = keras.ops.std(conditional, axis=axes, keepdims=True)
+    found = keras.ops.std(guided, axis=axes, keepdims=True)
+    # A prediction without any deviation (an untrained network's zeros) stays as it is.
+    ratio = keras.ops.where(found > 0, wanted / keras.ops.where(found > 0, found, 1.0), 1.0)
+    return (share * ratio + (1 - share)) * guided

@@ -27,10 +27,10 @@ from latentddpm.data.split import split_records
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
+from latentddpm.interop.clip import load_clip_folder
 from latentddpm.modelfolder import ModelFolder, read_model_folder
 from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.models.clip_folder import load_clip_folder
 from latentddpm.models.latent_space import LatentSpace
 from latentddpm.models.text import TextEncoder, build_text_encoder, load_preset
 from latentddpm.models.tokenizer import ClipTokenizer

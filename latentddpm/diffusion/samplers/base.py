@@ -1,0 +1,218 @@
+"""What all samplers share: the levels they visit, the loop, and what a step is handed.
+
+A sampler visits timesteps t_0 > t_1 > … > t_{n−1}, each with its noise level ᾱ, and ends at
+ᾱ = 1, which is x0 itself. A step goes from one level to the next. Between steps the latents
+are always variance preserving, x = √ᾱ · x0 + √(1 − ᾱ) · ε, what the network was trained on;
+a method written for x̂ = x0 + σ · ε, with σ = √(1 − ᾱ) / √ᾱ, finds x̂ = x / √ᾱ.
+
+`Sampler` owns the levels and the loop; a subclass owns `step`. A sampler keeps nothing between
+or during calls: it can be shared, and `sample` is a function of its arguments. Latents stay
+float32 whatever the precision of the network, what is computed per step is float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from latentddpm.diffusion.samplers.spacing import TIMESTEP_SPACINGS, spaced_timesteps
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.errors import UserError, check_choice
+
+Array = Any
+Denoiser = Callable[[Array, Array], Array]  # (noisy_latents, timesteps) -> prediction
+Denoise = Callable[[Array, int], tuple[Array, Array]]  # (latents, step_index) -> x0, epsilon
+Noise = Callable[[int], Array]  # step_index -> standard normal, the shape of the latents
+
+
+class Sampler:
+    """The levels and the loop that all samplers share. A subclass writes `step`.
+
+    Args:
+        schedule: the `NoiseSchedule` that the denoiser was trained with.
+        num_steps: how many timesteps to visit, 1 .. T.
+        timestep_spacing: which ones (Lin 2023, table 2). "leading" starts one stride below T
+            and ends at `steps_offset`; "trailing" starts at T−1 and ends one stride above −1:
+            the better one for few steps; "linspace" has both ends, T−1 and 0.
+        steps_offset: what "leading" adds to every timestep; no other spacing takes it. By
+            default 1, as Stable Diffusion has it, except 0 where 1 does not fit (n = T).
+
+    Attributes (NumPy, read-only):
+        timesteps: (num_steps,), decreasing, in 0 .. T−1; int64, or float64 where the sampler
+            visits timesteps between the whole ones.
+        alphas_cumprod: float64 (num_steps + 1,), ᾱ of every step's level, then 1.
+
+    Raises:
+        UserError: an unknown spacing, or a number outside its range.
+    """
+
+    skip_lowest = False  # leave out the lowest of n + 1 timesteps: see `spaced_timesteps`
+    whole_timesteps = True  # visit training timesteps only, none between them
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        num_steps: int,
+        timestep_spacing: str = "leading",
+        steps_offset: int | None = None,
+    ) -> None:
+        self.schedule = schedule
+        self.timestep_spacing = check_choice(
+            "timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS
+        )
+        timesteps = spaced_timesteps(
+            schedule.num_train_timesteps,
+            num_steps,
+            timestep_spacing,
+            steps_offset,
+            skip_lowest=self.skip_lowest,
+            fractional=not self.whole_timesteps,
+        )
+        self.num_steps = len(timesteps)
+        self.timesteps, alphas_cumprod = self._levels(timesteps)
+        self.alphas_cumprod = np.append(alphas_cumprod, 1.0)
+        self.timesteps.setflags(write=False)
+        self.alphas_cumprod.setflags(write=False)
+
+    def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The timesteps to tell the network, and ᾱ of each: both (num_steps,)."""
+        return timesteps, self.schedule.alphas_cumprod[timesteps]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `sample` needs a `noise` function."""
+        return False
+
+    def num_calls(self, first_step: int = 0) -> int:
+        """How often `sample` calls the denoiser: what a progress bar counts up to."""
+        return self.num_steps - first_step
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        latents: Array,
+        noise: Noise | None = None,
+        callback: Callable[[int, int | float, Array, Array], None] | None = None,
+        first_step: int = 0,
+    ) -> Array:
+        """Denoise `latents` from pure noise, or from `first_step` on, to clean scaled latents.
+
+        Args:
+            denoiser: `denoiser(noisy_latents, timesteps) -> prediction`, called with float32
+                (B, h, w, c) and (B,), int32, or float32 where `timesteps` are fractional; the
+                prediction has the shape of `noisy_latents`.
+            latents: (B, h, w, c) at the noise level of `first_step`, as `add_noise` makes them;
+                for step 0 that is standard normal noise, for every sampler.
+            noise: `noise(step_index) -> (B, h, w, c)`, the standard normal noise of one step;
+                asked at most once for each of the steps 0 .. num_steps−1, by stochastic
+                samplers only.
+            callback: `callback(step_index, timestep, latents, x0)` after each step: the
+                timestep it came from, the latents it reached, its estimate of the clean ones.
+            first_step: where to start, 0 .. num_steps; at num_steps nothing is left to do and
+                the latents come back as they are.
+
+        Returns:
+            float32 (B, h, w, c).
+
+        Raises:
+            UserError: a stochastic sampler without `noise`, a `first_step` out of range, or a
+                prediction or noise whose shape is not that of the latents.
+        """
+        self._check_step("first_step", first_step)
+        if self.stochastic and noise is None:
+            raise UserError(f"noise: {type(self).__name__} draws noise in its steps; pass noise=")
+        latents = keras.ops.cast(latents, "float32")
+        whole = np.issubdtype(self.timesteps.dtype, np.integer)
+
+        def denoise(latents: Array, step_index: int) -> tuple[Array, Array]:
+            timesteps = keras.ops.full(
+                keras.ops.shape(latents)[:1],
+                self.timesteps[step_index].item(),
+                dtype="int32" if whole else "float32",
+            )
+            prediction = _like(latents, denoiser(latents, timesteps), "the denoiser's prediction")
+            return self.schedule.split(prediction, latents, *self.rates(step_index))
+
+        def draw(step_index: int) -> Array:
+            return _like(latents, noise(step_index), "noise(step_index)")
+
+        history = None
+        for step_index in range(first_step, self.num_steps):
+            latents, x0, history = self.step(step_index, latents, denoise, draw, history)
+            if callback is not None:
+                callback(step_index, self.timesteps[step_index].item(), latents, x0)
+        return latents
+
+    def step(
+        self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
+    ) -> tuple[Array, Array, Any]:
+        """One step, from the noise level of `step_index` to the next: what a subclass writes.
+
+        Args:
+            step_index: 0 .. num_steps−1; `rates` and `sigma` have its level and the next.
+            latents: float32 (B, h, w, c), x at this step's level, variance preserving.
+            denoise: `denoise(latents, step_index) -> x0, epsilon`, both float32 (B, h, w, c):
+                one call of the network, at the level of that step. A method of higher order
+                may call it more than once.
+            noise: `noise(step_index)`, float32 (B, h, w, c).
+            history: None at the first step, then whatever the step before returned: the
+                memory of a multistep method, which lives no longer than one `sample`.
+
+        Returns:
+            The latents at the next level, the estimate x0, and the new history.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no step")
+
+    def add_noise(self, latents: Array, noise: Array, step_index: int) -> Array:
+        """Clean latents at the noise level that step `step_index` starts from (Ho 2020, eq. 4).
+
+        What `sample` takes with `first_step=step_index`: image-to-image starts there.
+
+        Args:
+            latents: x0, scaled latents, (B, h, w, c).
+            noise: ε, standard normal, (B, h, w, c).
+            step_index: 0 .. num_steps; num_steps is the end, without noise.
+
+        Returns:
+            (B, h, w, c), variance preserving for every sampler.
+
+        Raises:
+            UserError: a step out of range.
+        """
+        self._check_step("step_index", step_index)
+        signal_rate, noise_rate = self.rates(step_index)
+        return signal_rate * latents + noise_rate * noise
+
+    def alphas_cumprod_at(self, step_index: int) -> tuple[float, float]:
+        """ᾱ, ᾱ': the level `step_index` starts from and the one it goes to; 1.0 at the end."""
+        return float(self.alphas_cumprod[step_index]), float(self.alphas_cumprod[step_index + 1])
+
+    def rates(self, step_index: int) -> tuple[float, float]:
+        """√ᾱ, √(1 − ᾱ) of the level `step_index` starts from; 1, 0 at num_steps."""
+        alpha_cumprod = float(self.alphas_cumprod[step_index])
+        return math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
+
+    def sigma(self, step_index: int) -> float:
+        """σ = √(1 − ᾱ) / √ᾱ of the level `step_index` starts from; 0 at num_steps."""
+        signal_rate, noise_rate = self.rates(step_index)
+        return noise_rate / signal_rate
+
+    def _check_step(self, name: str, step_index: int) -> None:
+        if not isinstance(step_index, int | np.integer) or not 0 <= step_index <= self.num_steps:
+            raise UserError(
+                f"{name}: expected a whole number from 0 to {self.num_steps}, got {step_index!r}"
+            )
+
+
+def _like(latents: Array, values: Array, what: str) -> Array:
+    """`values` in float32, once they have the shape of `latents`."""
+    if tuple(values.shape) != tuple(latents.shape):
+        raise UserError(
+            f"{what}: expected the shape of the latents, {tuple(latents.shape)}, "
+            f"got {tuple(values.shape)}"
+        )
+    return keras.ops.cast(values, "float32")

@@ -1,0 +1,108 @@
+"""DDPM and DDIM: the reverse process as the diffusion papers have it.
+
+A step goes from the noise level ᾱ = ᾱ_{t_i} to the lower level ᾱ' = ᾱ_{t_{i+1}}, at the end to
+ᾱ' = 1. Between the two levels (Nichol & Dhariwal 2021, eq. 19; with n = T these are the betas
+of training, and β̃ is Ho 2020, eq. 7):
+
+    β = 1 − ᾱ / ᾱ'                     the noise added between the levels
+    β̃ = β · (1 − ᾱ') / (1 − ᾱ)         its variance once x0 is known, DDPM's "fixed small"
+
+    DDPM   x' = √ᾱ' β / (1 − ᾱ) · x0 + √(ᾱ/ᾱ') (1 − ᾱ') / (1 − ᾱ) · x + √β̃ · z
+                                                                       (Ho 2020, eq. 7, 11)
+    DDIM   x' = √ᾱ' · x0 + √(1 − ᾱ' − σ²) · ε + σ · z,   σ = η √β̃     (Song 2021, eq. 12, 16)
+
+where z is fresh noise. DDIM is deterministic with η = 0 and is DDPM with η = 1. Neither divides
+by ᾱ, so both start from ᾱ = 0, a schedule with zero terminal SNR, as it is.
+
+ᾱ' is here always the level of the timestep that the network is asked at next. diffusers' DDIM
+goes to the level ⌊T/n⌋ timesteps below instead, which is the same for "leading" spacing, and
+for "trailing" where n divides T, but is not for "linspace": there it leaves the latents with
+more noise, or less, than it then tells the network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from latentddpm.diffusion.samplers.base import Array, Denoise, Noise, Sampler
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.errors import UserError
+
+
+class DDPMSampler(Sampler):
+    """Ancestral sampling (Ho 2020, algorithm 2), with the "fixed small" variance β̃.
+
+    Arguments, attributes and errors are those of `Sampler`. With fewer steps than T the betas
+    are those between the visited timesteps (Nichol & Dhariwal 2021, eq. 19).
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def step(
+        self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
+    ) -> tuple[Array, Array, Any]:
+        """Ho 2020, eq. 7: x' ~ N(μ̃(x, x0), β̃); with ε in place of x0, μ̃ is eq. 11."""
+        x0, _ = denoise(latents, step_index)
+        alpha_cumprod, next_alpha_cumprod = self.alphas_cumprod_at(step_index)
+        alpha = alpha_cumprod / next_alpha_cumprod
+        x0_weight = math.sqrt(next_alpha_cumprod) * (1 - alpha) / (1 - alpha_cumprod)
+        latents_weight = math.sqrt(alpha) * (1 - next_alpha_cumprod) / (1 - alpha_cumprod)
+        latents = x0_weight * x0 + latents_weight * latents
+        variance = posterior_variance(alpha_cumprod, next_alpha_cumprod)
+        if variance > 0:
+            latents = latents + math.sqrt(variance) * noise(step_index)
+        return latents, x0, None
+
+
+class DDIMSampler(Sampler):
+    """Implicit sampling (Song 2021): good at few steps, deterministic with `eta=0`.
+
+    Arguments, attributes and errors are those of `Sampler`, and
+
+    Args:
+        eta: the share of DDPM's noise that each step draws, 0 (none) .. 1 (DDPM itself).
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        num_steps: int,
+        timestep_spacing: str = "leading",
+        steps_offset: int | None = None,
+        eta: float = 0.0,
+    ) -> None:
+        super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
+        if not 0 <= eta <= 1:
+            raise UserError(f"eta: expected 0 (deterministic) to 1 (DDPM), got {eta!r}")
+        self.eta = float(eta)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def step(
+        self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
+    ) -> tuple[Array, Array, Any]:
+        """Song 2021, eq. 12 with the σ of eq. 16."""
+        x0, epsilon = denoise(latents, step_index)
+        alpha_cumprod, next_alpha_cumprod = self.alphas_cumprod_at(step_index)
+        sigma = self.eta * math.sqrt(posterior_variance(alpha_cumprod, next_alpha_cumprod))
+        direction = math.sqrt(max(1 - next_alpha_cumprod - sigma**2, 0.0))
+        latents = math.sqrt(next_alpha_cumprod) * x0 + direction * epsilon
+        if sigma > 0:
+            latents = latents + sigma * noise(step_index)
+        return latents, x0, None
+
+
+def posterior_variance(alpha_cumprod: float, next_alpha_cumprod: float) -> float:
+    """β̃ = (1 − ᾱ') / (1 − ᾱ) · (1 − ᾱ / ᾱ') (Ho 2020, eq. 7): the variance of a DDPM step.
+
+    Args:
+        alpha_cumprod: ᾱ of the level the step leaves, in [0, 1).
+        next_alpha_cumprod: ᾱ' of the level it goes to, in (ᾱ, 1].
+    """
+    beta = 1 - alpha_cumprod / next_alpha_cumprod
+    return (1 - next_alpha_cumprod) / (1 - alpha_cumprod) * beta

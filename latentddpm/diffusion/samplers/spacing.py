@@ -1,0 +1,83 @@
+"""Which noise levels a sampler visits: n of the T training timesteps, or n values of σ.
+
+    leading    k · ⌊T/n⌋ + offset, k = n−1 .. 0        Stable Diffusion's (Lin 2023, table 2)
+    trailing   round(k · T/n) − 1,  k = n .. 1
+    linspace   n values from T−1 to 0, both included
+    karras     σ_k = (σ_max^(1/ρ) + k/(n−1) · (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, k = 0 .. n−1, ρ = 7
+                                                                    (Karras 2022, eq. 5)
+
+The rules are those of diffusers, number for number, wherever diffusers gives n different
+timesteps in 0 .. T−1; elsewhere (n near T, or n = 1) the nearest that does. ⌊T/n⌋ leaves up to
+half of the noisy end unvisited when n does not divide T: 60 of 1000 steps start at t = 945, 501
+of 1000 at t = 501, where much of the noise the sampler starts from has no business. "trailing"
+has no such gap.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentddpm.errors import UserError
+
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+SIGMA_SPACINGS = ("timesteps", "karras")
+
+
+def spaced_timesteps(
+    total: int,
+    count: int,
+    spacing: str,
+    offset: int | None = None,
+    skip_lowest: bool = False,
+    fractional: bool = False,
+) -> np.ndarray:
+    """`count` strictly decreasing timesteps in 0 .. total−1.
+
+    Args:
+        total: T, the number of training timesteps.
+        count: n, 1 .. total.
+        spacing: one of `TIMESTEP_SPACINGS`.
+        offset: what "leading" adds; None for 1, or 0 where 1 does not fit.
+        skip_lowest: space n + 1 timesteps and leave out the lowest, for "leading" and
+            "linspace": what the multistep solvers of DPM-Solver do, whose last step goes from
+            there to no noise at all. Not where n = total.
+        fractional: leave "linspace" unrounded.
+
+    Returns:
+        int64 (count,), or float64 for fractional ones.
+
+    Raises:
+        UserError: `count` or `offset` out of range, or an offset for another spacing.
+    """
+    if not isinstance(count, int | np.integer) or not 1 <= count <= total:
+        raise UserError(f"num_steps: expected a whole number from 1 to {total}, got {count!r}")
+    points = count + 1 if skip_lowest and count < total else count
+    if spacing == "leading":
+        timesteps = np.arange(points)[::-1][:count] * (total // points)
+        room = total - 1 - int(timesteps[0])
+        offset = min(1, room) if offset is None else offset
+        if not isinstance(offset, int | np.integer) or not 0 <= offset <= room:
+            raise UserError(
+                f"steps_offset: expected a whole number from 0 to {room} for {count} of {total} "
+                f"steps, got {offset!r}"
+            )
+        return timesteps + offset
+    if offset is not None:
+        raise UserError(f"steps_offset: only 'leading' spacing takes one, not {spacing!r}")
+    if spacing == "trailing":
+        # Counted down as diffusers does, for the same rounding of halves.
+        return np.arange(total, 0, -total / count)[:count].round().astype("int64") - 1
+    timesteps = np.linspace(0, total - 1, points)[::-1][:count] if points > 1 else [total - 1.0]
+    whole = np.round(timesteps)
+    if fractional and (timesteps != whole).any():
+        return timesteps
+    return whole.astype("int64")
+
+
+def karras_sigmas(highest: float, lowest: float, count: int, rho: float = 7.0) -> np.ndarray:
+    """`count` noise levels from `highest` to `lowest` (Karras 2022, eq. 5), float64 (count,).
+
+    They are evenly spaced in σ^(1/ρ): small steps where there is little noise, for that is
+    where an error is not mended by later steps.
+    """
+    return np.linspace(highest ** (1 / rho), lowest ** (1 / rho), count) ** rho

@@ -7,17 +7,18 @@ codes: 0 done, 1 the system failed (disk, permission), 2 the input was wrong.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from latentddpm import __version__
-from latentddpm.errors import UserError
+from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
+from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.startup import import_keras
 
 FOLDER = click.Path(path_type=Path)
@@ -32,6 +33,45 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(f"latentddpm: {self.message}", err=True)
+
+
+# What click raises for a bare `latentddpm`, from 8.2 on: not an error, its message is the help.
+HELP_IS_WANTED = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
+class Commands(click.Group):
+    """All commands; what click finds wrong with an option or argument is one line as well."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with one_line_usage():
+            return super().make_context(*args, **kwargs)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if not args[0].startswith("-"):
+            check_choice("command", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_line_usage():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def one_line_usage() -> Iterator[None]:
+    """What click tells in three lines (usage, where help is, error) as a `Failure`."""
+    try:
+        yield
+    except HELP_IS_WANTED:
+        raise
+    except click.UsageError as error:
+        message = error.format_message().rstrip(".")
+        if isinstance(error, click.NoSuchOption):
+            known = [name for p in error.ctx.command.get_params(error.ctx) for name in p.opts]
+            message = f"no such option {error.option_name}{nearest(error.option_name, known)}"
+        help_line = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        raise Failure(f"{message[0].lower()}{message[1:]}{help_line}", 2) from None
+    except UserError as error:
+        raise Failure(_one_line(error), 2) from None
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -70,7 +110,11 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "latentddpm",
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__)
 def main() -> None:
     """Train and run latent diffusion models in Keras 3.
@@ -187,9 +231,17 @@ def encode(
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
 @click.option("--steps", type=int, help="Sampler steps [default: the model's].")
-@click.option("--sampler", help="ddim or ddpm [default: the model's].")
-@click.option("--timestep-spacing", help="leading, trailing, linspace [default: the model's].")
+@click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's].")
+@click.option("--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's].")
+@click.option("--sigma-spacing", help=f"Of samplers in sigma: {', '.join(SIGMA_SPACINGS)}.")
+@click.option("--eta", type=float, help="Of ddim: 0 draws no noise, 1 as much as ddpm.")
 @click.option("--guidance-scale", type=float, help="1 = none [default: the model's].")
+@click.option("--guidance-rescale", type=float, help="0 = none, 0.7 against overexposure.")
+@click.option("--init-image", type=FOLDER, help="Picture to start from.")
+@click.option(
+    "--strength", type=float, help="How far to go from it [default: 0.75; 1 with --mask]."
+)
+@click.option("--mask", type=FOLDER, help="Of --init-image: white is repainted, black is kept.")
 @click.option("--height", type=int, help="Pixels [default: the model's].")
 @click.option("--width", type=int, help="Pixels [default: the model's].")
 @click.option("--batch-size", type=int, default=16, show_default=True)
@@ -199,7 +251,7 @@ def encode(
 @click.option("--timing", is_flag=True, help="Say where the time went.")
 @command
 def generate(quiet: bool, timing: bool, **options: Any) -> None:
-    """Make images from words."""
+    """Make images from words, and from pictures."""
     from latentddpm.commands import generate_images
 
     for path in generate_images(**options, quiet=quiet, timing=timing):
@@ -208,19 +260,70 @@ def generate(quiet: bool, timing: bool, **options: Any) -> None:
 
 @main.command()
 @click.option("--model", type=FOLDER, required=True, help="Model folder or ready model.")
-@click.option("--format", "kind", default="keras", show_default=True, help="keras, saved-model.")
+@click.option(
+    "--format",
+    "kind",
+    default="keras",
+    show_default=True,
+    help="keras, saved-model, onnx, litert.",
+)
 @click.option("--storage", default="float32", show_default=True, help="float16 halves .keras.")
 @click.option("--out", type=FOLDER, required=True, help="New folder.")
 @command
 def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None:
     """Write a model for other programs, checked against the original."""
     import_keras()
+    from latentddpm.interop.export import check_request
     from latentddpm.interop.export import export as write
     from latentddpm.pipeline import LatentDiffusion
 
-    differences = write(LatentDiffusion.load(model), out, kind, storage)
-    for name, difference in differences.items():
-        _note(quiet, f"{name}: largest difference {difference:.1e}")
+    check_request(out, kind, storage)
+    note = functools.partial(_note, quiet)
+    write(LatentDiffusion.load(model), out, kind, storage, note)
+    click.echo(out)
+
+
+@main.command()
+@click.option(
+    "--from",
+    "source",
+    type=FOLDER,
+    metavar="PATH",
+    help="Diffusers folder, a part of one, or a Stable Diffusion 1.x .safetensors file.",
+)
+@click.option("--variant", help="Of the weight files in the folder, such as fp16.")
+@click.option("--to", "target", help="diffusers; with --model.")
+@click.option("--model", type=FOLDER, help="Model folder or ready model to write for others.")
+@click.option("--storage", default="float32", show_default=True, help="float16 halves the files.")
+@click.option("--out", type=FOLDER, required=True, help="New folder.")
+@command
+def convert(
+    source: Path | None,
+    variant: str | None,
+    target: str | None,
+    model: Path | None,
+    storage: str,
+    out: Path,
+    quiet: bool,
+) -> None:
+    """Read diffusers and Stable Diffusion 1.x weights, or write them.
+
+    \b
+    latentddpm convert --from stable-diffusion-v1-5 --out runs/sd15
+    latentddpm convert --to diffusers --model runs/ldm --out runs/ldm-diffusers
+    """
+    reads, writes = source is not None, target is not None or model is not None
+    if reads == writes or (writes and None in (target, model)):
+        raise UserError("convert: expected --from PATH, or --to diffusers with --model DIR")
+    if writes and variant is not None:
+        raise UserError("--variant: chooses files to read; it goes with --from")
+    import_keras()
+    from latentddpm.interop.convert import convert_from, convert_to
+
+    if source is not None:
+        convert_from(source, out, variant=variant, storage=storage, quiet=quiet)
+    else:
+        convert_to(target, model, out, storage=storage, quiet=quiet)
     click.echo(out)
 
 
@@ -229,7 +332,7 @@ def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None
 @command
 def info(path: Path, quiet: bool) -> None:
     """Describe a PNG made here, a model folder or a run."""
-    from latentddpm.commands import describe
+    from latentddpm.describe import describe
 
     click.echo(describe(path))
 
@@ -257,7 +360,3 @@ def _one_line(error: object) -> str:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror}"
     return " ".join(str(error).split())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,14 @@
-"""What `generate` and `info` do around the one call: options, files, metadata."""
+"""What `generate` does around the one call: options, files, metadata.
+
+A PNG made here carries all that is needed to make it again: `--from` reads it back. Of a
+picture it started from, and of its mask, it carries the name and the SHA-256: those two files
+have to be there again, and to be the same.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,19 @@ import numpy as np
 from PIL import Image
 
 import latentddpm
-from latentddpm.errors import UserError
-from latentddpm.files import read_json_lines
-from latentddpm.modelfolder import ModelFolder, find_model, read_model_folder, ready_models
+from latentddpm.choices import SAMPLERS
+from latentddpm.errors import UserError, check_choice
+from latentddpm.files import file_digest
+from latentddpm.initimage import InitImage, read_init_image
+from latentddpm.modelfolder import ModelFolder, read_model_folder, ready_models
 from latentddpm.pictures import grid as make_grid
 from latentddpm.pictures import read_metadata, save_png
+from latentddpm.seeds import image_seeds
 from latentddpm.startup import import_keras
 from latentddpm.timing import collect, timed
 
 DEFAULT_MODEL = "emoji-64"
+NUMBER = (int, float)
 # Of the metadata that `--from` needs, and that it may find.
 MAKING = {"prompts": list, "seed": int, "model_digest": str}
 OTHER_MAKING = {
@@ -30,11 +37,19 @@ OTHER_MAKING = {
     "num_steps": int,
     "sampler": str,
     "timestep_spacing": str,
-    "guidance_scale": (int, float),
+    "sampler_options": dict,
+    "guidance_scale": NUMBER,
+    "guidance_rescale": NUMBER,
     "height": int,
     "width": int,
     "num_images": int,
+    "init_image": str,
+    "init_image_sha256": str,
+    "strength": NUMBER,
+    "mask": str,
+    "mask_sha256": str,
 }
+SAMPLER_OPTIONS = {"eta": NUMBER, "sigma_spacing": str, "steps_offset": int}
 
 
 def generate_images(
@@ -46,7 +61,11 @@ def generate_images(
     batch_size: int,
     quiet: bool,
     timing: bool,
+    init_image: Path | None,
+    mask: Path | None,
     steps: int | None,
+    eta: float | None,
+    sigma_spacing: str | None,
     **options: Any,
 ) -> list[Path]:
     """Make images and write them as PNG with their making inside; returns the files.
@@ -54,16 +73,23 @@ def generate_images(
     Args:
         source: a PNG made here; what is not given otherwise comes from its metadata.
         out: a `.png` file for one image or a grid, else a folder.
+        init_image, mask: a picture to start from, and what of it to repaint.
+        eta, sigma_spacing: options of samplers.
         options: of `LatentDiffusion.generate`, None where not given.
     """
     options["num_steps"] = steps
+    given = {"eta": eta, "sigma_spacing": sigma_spacing}
+    given = {key: value for key, value in given.items() if value is not None}
     remembered, original = {}, None
     if source:
         remembered = read_metadata(source)
         _check_metadata(source, remembered)
         with Image.open(source) as image:
             original = np.asarray(image.convert("RGB"))  # `out` may be the same file
+        own_sampler = options["sampler"] in (None, remembered.get("sampler"))
         options = {k: remembered.get(k) if v is None else v for k, v in options.items()}
+        if own_sampler:
+            options["sampler_options"] = remembered.get("sampler_options")
         prompts = prompts or tuple(remembered.get("prompts", ()))
         grid = grid or remembered.get("grid", False)
     prompts = prompts or ("",)
@@ -71,7 +97,13 @@ def generate_images(
     options["num_images"] = 1 if options["num_images"] is None else options["num_images"]
     if options["num_images"] < 1:
         raise UserError(f"--num-images: {options['num_images']}, expected at least 1")
+    if options["sampler"] is not None:
+        check_choice("sampler", options["sampler"], SAMPLERS)
     _check_out(out, 1 if grid else len(prompts) * options["num_images"])
+    files = {
+        name: _input_file(name, path, source, remembered)
+        for name, path in (("init_image", init_image), ("mask", mask))
+    }
 
     with collect() as spent:
         folder = read_model_folder(model or remembered.get("model") or DEFAULT_MODEL)
@@ -80,22 +112,24 @@ def generate_images(
                 f"{source}: made by model {remembered.get('model_digest')}, "
                 f"{folder.path} is {folder.digest}; give its own with --model"
             )
+        for key, side in zip(("height", "width"), folder.image_size or (), strict=False):
+            options[key] = side if options[key] is None else options[key]
+        seeds = image_seeds(options.pop("seed"), len(prompts) * options["num_images"])
+        targets = _targets(out, prompts, seeds, options["num_images"], grid)
+        start = _start(files, options)
         with timed("import Keras"):
             import_keras()
-            from latentddpm.pipeline import LatentDiffusion, image_seeds
+            from latentddpm.pipeline import LatentDiffusion
         with timed("load model"):
             pipeline = LatentDiffusion.load(folder.path)
-        settings = {
-            key: pipeline.defaults[key] if key in pipeline.defaults and value is None else value
-            for key, value in options.items()
-        }
-        for key, side in zip(("height", "width"), pipeline.image_size or (), strict=False):
-            settings[key] = side if settings[key] is None else settings[key]
-        count = len(prompts) * settings["num_images"]
-        seeds = image_seeds(settings.pop("seed"), count)
-        targets = _targets(out, prompts, seeds, settings["num_images"], grid)
+        settings = _settings(options, given, pipeline.defaults)
         images = pipeline.generate(
-            list(prompts), seed=seeds, batch_size=batch_size, progress=not quiet, **settings
+            list(prompts),
+            seed=seeds,
+            batch_size=batch_size,
+            progress=not quiet,
+            **settings,
+            **(vars(start) if start else {}),
         )
         with timed("write"):
             made = {
@@ -103,6 +137,7 @@ def generate_images(
                 "model": _model_name(folder),
                 "model_digest": folder.digest,
                 **settings,
+                **_traces(files, start),
             }
             if grid:
                 rows = np.split(images, len(prompts))
@@ -134,6 +169,75 @@ def _check_metadata(source: Path, metadata: Any) -> None:
         value = metadata.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise UserError(f"{source}: its metadata has {key}: {value!r}")
+    for key, value in (metadata.get("sampler_options") or {}).items():
+        kind = SAMPLER_OPTIONS.get(key)
+        if kind is None or not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{source}: its metadata has sampler_options {key}: {value!r}")
+
+
+def _input_file(
+    name: str, given: Path | None, source: Path | None, remembered: dict[str, Any]
+) -> Path | None:
+    """The picture to start from, or its mask: the one given, or the one `source` remembers.
+
+    Raises:
+        UserError: it is gone, or is not the one that `source` was made from.
+    """
+    own, digest = remembered.get(name), remembered.get(f"{name}_sha256")
+    if own is None:
+        return given
+    option = f"--{name.replace('_', '-')}"
+    if given is None:
+        own = Path(own).name  # a name, not a path: anyone can write a PNG
+        places = [source.parent / own, Path(own)]
+        given = next((path for path in places if path.is_file()), None)
+        if given is None:
+            raise UserError(
+                f"{source}: was made from {own} (SHA-256 {str(digest)[:12]}), which is not "
+                f"beside it; give it with {option}"
+            )
+    if given.is_file() and file_digest(given) != digest:
+        raise UserError(
+            f"{given}: is not the {own} that {source} was made from "
+            f"(SHA-256 {str(digest)[:12]}); give that one with {option}"
+        )
+    return given
+
+
+def _start(files: dict[str, Path | None], options: dict[str, Any]) -> InitImage | None:
+    """What to start from, read before Keras is. A model without a size refuses later."""
+    size = options["height"], options["width"]
+    strength = options.pop("strength")
+    if None in size and files["init_image"] is not None:
+        raise UserError("height and width: this model names no size of its own; give both")
+    return read_init_image(files["init_image"], files["mask"], strength, size)
+
+
+def _settings(
+    options: dict[str, Any], given: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of `generate`: what was asked for, then the model's defaults; all of it goes
+    into the PNG. `given` are options of the sampler."""
+    from latentddpm.sampling import default_options
+
+    settings = {
+        key: defaults.get(key) if value is None else value for key, value in options.items()
+    }
+    settings["guidance_rescale"] = settings["guidance_rescale"] or 0.0
+    own = settings.get("sampler_options")
+    if options.get("sampler_options") is None:
+        own = default_options(settings["sampler"], defaults)
+    return {**settings, "sampler_options": {**own, **given}}
+
+
+def _traces(files: dict[str, Path | None], start: InitImage | None) -> dict[str, Any]:
+    """What a PNG says about the picture it started from."""
+    traces = {}
+    for name, path in files.items():
+        if path is not None:
+            traces[name] = path.name
+            traces[f"{name}_sha256"] = file_digest(path)
+    return traces if start is None else {**traces, "strength": start.strength}
 
 
 def _check_out(out: Path | None, count: int) -> None:
@@ -177,41 +281,3 @@ def _comparison(source: Path, original: np.ndarray, pixels: np.ndarray) -> str:
     if largest == 0:
         return f"every pixel as in {source}"
     return f"differs from {source} by at most {largest} of 255"
-
-
-def describe(path: Path) -> str:
-    """A readable account of a PNG made here, a model folder or a run."""
-    if path.is_file() or path.suffix.lower() == ".png":
-        return json.dumps(read_metadata(path), indent=2, ensure_ascii=False)
-    if (path / "log.jsonl").is_file():
-        return "\n".join(_describe_run(path))
-    return "\n".join(_describe_model(read_model_folder(find_model(path))))
-
-
-def _describe_model(folder: ModelFolder) -> Iterable[str]:
-    yield f"model      {folder.path} ({folder.digest})"
-    if folder.image_size:
-        yield f"image size {folder.image_size[0]}×{folder.image_size[1]}"
-    for name, part in folder.parts.items():
-        yield f"{name:<10} {part['bytes'] / 1e6:.1f} MB, digest {part['digest'][:12]}"
-    for key, value in (folder.schedule or {}).items():
-        yield f"schedule   {key}: {value}"
-    for key, value in folder.defaults.items():
-        yield f"default    {key}: {value}"
-
-
-def _describe_run(path: Path) -> Iterable[str]:
-    lines = read_json_lines(path / "log.jsonl")
-    trained = [line for line in lines if "loss" in line]
-    checked = [line for line in lines if "validation_loss" in line]
-    yield f"run        {path}"
-    if trained:
-        last = trained[-1]
-        yield f"step       {last['step']}, loss {last['loss']:.5g}"
-        yield f"speed      {last['examples_per_second']:.4g} examples/s"
-    for line in checked[-5:]:
-        values = {k: v for k, v in line.items() if k.startswith("validation_")}
-        yield f"validation step {line['step']}: " + ", ".join(
-            f"{key.removeprefix('validation_')} {value:.5g}" for key, value in values.items()
-        )
-    yield f"model      {'finished' if (path / 'model').is_dir() else 'not finished'}"

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 import yaml
 from pydantic import Field
+from pydantic_core import PydanticCustomError
 
 from latentddpm.errors import UserError, nearest
 
@@ -23,6 +24,16 @@ class Section(pydantic.BaseModel):
     """A group of settings; keys that are not named here are refused."""
 
     model_config = pydantic.ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """YAML's `true` (also `yes`, `on`) would pass for 1."""
+        if cls.model_fields[info.field_name].annotation is not bool:
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, bool):
+                    raise PydanticCustomError("bool", "expected a value, not true or false")
+        return value
 
 
 Multipliers = Annotated[list[pydantic.PositiveInt], Field(min_length=1)]
@@ -85,6 +96,9 @@ class ScheduleConfig(Section):
     beta_end: float = Field(0.012, gt=0, lt=1)
     num_train_timesteps: int = Field(1000, gt=1)
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    rescale_zero_terminal_snr: bool = Field(
+        False, description="end in pure noise; not with epsilon"
+    )
 
 
 class TrainingConfig(Section):

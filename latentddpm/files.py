@@ -29,6 +29,24 @@ def fsync_path(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system name the file that was to be written, not nothing or a temporary one.
+
+    A full disk names no file (`write` knows none); HDF5 has no error number, only words.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        if name and ".tmp-" not in name:
+            raise
+        if error.strerror is None:
+            raise OSError(f"{path}: {error}") from error
+        error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends without error.
 
@@ -36,30 +54,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     format by it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        fsync_path(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-        fsync_path(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            fsync_path(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+            fsync_path(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path` that replaces it when the block ends without error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
     temporary.chmod(0o755)
     old = temporary.with_name(temporary.name + "-old")
     try:
-        yield temporary
+        with _naming(path):
+            yield temporary
         for file in sorted(temporary.rglob("*")):
             fsync_path(file)
         fsync_path(temporary)

@@ -1,4 +1,4 @@
-"""Pixels out: arrays in [-1, 1] to uint8, grids, PNG files with their making inside."""
+"""Pixels in and out: uint8 ⇄ arrays in [-1, 1], grids, PNG files with their making inside."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def to_pixels(images: Any) -> np.ndarray:
     """Images in [-1, 1], any shape → uint8, rounded and clipped."""
     images = np.asarray(images, dtype=np.float32)
     return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def from_pixels(pixels: np.ndarray) -> np.ndarray:
+    """uint8, any shape → images in [-1, 1], float32: what networks take."""
+    return pixels.astype(np.float32) / 127.5 - 1.0
 
 
 def grid(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:

@@ -3,14 +3,14 @@
     model = LatentDiffusion.load("weights/emoji-64")
     images = model.generate("red apple", num_images=4, seed=0)      # uint8 (4, 64, 64, 3)
 
-Image k of seed s is the image of seed s + k: every image draws its own noise from its own
-seed, one stream a step, whatever else is in its batch.
+Or from a picture's latents (image-to-image), or only in a part of one (inpainting). Image k of
+seed s is the image of seed s + k, see `seeds`.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from tqdm import tqdm
 import latentddpm
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
+from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, check_choice
 from latentddpm.files import atomic_folder
+from latentddpm.initimage import Source, read_init_image
 from latentddpm.modelfolder import (
     FILES,
     MANIFEST,
@@ -38,7 +40,9 @@ from latentddpm.models.digest import weights_digest
 from latentddpm.models.text import TextEncoder
 from latentddpm.models.tokenizer import ClipTokenizer
 from latentddpm.models.unet import UNet
-from latentddpm.pictures import to_pixels
+from latentddpm.pictures import from_pixels, to_pixels
+from latentddpm.sampling import make_sampler
+from latentddpm.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.timing import timed
 
 DEFAULTS = {
@@ -47,7 +51,7 @@ DEFAULTS = {
     "timestep_spacing": "trailing",
     "guidance_scale": 4.0,
 }
-MAX_SEED = 2**63 - 1
+OUTPUTS = ("images", "latents")
 
 
 class LatentDiffusion:
@@ -57,7 +61,7 @@ class LatentDiffusion:
         autoencoder, unet, schedule: the parts.
         text_encoder, tokenizer: both or neither; None for an unconditional model.
         image_size: (height, width) drawn by default, the size it was trained at.
-        defaults: of `generate`, as in `DEFAULTS`.
+        defaults: of `generate`: the keys of `DEFAULTS`, `sampler_options`, `guidance_rescale`.
     """
 
     def __init__(
@@ -151,75 +155,115 @@ class LatentDiffusion:
         num_steps: int | None = None,
         sampler: str | samplers.Sampler | None = None,
         timestep_spacing: str | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        init_image: Source | None = None,
+        strength: float | None = None,
+        mask: Source | None = None,
+        latents: np.ndarray | None = None,
+        output: str = "images",
         batch_size: int = 16,
         progress: bool = False,
     ) -> np.ndarray:
-        """Make images.
+        """Make images: from noise, from a picture, or inside a picture.
 
         Args:
             prompt: what to show, or a list; each prompt gives `num_images` images, in order.
             negative_prompt: what guidance leads away from.
             seed: of the first image; image k has seed + k. A list names the seed of each
                 image; None draws one.
-            num_steps, sampler, timestep_spacing, guidance_scale: None for the model's own
-                defaults; a `Sampler` made elsewhere brings its steps and spacing along.
+            num_steps, sampler, timestep_spacing, guidance_scale, guidance_rescale: None for the
+                model's own defaults; a `Sampler` made elsewhere brings its steps and spacing.
+            sampler_options: further arguments of the sampler, such as `{"eta": 0.5}`.
             height, width: pixels; None for the size the model was trained at.
+            init_image: a picture to start from, a file (scaled and cropped to the size) or
+                uint8 (height, width, 3).
+            strength: how far to go from it, in (0, 1]: the share of the steps that is run. None
+                for 0.75, or for 1 with a mask.
+            mask: what of it to repaint, a file as large as the picture or uint8
+                (height, width): white is repainted; black keeps the picture's own pixels.
+            latents: the starting noise instead of the seeds', standard normal (N, h, w, c).
+            output: "images", or "latents" for the scaled latents before they are decoded.
             batch_size: images denoised at a time; changes nothing but memory.
             progress: show a bar on stderr.
 
         Returns:
-            uint8 (N, height, width, 3).
+            uint8 (N, height, width, 3); with `output="latents"` float32 (N, h, w, c).
 
         Raises:
-            UserError: a value out of range, an unknown sampler, a size the autoencoder does
-                not divide, a prompt for an unconditional model.
+            UserError: a value out of range, an unknown sampler, an option it does not take, a
+                size the autoencoder does not divide, a prompt for an unconditional model, a
+                picture or mask that cannot be read or does not fit.
         """
+        # === What was asked for ===
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images < 1 or not prompts:
             raise UserError(f"num_images: {num_images}, expected at least 1 image and 1 prompt")
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size}, expected at least 1")
+        check_choice("output", output, OUTPUTS)
         prompts = [text for text in prompts for _ in range(num_images)]
         seeds = image_seeds(seed, len(prompts))
-        height, width = self._size(height, width)
-        sampler = self._sampler(sampler, num_steps, timestep_spacing)
-        scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-        with timed("text encoder"):
-            contexts = self._contexts(prompts, negative_prompt)
-        batches = range(0, len(prompts), batch_size)
-        images = []
-        with tqdm(
-            total=len(batches) * sampler.num_steps, unit="step", disable=not progress
-        ) as bar:
-            for start in batches:
-                part = slice(start, start + batch_size)
-                with timed("sampler"):
-                    latents = self._sample(
-                        sampler,
-                        seeds[part],
-                        (height, width),
-                        None if contexts is None else [array[part] for array in contexts],
-                        scale,
-                        lambda *_: bar.update(),
-                    )
-                with timed("decoder"):
-                    images.append(to_pixels(self.autoencoder.decode(latents)))
-        return np.concatenate(images)
+        size = self._size(height, width)
+        sampler = make_sampler(
+            self.schedule, self.defaults, sampler, num_steps, timestep_spacing, sampler_options
+        )
+        if guidance_rescale and self.text_encoder is None:
+            raise UserError("guidance_rescale: this model is unconditional, there is no guidance")
+        guidance = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+        for name, value in guidance.items():
+            guidance[name] = self.defaults.get(name, 0.0) if value is None else value
 
-    def _sample(
-        self,
-        sampler: samplers.Sampler,
-        seeds: Sequence[int],
-        size: tuple[int, int],
-        contexts: Sequence[np.ndarray] | None,
-        guidance_scale: float,
-        callback: Callable[..., None],
-    ) -> Any:
+        # === Where it starts ===
         factor = self.autoencoder.downsample_factor
         shape = (size[0] // factor, size[1] // factor, self.autoencoder.latent_channels)
+        starts = starting_noise(seeds, shape) if latents is None else _given(latents, seeds, shape)
+        start = read_init_image(init_image, mask, strength, size)
+        first_step = 0
+        if start is not None:
+            first_step = start.first_step(sampler.num_steps)
+            with timed("encoder"):
+                known = self._encode(start.init_image)
+            starts = sampler.add_noise(known, starts, first_step)
+            if start.mask is not None:
+                sampler = Inpainting(sampler, known, repaint_weights(start.repaint, factor))
+        with timed("text encoder"):
+            contexts = self._contexts(prompts, negative_prompt)
+
+        # === From there to images ===
+        batches = range(0, len(prompts), batch_size)
+        results = []
+        with tqdm(
+            total=len(batches) * (sampler.num_steps - first_step),
+            unit="step",
+            disable=not progress,
+        ) as bar:
+            for begin in batches:
+                part = slice(begin, begin + batch_size)
+                denoiser = self._denoiser(contexts and [rows[part] for rows in contexts], guidance)
+                with timed("sampler"):
+                    denoised = sampler.sample(
+                        denoiser,
+                        starts[part],
+                        noise=partial(step_noise, seeds[part], shape),
+                        callback=lambda *_: bar.update(),
+                        first_step=first_step,
+                    )
+                if output == "latents":
+                    results.append(np.asarray(denoised))
+                    continue
+                with timed("decoder"):
+                    images = to_pixels(self.autoencoder.decode(denoised))
+                results.append(images if start is None else start.composite(images))
+        return np.concatenate(results)
+
+    def _denoiser(
+        self, contexts: Sequence[np.ndarray] | None, guidance: Mapping[str, float]
+    ) -> samplers.Denoiser:
+        """The UNet as samplers call it, guided by `contexts` where there are any."""
 
         def denoise(noisy_latents: Any, timesteps: Any, context: Any = None) -> Any:
             inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps}
@@ -227,15 +271,14 @@ class LatentDiffusion:
                 inputs["context"] = context
             return self.unet.predict_on_batch(inputs)
 
-        denoiser = denoise
-        if contexts is not None:
-            denoiser = ClassifierFreeGuidance(denoise, *contexts, guidance_scale)
-        return sampler.sample(
-            denoiser,
-            starting_noise(seeds, shape),
-            noise=lambda step: step_noise(seeds, shape, step),
-            callback=callback,
-        )
+        if contexts is None:
+            return denoise
+        return ClassifierFreeGuidance(denoise, *contexts, **guidance)
+
+    def _encode(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) → the mode of its scaled latents, (1, h, w, c)."""
+        mean, _ = self.autoencoder.encode(from_pixels(pixels)[None])
+        return np.asarray(self.autoencoder.to_latents(mean))
 
     def _contexts(
         self, prompts: Sequence[str], negative_prompt: str
@@ -268,53 +311,10 @@ class LatentDiffusion:
                 )
         return height, width
 
-    def _sampler(
-        self,
-        sampler: str | samplers.Sampler | None,
-        num_steps: int | None,
-        timestep_spacing: str | None,
-    ) -> samplers.Sampler:
-        if isinstance(sampler, samplers.Sampler):
-            return sampler
-        return samplers.get(sampler or self.defaults["sampler"])(
-            self.schedule,
-            self.defaults["num_steps"] if num_steps is None else num_steps,
-            timestep_spacing or self.defaults["timestep_spacing"],
-        )
 
-
-def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """The seeds seed, seed + 1, … of `count` images; None draws the first.
-
-    Raises:
-        UserError: a negative or too large seed, or a list of another length.
-    """
-    if isinstance(seed, Sequence):
-        if len(seed) != count:
-            raise UserError(f"seed: {len(seed)} seeds for {count} images")
-        return [one for given in seed for one in image_seeds(given, 1)]
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-    if not 0 <= seed <= MAX_SEED - count:
-        raise UserError(f"seed: {seed} is outside 0 … {MAX_SEED - count}")
-    return [seed + k for k in range(count)]
-
-
-def starting_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
-    """Pure noise of each image, float32 (N, *shape), from its seed alone."""
-    return step_noise(seeds, shape, -1)
-
-
-def step_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int) -> np.ndarray:
-    """The noise a stochastic sampler adds in `step`, float32 (N, *shape).
-
-    A counter-based generator keyed by (seed, step): the same on every backend and machine.
-    """
-    return np.stack(
-        [
-            np.random.Generator(np.random.Philox(key=[seed, step + 1])).standard_normal(
-                shape, np.float32
-            )
-            for seed in seeds
-        ]
-    )
+def _given(latents: np.ndarray, seeds: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Starting noise from outside, once it has the shape (N, *shape)."""
+    latents = np.asarray(latents, np.float32)
+    if latents.shape != (len(seeds), *shape):
+        raise UserError(f"latents: expected {(len(seeds), *shape)}, got {latents.shape}")
+    return latents

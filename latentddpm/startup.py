@@ -1,4 +1,4 @@
-"""Starting the numeric libraries without their chatter; for the command line only.
+"""Starting the numeric libraries, and their converters, without their chatter.
 
 TensorFlow prints lines about its build to stderr while it is imported, whatever its log
 level. They are kept back, and shown only when the import fails.
@@ -6,25 +6,36 @@ level. They are kept back, and shown only when the import fails.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
 
 def import_keras() -> None:
     """Import Keras and its backend; TensorFlow unless `KERAS_BACKEND` says otherwise."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with held_stderr():
+        import keras  # noqa: F401
+
+
+@contextlib.contextmanager
+def held_stderr() -> Iterator[None]:
+    """Keep back what is written to the process's stderr, C++ included; shown if the block fails."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            import keras  # noqa: F401
+            yield
         except BaseException:
+            sys.stderr.flush()
             held.seek(0)
             os.write(stderr, held.read())
             raise
         finally:
+            sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)

@@ -1,6 +1,10 @@
-"""Models for other programs: what is written computes what the model does."""
+"""Models for other programs: what is written computes what the model does.
+
+ONNX and LiteRT, which need their tools, are in `test_export_parts.py`.
+"""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,10 +15,14 @@ from limits import file_size_limit
 from tiny import CONTEXT_LENGTH, SIZE, perturb, tiny_autoencoder, tiny_model
 
 from latentddpm.errors import UserError
+from latentddpm.interop import endpoints as interop_endpoints
 from latentddpm.interop import export as exports
-from latentddpm.interop.export import TOLERANCE, compare, endpoints, export
+from latentddpm.interop.endpoints import TOLERANCE, check, endpoints, examples
+from latentddpm.interop.export import export
+from latentddpm.interop.saved_model import runner
 from latentddpm.modelfolder import read_model_folder
 from latentddpm.pipeline import LatentDiffusion
+from latentddpm.startup import held_stderr
 
 # Another size, batch and prompt length than those of the check at export time.
 HEIGHT, WIDTH, BATCH = 16, 48, 5
@@ -65,7 +73,7 @@ def inputs(model):
         "images": numbers.uniform(-1, 1, (BATCH, HEIGHT, WIDTH, 3)).astype("float32"),
         "latents": numbers.normal(size=latents).astype("float32"),
         "noisy_latents": numbers.normal(size=latents).astype("float32"),
-        "timesteps": np.array([0, 1, 500, 998, 999], "int32"),
+        "timesteps": np.array([0, 0.5, 500, 998.25, 999], "float32"),
         "context": numbers.normal(size=(BATCH, 7, 16)).astype("float32"),
         "token_ids": numbers.integers(0, 49408, (BATCH, CONTEXT_LENGTH)).astype("int32"),
     }
@@ -73,7 +81,8 @@ def inputs(model):
 
 def arguments(model):
     """Endpoint → names of its inputs."""
-    return {name: [spec.name for spec in specs] for name, (_, specs) in endpoints(model).items()}
+    found = endpoints(model)
+    return {name: [spec.name for spec in found[name].inputs] for name in found}
 
 
 def test_every_endpoint_agrees_at_export_time(written):
@@ -109,8 +118,9 @@ def test_it_runs_where_latentddpm_is_not(model, written, inputs, tmp_path):
     )
     assert process.returncode == 0, f"a process without latentddpm failed: {process.stderr}"
     found = np.load(tmp_path / "found.npz")
-    for name, (function, specs) in endpoints(model).items():
-        expected = tf.nest.flatten(function(*[tf.constant(inputs[s.name]) for s in specs]))
+    for name, endpoint in endpoints(model).items():
+        expected = endpoint.function(*[tf.constant(inputs[key]) for key in names[name]])
+        expected = tf.nest.flatten(expected)
         for i, array in enumerate(expected):
             np.testing.assert_allclose(
                 found[f"{name}/{i}"],
@@ -121,15 +131,58 @@ def test_it_runs_where_latentddpm_is_not(model, written, inputs, tmp_path):
             )
 
 
+def test_one_output_goes_without_its_name(written, inputs):
+    loaded = tf.saved_model.load(str(written[0]))
+    images = loaded.decode(tf.constant(inputs["latents"]))
+    assert isinstance(images, tf.Tensor), f"expected images themselves, got {type(images)}"
+    moments = loaded.encode(tf.constant(inputs["images"]))
+    assert set(moments) == {"mean", "logvar"}, f"expected both moments, got {set(moments)}"
+
+
+def test_the_timesteps_are_of_the_networks_type(model):
+    spec = endpoints(model)["denoise"].inputs[1]
+    assert spec.dtype == model.unet.input["timesteps"].dtype, f"unexpected {spec}"
+
+
+def test_the_check_sees_two_batches_and_two_sizes(model):
+    for name, endpoint in endpoints(model).items():
+        shapes = [
+            [array.shape for array in inputs.values()] for inputs in examples(endpoint, model)
+        ]
+        batches = [{shape[0] for shape in case} for case in shapes]
+        assert batches == [{1}, {2}], f"{name}: expected batches of 1 and 2, got {shapes}"
+        if name != "encode_text":
+            sizes = {case[0][1:3] for case in shapes}
+            assert len(sizes) == 2, f"{name}: expected two sizes of image, got {shapes}"
+
+
 def test_what_computes_something_else_is_caught(written):
     other = tiny_model()
     perturb(other.unet, seed=1, size=0.05)
+    endpoint = endpoints(other)["denoise"]
+    run = runner(tf.saved_model.load(str(written[0])), endpoint)
     with pytest.raises(ArithmeticError, match=r"endpoint denoise differs .* by .* 1e-04"):
-        compare(written[0], other, endpoints(other))
+        check(endpoint, run, other)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"images": np.zeros((1, 8, 8, 3), "float32")}])
+def test_an_output_of_another_name_or_shape_is_caught(model, wrong):
+    with pytest.raises(ArithmeticError, match=r"endpoint decode: images has the shape"):
+        check(endpoints(model)["decode"], lambda inputs: wrong, model)
+
+
+def test_numbers_that_are_none_are_caught(model):
+    endpoint = endpoints(model)["encode_text"]
+
+    def run(inputs):
+        return {"context": np.full((*inputs["token_ids"].shape, 16), np.nan)}
+
+    with pytest.raises(ArithmeticError, match="differs from the model by nan"):
+        check(endpoint, run, model)
 
 
 def test_an_export_that_fails_its_check_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "TOLERANCE", -1.0)
+    monkeypatch.setattr(interop_endpoints, "TOLERANCE", -1.0)
     alone = LatentDiffusion(tiny_autoencoder(**ONE_LEVEL), None, None, image_size=SIZE)
     with pytest.raises(ArithmeticError):
         export(alone, tmp_path / "out", "saved-model")
@@ -162,3 +215,34 @@ def test_an_existing_folder_is_refused(model, tmp_path, kind):
 def test_an_unknown_format_is_refused_with_the_nearest(model, tmp_path):
     with pytest.raises(UserError, match="did you mean 'saved-model'"):
         export(model, tmp_path / "out", "savedmodel")
+
+
+@pytest.mark.parametrize(("kind", "tool"), [("onnx", "tf2onnx"), ("litert", "ai_edge_litert")])
+def test_absent_tools_are_named_in_one_line(model, tmp_path, monkeypatch, kind, tool):
+    monkeypatch.setitem(sys.modules, tool, None)  # as if it were not installed
+    with pytest.raises(UserError) as error:
+        export(model, tmp_path / "out", kind)
+    for part in (f"export --format {kind} needs", tool, 'pip install "latentddpm[export]"'):
+        assert part in str(error.value), f"expected {part!r} in {error.value}"
+    assert "\n" not in str(error.value), f"expected one line: {error.value}"
+    assert not list(tmp_path.iterdir()), "expected nothing written"
+
+
+@pytest.mark.parametrize("kind", ["saved-model", "onnx", "litert"])
+def test_a_storage_that_the_format_lacks_is_refused(model, tmp_path, kind):
+    with pytest.raises(UserError, match=f"storage 'float16'.*not '{kind}'"):
+        export(model, tmp_path / "out", kind, "float16")
+    assert not list(tmp_path.iterdir()), "expected nothing written"
+
+
+def test_chatter_is_held_back_and_shown_when_it_matters(capfd):
+    with held_stderr():
+        os.write(2, b"from C++\n")
+        print("from Python", file=sys.stderr)
+    said = capfd.readouterr().err
+    assert said == "", f"expected silence, got {said!r}"
+    with pytest.raises(ZeroDivisionError), held_stderr():
+        os.write(2, b"from C++\n")
+        raise ZeroDivisionError
+    said = capfd.readouterr().err
+    assert said == "from C++\n", f"expected what led to the failure, got {said!r}"

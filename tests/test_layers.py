@@ -6,7 +6,14 @@ import pytest
 import tensorflow as tf
 from checks import check_gradients, check_layer
 
-from latentddpm.models.layers import AttentionBlock, PaddedConv2D, ResnetBlock, Upsample, attention
+from latentddpm.models.layers import (
+    AttentionBlock,
+    PaddedConv2D,
+    ResnetBlock,
+    Upsample,
+    attention,
+    blank_weights,
+)
 
 DOWN = ((0, 1), (0, 1))
 
@@ -278,3 +285,15 @@ def test_zero_init_makes_attention_the_identity():
 def test_groups_and_heads_that_do_not_divide_are_refused(block, channels, divisor):
     with pytest.raises(ValueError, match=f"={divisor} does not divide {channels} channels"):
         block()
+
+
+def test_blank_weights_start_at_zero_and_only_there():
+    with blank_weights():
+        blank = ResnetBlock(8, norm_groups=4)
+        blank(normal(1, 4, 4, 4), normal(1, 6))
+    kernels = [w for w in blank.weights if w.name == "kernel"]
+    assert len(kernels) == 4, f"{len(kernels)} kernels, expected conv1, time, conv2, shortcut"
+    assert not any(np.any(w.numpy()) for w in kernels), "a kernel was drawn at random"
+    usual = ResnetBlock(8, norm_groups=4)
+    usual(normal(1, 4, 4, 4))
+    assert np.any(usual.conv1.conv.kernel.numpy()), "kernels stay blank outside"

@@ -13,7 +13,8 @@ from latentddpm.diffusion import DDIMSampler
 from latentddpm.errors import UserError
 from latentddpm.modelfolder import MANIFEST, find_model, read_model_folder
 from latentddpm.models.digest import weights_digest
-from latentddpm.pipeline import MAX_SEED, LatentDiffusion, image_seeds, step_noise
+from latentddpm.pipeline import LatentDiffusion
+from latentddpm.seeds import MAX_SEED, image_seeds, step_noise
 
 # A batch of another size adds up its sums in another order; after rounding to 8 bits that may
 # move a value by one.

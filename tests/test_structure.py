@@ -21,7 +21,7 @@ PACKAGE = Path(latentddpm.__file__).parent
 # its module and for all modules below it that no longer name claims.
 FLOW = [
     # What everything stands on.
-    ["errors", "files", "config", "timing", "startup"],
+    ["errors", "files", "choices", "config", "timing", "startup"],
     # Pictures and words as they lie on disk.
     ["pictures", "data.images", "data.scan", "data.captions", "data.split", "data.doctor"],
     ["data.draws"],
@@ -46,11 +46,14 @@ FLOW = [
     ],
     ["training.autoencoder", "training.encode", "training.diffusion", "training"],
     ["evaluation"],
-    ["commands", "cli", "__main__"],
+    ["commands", "describe", "cli", "__main__"],
 ]
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.
-TENSORFLOW = ("data.draws", "data.examples", "data.latents", "training", "interop.export")
+TENSORFLOW = (
+    *("data.draws", "data.examples", "data.latents", "training"),
+    *("interop.endpoints", "interop.saved_model", "interop.onnx", "interop.litert"),
+)
 
 # The doors of the package, which hand out names lazily: their imports run on demand.
 LAZY = ("", "interop")

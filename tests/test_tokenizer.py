@@ -261,6 +261,20 @@ def test_other_vocabulary_is_saved_whole(tmp_path, tokenizer):
         ("tokenizer_config.json", '{"model_max_length": 1}', "context_length"),
         ("tokenizer_config.json", '{"pad_token": "nope!"}', "pad_token: 'nope!'"),
         ("tokenizer_config.json", '{"latentddpm_vocabulary": "bpe"}', "is not known"),
+        ("tokenizer_config.json", '{"pad_token": ["!"]}', r"pad_token: \['!'\] is not"),
+        ("tokenizer_config.json", '{"pad_token": {"content": {}}}', "pad_token: {} is not"),
+        ("tokenizer_config.json", '{"model_max_length": NaN}', "context_length: expected"),
+        ("tokenizer_config.json", '{"model_max_length": "77"}', "context_length: expected"),
+        ("tokenizer_config.json", '{"model_max_length": 1' + "0" * 5000 + "}", "not valid JSON"),
+        ("added_tokens.json", '{"<cat-toy>": 49408}', "added token '<cat-toy>'"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"49408": {"content": "<cat-toy>"}}}',
+            "added token '<cat-toy>': these are not supported",
+        ),
+        ("vocab.json", " " * (17 << 20), "over 16 MiB"),
+        ("vocab.json", '{"a": true, "b": 0}', "expected a mapping from token to id"),
+        ("merges.txt", "i n\ni n\n", "a merge rule is there twice"),
     ],
 )
 def test_bad_folders_are_refused(tmp_path, tokenizer, name, text, message):

@@ -271,6 +271,45 @@ def test_timesteps_matter(unet):
     assert np.abs(early - late).max() > 1e-5, "timesteps 10 and 11 give the same prediction"
 
 
+def test_timesteps_may_be_fractional(unet):
+    """Samplers on a continuous scale of noise ask between the training timesteps."""
+    inputs = inputs_of(unet)
+
+    def predict(timestep, dtype):
+        return unet(inputs | {"timesteps": np.full(3, timestep, dtype)}).numpy()
+
+    low, middle, high = (predict(t, "float32") for t in (400, 400.5, 401))
+    for dtype in ("int32", "int64"):
+        np.testing.assert_array_equal(predict(400, dtype), low, err_msg=dtype)
+    assert np.abs(middle - low).max() > 0, "timestep 400.5 counts as 400"
+    assert np.abs(middle - high).max() > 0, "timestep 400.5 counts as 401"
+
+
+def test_timesteps_stay_whole_under_a_global_policy():
+    """bfloat16 cannot tell timestep 999 from 1000, so they must not be cast at the door."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        unet = tiny(zero_init=False, attention_levels=())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    latents = normal(1, 4, 4, 4)
+    found = [
+        unet({"noisy_latents": latents, "timesteps": np.array([t], "float32")}).numpy()
+        for t in (999, 1000)
+    ]
+    assert np.abs(found[0] - found[1]).max() > 0, "999 and 1000 became the same number"
+
+
+def test_heads_of_each_level():
+    """A level's heads change its attention and no other weight's shape."""
+    one, many = tiny(**CONTEXT), tiny(**CONTEXT, num_heads=[1, 4])
+    found = [layer.num_heads for layer in many.layers if "attention" in layer.name]
+    assert found == [4] * 4, f"heads {found}, expected those of level 1 and of the middle: 4"
+    assert [w.shape for w in one.weights] == [w.shape for w in many.weights], "other shapes"
+    assert many.get_config()["num_heads"] == [1, 4], "the config forgets the heads"
+    assert UNet.from_config(many.get_config()).get_config() == many.get_config(), "other config"
+
+
 def test_context_matters(conditional):
     inputs = example(context=True)
     one = conditional(inputs).numpy()
@@ -358,6 +397,7 @@ def test_an_archive_predicts_the_same(unet, tmp_path, storage, tolerance):
 
 def test_the_config_is_complete_and_plain():
     changes = {"dropout": 0.1, "zero_init": False, "latent_channels": 3, "dtype": "float32"}
+    changes |= {"norm_epsilon": 1e-6}
     unet = tiny(**changes, **CONTEXT)
     config = unet.get_config()
     for key, value in {**TINY, **changes, **CONTEXT}.items():
@@ -388,6 +428,7 @@ def test_it_learns_one_batch_by_heart():
     [
         ({"num_heads": 3}, "num_heads=3 does not divide 16 channels"),
         ({"num_heads": 3, **CONTEXT}, "num_heads=3 does not divide 16 channels"),
+        ({"num_heads": [2]}, r"num_heads \[2\]: expected one number or 2, one a level"),
         ({"norm_groups": 3}, "norm_groups=3 does not divide 8 channels"),
         ({"norm_groups": 3, **CONTEXT}, "norm_groups=3 does not divide 8 channels"),
         ({"channels": 12, "norm_groups": 8}, "norm_groups=8 does not divide 12 channels"),

@@ -1,0 +1,27 @@
+"""At home with others: diffusers folders, single-file checkpoints, exports for serving.
+
+The public names load on first use, for their modules import Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "load_diffusers": "latentddpm.interop.diffusers",
+    "save_diffusers": "latentddpm.interop.diffusers",
+}
+
+__all__ = ["load_diffusers", "save_diffusers"]
+
+if TYPE_CHECKING:
+    from latentddpm.interop.diffusers import load_diffusers, save_diffusers
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

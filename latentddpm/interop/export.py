@@ -1,159 +1,175 @@
-"""Models for other programs: `.keras` archives and a TensorFlow SavedModel.
+"""Models for other programs: one entry, four formats.
 
-The SavedModel needs no latentddpm to run. Its endpoints, each with a free batch size:
+    keras         a model folder of `.keras` archives
+    saved-model   a TensorFlow SavedModel with the endpoints of `endpoints`
+    onnx, litert  a file for each part, with what a server needs beside them:
 
-    encode(images)                                  → mean, logvar (unscaled)
-    denoise(noisy_latents, timesteps[, context])    → prediction
-    decode(latents)                                 → images; latents are scaled
-    encode_text(token_ids)                          → context
+    encoder.onnx  unet.onnx  decoder.onnx  text_encoder.onnx     (.tflite likewise)
+    pipeline.json    names, shapes and digests of the files, the scaling factor, the noise
+                     levels, the size and the defaults of `generate`
+    tokenizer/       vocabulary and merges, in Hugging Face's files
 
-A SavedModel is loaded again and compared with the model it came from before it takes its name.
+What was written is run and compared with the model it came from before it takes its name.
 """
 
 from __future__ import annotations
 
+import importlib
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
+import latentddpm
 from latentddpm.errors import UserError, check_choice
-from latentddpm.files import atomic_folder
+from latentddpm.files import atomic_folder, file_digest, write_json
+from latentddpm.interop.endpoints import AXES, Endpoint, check, endpoints
+from latentddpm.interop.saved_model import save_saved_model
+from latentddpm.modelfolder import MANIFEST, TOKENIZER
 from latentddpm.pipeline import LatentDiffusion
+from latentddpm.startup import held_stderr
 
-FORMATS = ("keras", "saved-model")
-TOLERANCE = 1e-4
+FORMATS = ("keras", "saved-model", "onnx", "litert")
+PART_FORMATS = ("onnx", "litert")  # each a module beside this one: TOOLS, SUFFIX, write
+FORMAT_VERSION = 1
 
 
 def export(
-    model: LatentDiffusion, out: str | Path, format: str, storage: str = "float32"
+    model: LatentDiffusion,
+    out: str | Path,
+    format: str,
+    storage: str = "float32",
+    note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
     """Write `model` in `format` below `out`.
 
     Args:
         storage: precision of the weights in `.keras` archives, see `archive.STORAGE`.
+        note: takes a line for each endpoint that was written and checked.
 
     Returns:
-        For a SavedModel the largest difference of each endpoint to the model, else nothing.
+        The largest difference of each endpoint to the model; nothing for `keras`.
 
     Raises:
-        UserError: an unknown format, or `out` exists.
+        UserError: see `check_request`; or a part is too large for the format.
         ArithmeticError: what was written does not compute what the model does.
         OSError: the disk is full, or the folder cannot be written.
     """
-    check_choice("format", format, FORMATS)
     out = Path(out)
-    if out.exists():
-        raise UserError(f"{out}: exists already; name a new folder")
+    check_request(out, format, storage)
     if format == "keras":
         model.save(out, storage)
         return {}
-    return save_saved_model(model, out)
+
+    def report(name: str, difference: float, rest: str = "") -> None:
+        note(f"{name}: largest difference {difference:.1e}{rest}")
+
+    if format in PART_FORMATS:
+        return _export_parts(model, out, format, report)
+    return save_saved_model(model, out, report)
 
 
-def save_saved_model(model: LatentDiffusion, out: Path) -> dict[str, float]:
-    """Write the SavedModel and check every endpoint; returns the largest differences."""
-    if keras.backend.backend() != "tensorflow":
-        raise UserError("export: a SavedModel needs Keras's TensorFlow backend")
-    functions = endpoints(model)
-    archive = keras.export.ExportArchive()
-    for part in (model.autoencoder, model.unet, model.text_encoder):
-        if part is not None:
-            archive.track(part)
-    for name, (function, signature) in functions.items():
-        archive.add_endpoint(name, function, signature)
-    with atomic_folder(out) as staged:
-        try:
-            archive.write_out(str(staged), verbose=False)
-        except tf.errors.OpError as error:
-            raise OSError(f"{out}: {error.message}") from None
-        differences = compare(staged, model, functions)
-    return differences
-
-
-def endpoints(model: LatentDiffusion) -> dict[str, tuple[Callable[..., Any], list[tf.TensorSpec]]]:
-    """Name → function and input signature."""
-    autoencoder, unet = model.autoencoder, model.unet
-    channels = autoencoder.latent_channels
-    latents = tf.TensorSpec((None, None, None, channels), tf.float32, "latents")
-    images = tf.TensorSpec((None, None, None, autoencoder.image_channels), tf.float32, "images")
-
-    def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        moments = autoencoder({"images": images})
-        return {"mean": moments["mean"], "logvar": moments["logvar"]}
-
-    functions = {
-        "encode": (encode, [images]),
-        "decode": (lambda latents: autoencoder.decode(latents), [latents]),
-    }
-    if unet is not None:
-        noisy = tf.TensorSpec((None, None, None, channels), tf.float32, "noisy_latents")
-        timesteps = tf.TensorSpec((None,), tf.int32, "timesteps")
-        if unet.context_dim is None:
-
-            def denoise(noisy_latents: tf.Tensor, timesteps: tf.Tensor) -> tf.Tensor:
-                return unet({"noisy_latents": noisy_latents, "timesteps": timesteps})
-
-            functions["denoise"] = (denoise, [noisy, timesteps])
-        else:
-            context = tf.TensorSpec((None, None, unet.context_dim), tf.float32, "context")
-
-            def denoise_with_text(
-                noisy_latents: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
-            ) -> tf.Tensor:
-                return unet(
-                    {"noisy_latents": noisy_latents, "timesteps": timesteps, "context": context}
-                )
-
-            functions["denoise"] = (denoise_with_text, [noisy, timesteps, context])
-    if model.text_encoder is not None:
-        token_ids = tf.TensorSpec((None, model.text_encoder.context_length), tf.int32, "token_ids")
-        functions["encode_text"] = (
-            lambda token_ids: model.text_encoder({"token_ids": token_ids}),
-            [token_ids],
-        )
-    return functions
-
-
-def compare(
-    folder: Path,
-    model: LatentDiffusion,
-    functions: dict[str, tuple[Callable[..., Any], list[tf.TensorSpec]]],
-) -> dict[str, float]:
-    """Largest absolute difference of each endpoint to the model itself, on random input.
+def check_request(out: Path, format: str, storage: str = "float32") -> None:
+    """Refuse what cannot be, before a model is loaded.
 
     Raises:
-        ArithmeticError: one is above `TOLERANCE`.
+        UserError: an unknown format, `out` exists, the format's tools are not installed, or a
+            `storage` that it does not have.
     """
-    loaded = tf.saved_model.load(str(folder))
-    numbers = np.random.default_rng(0)
-    height, width = model.image_size or (64, 64)
-    factor = model.autoencoder.downsample_factor
-    sides = {"images": (height, width), "latents": (height // factor, width // factor)}
-    sides["noisy_latents"] = sides["latents"]
+    check_choice("format", format, FORMATS)
+    if out.exists():
+        raise UserError(f"{out}: exists already; name a new folder")
+    if format == "keras":
+        return
+    if storage != "float32":
+        raise UserError(f"storage {storage!r}: only format 'keras' has it, not {format!r}")
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(f"export --format {format} needs Keras's TensorFlow backend")
+    if format in PART_FORMATS:
+        writer = _writer(format)
+        try:
+            with held_stderr():
+                for tool in writer.TOOLS:
+                    importlib.import_module(tool)
+        except ImportError as error:
+            tools = ", ".join(writer.TOOLS)
+            raise UserError(
+                f"export --format {format} needs {tools} ({error}): "
+                'pip install "latentddpm[export]"'
+            ) from None
 
-    def example(spec: tf.TensorSpec) -> tf.Tensor:
-        if spec.dtype == tf.int32:
-            shape = [2, *spec.shape[1:]]
-            return tf.constant(numbers.integers(0, 1000, shape), tf.int32)
-        shape = [2, *sides.get(spec.name, (7,)), spec.shape[-1]]
-        return tf.constant(numbers.standard_normal(shape), tf.float32)
 
-    differences = {}
-    for name, (function, signature) in functions.items():
-        inputs = [example(spec) for spec in signature]
-        expected = tf.nest.flatten(function(*inputs))
-        found = tf.nest.flatten(getattr(loaded, name)(*inputs))
-        differences[name] = max(
-            float(np.abs(np.asarray(a) - np.asarray(b)).max())
-            for a, b in zip(expected, found, strict=True)
-        )
-        if not differences[name] <= TOLERANCE:
-            raise ArithmeticError(
-                f"endpoint {name} differs from the model by {differences[name]:.2g}, "
-                f"allowed {TOLERANCE:.0e}"
+def _writer(format: str) -> ModuleType:
+    return importlib.import_module(f"latentddpm.interop.{format}")
+
+
+def _export_parts(
+    model: LatentDiffusion, out: Path, format: str, report: Callable[..., None]
+) -> dict[str, float]:
+    """A file for each part, checked, and what a server needs beside them."""
+    writer = _writer(format)
+    parts, differences = {}, {}
+    with atomic_folder(out) as staged:
+        for name, endpoint in endpoints(model).items():
+            start = time.perf_counter()
+            file = staged / f"{endpoint.part}{writer.SUFFIX}"
+            with held_stderr():
+                run = writer.write(endpoint, file)
+            differences[name] = check(endpoint, run, model)
+            parts[endpoint.part] = _describe(endpoint, file, differences[name])
+            size = sum(each["bytes"] for each in parts[endpoint.part]["files"].values())
+            seconds = time.perf_counter() - start
+            report(
+                name, differences[name], f" ({file.name}, {size / 1e6:.1f} MB, {seconds:.0f} s)"
             )
+        if model.tokenizer is not None:
+            model.tokenizer.save(staged / TOKENIZER, standalone=True)
+        write_json(staged / MANIFEST, _manifest(model, format, parts))
     return differences
+
+
+def _describe(endpoint: Endpoint, file: Path, difference: float) -> dict[str, Any]:
+    """A part's entry in `pipeline.json`; the model's own file comes first."""
+    files = sorted(file.parent.glob(f"{file.name}*"))
+    return {
+        "files": {
+            each.name: {"bytes": each.stat().st_size, "sha256": file_digest(each)}
+            for each in files
+        },
+        "inputs": {
+            spec.name: {
+                "dtype": spec.dtype.name,
+                "shape": [*AXES[spec.name], *spec.shape[len(AXES[spec.name]) :]],
+            }
+            for spec in endpoint.inputs
+        },
+        "outputs": list(endpoint.outputs),
+        "largest_difference": difference,
+    }
+
+
+def _manifest(model: LatentDiffusion, format: str, parts: dict[str, Any]) -> dict[str, Any]:
+    """Everything about the model that is not in its networks."""
+    schedule = None
+    if model.schedule is not None:
+        schedule = {
+            **model.schedule.get_config(),
+            "alphas_cumprod": model.schedule.alphas_cumprod.tolist(),
+        }
+    return {
+        "format": format,
+        "format_version": FORMAT_VERSION,
+        "latentddpm": latentddpm.__version__,
+        "model_digest": model.digest,
+        "parts": parts,
+        "scaling_factor": model.autoencoder.scaling_factor,
+        "downsample_factor": model.autoencoder.downsample_factor,
+        "latent_channels": model.autoencoder.latent_channels,
+        "schedule": schedule,
+        "image_size": list(model.image_size) if model.image_size else None,
+        "defaults": model.defaults if model.unet is not None else {},
+        "tokenizer": TOKENIZER if model.tokenizer is not None else None,
+    }

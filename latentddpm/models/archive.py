@@ -25,6 +25,7 @@ MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 MAX_CONFIG_BYTES = 1 << 20
 # Deflate cannot shrink weights much; an archive that grows more than this is a bomb.
 MAX_EXPANSION = 200
+SMALLEST_NUMBER = 2  # bytes: weights are stored in float32 or float16
 
 
 def save_archive(model: keras.Model, path: str | Path, storage: str = "float32") -> None:
@@ -45,7 +46,8 @@ def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    read_config(path, kind)
+    config = read_config(path, kind)
+    _check_sizes(path, config)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except UserError:
@@ -88,6 +90,43 @@ def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
     if not isinstance(config.get("config"), dict):
         raise UserError(f"{path}: not a .keras archive: config.json lacks its arguments")
     return config["config"]
+
+
+def _check_sizes(path: Path, config: dict[str, Any]) -> None:
+    """Refuse arguments that imply a larger network than the archive has weights for.
+
+    Only the largest kernels are counted, a fraction of all weights: what passes here allocates
+    no more than a small multiple of the archive's own size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        stored = archive.getinfo("model.weights.h5").file_size
+    try:
+        least = _least_parameters(config)
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return  # arguments of the wrong type: the constructor says which
+    if least * SMALLEST_NUMBER > stored:
+        raise UserError(
+            f"{path}: its arguments make a network of at least {least:,} parameters, but it "
+            f"holds {stored:,} bytes of weights; refused"
+        )
+
+
+def _least_parameters(config: dict[str, Any]) -> int:
+    """A lower bound of what a network made of these arguments weighs, without making it."""
+    size = {key: value for key, value in config.items() if type(value) is int}
+    widths = [size.get("channels", 0) * one for one in config.get("channel_multipliers", ())]
+    blocks = size.get("num_res_blocks", 1)
+    least = sum(blocks * 9 * width * width for width in widths)  # 3×3 convolutions
+    for key in ("latent_channels", "image_channels"):
+        least += 9 * size.get("channels", 0) * size.get(key, 0)
+    if widths:  # the keys and values of cross-attention, in the middle at least
+        least += 2 * size.get("context_dim", 0) * widths[-1]
+    hidden = size.get("hidden_dim", 0)
+    least += hidden * (size.get("vocabulary_size", 0) + size.get("context_length", 0))
+    least += (
+        size.get("num_layers", 0) * hidden * (4 * hidden + 2 * size.get("intermediate_dim", 0))
+    )
+    return least
 
 
 def _halve(path: Path) -> None:

@@ -33,6 +33,7 @@ from latentddpm.models.vocabulary import (
     PACKAGED_NAME,
     START_TOKEN,
     WORD_END,
+    added_tokens,
     check_vocabulary,
     packaged_vocabulary,
     read_json,
@@ -90,7 +91,7 @@ class ClipTokenizer:
             vocabulary, merges = packaged_vocabulary()
         else:
             check_vocabulary(vocabulary, merges)
-        if pad_token not in vocabulary:
+        if not isinstance(pad_token, str) or pad_token not in vocabulary:
             raise UserError(f"pad_token: {pad_token!r} is not in the vocabulary")
         self.context_length = context_length
         self.vocabulary = vocabulary
@@ -175,8 +176,8 @@ class ClipTokenizer:
         """Write the tokenizer files of a Hugging Face CLIP folder.
 
         `tokenizer_config.json` alone, naming the packaged vocabulary, where that is the one in
-        use; with `vocab.json` and `merges.txt` for another vocabulary, or when `standalone`
-        (for readers other than `load`).
+        use; with `vocab.json`, `merges.txt` and `special_tokens_map.json` for another
+        vocabulary, or when `standalone` (for readers other than `load`).
         """
         folder = Path(folder)
         packaged = not standalone and (self.vocabulary, self.merges) == packaged_vocabulary()
@@ -191,7 +192,9 @@ class ClipTokenizer:
         if packaged:
             config[PACKAGED_KEY] = PACKAGED_NAME
         else:
+            special = {key: token for key, token in config.items() if key.endswith("_token")}
             write_vocabulary(folder, self.vocabulary, self.merges)
+            write_json(folder / "special_tokens_map.json", special)
         write_json(folder / "tokenizer_config.json", config)
 
     @classmethod
@@ -224,9 +227,13 @@ class ClipTokenizer:
         else:
             vocabulary, merges = read_vocabulary(folder)
         try:
-            return cls(length, vocabulary=vocabulary, merges=merges, pad_token=pad_token)
+            tokenizer = cls(length, vocabulary=vocabulary, merges=merges, pad_token=pad_token)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
+        for token in added_tokens(folder, config):
+            if token not in tokenizer.vocabulary:  # of textual inversion, say
+                raise UserError(f"{folder}: added token {token!r:.80}: these are not supported")
+        return tokenizer
 
     def _symbols(self, word: str) -> tuple[str, ...]:
         """`word` (byte characters) after all merges: best rank first, then leftmost.

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from latentddpm.models.layers import PACKAGE, Shape, attention, zeros_or_default
+from latentddpm.models.layers import PACKAGE, Shape, attention, dense
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -33,10 +33,10 @@ class Attention(layers.Layer):
         if channels % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide {channels} channels")
         dtype = {"dtype": self.dtype_policy}
-        self.query = layers.Dense(channels, use_bias=False, name="query", **dtype)
-        self.key = layers.Dense(channels, use_bias=False, name="key", **dtype)
-        self.value = layers.Dense(channels, use_bias=False, name="value", **dtype)
-        self.out = layers.Dense(channels, name="out", **dtype)
+        self.query = dense(channels, use_bias=False, name="query", **dtype)
+        self.key = dense(channels, use_bias=False, name="key", **dtype)
+        self.value = dense(channels, use_bias=False, name="value", **dtype)
+        self.out = dense(channels, name="out", **dtype)
         self.query.build(inputs_shape)
         self.key.build(context_shape or inputs_shape)
         self.value.build(context_shape or inputs_shape)
@@ -87,17 +87,15 @@ class TransformerBlock(layers.Layer):
             raise ValueError(f"norm_groups={self.norm_groups} does not divide {channels} channels")
         self.norm = layers.GroupNormalization(self.norm_groups, epsilon=1e-6, name="norm", **dtype)
         self.norm.build(inputs_shape)
-        self.proj_in = layers.Dense(channels, name="proj_in", **dtype)
+        self.proj_in = dense(channels, name="proj_in", **dtype)
         self.norm1 = layers.LayerNormalization(epsilon=1e-5, name="norm1", **dtype)
         self.norm2 = layers.LayerNormalization(epsilon=1e-5, name="norm2", **dtype)
         self.norm3 = layers.LayerNormalization(epsilon=1e-5, name="norm3", **dtype)
         self.self_attention = Attention(self.num_heads, name="self_attention", **dtype)
         self.cross_attention = Attention(self.num_heads, name="cross_attention", **dtype)
-        self.ff_in = layers.Dense(8 * channels, name="ff_in", **dtype)
-        self.ff_out = layers.Dense(channels, name="ff_out", **dtype)
-        self.proj_out = layers.Dense(
-            channels, kernel_initializer=zeros_or_default(self.zero_init), name="proj_out", **dtype
-        )
+        self.ff_in = dense(8 * channels, name="ff_in", **dtype)
+        self.ff_out = dense(channels, name="ff_out", **dtype)
+        self.proj_out = dense(channels, self.zero_init, name="proj_out", **dtype)
         for layer in (
             self.proj_in,
             self.norm1,

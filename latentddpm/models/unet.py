@@ -27,6 +27,7 @@ from latentddpm.models.layers import (
     ResnetBlock,
     Shape,
     Upsample,
+    dense,
     group_norm,
 )
 from latentddpm.models.transformer import TransformerBlock
@@ -70,24 +71,27 @@ class UNet(FunctionalModel):
         num_res_blocks: ResnetBlocks a level on the way down (one more on the way up).
         attention_levels: levels with attention, 0 = the highest resolution; the middle
             always has it.
-        num_heads: attention heads.
+        num_heads: attention heads, one number or one for each level; the middle has those of
+            the last level.
         context_dim: width of the text states, None for an unconditional network.
         latent_channels: channels in and out.
         norm_groups: of every group norm.
         dropout: rate inside the ResnetBlocks.
         zero_init: start every residual branch, and the output, at zero.
+        norm_epsilon: of the group norms, but for those in front of transformer blocks (1e-6).
 
     Call arguments:
-        inputs: `{"noisy_latents": (B, h, w, c), "timesteps": int32 (B,)}` and, with
-            `context_dim`, `"context"`: (B, L, context_dim). h and w are multiples of
-            2 ** (levels − 1).
+        inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}` and, with `context_dim`,
+            `"context"`: (B, L, context_dim). h and w are multiples of 2 ** (levels − 1).
+            Timesteps are whole numbers, or fractions between them (float32), which samplers on
+            a continuous scale of noise ask for.
 
     Returns:
         The prediction, float32 (B, h, w, c).
 
     Raises:
         ValueError: `norm_groups` or `num_heads` does not divide a width, or an attention
-            level does not exist.
+            level does not exist, or `num_heads` has not one number for each level.
 
     Example:
         ```python
@@ -101,17 +105,25 @@ class UNet(FunctionalModel):
         channel_multipliers: Sequence[int] = (1, 2, 4, 4),
         num_res_blocks: int = 2,
         attention_levels: Sequence[int] = (0, 1, 2),
-        num_heads: int = 8,
+        num_heads: int | Sequence[int] = 8,
         context_dim: int | None = None,
         latent_channels: int = 4,
         norm_groups: int = 32,
         dropout: float = 0.0,
         zero_init: bool = True,
+        norm_epsilon: float = NORM_EPSILON,
         dtype: Any = None,
         name: str = "unet",
     ) -> None:
         config = constructor_arguments(locals())
+        if norm_epsilon == NORM_EPSILON:
+            del config["norm_epsilon"]  # models made before it was an argument keep their digest
         num_levels = len(channel_multipliers)
+        heads = [num_heads] * num_levels if isinstance(num_heads, int) else list(num_heads)
+        if len(heads) != num_levels:
+            raise ValueError(
+                f"num_heads {heads}: expected one number or {num_levels}, one a level"
+            )
         strangers = sorted(set(attention_levels) - set(range(num_levels)))
         if strangers:
             raise ValueError(
@@ -123,7 +135,7 @@ class UNet(FunctionalModel):
             "noisy_latents": keras.Input(
                 (None, None, latent_channels), name="noisy_latents", dtype="float32"
             ),
-            "timesteps": keras.Input((), name="timesteps", dtype="int32"),
+            "timesteps": keras.Input((), name="timesteps", dtype="float32"),
         }
         context = None
         if context_dim is not None:
@@ -133,16 +145,18 @@ class UNet(FunctionalModel):
         # === Blocks ===
         def resnet(hidden: Any, width: int, name: str) -> Any:
             block = ResnetBlock(
-                width, norm_groups, NORM_EPSILON, dropout, zero_init, dtype=dtype, name=name
+                width, norm_groups, norm_epsilon, dropout, zero_init, dtype=dtype, name=name
             )
             return block(hidden, time_embedding)
 
-        def attend(hidden: Any, name: str) -> Any:
+        def attend(hidden: Any, level: int, name: str) -> Any:
             if context is not None:
-                block = TransformerBlock(num_heads, norm_groups, zero_init, dtype=dtype, name=name)
+                block = TransformerBlock(
+                    heads[level], norm_groups, zero_init, dtype=dtype, name=name
+                )
                 return block(hidden, context)
             block = AttentionBlock(
-                num_heads, norm_groups, NORM_EPSILON, zero_init, dtype=dtype, name=name
+                heads[level], norm_groups, norm_epsilon, zero_init, dtype=dtype, name=name
             )
             return block(hidden)
 
@@ -151,9 +165,9 @@ class UNet(FunctionalModel):
             inputs["timesteps"]
         )
         for layer in (
-            layers.Dense(4 * channels, dtype=dtype, name="time_0"),
+            dense(4 * channels, dtype=dtype, name="time_0"),
             layers.Activation("silu", dtype=dtype, name="time_act"),
-            layers.Dense(4 * channels, dtype=dtype, name="time_1"),
+            dense(4 * channels, dtype=dtype, name="time_1"),
         ):
             time_embedding = layer(time_embedding)
 
@@ -166,7 +180,7 @@ class UNet(FunctionalModel):
             for block in range(num_res_blocks):
                 hidden = resnet(hidden, width, f"down_{level}_block_{block}")
                 if level in attention_levels:
-                    hidden = attend(hidden, f"down_{level}_attention_{block}")
+                    hidden = attend(hidden, level, f"down_{level}_attention_{block}")
                 skips.append(hidden)
             if level < num_levels - 1:
                 hidden = PaddedConv2D(
@@ -176,7 +190,7 @@ class UNet(FunctionalModel):
 
         width = channels * channel_multipliers[-1]
         hidden = resnet(hidden, width, "mid_block_0")
-        hidden = attend(hidden, "mid_attention")
+        hidden = attend(hidden, num_levels - 1, "mid_attention")
         hidden = resnet(hidden, width, "mid_block_1")
 
         for level in reversed(range(num_levels)):
@@ -187,12 +201,12 @@ class UNet(FunctionalModel):
                 )
                 hidden = resnet(hidden, width, f"up_{level}_block_{block}")
                 if level in attention_levels:
-                    hidden = attend(hidden, f"up_{level}_attention_{block}")
+                    hidden = attend(hidden, level, f"up_{level}_attention_{block}")
             if level > 0:
                 hidden = Upsample(width, dtype=dtype, name=f"up_{level}_upsample")(hidden)
         assert not skips, "every skip connection is used"
 
-        hidden = group_norm(channels, norm_groups, NORM_EPSILON, dtype=dtype, name="norm_out")(
+        hidden = group_norm(channels, norm_groups, norm_epsilon, dtype=dtype, name="norm_out")(
             hidden
         )
         hidden = layers.Activation("silu", dtype=dtype, name="act_out")(hidden)

@@ -28,7 +28,7 @@ PACKAGED_NAME = "bpe_simple_vocab_16e6"
 PACKAGED_PATH = Path(__file__).with_name("clip_vocabulary") / f"{PACKAGED_NAME}.txt.gz"
 NUM_PACKAGED_MERGES = 49_152 - 256 - 2
 
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 16 << 20  # CLIP's largest, tokenizer.json, has 3.6 MB
 
 # Bytes as printable characters: themselves where they print, else 256, 257, ... The order
 # of this dict is the order of the first 256 ids.
@@ -65,6 +65,8 @@ def check_vocabulary(vocabulary: Any, merges: Sequence[tuple[str, str]]) -> None
     for token in needed:
         if token not in vocabulary:
             raise UserError(f"vocabulary: no token {token!r}; not a CLIP vocabulary")
+    if len(set(merges)) != len(merges):
+        raise UserError("vocabulary: a merge rule is there twice; not a CLIP vocabulary")
     if unknown := set().union(*vocabulary) - set(CHARACTER_TO_BYTE):
         raise UserError(f"vocabulary: {min(unknown)!r} stands for no byte; not a CLIP vocabulary")
 
@@ -95,6 +97,21 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], tuple[tuple[str, str]
     return vocabulary, tuple(merges)
 
 
+def added_tokens(folder: Path, config: dict[str, Any]) -> list[str]:
+    """The tokens that a Hugging Face folder names beside its vocabulary, the special ones too.
+
+    Args:
+        config: of `tokenizer_config.json`.
+    """
+    decoder = config.get("added_tokens_decoder")
+    entries = list(decoder.values()) if isinstance(decoder, dict) else []
+    listed = read_json(folder / "tokenizer.json", optional=True).get("added_tokens")
+    entries += listed if isinstance(listed, list) else []
+    contents = [entry.get("content") for entry in entries if isinstance(entry, dict)]
+    contents += read_json(folder / "added_tokens.json", optional=True)
+    return [token for token in contents if isinstance(token, str)]
+
+
 def write_vocabulary(
     folder: Path, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]
 ) -> None:
@@ -113,9 +130,10 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """
     if optional and not path.is_file():
         return {}
+    text = _read_text(path)
     try:
-        value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # bad syntax, or a number of 5,000 digits
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")

@@ -32,10 +32,8 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
         return
     variables = model.trainable_variables
     raw = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    averages = [keras.ops.convert_to_numpy(value) for value in model.optimizer.moving_averages()]
     try:
-        for variable, average in zip(variables, averages, strict=True):
-            variable.assign(average)
+        model.optimizer.finalize_variable_values(variables)
         yield
     finally:
         for variable, value in zip(variables, raw, strict=True):

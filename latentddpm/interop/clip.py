@@ -1,0 +1,244 @@
+"""CLIP's text encoder and tokenizer, from and to Hugging Face folders.
+
+    text_encoder/   config.json, model.safetensors     `CLIPTextModel` of transformers
+    tokenizer/      vocab.json, merges.txt, …          `CLIPTokenizer`
+
+Hugging Face keeps PyTorch's layout: dense kernels are (out, in) there and (in, out) in Keras.
+`clip_variables` is the whole table of which tensor goes where, for reading and for writing. Up
+to version 4, and in every Stable Diffusion checkpoint, transformers puts `text_model.` in
+front of the names; version 5 leaves it out. Both are read; written is the one with the prefix,
+which all versions open.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from safetensors.numpy import save_file
+
+from latentddpm.errors import UserError, check_choice
+from latentddpm.files import atomic_path, write_json
+from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
+from latentddpm.models.text import ACTIVATIONS, LAYER_NORM_EPSILON, TextEncoder, check_sizes
+from latentddpm.models.tokenizer import ClipTokenizer
+from latentddpm.models.vocabulary import read_json
+
+Shape = tuple[int, ...]
+
+CONFIG = "config.json"
+PREFIX = "text_model."
+MODEL_TYPES = ("clip_text_model", "clip")
+
+# Hugging Face's name of each size, and what `transformers.CLIPTextConfig` takes when it is
+# left out.
+SIZES = {
+    "hidden_dim": ("hidden_size", 512),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 8),
+    "intermediate_dim": ("intermediate_size", 2048),
+    "context_length": ("max_position_embeddings", 77),
+    "vocabulary_size": ("vocab_size", 49_408),
+}
+
+
+def load_clip_folder(folder: str | Path) -> tuple[TextEncoder, ClipTokenizer]:
+    """The text encoder and tokenizer of one local Hugging Face folder.
+
+    Taken are a `CLIPTextModel` or a whole `CLIPModel` (`config.json`, `model.safetensors`) with
+    the tokenizer files beside it or in `tokenizer/`; and a Stable Diffusion folder with
+    `text_encoder/` and `tokenizer/`, or its `text_encoder/` itself.
+
+    Raises:
+        UserError: see `read_text_encoder`.
+    """
+    folder = Path(folder)
+    if (folder / "text_encoder").is_dir():
+        folder = folder / "text_encoder"
+    _config_file(folder)
+    return read_text_encoder(folder, _tokenizer_folder(folder))
+
+
+def read_text_encoder(
+    text_encoder_folder: str | Path, tokenizer_folder: str | Path
+) -> tuple[TextEncoder, ClipTokenizer]:
+    """A `CLIPTextModel` and its `CLIPTokenizer`.
+
+    Weights are float32, float16 or bfloat16, in one file or in shards, and become float32. All
+    shapes are checked before any memory is taken.
+
+    Raises:
+        UserError: a file is missing or not understood, or what it asks for is not supported
+            (pickled weights, another activation or epsilon); the file is named.
+    """
+    folder = Path(text_encoder_folder)
+    source = str(_config_file(folder))
+    config = read_json(folder / CONFIG)
+    sizes, _ = read_clip_config(config, source)
+    length = sizes["context_length"]
+    tokenizer = ClipTokenizer.load(tokenizer_folder, default_length=length)
+    for name, asked in (
+        ("context_length", tokenizer.context_length),
+        ("vocabulary_size", tokenizer.vocabulary_size),
+    ):
+        if asked > sizes[name]:
+            raise UserError(
+                f"{folder}: {name} is {asked} in the tokenizer but {sizes[name]} in {CONFIG}"
+            )
+    return build_clip(config, TensorFiles.folder(folder, "model"), source), tokenizer
+
+
+def build_clip(config: dict[str, Any], tensors: Tensors, source: str) -> TextEncoder:
+    """The `TextEncoder` of a configuration and of tensors under transformers' names.
+
+    Tensors that the configuration does not ask for (`position_ids`, a vision model, layers
+    behind the last) are left where they are, as transformers does.
+
+    Args:
+        source: where the configuration comes from, for messages.
+
+    Raises:
+        UserError: the configuration is not supported, or a tensor is missing or of another
+            shape or type.
+    """
+    sizes, activation = read_clip_config(config, source)
+    names = set(tensors.keys())
+    prefix = PREFIX if f"{PREFIX}final_layer_norm.weight" in names else ""
+    for name, shape, *_ in clip_variables(sizes):
+        name = prefix + name
+        if name not in names:
+            raise UserError(f"{tensors.name}: no tensor {name!r}; not the weights of {source}")
+        if (found := tensors.shape(name)) != shape:
+            raise UserError(f"{tensors.name}: {name!r} is {found}, {source} makes it {shape}")
+        check_choice(f"{tensors.name}: dtype of {name!r}", tensors.dtype(name), DTYPES)
+    encoder = TextEncoder(**sizes, activation=activation)
+    for name, _, variable in _pairs(encoder):
+        value = tensors.read(prefix + name).astype("float32", copy=False)
+        if variable.name == "kernel":
+            value = value.T
+        variable.assign(value.reshape(variable.shape))  # attention kernels are split into heads
+    return encoder
+
+
+def write_text_encoder(
+    text_encoder: TextEncoder,
+    tokenizer: ClipTokenizer,
+    text_encoder_folder: str | Path,
+    tokenizer_folder: str | Path,
+) -> None:
+    """The two folders that `CLIPTextModel` and `CLIPTokenizer` open with `from_pretrained`.
+
+    Weights are float32. The folders are made where they do not exist; `config.json` is written
+    last.
+
+    Raises:
+        UserError: the tokenizer has more tokens or positions than the encoder.
+    """
+    for name in ("context_length", "vocabulary_size"):
+        most, asked = getattr(text_encoder, name), getattr(tokenizer, name)
+        if asked > most:
+            raise UserError(f"{name} is {asked} in the tokenizer but {most} in the text encoder")
+    folder = Path(text_encoder_folder)
+    tokenizer.save(tokenizer_folder, standalone=True)
+    weights = {}
+    for name, shape, variable in _pairs(text_encoder):
+        value = keras.ops.convert_to_numpy(variable).astype("float32", copy=False)
+        if variable.name == "kernel":
+            value = value.reshape(shape[::-1]).T
+        weights[PREFIX + name] = np.ascontiguousarray(value.reshape(shape))
+    with atomic_path(folder / "model.safetensors") as path:
+        # transformers before 4.47 refuses a file without this mark.
+        save_file(weights, path, metadata={"format": "pt"})
+    write_json(folder / CONFIG, clip_config(text_encoder, tokenizer))
+
+
+def clip_config(text_encoder: TextEncoder, tokenizer: ClipTokenizer) -> dict[str, Any]:
+    """The `config.json` of a text encoder, in the keys of `transformers.CLIPTextConfig`."""
+    return {
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": tokenizer.start_id,
+        "eos_token_id": tokenizer.end_id,
+        "pad_token_id": tokenizer.pad_id,
+        "hidden_act": text_encoder.activation,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": LAYER_NORM_EPSILON,
+        "model_type": MODEL_TYPES[0],
+        "projection_dim": text_encoder.hidden_dim,
+        "torch_dtype": "float32",
+        **{theirs: getattr(text_encoder, ours) for ours, (theirs, _) in SIZES.items()},
+    }
+
+
+def read_clip_config(config: dict[str, Any], source: str) -> tuple[dict[str, int], str]:
+    """The sizes and the activation in a configuration of Hugging Face; see `clip_config`."""
+    check_choice(f"{source}: model_type", config.get("model_type"), MODEL_TYPES)
+    config = config.get("text_config", config)
+    if not isinstance(config, dict):
+        raise UserError(f"{source}: text_config: expected an object, got {config!r:.40}")
+    sizes = {ours: config.get(theirs, default) for ours, (theirs, default) in SIZES.items()}
+    activation = config.get("hidden_act", ACTIVATIONS[0])
+    check_choice(f"{source}: hidden_act", activation, ACTIVATIONS)
+    epsilon = config.get("layer_norm_eps", LAYER_NORM_EPSILON)
+    if epsilon != LAYER_NORM_EPSILON:
+        raise UserError(f"{source}: layer_norm_eps: {epsilon!r}; only 1e-05 is supported")
+    try:
+        check_sizes(sizes)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return sizes, activation
+
+
+def clip_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str]]:
+    """Of each tensor: transformers' name without prefix, shape, our layer and its attribute."""
+    width, inner = sizes["hidden_dim"], sizes["intermediate_dim"]
+    for part, rows, attribute in (
+        ("token_embedding", sizes["vocabulary_size"], "token_embedding.embeddings"),
+        ("position_embedding", sizes["context_length"], "position_embedding.position_embeddings"),
+    ):
+        yield f"embeddings.{part}.weight", (rows, width), "embedding", attribute
+    for i in range(sizes["num_layers"]):
+        block, ours = f"encoder.layers.{i}", f"encoder_block_{i}"
+        for k in (1, 2):
+            yield f"{block}.layer_norm{k}.weight", (width,), ours, f"layer_norm_{k}.gamma"
+            yield f"{block}.layer_norm{k}.bias", (width,), ours, f"layer_norm_{k}.beta"
+        for part, shape, attribute in (
+            ("self_attn.q_proj", (width, width), "attention.query_dense"),
+            ("self_attn.k_proj", (width, width), "attention.key_dense"),
+            ("self_attn.v_proj", (width, width), "attention.value_dense"),
+            ("self_attn.out_proj", (width, width), "attention.output_dense"),
+            ("mlp.fc1", (inner, width), "dense_1"),
+            ("mlp.fc2", (width, inner), "dense_2"),
+        ):
+            yield f"{block}.{part}.weight", shape, ours, f"{attribute}.kernel"
+            yield f"{block}.{part}.bias", shape[:1], ours, f"{attribute}.bias"
+    yield "final_layer_norm.weight", (width,), "layer_norm", "gamma"
+    yield "final_layer_norm.bias", (width,), "layer_norm", "beta"
+
+
+def _pairs(encoder: TextEncoder) -> Iterator[tuple[str, Shape, keras.Variable]]:
+    """transformers' name and shape of each variable of an encoder."""
+    sizes = {name: getattr(encoder, name) for name in SIZES}
+    for name, shape, layer, attribute in clip_variables(sizes):
+        yield name, shape, operator.attrgetter(attribute)(encoder.get_layer(layer))
+
+
+def _config_file(folder: Path) -> Path:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a Hugging Face CLIP folder")
+    return path
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    candidates = (folder, folder / "tokenizer", folder.parent / "tokenizer")
+    for candidate in candidates:
+        if any((candidate / n).is_file() for n in ("tokenizer_config.json", "vocab.json")):
+            return candidate
+    places = ", ".join(map(str, candidates))
+    raise UserError(f"{folder}: no tokenizer files (vocab.json, merges.txt) in any of {places}")

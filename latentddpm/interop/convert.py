@@ -1,0 +1,108 @@
+"""The work of `convert`: any supported checkpoint → a model folder, a model folder → diffusers.
+
+A checkpoint may also be one network alone. An autoencoder becomes a model folder that
+`train-diffusion --vae` takes; a UNet becomes a model folder with nothing else in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import latentddpm
+from latentddpm.errors import UserError, check_choice
+from latentddpm.files import atomic_folder
+from latentddpm.interop.diffusers import build, check_new, read_folder, save_diffusers
+from latentddpm.interop.networks import judge
+from latentddpm.interop.pieces import Piece
+from latentddpm.interop.tensors import refuse_pickle
+from latentddpm.modelfolder import FILES, describe_part, read_model_folder, write_manifest
+from latentddpm.models.archive import load_archive, save_archive
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.digest import weights_digest
+from latentddpm.models.unet import UNet
+from latentddpm.pipeline import LatentDiffusion
+
+TARGETS = ("diffusers",)
+
+
+def convert_from(
+    path: str | Path,
+    out: str | Path,
+    *,
+    variant: str | None = None,
+    storage: str = "float32",
+    quiet: bool = True,
+) -> None:
+    """Write the model folder of a checkpoint.
+
+    Args:
+        path: a folder of diffusers, or a single-file checkpoint (`.safetensors`).
+        out: new, or empty.
+        variant: of the weight files in a folder, such as "fp16".
+        storage: of the weights in the model folder, see `archive.STORAGE`.
+        quiet: no progress bars.
+
+    Raises:
+        UserError: see `load_diffusers` and `single_file.read_single_file`; or `out` exists.
+    """
+    path, out = Path(path), Path(out)
+    check_new(out)
+    if path.is_dir():
+        checkpoint = read_folder(path, variant)
+        if checkpoint.vae is None and checkpoint.unet is not None:
+            _convert_unet(checkpoint.unet, out, storage, quiet)
+            return
+        model = build(checkpoint, quiet)
+    else:
+        refuse_pickle(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file or folder")
+        from latentddpm.interop.single_file import load_single_file
+
+        model = load_single_file(path, quiet=quiet)
+    model.save(out, storage)
+
+
+def convert_to(
+    target: str,
+    model: str | Path,
+    out: str | Path,
+    *,
+    storage: str = "float32",
+    quiet: bool = True,
+) -> None:
+    """Write a model folder, or what of one there is, for others.
+
+    Args:
+        target: "diffusers".
+        model: a model folder, a finished run, or a ready model by name.
+        out: new, or empty.
+        storage: of the weights, see `archive.STORAGE`.
+        quiet: no progress bars.
+
+    Raises:
+        UserError: an unknown target; see `read_model_folder` and `save_diffusers`.
+    """
+    check_choice("--to", target, TARGETS)
+    save_diffusers(_load(model), out, storage=storage, quiet=quiet)
+
+
+def _load(folder: str | Path) -> LatentDiffusion:
+    """A model, or the one network that a folder holds."""
+    found = read_model_folder(folder)
+    if {"vae", "unet"} <= set(found.parts):
+        return LatentDiffusion.load(folder)
+    parts = {
+        name: load_archive(found.file(name), kind) if name in found.parts else None
+        for name, kind in (("vae", Autoencoder), ("unet", UNet))
+    }
+    return LatentDiffusion(parts["vae"], parts["unet"], None, image_size=found.image_size)
+
+
+def _convert_unet(piece: Piece, out: Path, storage: str, quiet: bool) -> None:
+    unet = judge(piece).build(quiet)
+    with atomic_folder(out) as staged:
+        file = staged / FILES["unet"]
+        save_archive(unet, file, storage)
+        entries = {"unet": describe_part(file, weights_digest(unet))}
+        write_manifest(staged, entries, None, None, {}, latentddpm.__version__)

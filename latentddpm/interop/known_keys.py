@@ -1,0 +1,148 @@
+"""The keys of diffusers' `config.json` that are known, and what they may say.
+
+A configuration is judged before a weight is read: every key either is read, or has the one
+value that leaves the network what it is here, or plays no part in what it computes. A key that
+is not known at all is refused unless it is null or false: options that are newer than this
+page are switched off that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from latentddpm.errors import UserError, check_choice
+
+Config = Mapping[str, Any]
+
+AUTOENCODER, UNET, CONDITIONAL_UNET = "AutoencoderKL", "UNet2DModel", "UNet2DConditionModel"
+CLASSES = (AUTOENCODER, UNET, CONDITIONAL_UNET)
+AUTOENCODER_EPSILON = 1e-6
+
+# What a network here has and no argument changes: key → the values that say so.
+FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    AUTOENCODER: {
+        "act_fn": ("silu", "swish"),
+        "shift_factor": (None,),
+        "latents_mean": (None,),
+        "latents_std": (None,),
+        "use_quant_conv": (True,),
+        "use_post_quant_conv": (True,),
+        "mid_block_add_attention": (True,),
+    },
+    UNET: {
+        "mid_block_type": ("UNetMidBlock2D",),
+        "add_attention": (True,),
+        "downsample_type": ("conv",),
+        "upsample_type": ("conv",),
+    },
+    CONDITIONAL_UNET: {
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "num_attention_heads": (None,),
+        "only_cross_attention": (False,),
+        "mid_block_only_cross_attention": (None, False),
+        "transformer_layers_per_block": (1,),
+        "reverse_transformer_layers_per_block": (None,),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "dual_cross_attention": (False,),
+        "addition_embed_type": (None,),
+        "addition_time_embed_dim": (None,),
+        "upcast_attention": (False, None),
+        "resnet_skip_time_act": (False,),
+        "resnet_out_scale_factor": (1,),
+        "time_embedding_act_fn": (None,),
+        "timestep_post_act": (None,),
+        "time_cond_proj_dim": (None,),
+        "conv_in_kernel": (3,),
+        "conv_out_kernel": (3,),
+        "projection_class_embeddings_input_dim": (None,),
+        "attention_type": ("default",),
+        "class_embeddings_concat": (False,),
+        "cross_attention_norm": (None,),
+    },
+}
+BOTH_UNETS = {
+    "act_fn": ("silu", "swish"),
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "freq_shift": (0,),
+    "flip_sin_to_cos": (True,),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1,),
+    "resnet_time_scale_shift": ("default",),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+}
+READ = {
+    AUTOENCODER: (
+        "in_channels",
+        "out_channels",
+        "latent_channels",
+        "block_out_channels",
+        "down_block_types",
+        "up_block_types",
+        "layers_per_block",
+        "norm_num_groups",
+        "scaling_factor",
+        "sample_size",
+    ),
+    UNET: (
+        "in_channels",
+        "out_channels",
+        "block_out_channels",
+        "down_block_types",
+        "up_block_types",
+        "layers_per_block",
+        "attention_head_dim",
+        "norm_num_groups",
+        "attn_norm_num_groups",
+        "norm_eps",
+        "dropout",
+        "time_embedding_dim",
+        "sample_size",
+    ),
+}
+READ[CONDITIONAL_UNET] = (*READ[UNET], "cross_attention_dim", "use_linear_projection")
+# No part of what a network of this kind computes.
+IDLE = {
+    AUTOENCODER: ("force_upcast",),
+    UNET: ("num_train_timesteps",),
+    CONDITIONAL_UNET: ("addition_embed_type_num_heads",),
+}
+BLOCKS = {
+    AUTOENCODER: (("DownEncoderBlock2D",), ("UpDecoderBlock2D",)),
+    UNET: (("DownBlock2D", "AttnDownBlock2D"), ("UpBlock2D", "AttnUpBlock2D")),
+    CONDITIONAL_UNET: (
+        ("DownBlock2D", "CrossAttnDownBlock2D"),
+        ("UpBlock2D", "CrossAttnUpBlock2D"),
+    ),
+}
+
+
+def judge(config: Config, source: str, kinds: Sequence[str]) -> str:
+    """The class of a configuration, once nothing in it asks for what is not here."""
+    kind = config.get("_class_name")
+    if not isinstance(kind, str):
+        raise UserError(f"{source}: _class_name: {kind!r}, expected one of {', '.join(kinds)}")
+    check_choice(f"{source}: _class_name", kind, kinds)
+    fixed = {**(BOTH_UNETS if kind != AUTOENCODER else {}), **FIXED[kind]}
+    for key, value in config.items():
+        if key.startswith("_") or key in READ[kind] or key in IDLE[kind]:
+            continue
+        allowed = fixed.get(key, (None, False))
+        values = value if isinstance(value, list) and value else [value]
+        if not all(_among(one, allowed) for one in values):
+            hint = "this key is not known" if key not in fixed else "that is not supported"
+            expected = " or ".join("null" if one is None else repr(one) for one in allowed)
+            raise UserError(
+                f"{source}: {key}: {value!r:.80} in {kind}: {hint}; expected {expected}"
+            )
+    return kind
+
+
+def _among(value: Any, allowed: Sequence[Any]) -> bool:
+    """Whether `value` is one of `allowed`; true is not one."""
+    return any(
+        value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed
+    )

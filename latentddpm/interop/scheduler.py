@@ -1,0 +1,261 @@
+"""`scheduler_config.json` of diffusers ⇄ `NoiseSchedule` and the default sampler.
+
+A scheduler there is three things in one: the noise levels that the network was trained with,
+which must be understood or the file is refused; a sampler with its options; and where it puts
+its timesteps. Of the last two, what has no counterpart here is named in a warning, and the
+default sampler is the nearest: it is a default, every other sampler works with the model too.
+
+Betas are the same in both, but for float32 there and float64 here: "linear", "scaled_linear",
+and diffusers' "squaredcos_cap_v2" is our "cosine".
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from latentddpm.diffusion import samplers
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.errors import UserError, check_choice
+
+Config = Mapping[str, Any]
+
+BETA_SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "cosine",
+}
+FALLBACK = "ddim"
+MAX_TIMESTEPS = 1_000_000
+ZERO_SNR = "rescale_betas_zero_snr"
+KARRAS = "use_karras_sigmas"
+# Options that no sampler here has: key → the value that switches them off.
+OFF = {
+    "thresholding": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_dynamic_shifting": False,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A scheduler of diffusers.
+
+    Attributes:
+        sampler: ours.
+        spacing: its `timestep_spacing` where the file does not say.
+        options: key → (its value where the file does not say, the value our sampler has).
+        beta_start, beta_end: where the file does not say.
+        zero_snr: it knows `rescale_betas_zero_snr`.
+    """
+
+    sampler: str
+    spacing: str
+    options: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_snr: bool = True
+
+
+KINDS = {
+    "DDPMScheduler": Kind(
+        "ddpm",
+        "leading",
+        {"clip_sample": (True, False), "variance_type": ("fixed_small", "fixed_small")},
+    ),
+    "DDIMScheduler": Kind(
+        "ddim", "leading", {"clip_sample": (True, False), "set_alpha_to_one": (True, True)}
+    ),
+    "PNDMScheduler": Kind(
+        "pndm",
+        "leading",
+        {"skip_prk_steps": (False, True), "set_alpha_to_one": (False, True)},
+        zero_snr=False,
+    ),
+    "DPMSolverMultistepScheduler": Kind(
+        "dpmpp_2m",
+        "linspace",
+        {
+            "algorithm_type": ("dpmsolver++", "dpmsolver++"),
+            "solver_order": (2, 2),
+            "solver_type": ("midpoint", "midpoint"),
+            "euler_at_final": (False, False),
+            "final_sigmas_type": ("zero", "zero"),
+            "lambda_min_clipped": (-math.inf, -math.inf),
+        },
+    ),
+    "EulerDiscreteScheduler": Kind(
+        "euler",
+        "linspace",
+        {
+            "interpolation_type": ("linear", "linear"),
+            "timestep_type": ("discrete", "discrete"),
+            "final_sigmas_type": ("zero", "zero"),
+            "sigma_min": (None, None),
+            "sigma_max": (None, None),
+        },
+    ),
+    "EulerAncestralDiscreteScheduler": Kind("euler_ancestral", "linspace"),
+    "HeunDiscreteScheduler": Kind(
+        "heun",
+        "linspace",
+        {"clip_sample": (False, False)},
+        beta_start=0.00085,
+        beta_end=0.012,
+        zero_snr=False,
+    ),
+    "UniPCMultistepScheduler": Kind(
+        "unipc",
+        "linspace",
+        {
+            "solver_order": (2, 2),
+            "solver_type": ("bh2", "bh2"),
+            "predict_x0": (True, True),
+            "final_sigmas_type": ("zero", "zero"),
+            "disable_corrector": ([], []),
+            "sigma_min": (None, None),
+            "sigma_max": (None, None),
+        },
+    ),
+}
+# Known by name, with the same noise levels, but without a sampler here.
+OTHERS = (
+    "DDIMInverseScheduler",
+    "DDPMParallelScheduler",
+    "DDIMParallelScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+)
+
+
+class SchedulerNote(UserWarning):
+    """A setting of a scheduler that has no counterpart here."""
+
+
+def read_scheduler(config: Config, source: str) -> tuple[NoiseSchedule, dict[str, Any]]:
+    """The schedule, and the defaults of `generate` (`sampler`, `timestep_spacing`, options).
+
+    Raises:
+        UserError: noise levels or a prediction type that `NoiseSchedule` has not.
+
+    Warns:
+        SchedulerNote: settings of the sampler that are left out.
+    """
+    name = config.get("_class_name")
+    if not isinstance(name, str):
+        raise UserError(f"{source}: _class_name: {name!r:.80}, expected a scheduler's name")
+    check_choice(f"{source}: _class_name", name, (*KINDS, *OTHERS))
+    kind = KINDS.get(name)
+    schedule = _schedule(config, source, kind)
+    left_out = [] if kind else [f"{name} itself (the default sampler is {FALLBACK})"]
+    for key, value in OFF.items():
+        if config.get(key, value) not in (value, None):
+            left_out.append(f"{key}: {config[key]!r:.40}")
+    for key, (default, ours) in (kind.options if kind else {}).items():
+        if config.get(key, default) != ours:
+            left_out.append(f"{key}: {config.get(key, default)!r:.40} (here {ours!r})")
+    sampler = kind.sampler if kind else FALLBACK
+    spacing = config.get("timestep_spacing", kind.spacing if kind else "leading")
+    check_choice(f"{source}: timestep_spacing", spacing, samplers.TIMESTEP_SPACINGS)
+    options = {}
+    if spacing == "leading" and config.get("steps_offset", 0) != 1:  # 1 is the default here
+        options["steps_offset"] = _steps_offset(config, source, schedule.num_train_timesteps)
+    if config.get(KARRAS):
+        if issubclass(samplers.get(sampler), samplers.SigmaSampler):
+            options["sigma_spacing"] = "karras"
+        else:
+            left_out.append(f"{KARRAS}: true")
+    if left_out:
+        warnings.warn(
+            f"{source}: without a counterpart here, left out: {'; '.join(left_out)}",
+            SchedulerNote,
+            stacklevel=2,
+        )
+    defaults = {"sampler": sampler, "timestep_spacing": spacing}
+    return schedule, defaults | ({"sampler_options": options} if options else {})
+
+
+def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the scheduler that does what our default sampler does.
+
+    A sampler that diffusers does not combine with zero terminal SNR becomes DDIM.
+    """
+    sampler = defaults["sampler"]
+    names = {kind.sampler: name for name, kind in KINDS.items()}
+    kind = KINDS[names[sampler]]
+    if schedule.rescale_zero_terminal_snr and not kind.zero_snr:
+        sampler = FALLBACK
+    name = names[sampler]
+    kind = KINDS[name]
+    options = defaults.get("sampler_options", {}) if sampler == defaults["sampler"] else {}
+    ours = schedule.get_config()
+    config = {
+        "_class_name": name,
+        "num_train_timesteps": ours["num_train_timesteps"],
+        "beta_schedule": {v: k for k, v in BETA_SCHEDULES.items()}[ours["beta_schedule"]],
+        "beta_start": ours["beta_start"],
+        "beta_end": ours["beta_end"],
+        "trained_betas": None,
+        "prediction_type": ours["prediction_type"],
+        "timestep_spacing": defaults["timestep_spacing"],
+        "steps_offset": options.get("steps_offset", 1),
+    }
+    for key, (_, value) in kind.options.items():
+        if value is not None and value != -math.inf:  # absent is the same, and no odd JSON
+            config[key] = value
+    if kind.zero_snr:
+        config[ZERO_SNR] = schedule.rescale_zero_terminal_snr
+    if options.get("sigma_spacing") == "karras":
+        config[KARRAS] = True
+    return config
+
+
+def _schedule(config: Config, source: str, kind: Kind | None) -> NoiseSchedule:
+    if config.get("trained_betas") is not None:
+        raise UserError(f"{source}: trained_betas are not supported; expected null")
+    if config.get("use_flow_sigmas"):
+        raise UserError(f"{source}: use_flow_sigmas: flow matching is not supported")
+    defaults: dict[str, Any] = {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    if kind:
+        betas = {"beta_start": kind.beta_start, "beta_end": kind.beta_end}
+        defaults |= {"beta_schedule": "linear", **betas}
+    values = {}
+    for key in ("beta_schedule", "beta_start", "beta_end", *defaults):
+        values[key] = config.get(key, defaults.get(key))
+        kinds = str if key in ("beta_schedule", "prediction_type") else int | float
+        if not isinstance(values[key], kinds) or isinstance(values[key], bool):
+            kinds = "text" if kinds is str else "a number"
+            raise UserError(f"{source}: {key}: {values[key]!r:.80}, expected {kinds}")
+    name = check_choice(f"{source}: beta_schedule", values["beta_schedule"], BETA_SCHEDULES)
+    values["beta_schedule"] = BETA_SCHEDULES[name]
+    if not 0 < values["num_train_timesteps"] <= MAX_TIMESTEPS:
+        raise UserError(
+            f"{source}: num_train_timesteps: {values['num_train_timesteps']!r:.80}, expected 1 to "
+            f"{MAX_TIMESTEPS:,}"
+        )
+    if config.get(ZERO_SNR):
+        values["rescale_zero_terminal_snr"] = True
+    try:
+        return NoiseSchedule(**values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _steps_offset(config: Config, source: str, total: int) -> int:
+    offset = config.get("steps_offset", 0)
+    if type(offset) is not int or not 0 <= offset < total:
+        raise UserError(
+            f"{source}: steps_offset: {offset!r:.80}, expected a whole number from 0 to "
+            f"{total - 1}"
+        )
+    return offset

@@ -1,0 +1,252 @@
+"""Which tensor of diffusers is which variable of ours: one table, read in both directions.
+
+A table is generated from the arguments of a network, before the network is built, so that the
+shapes in a file can be judged first. Rows come one by one: a table of an absurd size ends at
+the first tensor that the file does not have.
+
+Layouts, theirs → ours (PyTorch is channels-first, Keras channels-last):
+
+    vector      (n,)                the same
+    dense       (out, in)           (in, out)
+    pointwise   (out, in, 1, 1)     (in, out): a 1×1 convolution there, a dense layer here
+    conv        (out, in, h, w)     (h, w, in, out)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor.
+
+    Attributes:
+        key: name in diffusers.
+        shape: there.
+        path: of the variable here, from the model on: layers and attributes, with slashes.
+        layout: "vector", "dense", "pointwise" or "conv".
+    """
+
+    key: str
+    shape: Shape
+    path: str
+    layout: str
+
+    @property
+    def old_key(self) -> str:
+        """The name it had in early versions of diffusers, where that was another one."""
+        for new, old in OLD_NAMES.items():
+            if f".{new}." in self.key:
+                return self.key.replace(f".{new}.", f".{old}.")
+        return self.key
+
+
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
+    """An array of diffusers in our layout, a view of it."""
+    if layout == "conv":
+        return array.transpose(2, 3, 1, 0)
+    if layout == "pointwise":
+        return array[:, :, 0, 0].T
+    return array.T if layout == "dense" else array
+
+
+def to_theirs(array: np.ndarray, layout: str) -> np.ndarray:
+    """An array of ours in the layout of diffusers, a view of it."""
+    if layout == "conv":
+        return array.transpose(3, 2, 0, 1)
+    if layout == "pointwise":
+        return array.T[:, :, None, None]
+    return array.T if layout == "dense" else array
+
+
+def autoencoder_rows(
+    channels: int,
+    channel_multipliers: Sequence[int],
+    num_res_blocks: int,
+    latent_channels: int,
+    image_channels: int,
+) -> Iterator[Row]:
+    """The table of `AutoencoderKL` and `Autoencoder`."""
+    widths = [channels * multiplier for multiplier in channel_multipliers]
+    last = len(widths) - 1
+    moments = 2 * latent_channels
+
+    yield from _conv("encoder.conv_in", "encoder/conv_in", image_channels, channels)
+    width = channels
+    for level, wide in enumerate(widths):
+        theirs, ours = f"encoder.down_blocks.{level}", f"encoder/down_{level}"
+        for block in range(num_res_blocks):
+            yield from _resnet(f"{theirs}.resnets.{block}", f"{ours}_block_{block}", width, wide)
+            width = wide
+        if level < last:
+            yield from _conv(f"{theirs}.downsamplers.0.conv", f"{ours}_downsample", width, width)
+    yield from _autoencoder_middle("encoder", width)
+    yield from _norm("encoder.conv_norm_out", "encoder/norm_out", width)
+    yield from _conv("encoder.conv_out", "encoder/conv_out", width, moments)
+    yield from _conv("quant_conv", "encoder/quant", moments, moments, 1)
+
+    yield from _conv("post_quant_conv", "decoder/post_quant", latent_channels, latent_channels, 1)
+    width = widths[-1]
+    yield from _conv("decoder.conv_in", "decoder/conv_in", latent_channels, width)
+    yield from _autoencoder_middle("decoder", width)
+    for level in range(last, -1, -1):
+        theirs, ours = f"decoder.up_blocks.{last - level}", f"decoder/up_{level}"
+        for block in range(num_res_blocks + 1):
+            yield from _resnet(
+                f"{theirs}.resnets.{block}", f"{ours}_block_{block}", width, widths[level]
+            )
+            width = widths[level]
+        if level > 0:
+            yield from _conv(f"{theirs}.upsamplers.0.conv", f"{ours}_upsample/conv", width, width)
+    yield from _norm("decoder.conv_norm_out", "decoder/norm_out", width)
+    yield from _conv("decoder.conv_out", "decoder/conv_out", width, image_channels)
+
+
+def unet_rows(
+    channels: int,
+    channel_multipliers: Sequence[int],
+    num_res_blocks: int,
+    attention_levels: Sequence[int],
+    context_dim: int | None,
+    latent_channels: int,
+    linear: bool = False,
+) -> Iterator[Row]:
+    """The table of `UNet2DModel` (without `context_dim`) or `UNet2DConditionModel`, and `UNet`.
+
+    Args:
+        linear: the projections around a transformer block are stored as dense layers
+            (`use_linear_projection`), not as 1×1 convolutions.
+    """
+    widths = [channels * multiplier for multiplier in channel_multipliers]
+    last = len(widths) - 1
+    time = 4 * channels
+
+    def attention(theirs: str, ours: str, width: int) -> Iterator[Row]:
+        if context_dim is None:
+            return _attention_block(theirs, ours, width)
+        return _transformer(theirs, ours, width, context_dim, "dense" if linear else "pointwise")
+
+    yield from _conv("conv_in", "conv_in", latent_channels, channels)
+    yield from _dense("time_embedding.linear_1", "time_0", channels, time)
+    yield from _dense("time_embedding.linear_2", "time_1", time, time)
+    width, skips = channels, [channels]
+    for level, wide in enumerate(widths):
+        theirs, ours = f"down_blocks.{level}", f"down_{level}"
+        for block in range(num_res_blocks):
+            yield from _resnet(
+                f"{theirs}.resnets.{block}", f"{ours}_block_{block}", width, wide, time
+            )
+            width = wide
+            if level in attention_levels:
+                yield from attention(
+                    f"{theirs}.attentions.{block}", f"{ours}_attention_{block}", width
+                )
+            skips.append(width)
+        if level < last:
+            yield from _conv(f"{theirs}.downsamplers.0.conv", f"{ours}_downsample", width, width)
+            skips.append(width)
+
+    yield from _resnet("mid_block.resnets.0", "mid_block_0", width, width, time)
+    yield from attention("mid_block.attentions.0", "mid_attention", width)
+    yield from _resnet("mid_block.resnets.1", "mid_block_1", width, width, time)
+
+    for level in range(last, -1, -1):
+        theirs, ours = f"up_blocks.{last - level}", f"up_{level}"
+        for block in range(num_res_blocks + 1):
+            yield from _resnet(
+                f"{theirs}.resnets.{block}",
+                f"{ours}_block_{block}",
+                width + skips.pop(),
+                widths[level],
+                time,
+            )
+            width = widths[level]
+            if level in attention_levels:
+                yield from attention(
+                    f"{theirs}.attentions.{block}", f"{ours}_attention_{block}", width
+                )
+        if level > 0:
+            yield from _conv(f"{theirs}.upsamplers.0.conv", f"{ours}_upsample/conv", width, width)
+    yield from _norm("conv_norm_out", "norm_out", width)
+    yield from _conv("conv_out", "conv_out", width, latent_channels)
+
+
+def _conv(theirs: str, ours: str, inputs: int, outputs: int, side: int = 3) -> Iterator[Row]:
+    shape = (outputs, inputs, side, side)
+    yield Row(f"{theirs}.weight", shape, f"{ours}/conv/kernel", "conv")
+    yield Row(f"{theirs}.bias", (outputs,), f"{ours}/conv/bias", "vector")
+
+
+def _dense(
+    theirs: str, ours: str, inputs: int, outputs: int, layout: str = "dense", bias: bool = True
+) -> Iterator[Row]:
+    shape = (outputs, inputs, 1, 1) if layout == "pointwise" else (outputs, inputs)
+    yield Row(f"{theirs}.weight", shape, f"{ours}/kernel", layout)
+    if bias:
+        yield Row(f"{theirs}.bias", (outputs,), f"{ours}/bias", "vector")
+
+
+def _norm(theirs: str, ours: str, width: int) -> Iterator[Row]:
+    yield Row(f"{theirs}.weight", (width,), f"{ours}/gamma", "vector")
+    yield Row(f"{theirs}.bias", (width,), f"{ours}/beta", "vector")
+
+
+def _resnet(
+    theirs: str, ours: str, inputs: int, outputs: int, time: int | None = None
+) -> Iterator[Row]:
+    yield from _norm(f"{theirs}.norm1", f"{ours}/norm1", inputs)
+    yield from _conv(f"{theirs}.conv1", f"{ours}/conv1", inputs, outputs)
+    if time is not None:
+        yield from _dense(f"{theirs}.time_emb_proj", f"{ours}/time", time, outputs)
+    yield from _norm(f"{theirs}.norm2", f"{ours}/norm2", outputs)
+    yield from _conv(f"{theirs}.conv2", f"{ours}/conv2", outputs, outputs)
+    if inputs != outputs:
+        yield from _conv(f"{theirs}.conv_shortcut", f"{ours}/shortcut", inputs, outputs, 1)
+
+
+def _autoencoder_middle(half: str, width: int) -> Iterator[Row]:
+    theirs, ours = f"{half}.mid_block", f"{half}/mid"
+    yield from _resnet(f"{theirs}.resnets.0", f"{ours}_block_0", width, width)
+    yield from _attention_block(f"{theirs}.attentions.0", f"{ours}_attention", width)
+    yield from _resnet(f"{theirs}.resnets.1", f"{ours}_block_1", width, width)
+
+
+def _attention_block(theirs: str, ours: str, width: int) -> Iterator[Row]:
+    yield from _norm(f"{theirs}.group_norm", f"{ours}/norm", width)
+    for name, layer in PROJECTIONS.items():
+        yield from _dense(f"{theirs}.{name}", f"{ours}/{layer}", width, width)
+
+
+PROJECTIONS = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
+
+
+def _transformer(
+    theirs: str, ours: str, width: int, context_dim: int, projection: str
+) -> Iterator[Row]:
+    yield from _norm(f"{theirs}.norm", f"{ours}/norm", width)
+    yield from _dense(f"{theirs}.proj_in", f"{ours}/proj_in", width, width, projection)
+    inner = f"{theirs}.transformer_blocks.0"
+    attentions = (("attn1", "self_attention", width), ("attn2", "cross_attention", context_dim))
+    for number, (attention, layer, source) in enumerate(attentions, start=1):
+        yield from _norm(f"{inner}.norm{number}", f"{ours}/norm{number}", width)
+        for name, dense in PROJECTIONS.items():
+            yield from _dense(
+                f"{inner}.{attention}.{name}",
+                f"{ours}/{layer}/{dense}",
+                source if dense in ("key", "value") else width,
+                width,
+                bias=dense == "out",
+            )
+    yield from _norm(f"{inner}.norm3", f"{ours}/norm3", width)
+    yield from _dense(f"{inner}.ff.net.0.proj", f"{ours}/ff_in", width, 8 * width)
+    yield from _dense(f"{inner}.ff.net.2", f"{ours}/ff_out", 4 * width, width)
+    yield from _dense(f"{theirs}.proj_out", f"{ours}/proj_out", width, width, projection)

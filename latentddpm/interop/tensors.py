@@ -1,0 +1,242 @@
+"""Tensors in safetensors files, read one at a time and never on the word of a header.
+
+    one file                NAME.safetensors
+    shards                  NAME.safetensors.index.json → NAME-00001-of-0000N.safetensors, …
+
+A header is checked by the safetensors library against the length of its file (offsets that
+overlap, shapes that do not fit, a header that is too long: refused), files are memory-mapped,
+and a tensor is copied when it is read. Pickles (`.bin`, `.ckpt`, `.pt`) are never opened.
+
+Converters take anything with the four methods of `Tensors`; `RenamedTensors` presents a
+checkpoint under other names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from latentddpm.errors import UserError
+from latentddpm.models.vocabulary import read_json
+
+Shape = tuple[int, ...]
+
+DTYPES = ("F32", "F16", "BF16")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+INDEX = ".safetensors.index"
+
+
+class Tensors(Protocol):
+    """A read-only collection of named arrays, whose shapes are known before they are read.
+
+    Attributes:
+        name: of the file or folder, for messages.
+    """
+
+    name: str
+
+    def keys(self) -> Iterable[str]:
+        """The names of all tensors."""
+
+    def shape(self, key: str) -> Shape:
+        """The shape of a tensor; nothing is read."""
+
+    def dtype(self, key: str) -> str:
+        """The type of a tensor as safetensors names it: "F32", "F16", "BF16", "I64", …"""
+
+    def read(self, key: str) -> np.ndarray:
+        """A tensor, in its own type.
+
+        Raises:
+            UserError: a type other than `DTYPES`, or the file went bad.
+        """
+
+
+class TensorFiles:
+    """The tensors of one or several safetensors files.
+
+    Args:
+        files: the files; no two hold the same name.
+        name: of them all, for messages; None for the first file.
+
+    Raises:
+        UserError: a file that is missing, no safetensors file, or a pickle.
+    """
+
+    def __init__(self, files: Iterable[str | Path], name: str | Path | None = None) -> None:
+        files = [Path(file) for file in files]
+        self.name = str(files[0] if name is None else name)
+        self._files: dict[str, tuple[Path, safe_open]] = {}
+        for file in files:
+            refuse_pickle(file)
+            if not file.is_file():
+                raise UserError(f"{file}: no such file")
+            try:
+                opened = safe_open(file, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: not a valid safetensors file ({error})") from None
+            for key in opened.keys():  # noqa: SIM118 (it is no mapping)
+                if key in self._files:
+                    raise UserError(f"{file}: {key!r} is in {self._files[key][0].name} as well")
+                self._files[key] = (file, opened)
+
+    @classmethod
+    def folder(cls, path: str | Path, stem: str, variant: str | None = None) -> TensorFiles:
+        """The weights of a folder: `stem.safetensors`, or the shards that its index names.
+
+        Args:
+            stem: "diffusion_pytorch_model" of diffusers, "model" of transformers.
+            variant: "fp16" for `stem.fp16.safetensors`. Without it the plain files are taken,
+                or the files of the one variant that is there.
+
+        Raises:
+            UserError: no such files, or more than one variant to choose from; an index that
+                names a missing file, or one outside the folder.
+        """
+        path = Path(path)
+        found = _variants(path, stem)
+        if variant is None and None not in found and len(found) == 1:
+            variant = next(iter(found))
+        if variant not in found:
+            _refuse_missing(path, stem, variant, found)
+        file = found[variant]
+        if not file.name.endswith(".json"):
+            return cls([file])
+        listed = _read_index(file)
+        tensors = cls([path / name for name in dict.fromkeys(listed.values())], file)
+        for key, name in listed.items():
+            if tensors._file(key).name != name:
+                raise UserError(f"{file}: says {key!r} is in {name}, it is not")
+        return tensors
+
+    def keys(self) -> Iterable[str]:
+        return self._files.keys()
+
+    def shape(self, key: str) -> Shape:
+        return tuple(self._slice(key).get_shape())
+
+    def dtype(self, key: str) -> str:
+        return self._slice(key).get_dtype()
+
+    def read(self, key: str) -> np.ndarray:
+        dtype = self.dtype(key)
+        if dtype not in DTYPES:
+            allowed = ", ".join(DTYPES)
+            raise UserError(f"{self._file(key)}: {key!r} is {dtype}, expected one of {allowed}")
+        try:
+            return self._files[key][1].get_tensor(key)
+        except SafetensorError as error:
+            raise UserError(f"{self._file(key)}: {key!r} cannot be read ({error})") from None
+
+    def _file(self, key: str) -> Path:
+        if key not in self._files:
+            raise UserError(f"{self.name}: no tensor {key!r}")
+        return self._files[key][0]
+
+    def _slice(self, key: str):
+        self._file(key)
+        return self._files[key][1].get_slice(key)
+
+
+class RenamedTensors:
+    """A checkpoint under other names.
+
+    Args:
+        source: the tensors.
+        names: new name → name in `source`; what it leaves out is not there any more.
+        shapes: new name → another shape of the same size, for tensors that are stored with
+            more or fewer axes of length one (a dense layer as a 1×1 convolution).
+
+    Raises:
+        UserError: `source` has no such tensor, or one of another size.
+    """
+
+    def __init__(
+        self,
+        source: Tensors,
+        names: Mapping[str, str],
+        shapes: Mapping[str, Shape] | None = None,
+    ) -> None:
+        self.name = source.name
+        self._source = source
+        self._names = dict(names)
+        self._shapes = dict(shapes or {})
+        for key, shape in self._shapes.items():
+            found = source.shape(names[key])
+            if [n for n in found if n != 1] != [n for n in shape if n != 1]:
+                raise UserError(f"{self.name}: {names[key]!r} is {found}, expected {shape}")
+
+    def keys(self) -> Iterable[str]:
+        return self._names.keys()
+
+    def shape(self, key: str) -> Shape:
+        return self._shapes.get(key) or self._source.shape(self._original(key))
+
+    def dtype(self, key: str) -> str:
+        return self._source.dtype(self._original(key))
+
+    def read(self, key: str) -> np.ndarray:
+        return self._source.read(self._original(key)).reshape(self.shape(key))
+
+    def _original(self, key: str) -> str:
+        if key not in self._names:
+            raise UserError(f"{self.name}: no tensor {key!r}")
+        return self._names[key]
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file that would run code when it is loaded, and say what to do instead."""
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{path}: a pickle can run code and is never opened; convert it where you trust it: "
+            "load it with diffusers and save_pretrained(folder, safe_serialization=True)"
+        )
+
+
+def _variants(path: Path, stem: str) -> dict[str | None, Path]:
+    """Variant → its file, or its index of shards; None is the plain one."""
+    found: dict[str | None, Path] = {}
+    for file in sorted(path.glob(f"{stem}*.safetensors")):
+        middle = file.name[len(stem) : -len(".safetensors")]
+        if middle == "" or (middle.startswith(".") and "-of-" not in middle):
+            found[middle[1:] or None] = file
+    for file in sorted(path.glob(f"{stem}{INDEX}*.json")):
+        middle = file.name[len(stem + INDEX) : -len(".json")]
+        found.setdefault(middle[1:] or None, file)
+    return found
+
+
+def _refuse_missing(
+    path: Path, stem: str, variant: str | None, found: Mapping[str | None, Path]
+) -> None:
+    wanted = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    if found:
+        names = ", ".join(str(name or "none") for name in found)
+        raise UserError(f"{path / wanted}: not found; the folder has the variants: {names}")
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            if file.stem.startswith(stem.split("_")[0]) or file.stem.startswith("pytorch_model"):
+                refuse_pickle(file)
+    raise UserError(f"{path / wanted}: not found")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor → file of an index of shards."""
+    listed = read_json(path).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(f"{path}: weight_map: expected an object that names the file of a tensor")
+    for key, name in listed.items():
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise UserError(
+                f"{path}: {key!r}: {name!r:.80} is not the name of a file in the folder"
+            )
+        refuse_pickle(Path(name))
+        if not name.endswith(".safetensors"):
+            raise UserError(f"{path}: {key!r}: {name!r:.80} is not a safetensors file")
+        if not (path.parent / name).is_file():
+            raise UserError(f"{path.parent / name}: missing, but named in {path.name}")
+    return listed

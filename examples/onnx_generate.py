@@ -8,6 +8,7 @@ with classifier-free guidance (Ho & Salimans 2022, eq. 6). `pipeline.json` has a
 """
 
 import argparse
+import itertools
 import json
 import re
 import struct
@@ -49,9 +50,9 @@ def tokenize(text, folder):
     for word in re.findall(words, " ".join(text.lower().split())):
         symbols = [characters[byte] for byte in word.encode()]
         symbols[-1] += "</w>"
-        while pairs := [pair for pair in zip(symbols, symbols[1:]) if pair in ranks]:
+        while pairs := [pair for pair in itertools.pairwise(symbols) if pair in ranks]:
             best = min(pairs, key=ranks.get)
-            at = list(zip(symbols, symbols[1:])).index(best)
+            at = list(itertools.pairwise(symbols)).index(best)
             symbols[at : at + 2] = ["".join(best)]
         found += [ids[symbol] for symbol in symbols]
     length = config["model_max_length"]
@@ -79,7 +80,9 @@ def generate(folder, prompt, seed=0, num_steps=None, guidance_scale=None):
     latents = np.random.Generator(np.random.Philox(key=[seed, 0])).standard_normal(
         (1, *shape), np.float32
     )
-    for timestep, signal, following in zip(timesteps, signals, [*signals[1:], 1.0]):
+    for timestep, (signal, following) in zip(
+        timesteps, itertools.pairwise([*signals, 1.0]), strict=True
+    ):
         (prediction,) = parts["unet"](
             noisy_latents=np.repeat(latents, copies, 0), timesteps=[timestep] * copies, **inputs
         )
@@ -101,9 +104,8 @@ def write_png(path, pixels):
     """uint8 (height, width, 3) as PNG."""
 
     def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        length, check = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(kind + data))
+        return length + kind + data + check
 
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)

@@ -9,7 +9,7 @@ seed s is the image of seed s + k, see `seeds`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from latentddpm.modelfolder import (
 )
 from latentddpm.models.archive import load_archive, save_archive
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.compiled import compiled
 from latentddpm.models.digest import weights_digest
 from latentddpm.models.text import TextEncoder
 from latentddpm.models.tokenizer import ClipTokenizer
@@ -83,6 +84,7 @@ class LatentDiffusion:
         self.image_size = image_size
         self.defaults = {**DEFAULTS, **(defaults or {})}
         self.digest = digest
+        self._functions: dict[str, tuple[Any, Callable]] = {}
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentDiffusion:
@@ -269,11 +271,18 @@ class LatentDiffusion:
             inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps}
             if context is not None:
                 inputs["context"] = context
-            return self.unet.predict_on_batch(inputs)
+            return self._compiled("unet")(inputs)
 
         if contexts is None:
             return denoise
         return ClassifierFreeGuidance(denoise, *contexts, **guidance)
+
+    def _compiled(self, part: str) -> Callable[[Mapping[str, Any]], Any]:
+        """The part as a compiled function, the same one until the part is replaced."""
+        network = getattr(self, part)
+        if self._functions.get(part, (None,))[0] is not network:
+            self._functions[part] = network, compiled(network)
+        return self._functions[part][1]
 
     def _encode(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) → the mode of its scaled latents, (1, h, w, c)."""
@@ -290,7 +299,7 @@ class LatentDiffusion:
             return None
         distinct = list(dict.fromkeys([negative_prompt, *prompts]))
         token_ids = self.tokenizer(distinct)
-        states = np.asarray(self.text_encoder.predict_on_batch({"token_ids": token_ids}))
+        states = np.asarray(self._compiled("text_encoder")({"token_ids": token_ids}))
         rows = [distinct.index(text) for text in prompts]
         return states[rows], states[[distinct.index(negative_prompt)] * len(prompts)]
 

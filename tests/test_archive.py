@@ -13,6 +13,7 @@ from latentddpm.errors import UserError
 from latentddpm.models.archive import MAX_CONFIG_BYTES, load_archive, read_config, save_archive
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.digest import weights_digest
+from latentddpm.models.text import TextEncoder
 from latentddpm.models.unet import UNet
 
 SIZES = {
@@ -239,6 +240,28 @@ def test_a_zip_bomb_is_refused(members, tmp_path, name):
 def test_a_huge_config_is_refused(members, tmp_path):
     long = members["config.json"] + b" " * MAX_CONFIG_BYTES
     refused(pack(tmp_path / "unet.keras", members | {"config.json": long}), "too large")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"channels": 1 << 16},
+        {"channel_multipliers": [1, 1 << 20]},
+        {"num_res_blocks": 1 << 30},
+        {"latent_channels": 1 << 40},
+        {"context_dim": 1 << 40},
+    ],
+)
+def test_arguments_larger_than_the_weights_are_refused_before_building(members, tmp_path, claim):
+    path = pack(tmp_path / "unet.keras", rearranged(members, **claim))
+    refused(path, "parameters", "bytes of weights")
+
+
+def test_a_huge_text_encoder_is_refused_before_building(members, tmp_path):
+    arguments = {"hidden_dim": 1 << 20, "num_layers": 1, "num_heads": 1}
+    config = {"registered_name": "latentddpm>TextEncoder", "config": arguments}
+    path = pack(tmp_path / "text.keras", reconfigured(members, **config))
+    refused(path, "parameters", kind=TextEncoder)
 
 
 def test_a_config_without_bottom_is_refused(members, tmp_path):

@@ -117,6 +117,19 @@ def test_what_is_dumped_loads_as_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "override",
+    [
+        "training.batch_size=true",
+        "training.learning_rate=yes",
+        "unet.channel_multipliers=[1, true]",
+        "text.path=on",
+    ],
+)
+def test_true_is_no_number(override):
+    names(refused(overrides=(override,)), override.split("=")[0], "True", "true or false")
+
+
+@pytest.mark.parametrize(
     ("override", "parts"),
     [
         ("training.learning_rat=1", ("training.learning_rat", "did you mean 'learning_rate'?")),

@@ -241,8 +241,13 @@ def test_chatter_is_held_back_and_shown_when_it_matters(capfd):
         print("from Python", file=sys.stderr)
     said = capfd.readouterr().err
     assert said == "", f"expected silence, got {said!r}"
-    with pytest.raises(ZeroDivisionError), held_stderr():
-        os.write(2, b"from C++\n")
-        raise ZeroDivisionError
+
+    def failing():
+        with held_stderr():
+            os.write(2, b"from C++\n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     said = capfd.readouterr().err
     assert said == "from C++\n", f"expected what led to the failure, got {said!r}"

@@ -4,6 +4,7 @@ Needs the `export` extra; what can be tested without it is in `test_export.py`.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def model():
-    whole = tiny_model()
+    whole = tiny_model(attention_levels=())  # in the middle alone: sooner converted
     whole.autoencoder = tiny_autoencoder(channel_multipliers=(1, 2))
     perturb(whole.autoencoder)
     return whole
@@ -70,8 +71,10 @@ def written(kind, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     model.save(folder / "model")
     command = ["export", "--model", folder / "model", "--format", kind, "--out", folder / "out"]
+    ours = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")  # settings of our tests
     done = subprocess.run(
-        [sys.executable, "-m", "latentddpm.cli", *map(str, command)],
+        [sys.executable, "-m", "latentddpm", *map(str, command)],
+        env={key: value for key, value in os.environ.items() if key not in ours},
         capture_output=True,
         text=True,
         timeout=500,

@@ -65,6 +65,25 @@ def test_an_error_leaves_the_file_that_was_there(tmp_path):
     assert names(tmp_path) == ["words.txt"], f"left behind: {names(tmp_path)}"
 
 
+@pytest.mark.parametrize("writer", [atomic_path, atomic_folder])
+def test_a_full_disk_names_the_file(tmp_path, writer):
+    """What `write` raises knows no name, what HDF5 raises no number."""
+    path = tmp_path / "words.txt"
+    for error in (OSError(errno.ENOSPC, "No space left"), OSError("errno = 28, no space")):
+        with pytest.raises(OSError, match="o space") as caught, writer(path):
+            raise error
+        assert str(path) in str(caught.value), f"expected {path} in {caught.value}"
+        assert ".tmp-" not in str(caught.value), f"expected no temporary name in {caught.value}"
+
+
+@pytest.mark.parametrize("writer", [atomic_path, atomic_folder])
+def test_a_place_that_is_no_folder_is_named(tmp_path, writer):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match="exists") as caught, writer(tmp_path / "file" / "new"):
+        pass
+    assert str(tmp_path / "file") in str(caught.value), f"expected the folder in {caught.value}"
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch, step):
     path = tmp_path / "words.txt"

@@ -60,6 +60,11 @@ def tensors_of(folder):
     }
 
 
+@pytest.fixture(scope="module")
+def pipeline():
+    return interop.load_diffusers(GOLDEN / "pipeline")
+
+
 # --- The same numbers as diffusers -----------------------------------------------------------
 
 
@@ -86,14 +91,14 @@ def test_a_unet_answers_as_in_diffusers(folder):
     assert_close(unet(single), expected[:1], "prediction of a batch of one")
 
 
-def test_a_whole_pipeline_answers_as_in_diffusers():
+def test_a_whole_pipeline_answers_as_in_diffusers(pipeline):
     """Guidance 7.5, a negative prompt, two prompts, injected latents, not square."""
     folder = GOLDEN / "pipeline"
     answers = load_file(folder / "answers.safetensors")
     asked = json.loads((folder / "asked.json").read_text())
-    model = interop.load_diffusers(folder)
-    assert model.image_size == (16, 24), f"image size {model.image_size}, expected (16, 24)"
-    latents = model.generate(
+    size = pipeline.image_size
+    assert size == (16, 24), f"image size {size}, expected (16, 24)"
+    latents = pipeline.generate(
         asked["prompt"],
         negative_prompt=asked["negative_prompt"],
         num_steps=5,
@@ -102,15 +107,14 @@ def test_a_whole_pipeline_answers_as_in_diffusers():
         output="latents",
     )
     assert_close(latents, answers["final_latents"], "latents", 1e-3)
-    images = np.clip(np.asarray(model.autoencoder.decode(latents)) / 2 + 0.5, 0, 1)
+    images = np.clip(np.asarray(pipeline.autoencoder.decode(latents)) / 2 + 0.5, 0, 1)
     assert_close(images, answers["images"], "images", 1e-3)
 
 
-def test_the_defaults_are_those_of_the_folder():
-    model = interop.load_diffusers(GOLDEN / "pipeline")
+def test_the_defaults_are_those_of_the_folder(pipeline):
     expected = {"sampler": "ddim", "timestep_spacing": "leading"}
     expected |= {"guidance_scale": 7.5, "num_steps": 50}
-    assert model.defaults == expected, f"defaults {model.defaults}, expected {expected}"
+    assert pipeline.defaults == expected, f"defaults {pipeline.defaults}, expected {expected}"
 
 
 # --- Layouts and tables ----------------------------------------------------------------------
@@ -194,14 +198,13 @@ def assert_same_model(found, expected):
     assert schedules[0].get_config() == schedules[1].get_config(), "another schedule"
 
 
-def test_import_export_import_is_bit_exact(tmp_path):
+def test_import_export_import_is_bit_exact(pipeline, tmp_path):
     """Through our own model folder as well; the tensors are those of the first folder."""
-    first = interop.load_diffusers(GOLDEN / "pipeline")
-    first.save(tmp_path / "ours")
+    pipeline.save(tmp_path / "ours")
     interop.save_diffusers(LatentDiffusion.load(tmp_path / "ours"), tmp_path / "theirs")
     again = interop.load_diffusers(tmp_path / "theirs")
-    assert_same_model(again, first)
-    assert again.defaults == first.defaults, "other defaults"
+    assert_same_model(again, pipeline)
+    assert again.defaults == pipeline.defaults, "other defaults"
     before, after = tensors_of(GOLDEN / "pipeline"), tensors_of(tmp_path / "theirs")
     assert before.keys() == after.keys(), f"other keys: {sorted(before.keys() ^ after.keys())}"
     for key, value in before.items():

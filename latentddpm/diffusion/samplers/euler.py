@@ -39,7 +39,7 @@ class EulerSampler(SigmaSampler):
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """Karras 2022, algorithm 1, lines 4 and 5."""
+        """Karras 2022, algorithm 1 without its correction."""
         x0, epsilon = denoise(latents, step_index)
         next_signal_rate, next_noise_rate = self.rates(step_index + 1)
         return next_signal_rate * x0 + next_noise_rate * epsilon, x0, None

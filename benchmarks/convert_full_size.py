@@ -3,10 +3,10 @@
     python benchmarks/convert_full_size.py [--work DIR]
 
 Random weights, float16 in the diffusers folder. Every step runs in a process of its own and
-reports its seconds and its peak memory: `anonymous` is what the process itself holds, `resident`
-counts the pages of memory-mapped files too, which the system may take back. The files stand in
-the page cache (a warm disk). Prints one JSON object; needs 9 GB of disk below DIR, which is
-removed again, and about 10 GB of memory.
+reports its seconds, the seconds its threads were computing, and its peak memory: `anonymous` is
+what the process itself holds, `resident` counts the pages of memory-mapped files too, which the
+system may take back. The files stand in the page cache (a warm disk). Prints one JSON object;
+needs 9 GB of disk below DIR, which is removed again, and about 10 GB of memory.
 """
 
 from __future__ import annotations
@@ -66,10 +66,14 @@ def build(work: Path) -> dict[str, float]:
     from latentddpm.interop.diffusers import read_folder
     from latentddpm.interop.networks import judge
 
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     unet = judge(read_folder(work / "theirs").unet).build(quiet=True)
     loaded = time.perf_counter() - start
-    return {"load_seconds": loaded, **one_step(unet)}
+    return {
+        "load_seconds": loaded,
+        "load_cpu_seconds": time.process_time() - cpu,
+        **one_step(unet),
+    }
 
 
 def convert(work: Path) -> dict[str, float]:
@@ -86,12 +90,17 @@ def load(work: Path) -> dict[str, float]:
     from latentddpm.models.archive import load_archive
     from latentddpm.models.unet import UNet
 
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     file = read_model_folder(work / "ours").file("unet")
     checked = time.perf_counter() - start
     unet = load_archive(file, UNet)
     loaded = time.perf_counter() - start
-    return {"check_seconds": checked, "load_seconds": loaded, **one_step(unet)}
+    return {
+        "check_seconds": checked,
+        "load_seconds": loaded,
+        "load_cpu_seconds": time.process_time() - cpu,
+        **one_step(unet),
+    }
 
 
 def export(work: Path) -> dict[str, float]:
@@ -150,11 +159,11 @@ def run_step(name: str, work: Path) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     try:
         numbers = globals()[name](work)
     finally:
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         done.set()
         watcher.join()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -162,6 +171,7 @@ def run_step(name: str, work: Path) -> None:
         json.dumps(
             {
                 "seconds": seconds,
+                "cpu_seconds": cpu_seconds,
                 **numbers,
                 "peak_anonymous_gb": peak[0],
                 "peak_resident_gb": resident,

@@ -67,19 +67,12 @@ def test_a_picture_tells_what_it_started_from(model, pictures):
     assert (pixels(out)[~kept] != pixels(photo)[~kept]).any(), "expected white to be repainted"
 
 
-@pytest.mark.parametrize(("more", "strength"), [((), 0.75), (("--mask", "mask.png"), 1)])
-def test_strength_has_a_default(more, strength, model, pictures, monkeypatch):
-    monkeypatch.chdir(pictures)
-    succeeds(generate(model, "--out", "out.png", "--init-image", "photo.png", *more))
-    found = read_metadata("out.png")["strength"]
-    assert found == strength, f"expected a strength of {strength}, got {found}"
-
-
 def test_from_finds_its_picture_again(model, pictures, monkeypatch):
     photo, mask, out = (pictures / f"{name}.png" for name in ("photo", "mask", "out"))
     options = ("--num-images", 2, "--seed", 7, "--out", pictures, "--sampler", "ddpm")
     succeeds(generate(model, "--init-image", photo, "--mask", mask, *options))
     made = pictures / "red-apple-8.png"
+    assert read_metadata(made)["strength"] == 1, "expected a strength of 1 with a mask"
     monkeypatch.chdir(pictures.parent)  # beside the picture, wherever one stands
     done = succeeds(call("generate", "--from", made, "--out", out))
     assert re.search("every pixel|at most 1 of", done.stderr), f"not the same: {done.stderr}"
@@ -112,6 +105,8 @@ def test_another_size_is_said(model, pictures):
         done = succeeds(generate(model, "--init-image", pictures / "wide.png", "--out", pictures))
     expected = "wide.png: 100×60 pixels, scaled and cropped to 32×32 pixels"
     assert expected in done.stderr, f"expected {expected!r} on stderr, got {done.stderr!r}"
+    made = read_metadata(done.stdout.strip())
+    assert made["strength"] == 0.75, f"expected a strength of 0.75, got {made['strength']}"
 
 
 def test_the_bar_counts_the_steps_that_are_run(model, pictures):
@@ -197,7 +192,6 @@ def plain(model, tmp_path_factory):
             {"sampler_options": {"sigma_spacing": "karras"}},
         ),
         (("--guidance-rescale", 0.7), {"guidance_rescale": 0.7}),
-        (("--sampler", "heun", "--timestep-spacing", "linspace"), {"sampler_options": {}}),
     ],
 )
 def test_options_change_the_picture_and_come_back(options, expected, model, plain, tmp_path):

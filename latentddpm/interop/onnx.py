@@ -1,15 +1,18 @@
 """ONNX: one file for each part, that ONNX Runtime and others run.
 
-    function ─trace─► TensorFlow graph ─tf2onnx─► ONNX graph ─► PART.onnx [+ PART.onnx.data]
+    function of inputs and weights ─trace─► TensorFlow graph ─tf2onnx─► ONNX graph without weights
+                                                      + weights ─► PART.onnx [+ PART.onnx.data]
 
 tf2onnx's one-call converters do not serve here, so its steps are taken one by one:
 
+- its passes hold every constant many times over (20 times was measured), so they never see the
+  weights: these are inputs while it works, and become initializers afterwards;
 - its pass that merges neighbouring reshapes (`remove_back_to_back`) breaks those whose sizes
   are free: a 0 in an ONNX shape means "as in the input", and afterwards the input is another
   one. Only the passes in `PASSES` run;
-- it knows no `Erfc`, in which TensorFlow writes the exact GELU: erfc(x) = 1 − erf(x);
-- weights never pass through a serialised graph, which may not exceed 2 GB. The file may not
-  either: a part that would goes without its weights, which lie beside it (`EXTERNAL_ABOVE`).
+- it knows no `Erfc`, in which TensorFlow writes the exact GELU: erfc(x) = 1 − erf(x).
+
+A file may not exceed 2 GB. A part that would has its weights beside it (`EXTERNAL_ABOVE`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -60,19 +64,18 @@ def write(endpoint: Endpoint, file: Path) -> Run:
 def convert(endpoint: Endpoint) -> Any:
     """The ONNX `ModelProto` of an endpoint, inputs and outputs by their names."""
     import tf2onnx
-    from tf2onnx import optimizer, tf_loader, tf_utils, tfonnx
+    from tf2onnx import optimizer, tf_loader, tfonnx
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    traced = tf.function(endpoint.function, input_signature=endpoint.inputs)
-    concrete = traced.get_concrete_function()
-    inputs = [tensor.name for tensor in concrete.inputs if tensor.dtype != tf.resource]
+    weights = {f"weight_{i}": variable for i, variable in enumerate(endpoint.network.weights)}
+    concrete = _traced(endpoint, weights)
+    inputs = [tensor.name for tensor in concrete.inputs]
     # A dictionary's tensors come in the order of its sorted keys.
     by_name = dict(zip(sorted(endpoint.outputs), concrete.outputs, strict=True))
     outputs = [by_name[name].name for name in endpoint.outputs]
-    names = [*(spec.name for spec in endpoint.inputs), *endpoint.outputs]
+    names = [*(spec.name for spec in endpoint.inputs), *weights, *endpoint.outputs]
 
-    graph_def = tf_loader.from_function(concrete, inputs, outputs, large_model=True)
-    weights = tf_utils.compress_graph_def(graph_def)
+    graph_def = tf_loader.from_function(concrete, inputs, outputs)
     with tf.Graph().as_default() as tf_graph:
         tf.import_graph_def(graph_def, name="")
         graph = tfonnx.process_tf_graph(
@@ -82,19 +85,55 @@ def convert(endpoint: Endpoint) -> Any:
             input_names=inputs,
             output_names=outputs,
             tensors_to_rename=dict(zip([*inputs, *outputs], names, strict=True)),
-            const_node_values=weights,
         )
     passes = optimizer._get_optimizers()
     graph = optimizer.optimize_graph(
         graph, catch_errors=False, optimizers={name: passes[name] for name in PASSES}
     )
     proto = graph.make_model(f"latentddpm {endpoint.part}, by tf2onnx {tf2onnx.__version__}")
+    _put_in_weights(proto.graph, weights)
     for value in (*proto.graph.input, *proto.graph.output):
         for axis, dimension in zip(
             AXES[value.name], value.type.tensor_type.shape.dim, strict=False
         ):
             dimension.dim_param = axis
     return proto
+
+
+def _traced(endpoint: Endpoint, weights: dict[str, keras.Variable]) -> Any:
+    """The endpoint as a concrete function of its inputs and, behind them, its weights."""
+    count = len(endpoint.inputs)
+
+    def function(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        state = list(zip(weights.values(), tensors[count:], strict=True))
+        with keras.StatelessScope(state_mapping=state):
+            return endpoint.function(*tensors[:count])
+
+    specs = [tf.TensorSpec(each.shape, each.dtype, name) for name, each in weights.items()]
+    return tf.function(function).get_concrete_function(*endpoint.inputs, *specs)
+
+
+def _put_in_weights(graph: Any, weights: dict[str, keras.Variable]) -> None:
+    """Turn inputs that are weights into initializers; a transposed weight is stored so."""
+    from onnx import numpy_helper
+
+    def store(name: str, values: np.ndarray) -> None:
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            values = keras.ops.convert_to_numpy(weights[node.input[0]])
+            store(node.output[0], values.transpose(node.attribute[0].ints))
+        else:
+            nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    for name in used & set(weights):
+        store(name, keras.ops.convert_to_numpy(weights[name]))
+    inputs = [value for value in graph.input if value.name not in weights]
+    for field, kept in ((graph.node, nodes), (graph.input, inputs)):
+        del field[:]
+        field.extend(kept)
 
 
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:

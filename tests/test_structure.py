@@ -26,7 +26,7 @@ FLOW = [
     ["pictures", "data.images", "data.scan", "data.captions", "data.split", "data.doctor"],
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
-    ["models.compiled", "models.digest", "models.archive", "models.functional", "models.layers"],
+    ["models.compiled", "models.digest", "models.functional", "models.layers", "models.archive"],
     ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],
     ["models.encoder_decoder", "models.autoencoder", "models.unet"],
     ["models.text", "models"],

@@ -6,8 +6,9 @@ variables of the model it builds.
 
 from __future__ import annotations
 
-import io
 import json
+import shutil
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,9 +20,11 @@ import numpy as np
 
 from latentddpm.errors import UserError, check_choice
 from latentddpm.files import atomic_path
+from latentddpm.models.layers import blank_weights
 
 STORAGE = ("float32", "float16")
-MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
+WEIGHTS = "model.weights.h5"
+MEMBERS = {"metadata.json", "config.json", WEIGHTS}
 MAX_CONFIG_BYTES = 1 << 20
 # Deflate cannot shrink weights much; an archive that grows more than this is a bomb.
 MAX_EXPANSION = 200
@@ -49,7 +52,8 @@ def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
     config = read_config(path, kind)
     _check_sizes(path, config)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with blank_weights():
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except UserError:
         raise
     except Exception as error:
@@ -99,7 +103,7 @@ def _check_sizes(path: Path, config: dict[str, Any]) -> None:
     no more than a small multiple of the archive's own size.
     """
     with zipfile.ZipFile(path) as archive:
-        stored = archive.getinfo("model.weights.h5").file_size
+        stored = archive.getinfo(WEIGHTS).file_size
     try:
         least = _least_parameters(config)
     except (TypeError, ValueError, AttributeError, OverflowError):
@@ -131,30 +135,30 @@ def _least_parameters(config: dict[str, Any]) -> int:
 
 def _halve(path: Path) -> None:
     """Rewrite an archive with its float32 weights as compressed float16."""
-    with zipfile.ZipFile(path) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    halved = io.BytesIO()
-    with (
-        h5py.File(io.BytesIO(contents["model.weights.h5"])) as source,
-        h5py.File(halved, "w") as target,
-    ):
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # one tensor in memory at a time
+        whole, half = Path(folder, "whole.h5"), Path(folder, "half.h5")
+        with zipfile.ZipFile(path) as archive:
+            others = {name: archive.read(name) for name in archive.namelist() if name != WEIGHTS}
+            with archive.open(WEIGHTS) as member, open(whole, "wb") as file:
+                shutil.copyfileobj(member, file)
+        with h5py.File(whole) as source, h5py.File(half, "w") as target:
 
-        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(item, h5py.Dataset):
-                values = item[...]
-                if values.dtype == np.float32:
-                    values = values.astype(np.float16)
-                made = target.create_dataset(name, data=values)
-            else:
-                made = target.require_group(name)
-            made.attrs.update(item.attrs)
+            def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+                if isinstance(item, h5py.Dataset):
+                    values = item[...]
+                    if values.dtype == np.float32:
+                        values = values.astype(np.float16)
+                    made = target.create_dataset(name, data=values)
+                else:
+                    made = target.require_group(name)
+                made.attrs.update(item.attrs)
 
-        target.attrs.update(source.attrs)
-        source.visititems(copy)
-    contents["model.weights.h5"] = halved.getvalue()
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in contents.items():
-            archive.writestr(name, data)
+            target.attrs.update(source.attrs)
+            source.visititems(copy)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in others.items():
+                archive.writestr(name, data)
+            archive.write(half, WEIGHTS)
 
 
 def _one_line(error: Exception) -> str:

@@ -3,8 +3,9 @@
 latentddpm export --model emoji-64 --format onnx --out exported
 python examples/onnx_generate.py exported "red apple" --seed 0 --out apple.png
 
-The same pixels as `latentddpm generate --sampler ddim`: DDIM (Song et al. 2021, eq. 12, η = 0)
-with classifier-free guidance (Ho & Salimans 2022, eq. 6). `pipeline.json` has all the numbers.
+The pixels of `latentddpm generate --sampler ddim --timestep-spacing trailing`: DDIM (Song et al.
+2021, eq. 12, η = 0) with classifier-free guidance (Ho & Salimans 2022, eq. 6). All its numbers
+are in `pipeline.json`.
 """
 
 import argparse

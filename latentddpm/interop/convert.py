@@ -6,6 +6,7 @@ A checkpoint may also be one network alone. An autoencoder becomes a model folde
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import latentddpm
@@ -14,6 +15,7 @@ from latentddpm.files import atomic_folder
 from latentddpm.interop.diffusers import build, check_new, read_folder, save_diffusers
 from latentddpm.interop.networks import judge
 from latentddpm.interop.pieces import Piece
+from latentddpm.interop.single_file import load_single_file, read_single_file
 from latentddpm.interop.tensors import refuse_pickle
 from latentddpm.modelfolder import FILES, describe_part, read_model_folder, write_manifest
 from latentddpm.models.archive import load_archive, save_archive
@@ -49,17 +51,19 @@ def convert_from(
     check_new(out)
     if path.is_dir():
         checkpoint = read_folder(path, variant)
-        if checkpoint.vae is None and checkpoint.unet is not None:
-            _convert_unet(checkpoint.unet, out, storage, quiet)
-            return
-        model = build(checkpoint, quiet)
+        unet_alone = checkpoint.vae is None and checkpoint.unet is not None
+        load = partial(build, checkpoint, quiet)
     else:
         refuse_pickle(path)
         if not path.is_file():
             raise UserError(f"{path}: no such file or folder")
-        from latentddpm.interop.single_file import load_single_file
-
-        model = load_single_file(path, quiet=quiet)
+        checkpoint = read_single_file(path)
+        unet_alone = checkpoint.vae is None and checkpoint.text is None
+        load = partial(load_single_file, path, quiet=quiet)
+    if unet_alone:
+        _convert_unet(checkpoint.unet, out, storage, quiet)
+        return
+    model = load()
     model.save(out, storage)
 
 

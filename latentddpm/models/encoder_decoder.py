@@ -4,8 +4,8 @@
     Decoder   conv_in ─► middle ─► the same levels upwards, each but the last doubling ─► image
 
 The network of Stable Diffusion's KL-f8 (Rombach et al. 2022, appendix G). The older Keras
-ports used TensorFlow Addons' GroupNormalization with epsilon 1e-5; here it is Keras's own
-layer, epsilon 1e-6 as in the original. Neither half knows the scaling factor.
+ports used TensorFlow Addons' GroupNormalization with epsilon 1e-5; here it is one after Keras's
+own (see `models.layers`), epsilon 1e-6 as in the original. Neither half knows the scaling factor.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from latentddpm.models.layers import PACKAGE, Shape, attention, dense
+from latentddpm.models.layers import PACKAGE, GroupNormalization, Shape, attention, dense
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -85,7 +85,7 @@ class TransformerBlock(layers.Layer):
         dtype = {"dtype": self.dtype_policy}
         if channels % self.norm_groups:
             raise ValueError(f"norm_groups={self.norm_groups} does not divide {channels} channels")
-        self.norm = layers.GroupNormalization(self.norm_groups, epsilon=1e-6, name="norm", **dtype)
+        self.norm = GroupNormalization(self.norm_groups, epsilon=1e-6, name="norm", **dtype)
         self.norm.build(inputs_shape)
         self.proj_in = dense(channels, name="proj_in", **dtype)
         self.norm1 = layers.LayerNormalization(epsilon=1e-5, name="norm1", **dtype)

@@ -111,7 +111,10 @@ class TrainingConfig(Section):
     warmup_steps: int = Field(500, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="limit of the gradients' global norm")
-    ema_momentum: float = Field(0.9999, ge=0, lt=1)
+    ema_momentum: float = Field(0.9999, ge=0, lt=1, description="0: no moving average")
+    ema_warmup: bool = Field(
+        True, description="at first average over fewer steps: momentum at most n / (n + 9)"
+    )
     seed: int = Field(0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     jit_compile: bool = Field(False, description="compile the step with XLA")
@@ -133,6 +136,15 @@ class DiffusionTraining(TrainingConfig):
 
     condition_dropout: float = Field(
         0.1, ge=0, le=1, description="share of examples trained on the empty prompt"
+    )
+    min_snr_gamma: float = Field(
+        0.0, ge=0, description="weigh timesteps by min(snr, gamma), usually 5; 0: all alike"
+    )
+    offset_noise: float = Field(
+        0.0, ge=0, description="noise that shifts a whole channel, such as 0.1, on top"
+    )
+    input_perturbation: float = Field(
+        0.0, ge=0, description="noise that the target does not know of, such as 0.1"
     )
 
 

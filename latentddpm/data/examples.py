@@ -2,7 +2,7 @@
 
     image_examples      position ─► image file ─► {images, noise}              (autoencoder)
     diffusion_examples  position ─► cached moments, caption ─► ({noisy_latents, timesteps
-                        [, token_ids]}, target)                                     (UNet)
+                        [, token_ids]}, target[, weight])                           (UNet)
 
 Networks are deterministic functions of what comes out here; see `draws` for why.
 """
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -128,8 +129,11 @@ def diffusion_examples(
     positions: tf.data.Dataset,
     tokens: CaptionTokens | None = None,
     condition_dropout: float = 0.0,
+    min_snr_gamma: float = 0.0,
+    offset_noise: float = 0.0,
+    input_perturbation: float = 0.0,
 ) -> tf.data.Dataset:
-    """Batches `({"noisy_latents", "timesteps"[, "token_ids"]}, target)` for the UNet.
+    """Batches `({"noisy_latents", "timesteps"[, "token_ids"]}, target[, weight])` for the UNet.
 
     Each position draws an image, a mirroring (when the cache has mirrored rows), a posterior
     sample, a timestep, its noise, a caption, and whether the caption is dropped.
@@ -139,9 +143,18 @@ def diffusion_examples(
         tokens: captions, indexed like the cache; None for an unconditional network.
         condition_dropout: share of examples that get the empty prompt, which is what makes
             classifier-free guidance work (Ho & Salimans 2022, §3.2).
+        min_snr_gamma: γ of `NoiseSchedule.min_snr_weights`, which come as weights (B, 1, 1);
+            0 gives no weights.
+        offset_noise: a; the noise becomes ε + a · ε', one ε' for a whole channel of a latent
+            (Guttenberg 2023).
+        input_perturbation: a; the noisy latents are made with the noise ε + a · ε'', of which
+            the target knows only ε (Ning 2023, algorithm 1).
     """
     shape = cache.latent_shape
     chosen = tf.constant(np.asarray(indices, np.int32))
+    weights = None
+    if min_snr_gamma:
+        weights = schedule.min_snr_weights(min_snr_gamma).astype("float32")
 
     def draw(position: tf.Tensor) -> dict[str, tf.Tensor]:
         image = chosen[draws.index(position, len(indices))]
@@ -155,6 +168,11 @@ def diffusion_examples(
             "posterior": draws.normal("posterior", position, shape),
             "noise": draws.normal("noise", position, shape),
         }
+        if offset_noise:
+            shift = draws.normal("offset noise", position, (1, 1, shape[-1]))
+            drawn["noise"] += offset_noise * shift
+        if input_perturbation:
+            drawn["extra"] = input_perturbation * draws.normal("perturbation", position, shape)
         if tokens is not None:
             pick = draws.integer("caption", position, tf.gather(tokens.counts, image))
             caption = tf.gather(tokens.starts, image) + pick
@@ -162,7 +180,7 @@ def diffusion_examples(
             drawn["caption"] = tf.where(dropped, len(tokens.ids) - 1, caption)
         return drawn
 
-    def batch(drawn: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    def batch(drawn: dict[str, tf.Tensor]) -> tuple[Any, ...]:
         mean, logvar = tf.numpy_function(
             cache.gather, [drawn["row"]], [tf.float32, tf.float32], stateful=False
         )
@@ -170,13 +188,17 @@ def diffusion_examples(
         logvar.set_shape((None, *shape))
         latents = latent_space.to_latents(mean, logvar, drawn["posterior"], exp=tf.exp)
         noise, timesteps = drawn["noise"], drawn["timesteps"]
+        seen = noise + drawn["extra"] if input_perturbation else noise
         inputs = {
-            "noisy_latents": schedule.add_noise(latents, noise, timesteps, take=tf.gather),
+            "noisy_latents": schedule.add_noise(latents, seen, timesteps, take=tf.gather),
             "timesteps": timesteps,
         }
         if tokens is not None:
             inputs["token_ids"] = tf.gather(tokens.ids, drawn["caption"])
-        return inputs, schedule.target(latents, noise, timesteps, take=tf.gather)
+        target = schedule.target(latents, noise, timesteps, take=tf.gather)
+        if weights is None:
+            return inputs, target
+        return inputs, target, tf.gather(weights, timesteps)[:, None, None]
 
     dataset = positions.map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size).map(batch, num_parallel_calls=1, deterministic=True)

@@ -172,6 +172,27 @@ class NoiseSchedule:
         signal_rate, noise_rate = self._rates(timesteps, latents, take)
         return signal_rate * noise - noise_rate * latents
 
+    def min_snr_weights(self, gamma: float) -> np.ndarray:
+        """How much the squared error at each timestep counts (min-SNR-γ, Hang 2023).
+
+        An error in x0 counts min(snr, γ), so the loss of each `prediction_type` counts
+
+            epsilon  min(snr, γ) / snr      v  min(snr, γ) / (snr + 1)      x0  min(snr, γ)
+
+        Where snr is 0 (zero terminal SNR) the weight is 1: the formulas for v and x0 give 0,
+        and sampling with trailing spacing starts at a timestep that was never trained.
+
+        Args:
+            gamma: γ > 0; 5 in the paper.
+
+        Returns:
+            float64 (T,).
+        """
+        clipped = np.minimum(self.snr, gamma)
+        divisor = {"epsilon": self.snr, "v_prediction": self.snr + 1, "sample": 1.0}
+        weights = np.ones_like(clipped)
+        return np.divide(clipped, divisor[self.prediction_type], out=weights, where=self.snr > 0)
+
     def predict_x0(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
         """The clean latents x0 that `prediction` implies at `noisy_latents`.
 

@@ -47,6 +47,8 @@ from latentddpm.training.loop import (
 )
 
 GRID_PROMPTS = 8
+RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
+"""What of the settings changes training examples, and leaves validation alone."""
 
 
 def read_vae(path: Path) -> tuple[ModelFolder, dict[str, Any]]:
@@ -248,15 +250,18 @@ class Examples:
             indices,
             "train-diffusion",
             examples.positions(start, stop, settings.batch_size),
-            settings.condition_dropout,
+            **{name: getattr(settings, name) for name in RECIPE},
         )
 
     def validation(self, indices: list[int]) -> tf.data.Dataset:
-        """Each held-back image once, with the same noise and timestep every time."""
-        return self._batches(indices, "validation", tf.data.Dataset.range(len(indices)), 0.0)
+        """Each held-back image once, with the same noise and timestep every time.
+
+        Nothing of the recipe applies: runs that differ in it have comparable losses.
+        """
+        return self._batches(indices, "validation", tf.data.Dataset.range(len(indices)))
 
     def _batches(
-        self, indices: list[int], stream: str, positions: tf.data.Dataset, dropout: float
+        self, indices: list[int], stream: str, positions: tf.data.Dataset, **recipe: float
     ) -> tf.data.Dataset:
         settings = self.config.training
         return examples.diffusion_examples(
@@ -267,7 +272,7 @@ class Examples:
             draws=Draws(settings.seed, stream),
             positions=positions,
             tokens=self.tokens,
-            condition_dropout=dropout,
+            **recipe,
         )
 
 

@@ -63,6 +63,7 @@ def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
         global_clipnorm=training.clip_norm,
         use_ema=training.ema_momentum > 0,
         ema_momentum=training.ema_momentum,
+        ema_warmup=training.ema_warmup,
     )
     # Norm scales, biases and positions have nothing to gain from decay.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])

@@ -7,7 +7,11 @@ algorithm 2, on Kingma & Ba 2015, algorithm 1):
     m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
     θ ← θ − η λ θ                    decay, of kernels and embeddings only
     θ ← θ − η √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + ε)
-    θ̄ ← μ θ̄ + (1 − μ) θ              the moving average that is kept, θ̄ = θ after step 1
+    θ̄ ← μₜ θ̄ + (1 − μₜ) θ            the moving average that is kept, θ̄ = θ after step 1
+
+μₜ is the momentum μ or, with `ema_warmup`, min(μ, t / (t + 9)): an average over the last tenth
+or so of the steps until there are enough of them for μ, so that a short run's average does not
+hold its untrained beginning.
 
 The numbers are those of `keras.optimizers.AdamW`, which writes these lines once for each
 variable: some hundred graph operations times the 300 to 700 variables of a UNet, three
@@ -55,12 +59,16 @@ class FlatAdamW(keras.optimizers.AdamW):
     Takes the arguments of `keras.optimizers.AdamW` except `amsgrad`, `clipnorm`, `clipvalue`,
     `ema_overwrite_frequency` and `gradient_accumulation_steps`.
 
+    Args:
+        ema_warmup: of the moving average, see the module.
+
     Raises:
         ValueError: one of those is given.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ema_warmup: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.ema_warmup = ema_warmup
         for name in (
             "amsgrad",
             "clipnorm",
@@ -123,7 +131,10 @@ class FlatAdamW(keras.optimizers.AdamW):
         step = ops.cast(self.iterations + 1, "float32")
         rate = ops.cast(self.learning_rate, "float32")
         correction = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
-        keep = ops.where(step > 1, self.ema_momentum or 0.0, 0.0)
+        keep = self.ema_momentum or 0.0
+        if self.ema_warmup:
+            keep = ops.minimum(keep, step / (step + 9))
+        keep = ops.where(step > 1, keep, 0.0)
         # What an update sees under a strategy: one device's copy of each of these.
         arguments = [
             (
@@ -173,6 +184,9 @@ class FlatAdamW(keras.optimizers.AdamW):
             average.assign(values + keep * (average - values))
         for variable, value in zip(variables, _cut(values, variables), strict=True):
             variable.assign(ops.cast(value, variable.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "ema_warmup": self.ema_warmup}
 
     def _overwrite_model_variables_with_average_value(
         self, trainable_variables: Sequence[keras.Variable]

@@ -28,6 +28,7 @@ FLOW = [
     # Networks know no schedule, the schedule and samplers know no network.
     ["models.compiled", "models.digest", "models.functional", "models.layers", "models.archive"],
     ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],
+    ["models.perceptual", "models.discriminator", "models.adversarial"],
     ["models.encoder_decoder", "models.autoencoder", "models.unet"],
     ["models.text", "models"],
     ["diffusion.schedule", "diffusion.samplers", "diffusion.guidance"],

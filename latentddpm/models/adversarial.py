@@ -1,0 +1,95 @@
+"""What discriminator and decoder tell each other.
+
+With logits D(·) of real images x and reconstructions x̂, averaged over patches:
+
+    hinge      L_D = ½ E[max(0, 1 − D(x)) + max(0, 1 + D(x̂))]      L_G = −E[D(x̂)]
+    vanilla    L_D = ½ E[softplus(−D(x)) + softplus(D(x̂))]         L_G = E[softplus(−D(x̂))]
+
+(Lim & Ye 2017; Goodfellow et al. 2014, the generator's loss that does not saturate). L_G is
+weighed against the reconstruction at the last layer θ_L of the decoder (Esser et al. 2021, eq. 7):
+
+    λ = ‖∇_{θ_L} L_rec‖ / (‖∇_{θ_L} L_G‖ + δ),   clipped to [0, 10⁴],   δ = 10⁻⁴
+
+so that both pull at the decoder alike, whatever the scale of logits.
+
+    R1 (Mescheder et al. 2018): L_D += γ/2 · E‖∇_x D(x)‖²   of the mean logit, on real images only
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from latentddpm.errors import check_choice
+from latentddpm.models.discriminator import PatchDiscriminator
+
+LOSSES = ("hinge", "vanilla")
+DELTA = 1e-4
+MAX_WEIGHT = 1e4
+
+
+@dataclass
+class Adversary:
+    """The discriminator and how it is played against; an argument of `Autoencoder.compile`.
+
+    No layer, so that a model that holds one does not count the discriminator's weights as its
+    own: they are neither trained with it nor saved in its archive.
+
+    Attributes:
+        discriminator: told reconstructions from images.
+        optimizer: the discriminator's own.
+        weight: of the generator's loss, on top of λ.
+        loss: "hinge" or "vanilla".
+        start_step: the first step of the autoencoder's optimizer with an adversary.
+        adaptive: weigh with λ; else λ = 1.
+        r1_weight: γ.
+
+    Raises:
+        UserError: an unknown loss.
+        ValueError: a negative number.
+    """
+
+    discriminator: PatchDiscriminator
+    optimizer: keras.optimizers.Optimizer
+    weight: float = 0.5
+    loss: str = "hinge"
+    start_step: int = 0
+    adaptive: bool = True
+    r1_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.loss, LOSSES)
+        for name in ("weight", "start_step", "r1_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")
+
+    def generator_loss(self, fake_logits: Any) -> Any:
+        """L_G of each image: logits (B, h, w, 1) → (B,)."""
+        if self.loss == "hinge":
+            return -_over_patches(fake_logits)
+        return _over_patches(ops.softplus(-fake_logits))
+
+    def discriminator_loss(self, real_logits: Any, fake_logits: Any) -> Any:
+        """L_D of each pair: logits (B, h, w, 1) → (B,)."""
+        if self.loss == "hinge":
+            real, fake = ops.relu(1 - real_logits), ops.relu(1 + fake_logits)
+        else:
+            real, fake = ops.softplus(-real_logits), ops.softplus(fake_logits)
+        return 0.5 * (_over_patches(real) + _over_patches(fake))
+
+
+def adaptive_weight(reconstruction_gradient: Any, generator_gradient: Any) -> Any:
+    """λ from the two losses' gradients at the last layer (of the whole global batch)."""
+    ratio = _norm(reconstruction_gradient) / (_norm(generator_gradient) + DELTA)
+    return ops.clip(ratio, 0.0, MAX_WEIGHT)
+
+
+def _norm(gradient: Any) -> Any:
+    return ops.sqrt(ops.sum(ops.square(gradient)))
+
+
+def _over_patches(values: Any) -> Any:
+    return ops.mean(values, axis=(1, 2, 3))

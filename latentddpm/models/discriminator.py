@@ -1,0 +1,163 @@
+"""The PatchGAN discriminator: which patches of an image look real?
+
+Strided 4×4 convolutions to one logit a patch (Isola et al. 2017, appendix 6.1.2; the widths of
+Esser et al. 2021, who added it to an autoencoder). Three layers see 70×70 pixels a logit:
+
+    conv4 s2 → LeakyReLU → (conv4 s2 → norm → LeakyReLU) × (layers − 1)
+                         → conv4 s1 → norm → LeakyReLU → conv4 s1
+
+Published discriminators use batch norm, whose answer about one image depends on the others in
+its batch: real and fake images, replicas and micro-batches would each have statistics of their
+own. Group norm takes its place here; instance norm is a group for each channel.
+
+Spectral normalisation divides each kernel W, as a matrix (in · 16, out), by its largest singular
+value (Miyato et al. 2018, algorithm 1), which follows from vectors that are refined a little at
+every step:
+
+    v ← W u / ‖W u‖        u ← Wᵀ v / ‖Wᵀ v‖        σ = vᵀ W u        W̄ = W / σ
+
+Gradients flow through σ, not through u and v.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import initializers, layers, ops
+
+from latentddpm.errors import check_choice
+from latentddpm.models.functional import FunctionalModel, constructor_arguments
+from latentddpm.models.layers import PACKAGE, GroupNormalization, Shape
+
+NORMS = ("group", "instance", "none")
+LEAK = 0.2
+MAX_WIDTH = 8
+"""The widest layer, in units of `channels`."""
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class SpectralConv2D(layers.Conv2D):
+    """`keras.layers.Conv2D` with its kernel divided by the kernel's largest singular value.
+
+    `refine` brings u closer to the singular vector; nothing else changes it, so that a call is
+    a function of weights and inputs, whoever makes it and however often.
+    """
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        self.direction = self.add_weight(
+            (self.filters,),
+            initializers.RandomNormal(seed=0),
+            trainable=False,
+            name="direction",
+            # Every replica computes the same vector, from the same weights.
+            aggregation="only_first_replica",
+        )
+
+    def refine(self) -> None:
+        """One power iteration."""
+        self.direction.assign(self._vectors()[1])
+
+    def call(self, inputs):
+        left, right = (ops.stop_gradient(vector) for vector in self._vectors())
+        matrix = ops.reshape(self.kernel, (-1, self.filters))
+        sigma = ops.sum(left * ops.matmul(matrix, right))
+        outputs = self.convolution_op(inputs, self.kernel / ops.cast(sigma, self.kernel.dtype))
+        return outputs if self.bias is None else outputs + self.bias
+
+    # A Keras convolution would store kernel and bias only.
+    def save_own_variables(self, store: Any) -> None:
+        layers.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        layers.Layer.load_own_variables(self, store)
+
+    def _vectors(self) -> tuple[Any, Any]:
+        """v and u after one more iteration, from the stored u."""
+        matrix = ops.reshape(self.kernel, (-1, self.filters))
+        left = _unit(ops.matmul(matrix, ops.cast(self.direction, matrix.dtype)))
+        return left, _unit(ops.matmul(ops.transpose(matrix), left))
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class PatchDiscriminator(FunctionalModel):
+    """The network above.
+
+    Args:
+        channels: width of the first layer; it doubles from layer to layer, up to eightfold.
+        num_layers: layers of stride 2.
+        norm: "group", "instance" or "none".
+        norm_groups: of group norm, or fewer where a layer is narrower.
+        spectral_norm: divide every kernel by its largest singular value.
+
+    Call arguments:
+        inputs: (B, H, W, image_channels) in [-1, 1], sides of at least 8 · 2^(num_layers − 1).
+
+    Returns:
+        Logits (B, h, w, 1), float32; large where a patch looks real.
+
+    Raises:
+        ValueError: sizes that are not positive, or `norm_groups` that do not divide a width.
+        UserError: an unknown `norm`.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        num_layers: int = 3,
+        norm: str = "group",
+        norm_groups: int = 32,
+        spectral_norm: bool = False,
+        image_channels: int = 3,
+        dtype: Any = None,
+        name: str = "discriminator",
+    ) -> None:
+        config = constructor_arguments(locals())
+        check_choice("norm", norm, NORMS)
+        if min(channels, num_layers, norm_groups, image_channels) < 1:
+            raise ValueError(
+                "channels, num_layers, norm_groups, image_channels: expected 1 or more"
+            )
+        inputs = keras.Input((None, None, image_channels), name="images", dtype="float32")
+        hidden = inputs
+        for level in range(num_layers + 1):
+            width = channels * min(2**level, MAX_WIDTH)
+            stride = 1 if level == num_layers else 2
+            hidden = _convolution(hidden, width, stride, spectral_norm, dtype, f"conv_{level}")
+            if level > 0 and norm != "none":
+                groups = width if norm == "instance" else min(norm_groups, width)
+                if width % groups:
+                    raise ValueError(f"norm_groups={groups} does not divide {width} channels")
+                hidden = GroupNormalization(
+                    groups, epsilon=1e-5, dtype=dtype, name=f"norm_{level}"
+                )(hidden)
+            hidden = layers.LeakyReLU(LEAK, dtype=dtype, name=f"act_{level}")(hidden)
+        logits = _convolution(hidden, 1, 1, spectral_norm, "float32", "logits")
+        super().__init__(inputs, logits, config, name=name)
+
+    def refine(self) -> None:
+        """Bring the singular vectors of spectral normalisation up to date, once a step."""
+        for layer in self.layers:
+            if isinstance(layer, SpectralConv2D):
+                layer.refine()
+
+
+def _convolution(
+    hidden: Any, width: int, stride: int, spectral_norm: bool, dtype: Any, name: str
+) -> Any:
+    """4×4, one row or column of zeros on every side, weights from N(0, 0.02²)."""
+    kind = SpectralConv2D if spectral_norm else layers.Conv2D
+    hidden = layers.ZeroPadding2D(1, dtype=dtype, name=f"{name}_pad")(hidden)
+    return kind(
+        width,
+        4,
+        strides=stride,
+        kernel_initializer=initializers.RandomNormal(stddev=0.02),
+        dtype=dtype,
+        name=name,
+    )(hidden)
+
+
+def _unit(vector: Any) -> Any:
+    return vector / (ops.sqrt(ops.sum(ops.square(vector))) + 1e-12)

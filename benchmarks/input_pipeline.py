@@ -70,7 +70,7 @@ def main() -> None:
 
     config = load_config(AutoencoderRun, CONFIGS / "emoji-64-vae.yaml")
     batch_size = config.training.batch_size
-    model = autoencoder.build_autoencoder(config)
+    config, model = autoencoder.build_autoencoder(config)
     model.compile(make_optimizer(config.training))
     stream = examples.image_examples(
         options.data,
@@ -86,8 +86,9 @@ def main() -> None:
 
     config = load_config(DiffusionRun, CONFIGS / "emoji-64-diffusion.yaml")
     batch_size = config.training.batch_size
-    source, vae_config = diffusion.read_vae(options.vae)
-    unet, text_encoder, tokenizer = diffusion.build_networks(config, vae_config)
+    config, sources = diffusion.read_sources(config, options.vae)
+    source, vae_config = sources.vae, sources.vae_config
+    unet, text_encoder, tokenizer = diffusion.build_networks(config, sources)
     model = diffusion.with_text(unet, text_encoder, tokenizer.context_length)
     model.compile(make_optimizer(config.training), loss="mse")
     with tempfile.TemporaryDirectory() as folder:

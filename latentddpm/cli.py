@@ -30,6 +30,7 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--strict", is_flag=True, help="Refuse folders with unreadable images."),
         click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
         click.option("--set", "overrides", multiple=True, metavar="K=V", help="Override a.b=c."),
+        click.option("--init", type=FOLDER, help="Model folder to fine-tune."),
         click.option("--config", type=FOLDER, help="YAML with what differs from the defaults."),
         click.option("--out", type=FOLDER, required=True, help="Run folder."),
         click.option("--data", type=FOLDER, required=True, help="Folder of images."),
@@ -62,6 +63,7 @@ def train_vae(
     data: Path,
     out: Path,
     config: Path | None,
+    init: Path | None,
     overrides: tuple[str, ...],
     resume: bool,
     strict: bool,
@@ -71,12 +73,12 @@ def train_vae(
     """Train the autoencoder: images to latents and back."""
     from latentddpm.config import AutoencoderRun, dump_config, load_config
 
-    settings = load_config(AutoencoderRun, config, overrides)
+    settings = load_config(AutoencoderRun, config, overrides, init=init)
     import_keras()
     from latentddpm.training import autoencoder
 
     if dry_run:
-        model = autoencoder.build_autoencoder(settings)
+        settings, model = autoencoder.build_autoencoder(settings)
         click.echo(dump_config(settings), nl=False)
         _echo_sizes(encoder=model.encoder, decoder=model.decoder)
         return
@@ -90,15 +92,18 @@ def train_vae(
 
 @main.command("train-diffusion")
 @training_options
-@click.option("--vae", type=FOLDER, required=True, help="Model folder or finished train-vae run.")
+@click.option(
+    "--vae", type=FOLDER, help="Model folder or finished train-vae run [default: that of --init]."
+)
 @click.option("--latents", type=FOLDER, help="Latents cache [default: OUT/latents].")
 @command
 def train_diffusion(
     data: Path,
-    vae: Path,
+    vae: Path | None,
     latents: Path | None,
     out: Path,
     config: Path | None,
+    init: Path | None,
     overrides: tuple[str, ...],
     resume: bool,
     strict: bool,
@@ -108,13 +113,14 @@ def train_diffusion(
     """Train the UNet (and its text encoder) in the latent space."""
     from latentddpm.config import DiffusionRun, dump_config, load_config
 
-    settings = load_config(DiffusionRun, config, overrides)
+    settings = load_config(DiffusionRun, config, overrides, init=init)
     import_keras()
     from latentddpm.training import diffusion
 
     if dry_run:
+        settings, sources = diffusion.read_sources(settings, vae)
         diffusion.build_schedule(settings)
-        unet, text_encoder, _ = diffusion.build_networks(settings, diffusion.read_vae(vae)[1])
+        unet, text_encoder, _ = diffusion.build_networks(settings, sources)
         click.echo(dump_config(settings), nl=False)
         _echo_sizes(unet=unet, text_encoder=text_encoder)
         return

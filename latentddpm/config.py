@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -29,7 +29,8 @@ class Section(pydantic.BaseModel):
     @classmethod
     def _true_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         """YAML's `true` (also `yes`, `on`) would pass for 1."""
-        if cls.model_fields[info.field_name].annotation is not bool:
+        annotation = cls.model_fields[info.field_name].annotation
+        if annotation is not bool and bool not in get_args(annotation):
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, bool):
                     raise PydanticCustomError("bool", "expected a value, not true or false")
@@ -70,7 +71,7 @@ class UNetConfig(Section):
     channel_multipliers: Multipliers = [1, 2, 3, 4]
     num_res_blocks: int = Field(2, gt=0)
     attention_levels: list[int] = [1, 2, 3]
-    num_heads: int = Field(8, gt=0)
+    num_heads: pydantic.PositiveInt | Multipliers = Field(8, description="one, or one a level")
     norm_groups: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -78,14 +79,22 @@ class UNetConfig(Section):
 class TextConfig(Section):
     """Where the text encoder comes from."""
 
-    source: Literal["none", "scratch", "clip", "preset"] = Field(
-        "none", description="none: unconditional; scratch: trained with the UNet"
+    source: Literal["none", "scratch", "clip", "preset", "init"] = Field(
+        "none", description="none: unconditional; init: of the model that init names"
+    )
+    trainable: bool | None = Field(
+        None, description="train it along with the UNet; null: only from scratch"
     )
     path: str = Field("", description="CLIP folder, or KerasHub preset name")
     context_length: int = Field(24, ge=3, le=77, description="tokens, for source scratch")
     hidden_dim: int = Field(256, gt=0)
     num_layers: int = Field(4, gt=0)
     num_heads: int = Field(4, gt=0)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the text encoder trains along with the UNet."""
+        return self.source == "scratch" if self.trainable is None else self.trainable
 
 
 class ScheduleConfig(Section):
@@ -163,9 +172,13 @@ class SamplesConfig(Section):
     seed: int = Field(0, ge=0)
 
 
+INIT = Field("", description="model folder to start from instead of random weights (--init)")
+
+
 class AutoencoderRun(Section):
     """Everything `train-vae` is told."""
 
+    init: str = INIT
     data: DataConfig = DataConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     training: AutoencoderTraining = AutoencoderTraining()
@@ -174,6 +187,7 @@ class AutoencoderRun(Section):
 class DiffusionRun(Section):
     """Everything `train-diffusion` is told."""
 
+    init: str = INIT
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     unet: UNetConfig = UNetConfig()
@@ -186,9 +200,15 @@ Run = TypeVar("Run", bound=Section)
 
 
 def load_config(
-    kind: type[Run], path: str | Path | None = None, overrides: tuple[str, ...] = ()
+    kind: type[Run],
+    path: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    **given: Any,
 ) -> Run:
     """Settings of `kind` from a YAML file, then `a.b=c` overrides on top.
+
+    Args:
+        given: keys of the top level that have options of their own; None where not given.
 
     Raises:
         UserError: missing or malformed file, unknown key, value of the wrong type or range.
@@ -207,6 +227,7 @@ def load_config(
             raise UserError(f"{path}: expected sections such as `data:`, found {settings!r}")
     for override in overrides:
         _override(settings, override)
+    settings |= {key: str(value) for key, value in given.items() if value is not None}
     return parse_config(kind, settings, source)
 
 
@@ -246,10 +267,25 @@ def _override(settings: dict[str, Any], override: str) -> None:
             settings[name] = float(settings[name])
 
 
+def _known_part(kind: Any, location: tuple[str | int, ...]) -> list[str | int]:
+    """A place without the names that pydantic gives to the members of a union."""
+    known = []
+    for part in location:
+        fields = getattr(kind, "model_fields", None)
+        if isinstance(part, str) and fields is None:
+            break
+        known.append(part)
+        kind = fields[part].annotation if fields and part in fields else None
+    return known
+
+
 def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    # Each member of a union complains of the first wrong key: the one that got farthest is meant.
+    of_first = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
+    first = max(of_first, key=lambda one: len(one["loc"]))
     location = [part for part in first["loc"] if isinstance(part, str)]
-    key = ".".join(map(str, first["loc"]))
+    key = ".".join(map(str, _known_part(kind, first["loc"])))
     if first["type"] == "extra_forbidden":
         section: Any = kind
         for part in location[:-1]:

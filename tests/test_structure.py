@@ -26,7 +26,7 @@ FLOW = [
     ["pictures", "data.images", "data.scan", "data.captions", "data.split", "data.doctor"],
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
-    ["models.compiled", "models.digest", "models.functional", "models.layers", "models.archive"],
+    ["models.compiled", "models.digest", "models.layers", "models.functional", "models.archive"],
     ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],
     ["models.perceptual", "models.discriminator", "models.adversarial"],
     ["models.encoder_decoder", "models.autoencoder", "models.unet"],
@@ -44,6 +44,7 @@ FLOW = [
         "training.optimizer",
         "training.distribute",
         "training.loop",
+        "training.finetune",
     ],
     ["training.autoencoder", "training.encode", "training.diffusion", "training"],
     ["evaluation"],

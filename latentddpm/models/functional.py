@@ -10,6 +10,8 @@ from typing import Any
 
 import keras
 
+from latentddpm.models.layers import blank_weights
+
 
 class FunctionalModel(keras.Model):
     """Base of the networks: `super().__init__(inputs, outputs, constructor_arguments(...))`."""
@@ -38,3 +40,17 @@ def constructor_arguments(scope: dict[str, Any]) -> dict[str, Any]:
     if policy is not None and not isinstance(policy, str):
         arguments["dtype"] = policy.name
     return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+
+
+def remade(model: keras.Model, **changes: Any) -> keras.Model:
+    """A copy with the same weights, made from other arguments (another dtype, dropout)."""
+    with blank_weights():
+        copy = type(model).from_config({**model.get_config(), **changes})
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def freeze(model: keras.Model) -> None:
+    """Let none of the variables train; unlike `trainable = False` nothing of it is saved."""
+    for variable in model.variables:
+        variable.trainable = False

@@ -24,29 +24,42 @@ from latentddpm.data.draws import Draws
 from latentddpm.data.scan import scan
 from latentddpm.data.split import split_records
 from latentddpm.errors import UserError
+from latentddpm.modelfolder import read_model_folder
+from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.functional import remade
 from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
+from latentddpm.training.finetune import adopt_autoencoder
 from latentddpm.training.loop import check_run, in_float32, make_optimizer, report_scan, run_steps
 
 GRID_IMAGES = 16
 
 
-def build_autoencoder(config: AutoencoderRun) -> Autoencoder:
-    """The untrained autoencoder of a configuration, reproducible by its seed.
+def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencoder]:
+    """The autoencoder of a configuration: untrained, reproducible by its seed, or that of `init`.
+
+    Returns:
+        The configuration as well, once it agrees with `init`.
 
     Raises:
-        UserError: sizes that do not fit each other, or the resolution.
+        UserError: sizes that do not fit each other, the resolution, or `init`.
     """
     keras.utils.set_random_seed(config.training.seed)
+    base = read_model_folder(config.init) if config.init else None
+    if base is not None:
+        config = adopt_autoencoder(config, base)
     dtype = "mixed_bfloat16" if config.training.precision == "bfloat16" else "float32"
-    try:
-        model = Autoencoder(**config.autoencoder.model_dump(), dtype=dtype)
-    except ValueError as error:
-        raise UserError(f"autoencoder: {error}") from None
+    if base is not None:
+        model = remade(load_archive(base.file("vae"), Autoencoder), dtype=dtype)
+    else:
+        try:
+            model = Autoencoder(**config.autoencoder.model_dump(), dtype=dtype)
+        except ValueError as error:
+            raise UserError(f"autoencoder: {error}") from None
     model.check_size(config.data.resolution, config.data.resolution)
-    return model
+    return config, model
 
 
 def train_autoencoder(
@@ -65,7 +78,7 @@ def train_autoencoder(
             folder that is taken (or, with `resume`, empty).
     """
     check_run(out, resume)
-    model = build_autoencoder(config)
+    config, model = build_autoencoder(config)
     found = scan(data, strict=strict, quiet=quiet)
     report_scan(found)
     training_paths, validation_paths = split_records(found.records, config.data)

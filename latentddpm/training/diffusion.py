@@ -10,6 +10,7 @@ in the original latent diffusion; one read from CLIP stays as it is.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from latentddpm.models.unet import UNet
 from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
+from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
 from latentddpm.training.loop import (
     check_run,
     in_float32,
@@ -51,10 +53,42 @@ RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbat
 """What of the settings changes training examples, and leaves validation alone."""
 
 
-def read_vae(path: Path) -> tuple[ModelFolder, dict[str, Any]]:
-    """A folder that holds an autoencoder, and the arguments it was built from."""
-    folder = read_model_folder(path)
-    return folder, read_config(folder.file("vae"), Autoencoder)
+@dataclass(frozen=True)
+class Sources:
+    """The finished models that a run stands on.
+
+    Attributes:
+        vae: the folder of the autoencoder.
+        vae_config: the arguments that it was built from.
+        base: the folder of the model to start from, None to train from scratch.
+    """
+
+    vae: ModelFolder
+    vae_config: dict[str, Any]
+    base: ModelFolder | None = None
+
+
+def read_sources(config: DiffusionRun, vae: Path | None) -> tuple[DiffusionRun, Sources]:
+    """What a run stands on, and its configuration once it agrees with that.
+
+    Args:
+        vae: a folder that holds an autoencoder; None for the one of `config.init`.
+
+    Raises:
+        UserError: neither is given, one is no model folder, or they do not fit each other.
+    """
+    base = read_model_folder(config.init) if config.init else None
+    if base is not None:
+        config = adopt(config, base)
+    elif config.text.source == "init":
+        raise UserError("text.source: 'init' is the text encoder of --init MODEL; give that")
+    if vae is None and base is None:
+        raise UserError("--vae: needed, unless --init names a model that has its autoencoder")
+    source = base if vae is None else read_model_folder(vae)
+    arguments = read_config(source.file("vae"), Autoencoder)
+    if base is not None:
+        check_autoencoder(base, source)
+    return config, Sources(source, arguments, base)
 
 
 def build_schedule(config: DiffusionRun) -> NoiseSchedule:
@@ -76,6 +110,8 @@ def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer 
     text = config.text
     if text.source == "none":
         return None, None
+    if not text.trained and text.source == "scratch":
+        raise UserError("text.trainable: a text encoder from scratch knows nothing until trained")
     if text.source == "scratch":
         sizes = {k: getattr(text, k) for k in ("hidden_dim", "num_layers", "num_heads")}
         encoder = build_text_encoder(**sizes, context_length=text.context_length)
@@ -83,33 +119,38 @@ def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer 
     if not text.path:
         raise UserError(f"text.path: needed with text.source={text.source}")
     encoder, tokenizer = (load_clip_folder if text.source == "clip" else load_preset)(text.path)
-    encoder.trainable = False
+    encoder.trainable = text.trained
     return encoder, tokenizer
 
 
 def build_networks(
-    config: DiffusionRun, vae_config: dict[str, Any]
+    config: DiffusionRun, sources: Sources
 ) -> tuple[UNet, TextEncoder | None, ClipTokenizer | None]:
-    """The untrained UNet, and the text encoder with its tokenizer, reproducible by the seed.
+    """The UNet, and the text encoder with its tokenizer, reproducible by the seed.
 
-    Args:
-        vae_config: the autoencoder's constructor arguments, which fix the latents' channels.
+    They are untrained, or those of `sources.base`. The autoencoder's arguments fix the latents'
+    channels.
 
     Raises:
         UserError: sizes that do not fit each other, or the resolution.
     """
     keras.utils.set_random_seed(config.training.seed)
+    dtype = "mixed_bfloat16" if config.training.precision == "bfloat16" else "float32"
+    if sources.base is not None:
+        networks = base_networks(config, sources.base, dtype)
+        check_resolution(config.data.resolution, sources.vae_config, networks[0])
+        return networks
     text_encoder, tokenizer = build_text(config)
     try:
         unet = UNet(
             **config.unet.model_dump(),
-            latent_channels=vae_config["latent_channels"],
+            latent_channels=sources.vae_config["latent_channels"],
             context_dim=None if text_encoder is None else text_encoder.hidden_dim,
-            dtype="mixed_bfloat16" if config.training.precision == "bfloat16" else "float32",
+            dtype=dtype,
         )
     except ValueError as error:
         raise UserError(f"unet: {error}") from None
-    check_resolution(config.data.resolution, vae_config, unet)
+    check_resolution(config.data.resolution, sources.vae_config, unet)
     return unet, text_encoder, tokenizer
 
 
@@ -139,7 +180,7 @@ def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int)
 def train_diffusion(
     config: DiffusionRun,
     data: Path,
-    vae: Path,
+    vae: Path | None,
     out: Path,
     *,
     latents: Path | None = None,
@@ -150,7 +191,7 @@ def train_diffusion(
     """Train on the captioned images below `data` and leave the model folder `out/model`.
 
     Args:
-        vae: a model folder or finished `train-vae` run.
+        vae: a model folder or finished `train-vae` run; None for the one of `config.init`.
         latents: folder of the latents cache, `out/latents` by default.
 
     Raises:
@@ -159,10 +200,10 @@ def train_diffusion(
     """
     settings = config.training
     check_run(out, resume)
-    source, vae_config = read_vae(vae)
-    vae_file = source.file("vae")
+    config, sources = read_sources(config, vae)
+    vae_file = sources.vae.file("vae")
     schedule = build_schedule(config)
-    unet, text_encoder, tokenizer = build_networks(config, vae_config)
+    unet, text_encoder, tokenizer = build_networks(config, sources)
 
     found = scan(data, strict=strict, quiet=quiet)
     report_scan(found)
@@ -173,7 +214,7 @@ def train_diffusion(
         data,
         paths,
         latents or out / "latents",
-        vae_digest=source.parts["vae"]["digest"],
+        vae_digest=sources.vae.parts["vae"]["digest"],
         load_autoencoder=lambda: load_archive(vae_file, Autoencoder),
         resolution=config.data.resolution,
         mirrored=config.data.flip,
@@ -182,7 +223,7 @@ def train_diffusion(
     stream = Examples(
         cache,
         schedule,
-        LatentSpace(vae_config["scaling_factor"]),
+        LatentSpace(sources.vae_config["scaling_factor"]),
         examples.tokenize_captions(captions, tokenizer) if tokenizer else None,
         config,
     )
@@ -200,7 +241,7 @@ def train_diffusion(
         text_encoder,
         tokenizer,
         size,
-        {key: getattr(config.samples, key) for key in DEFAULTS},
+        sampling_defaults(config, sources.base),
     )
     prompts = grid_prompts(config, captions)
 
@@ -227,6 +268,15 @@ def train_diffusion(
     sampled.unet = in_float32(unet)
     sampled.save(out / "model")
     return sampled
+
+
+def sampling_defaults(config: DiffusionRun, base: ModelFolder | None) -> dict[str, Any]:
+    """What `generate` does with the finished model: `samples`, and what `base` has beside it."""
+    defaults = {key: getattr(config.samples, key) for key in DEFAULTS}
+    beside = dict(base.defaults) if base is not None else {}
+    if beside.get("sampler") != defaults["sampler"]:
+        beside.pop("sampler_options", None)
+    return {**beside, **defaults}
 
 
 class Examples:

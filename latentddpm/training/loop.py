@@ -17,6 +17,7 @@ from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump
 from latentddpm.data.scan import Scan
 from latentddpm.errors import UserError
 from latentddpm.files import atomic_path
+from latentddpm.models.functional import remade
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import EverySteps, Progress, RunLog
 from latentddpm.training.optimizer import FlatAdamW
@@ -115,9 +116,7 @@ def run_steps(
 
 def in_float32(model: keras.Model) -> keras.Model:
     """A copy to keep: same weights, float32 policy, no optimizer."""
-    copy = type(model).from_config({**model.get_config(), "dtype": "float32"})
-    copy.set_weights(model.get_weights())
-    return copy
+    return remade(model, dtype="float32")
 
 
 def report_scan(found: Scan) -> None:

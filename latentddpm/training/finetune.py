@@ -1,0 +1,128 @@
+"""Fine-tuning: a run that starts with the networks of a finished model, `init`.
+
+Sizes, schedule, text encoder, image size and the defaults of sampling are the model's. What a
+configuration says of them beside it has to agree, or is refused: a UNet that learned ε cannot
+be told that it predicts v. What has no weights (dropout, the image size, how samples are drawn)
+may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from latentddpm.config import AutoencoderRun, DiffusionRun, Section
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.errors import UserError
+from latentddpm.modelfolder import TOKENIZER, ModelFolder
+from latentddpm.models.archive import load_archive, read_config
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.functional import freeze, remade
+from latentddpm.models.text import TextEncoder
+from latentddpm.models.tokenizer import ClipTokenizer
+from latentddpm.models.unet import UNet
+from latentddpm.pipeline import DEFAULTS
+
+OWN_SOURCES = ("init", "scratch")
+"""What `text.source` may say beside an `init` that has a text encoder."""
+
+
+def adopt(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
+    """The configuration of a run that starts from `base`: what it leaves out is the model's.
+
+    Raises:
+        UserError: the model has no UNet, or the configuration says something else of what has
+            weights; key, value and the model's own value are named.
+    """
+    unet = read_config(base.file("unet"), UNet)
+    sizes = {key: unet[key] for key in type(config.unet).model_fields if key != "dropout"}
+    text = {"source": "none"}
+    if "text_encoder" in base.parts:
+        encoder = read_config(base.file("text_encoder"), TextEncoder)
+        text = {key: encoder[key] for key in type(config.text).model_fields if key in encoder}
+        text.pop("trainable", None)
+        said = config.text.model_fields_set
+        text["source"] = "init"
+        if "source" in said and config.text.source in OWN_SOURCES:
+            text["source"] = config.text.source
+    changes = {
+        "unet": _agree(config.unet, "unet", sizes, base),
+        "text": _agree(config.text, "text", text, base),
+    }
+    if base.schedule is not None:
+        schedule = NoiseSchedule.from_config(base.schedule).get_config()
+        changes["schedule"] = _agree(config.schedule, "schedule", schedule, base)
+    drawn = {key: base.defaults[key] for key in DEFAULTS if key in base.defaults}
+    changes["samples"] = _fill(config.samples, drawn)
+    if base.image_size is not None and base.image_size[0] == base.image_size[1]:
+        changes["data"] = _fill(config.data, {"resolution": base.image_size[0]})
+    return config.model_copy(update=changes)
+
+
+def base_networks(
+    config: DiffusionRun, base: ModelFolder, dtype: str
+) -> tuple[UNet, TextEncoder | None, ClipTokenizer | None]:
+    """The UNet of `base`, and its text encoder, frozen unless `text.trained`.
+
+    Args:
+        config: one that `adopt` returned.
+        dtype: policy of the UNet.
+    """
+    unet = load_archive(base.file("unet"), UNet)
+    unet = remade(unet, dtype=dtype, dropout=config.unet.dropout)
+    if "text_encoder" not in base.parts:
+        return unet, None, None
+    text_encoder = load_archive(base.file("text_encoder"), TextEncoder)
+    if config.text.trained:
+        text_encoder.trainable = True
+    else:
+        freeze(text_encoder)
+    return unet, text_encoder, ClipTokenizer.load(base.path / TOKENIZER)
+
+
+def check_autoencoder(base: ModelFolder, vae: ModelFolder) -> None:
+    """Refuse to train a UNet on, in the latents of another autoencoder.
+
+    Raises:
+        UserError: both folders are named.
+    """
+    known = base.parts["unet"].get("vae_digest")
+    found = vae.parts["vae"]["digest"]
+    if known not in (None, found):
+        raise UserError(
+            f"{vae.path}: another autoencoder (digest {found[:12]}) than the one whose latents "
+            f"{base.path} was trained on ({known[:12]}); leave --vae out to take its own"
+        )
+
+
+def adopt_autoencoder(config: AutoencoderRun, base: ModelFolder) -> AutoencoderRun:
+    """As `adopt`, for `train-vae`.
+
+    Raises:
+        UserError: the model has no autoencoder, or the configuration names other sizes.
+    """
+    arguments = read_config(base.file("vae"), Autoencoder)
+    sizes = {key: arguments[key] for key in type(config.autoencoder).model_fields}
+    changes = {"autoencoder": _agree(config.autoencoder, "autoencoder", sizes, base)}
+    if base.image_size is not None and base.image_size[0] == base.image_size[1]:
+        changes["data"] = _fill(config.data, {"resolution": base.image_size[0]})
+    return config.model_copy(update=changes)
+
+
+def _agree(section: Section, name: str, known: Mapping[str, Any], base: ModelFolder) -> Section:
+    """The section with the model's values, once those that it names are the same."""
+    for key in type(section).model_fields:
+        if key in section.model_fields_set & known.keys():
+            value = getattr(section, key)
+            if value != known[key]:
+                raise UserError(
+                    f"{name}.{key}: {value!r}, but {base.path}, which the run starts from, has "
+                    f"{known[key]!r}; leave it out, or train from scratch"
+                )
+    return section.model_copy(update=dict(known))
+
+
+def _fill(section: Section, known: Mapping[str, Any]) -> Section:
+    """The section with the model's values where it names none."""
+    left_out = {k: v for k, v in known.items() if k not in section.model_fields_set}
+    return section.model_copy(update=left_out)

@@ -22,10 +22,12 @@ import keras
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, load_config
 from latentddpm.data import examples
-from latentddpm.data.captions import read_captions
+from latentddpm.data.captions import Captions
 from latentddpm.data.draws import Draws
 from latentddpm.data.latents import prepare_latents
-from latentddpm.data.scan import scan
+from latentddpm.data.scan import open_catalog
+from latentddpm.data.split import Selection
+from latentddpm.data.tokens import prepare_tokens
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
@@ -65,16 +67,38 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     options = parser.parse_args()
-    paths = [record.path for record in scan(options.data, quiet=True).records]
     report = {}
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options, Path(folder), report)
+    print(
+        json.dumps(
+            {
+                name: {
+                    "pipeline_examples_per_second": round(given, 1),
+                    "training_examples_per_second": round(taken, 1),
+                    "ratio": round(given / taken, 1),
+                }
+                for name, (given, taken) in report.items()
+            },
+            indent=2,
+        )
+    )
+
+
+def measure(
+    options: argparse.Namespace, scratch: Path, report: dict[str, tuple[float, float]]
+) -> None:
+    """Fill `report` with what each pipeline gives and each training takes."""
+    catalog = open_catalog(options.data, scratch / "catalog", quiet=True)
+    images = Selection(len(catalog))
 
     config = load_config(AutoencoderRun, CONFIGS / "emoji-64-vae.yaml")
     batch_size = config.training.batch_size
     config, model = autoencoder.build_autoencoder(config)
     model.compile(make_optimizer(config.training))
     stream = examples.image_examples(
-        options.data,
-        paths,
+        catalog,
+        images,
         resolution=config.data.resolution,
         latent_shape=(8, 8, 4),
         batch_size=batch_size,
@@ -91,42 +115,26 @@ def main() -> None:
     unet, text_encoder, tokenizer = diffusion.build_networks(config, sources)
     model = diffusion.with_text(unet, text_encoder, tokenizer.context_length)
     model.compile(make_optimizer(config.training), loss="mse")
-    with tempfile.TemporaryDirectory() as folder:
-        cache = prepare_latents(
-            options.data,
-            paths,
-            Path(folder, "latents"),
-            vae_digest=source.parts["vae"]["digest"],
-            load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),
-            resolution=config.data.resolution,
-        )
-        captions = read_captions(options.data, paths, config.data.caption_templates)
-        stream = examples.diffusion_examples(
-            cache,
-            range(len(paths)),
-            NoiseSchedule(**config.schedule.model_dump()),
-            LatentSpace(vae_config["scaling_factor"]),
-            batch_size=batch_size,
-            draws=Draws(0, "benchmark"),
-            positions=examples.positions(0, None, batch_size),
-            tokens=examples.tokenize_captions(captions, tokenizer),
-            condition_dropout=0.1,
-        )
-        report["train-diffusion"] = delivered(stream, batch_size), eaten(model, stream, batch_size)
-
-    print(
-        json.dumps(
-            {
-                name: {
-                    "pipeline_examples_per_second": round(given, 1),
-                    "training_examples_per_second": round(taken, 1),
-                    "ratio": round(given / taken, 1),
-                }
-                for name, (given, taken) in report.items()
-            },
-            indent=2,
-        )
+    cache = prepare_latents(
+        catalog,
+        scratch / "latents",
+        vae_digest=source.parts["vae"]["digest"],
+        load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),
+        resolution=config.data.resolution,
     )
+    captions = Captions(catalog, config.data.caption_templates)
+    stream = examples.diffusion_examples(
+        cache,
+        images,
+        NoiseSchedule(**config.schedule.model_dump()),
+        LatentSpace(vae_config["scaling_factor"]),
+        batch_size=batch_size,
+        draws=Draws(0, "benchmark"),
+        positions=examples.positions(0, None, batch_size),
+        tokens=prepare_tokens(captions, tokenizer, quiet=True),
+        condition_dropout=0.1,
+    )
+    report["train-diffusion"] = delivered(stream, batch_size), eaten(model, stream, batch_size)
 
 
 if __name__ == "__main__":

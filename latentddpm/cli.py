@@ -21,19 +21,21 @@ from latentddpm.startup import import_keras
 from latentddpm.usage import Commands, command
 
 FOLDER = click.Path(path_type=Path)
+DATA_HELP = "Folder of images, or of shards; a shard; a pattern such as a-{00..99}.tar."
 
 
 def training_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of both trainers."""
     for option in (
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
-        click.option("--strict", is_flag=True, help="Refuse folders with unreadable images."),
+        click.option("--strict", is_flag=True, help="Refuse data with unreadable images."),
         click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
         click.option("--set", "overrides", multiple=True, metavar="K=V", help="Override a.b=c."),
         click.option("--init", type=FOLDER, help="Model folder to fine-tune."),
         click.option("--config", type=FOLDER, help="YAML with what differs from the defaults."),
         click.option("--out", type=FOLDER, required=True, help="Run folder."),
-        click.option("--data", type=FOLDER, required=True, help="Folder of images."),
+        click.option("--catalog", type=FOLDER, help="Catalog to share [default: below OUT]."),
+        click.option("--data", required=True, metavar="PLACE", help=DATA_HELP),
     ):
         function = option(function)
     return function
@@ -60,7 +62,8 @@ def main() -> None:
 @training_options
 @command
 def train_vae(
-    data: Path,
+    data: str,
+    catalog: Path | None,
     out: Path,
     config: Path | None,
     init: Path | None,
@@ -83,7 +86,7 @@ def train_vae(
         _echo_sizes(encoder=model.encoder, decoder=model.decoder)
         return
     model = autoencoder.train_autoencoder(
-        settings, data, out, resume=resume, strict=strict, quiet=quiet
+        settings, data, out, catalog=catalog, resume=resume, strict=strict, quiet=quiet
     )
     _note(quiet, f"latent std {model.latent_statistics['std']:.4f}: ", nl=False)
     _note(quiet, f"scaling_factor {model.scaling_factor:.5f} is stored in the model")
@@ -98,7 +101,8 @@ def train_vae(
 @click.option("--latents", type=FOLDER, help="Latents cache [default: OUT/latents].")
 @command
 def train_diffusion(
-    data: Path,
+    data: str,
+    catalog: Path | None,
     vae: Path | None,
     latents: Path | None,
     out: Path,
@@ -124,37 +128,39 @@ def train_diffusion(
         click.echo(dump_config(settings), nl=False)
         _echo_sizes(unet=unet, text_encoder=text_encoder)
         return
+    folders = {"latents": latents, "catalog": catalog}
     diffusion.train_diffusion(
-        settings, data, vae, out, latents=latents, resume=resume, strict=strict, quiet=quiet
+        settings, data, vae, out, **folders, resume=resume, strict=strict, quiet=quiet
     )
     click.echo(out / "model")
 
 
 @main.command()
-@click.option("--data", type=FOLDER, required=True, help="Folder of images.")
+@click.option("--data", required=True, metavar="PLACE", help=DATA_HELP)
 @click.option("--vae", type=FOLDER, required=True, help="Model folder or finished train-vae run.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the latents cache.")
+@click.option("--catalog", type=FOLDER, help="Catalog to share [default: below OUT].")
 @click.option("--resolution", type=int, help="Side in pixels [default: the model's own].")
 @click.option("--mirrored", is_flag=True, help="A second, mirrored row for each image.")
-@click.option("--strict", is_flag=True, help="Refuse folders with unreadable images.")
+@click.option("--strict", is_flag=True, help="Refuse data with unreadable images.")
 @command
 def encode(
-    data: Path,
+    data: str,
     vae: Path,
     out: Path,
+    catalog: Path | None,
     resolution: int | None,
     mirrored: bool,
     strict: bool,
     quiet: bool,
 ) -> None:
-    """Encode a folder of images into a latents cache for train-diffusion."""
+    """Encode images into a latents cache for train-diffusion."""
     import_keras()
     from latentddpm.training.encode import encode_folder
 
-    cache = encode_folder(
-        data, vae, out, resolution=resolution, mirrored=mirrored, strict=strict, quiet=quiet
-    )
-    _note(quiet, f"{len(cache.paths)} images, latents {'×'.join(map(str, cache.latent_shape))}")
+    options = {"resolution": resolution, "mirrored": mirrored}
+    cache = encode_folder(data, vae, out, catalog=catalog, **options, strict=strict, quiet=quiet)
+    _note(quiet, f"{cache.count} images, latents {'×'.join(map(str, cache.latent_shape))}")
     click.echo(out)
 
 

@@ -1,21 +1,35 @@
 """Captions come from exactly one place each, and whatever is wrong with them is said."""
 
 import json
+import tempfile
+from pathlib import Path
 
+import nasty
 import pytest
 
-from latentddpm.data.captions import read_captions
+from latentddpm.data.captions import Captions
+from latentddpm.data.scan import open_catalog
 from latentddpm.errors import UserError
 
 IMAGES = ["a.png", "sub/b.png"]
+PIXEL = nasty.encoded(nasty.solid("RGB", nasty.RED, 1), "PNG")
 
 
 @pytest.fixture
 def folder(tmp_path):
     for name in IMAGES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_bytes(PIXEL)
     return tmp_path
+
+
+def read_captions(folder, images, templates=()):
+    """The captions of some images of a folder, through a catalog of all of it."""
+    with tempfile.TemporaryDirectory() as here:
+        catalog = open_catalog(folder, Path(here, "catalog"), quiet=True)
+        captions = Captions(catalog, templates)
+        names = [catalog.name(i) for i in range(len(catalog))]
+        return [captions[names.index(name)] for name in images]
 
 
 def jsonl(folder, *rows):
@@ -35,7 +49,7 @@ def test_a_sidecar_is_one_caption(folder):
 
 
 def test_dots_in_a_name_belong_to_the_name(folder):
-    (folder / "v1.5.png").touch()
+    (folder / "v1.5.png").write_bytes(PIXEL)
     (folder / "v1.5.txt").write_text("five")
     (folder / "v1.txt").write_text("one")
     assert read_captions(folder, ["v1.5.png"]) == [("five",)], "sidecar of a dotted name"

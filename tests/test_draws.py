@@ -20,13 +20,14 @@ def noise(draws, start=0, stop=8, purpose="noise", shape=(4, 4, 2)):
 # --- Pure functions ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["index", "integer", "chance", "uniform", "normal"])
+@pytest.mark.parametrize("kind", ["index", "integer", "bits", "chance", "uniform", "normal"])
 def test_the_same_position_draws_the_same_in_any_order(kind):
     def draw(position):
         draws = Draws(7, "train")
         return {
             "index": lambda: draws.index(position, 11),
             "integer": lambda: draws.integer("timestep", position, 1000),
+            "bits": lambda: draws.bits("caption", position),
             "chance": lambda: draws.chance("flip", position, 0.5),
             "uniform": lambda: draws.uniform("background", position, (3,)),
             "normal": lambda: draws.normal("noise", position, (2, 3)),
@@ -135,6 +136,16 @@ def test_integers_are_uniform(maximum):
     expected = count / bins
     chi_square = np.sum((found - expected) ** 2 / expected)
     assert chi_square < bins + 5 * np.sqrt(2 * bins), f"{found}: not uniform over {maximum}"
+
+
+@pytest.mark.parametrize("maximum", [1, 3, 1000])
+def test_bits_modulo_n_are_the_integer_below_n(maximum):
+    draws = Draws(0, "train")
+    drawn = along(lambda position: draws.integer("caption", position, maximum), 0, 300)
+    bits = along(lambda position: draws.bits("caption", position), 0, 300)
+    assert bits.min() >= 0, f"drew {bits.min()}"
+    assert bits.max() < 1 << 32, f"drew {bits.max()}, expected 32 bits"
+    np.testing.assert_array_equal(bits % maximum, drawn, err_msg=f"modulo {maximum}")
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])

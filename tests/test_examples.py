@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,14 +10,12 @@ import tensorflow as tf
 from conftest import EMOJI
 
 from latentddpm.data.draws import Draws
-from latentddpm.data.examples import (
-    diffusion_examples,
-    image_examples,
-    positions,
-    tokenize_captions,
-)
+from latentddpm.data.examples import diffusion_examples, image_examples, positions
 from latentddpm.data.images import read_image
 from latentddpm.data.latents import LatentsCache, prepare_latents
+from latentddpm.data.scan import open_catalog
+from latentddpm.data.split import Selection
+from latentddpm.data.tokens import tokenize_captions
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.digest import weights_digest
@@ -30,8 +27,28 @@ PATHS = sorted(path.relative_to(EMOJI).as_posix() for path in EMOJI.rglob("*.png
 DRAWS = Draws(5, "train")
 
 
+def only(*numbers):
+    """A selection of some of the images."""
+    return Selection(COUNT, lambda start, stop: np.isin(np.arange(start, stop), numbers))
+
+
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
+def folder(tmp_path_factory):
+    """The images of PATHS, without captions."""
+    folder = tmp_path_factory.mktemp("images")
+    for path in PATHS:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(EMOJI / path, folder / path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def catalog(folder, tmp_path_factory):
+    return open_catalog(folder, tmp_path_factory.mktemp("catalog"), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def cache(catalog, tmp_path_factory):
     """Moments, mirrored ones too, of real images by a small autoencoder."""
     keras.utils.set_random_seed(0)
     autoencoder = Autoencoder(
@@ -42,8 +59,7 @@ def cache(tmp_path_factory):
         norm_groups=2,
     )
     return prepare_latents(
-        EMOJI,
-        PATHS,
+        catalog,
         tmp_path_factory.mktemp("cache"),
         vae_digest=weights_digest(autoencoder),
         load_autoencoder=lambda: autoencoder,
@@ -66,14 +82,21 @@ def captions():
 
 
 @pytest.fixture(scope="module")
-def tokens(captions):
-    return tokenize_captions(captions, ClipTokenizer(16))
+def tokens(captions, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens") / "tokens"
+    return tokenize_captions(captions, ClipTokenizer(16), folder)
+
+
+def own_ids(tokens, image):
+    """Token ids of each alternative of an image."""
+    starts, counts = tokens.starts_and_counts(np.array([image]))
+    return tokens.ids[starts[0] : starts[0] + counts[0]]
 
 
 def stream(cache, start=0, stop=6, batch_size=4, **changes):
     """Examples of steps start … stop − 1, end to end: one dict of arrays, target included."""
     settings = {
-        "indices": range(COUNT),
+        "selection": only(*range(COUNT)),
         "schedule": NoiseSchedule(),
         "latent_space": LatentSpace(0.5),
         "draws": DRAWS,
@@ -88,10 +111,10 @@ def stream(cache, start=0, stop=6, batch_size=4, **changes):
     return joined({**inputs, "target": target} for inputs, target in batches)
 
 
-def pictures(folder=EMOJI, start=0, stop=6, batch_size=4, paths=PATHS, draws=DRAWS, **changes):
+def pictures(catalog, start=0, stop=6, batch_size=4, draws=DRAWS, **changes):
     dataset = image_examples(
-        Path(folder),
-        paths,
+        catalog,
+        only(*range(COUNT)),
         resolution=RESOLUTION,
         latent_shape=SHAPE,
         batch_size=batch_size,
@@ -135,27 +158,29 @@ def test_positions_count_examples():
     assert list(endless) == [5, 6, 7], "an endless stream begins elsewhere"
 
 
-def test_a_stream_goes_on_where_it_stopped(cache, tokens):
+def test_a_stream_goes_on_where_it_stopped(catalog, cache, tokens):
     settings = {"tokens": tokens, "condition_dropout": 0.3}
     whole = stream(cache, **settings)
     tail = stream(cache, start=4, **settings)
     assert_same(tail, {k: v[16:] for k, v in whole.items()}, "steps 4 and 5 after a resume")
-    whole = pictures(background="random", flip=True)
-    tail = pictures(start=4, background="random", flip=True)
+    whole = pictures(catalog, background="random", flip=True)
+    tail = pictures(catalog, start=4, background="random", flip=True)
     assert_same(tail, {k: v[16:] for k, v in whole.items()}, "images after a resume")
 
 
-def test_an_example_does_not_depend_on_the_batch_size(cache, tokens):
+def test_an_example_does_not_depend_on_the_batch_size(catalog, cache, tokens):
     settings = {"tokens": tokens, "condition_dropout": 0.3}
     whole = stream(cache, 0, 3, batch_size=8, **settings)
     small = stream(cache, 0, 8, batch_size=3, **settings)
     assert_same(small, whole, "batches of 3 instead of 8")
-    whole = pictures(stop=3, batch_size=8, flip=True)
-    assert_same(pictures(stop=8, batch_size=3, flip=True), whole, "images in batches of 3")
+    whole = pictures(catalog, stop=3, batch_size=8, flip=True)
+    assert_same(
+        pictures(catalog, stop=8, batch_size=3, flip=True), whole, "images in batches of 3"
+    )
 
 
 def test_validation_is_the_same_each_time(cache, tokens):
-    settings = {"draws": Draws(5, "validation"), "tokens": tokens, "indices": [1, 4, 6]}
+    settings = {"draws": Draws(5, "validation"), "tokens": tokens, "selection": only(1, 4, 6)}
     first = stream(cache, **settings)
     assert_same(stream(cache, **settings), first, "the second validation")
     other = stream(cache, **{**settings, "draws": DRAWS})
@@ -164,8 +189,7 @@ def test_validation_is_the_same_each_time(cache, tokens):
 
 def test_every_epoch_shows_every_image_once(cache, captions, tokens):
     singles = stream(cache, 0, 6, batch_size=COUNT, tokens=tokens)["token_ids"]
-    owners = {tuple(tokens.ids[tokens.starts[i] + k]): i
-              for i in range(COUNT) for k in range(tokens.counts[i])}  # fmt: skip
+    owners = {tuple(ids): i for i in range(COUNT) for ids in own_ids(tokens, i)}
     order = np.array([owners[tuple(ids)] for ids in singles]).reshape(6, COUNT)
     for epoch in order:
         assert sorted(epoch) == list(range(COUNT)), f"an epoch showed the images {epoch}"
@@ -173,9 +197,8 @@ def test_every_epoch_shows_every_image_once(cache, captions, tokens):
 
 
 def test_only_the_images_asked_for(cache, captions, tokens):
-    found = {tuple(ids) for ids in stream(cache, tokens=tokens, indices=[2, 5])["token_ids"]}
-    allowed = {tuple(tokens.ids[tokens.starts[i] + k])
-               for i in (2, 5) for k in range(tokens.counts[i])}  # fmt: skip
+    found = {tuple(ids) for ids in stream(cache, tokens=tokens, selection=only(2, 5))["token_ids"]}
+    allowed = {tuple(ids) for i in (2, 5) for ids in own_ids(tokens, i)}
     assert found <= allowed, "a caption of an image that was kept out"
 
 
@@ -230,7 +253,7 @@ def test_the_measured_scale_is_applied_exactly_once(cache):
     mean, logvar = np.split(wide.astype("float64"), 2, axis=-1)
     scale = 1 / np.sqrt(mean.var() + np.exp(logvar).mean())
     assert scale < 0.5, f"scale {scale:.2f} is too near 1 to tell once from twice"
-    cache = LatentsCache(cache.paths, wide, True)
+    cache = LatentsCache(cache.count, wide, True)
     schedule = NoiseSchedule(prediction_type="sample")
     latents = stream(cache, 0, 100, 8, schedule=schedule, latent_space=LatentSpace(scale))
     std = latents["target"].std()
@@ -256,7 +279,7 @@ def test_timesteps_are_uniform_and_noise_is_normal(cache):
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_conditions_are_dropped_as_often_as_asked(cache, tokens, share):
     # Image 7 has no caption, so its condition is the empty prompt in any case.
-    settings = {"tokens": tokens, "condition_dropout": share, "indices": range(7)}
+    settings = {"tokens": tokens, "condition_dropout": share, "selection": only(*range(7))}
     ids = stream(cache, 0, 40, 50, **settings)["token_ids"]
     found = np.mean((ids == tokens.ids[-1]).all(axis=-1))
     bound = 4 * np.sqrt(share * (1 - share) / len(ids))
@@ -274,8 +297,8 @@ def test_dropping_conditions_changes_nothing_else(cache, tokens):
 
 def test_alternatives_are_drawn_alike(cache, tokens):
     image = 2  # has three
-    ids = stream(cache, 0, 12, 100, tokens=tokens, indices=[image])["token_ids"]
-    counts = [int((ids == tokens.ids[tokens.starts[image] + k]).all(-1).sum()) for k in range(3)]
+    ids = stream(cache, 0, 12, 100, tokens=tokens, selection=only(image))["token_ids"]
+    counts = [int((ids == own).all(-1).sum()) for own in own_ids(tokens, image)]
     assert sum(counts) == 1200, f"{1200 - sum(counts)} captions belong to another image"
     # Standard deviation 16.3.
     assert max(abs(count - 400) for count in counts) < 70, f"drawn {counts}, expected 400 each"
@@ -286,8 +309,8 @@ def test_half_of_the_rows_are_mirrored(cache):
     certain = np.concatenate(
         [cache.moments[..., :2], np.full_like(cache.moments[..., 2:], -60)], -1
     )
-    flat = LatentsCache(cache.paths, certain, True)  # a posterior without spread names its row
-    settings = {"schedule": schedule, "latent_space": LatentSpace(1.0), "indices": [3]}
+    flat = LatentsCache(cache.count, certain, True)  # a posterior without spread names its row
+    settings = {"schedule": schedule, "latent_space": LatentSpace(1.0), "selection": only(3)}
     targets = stream(flat, 0, 10, 100, **settings)["target"]
     straight, mirrored = certain[3, ..., :2], certain[3 + COUNT, ..., :2]
     assert np.abs(straight - mirrored).max() > 1e-3, "the picture is symmetric; choose another"
@@ -297,7 +320,7 @@ def test_half_of_the_rows_are_mirrored(cache):
     share = is_mirrored.mean()
     assert abs(share - 0.5) < 0.065, f"{share:.3f} mirrored, expected 0.5"
 
-    plain = LatentsCache(cache.paths, certain[:COUNT], False)
+    plain = LatentsCache(cache.count, certain[:COUNT], False)
     targets = stream(plain, **settings)["target"]
     assert np.allclose(targets, straight, atol=1e-6), "a row that a cache without mirrors lacks"
 
@@ -308,7 +331,7 @@ def test_half_of_the_rows_are_mirrored(cache):
 def test_captions_own_their_rows(captions, tokens):
     tokenizer = ClipTokenizer(16)
     for i, alternatives in enumerate(captions):
-        rows = tokens.ids[tokens.starts[i] : tokens.starts[i] + tokens.counts[i]]
+        rows = own_ids(tokens, i)
         expected = tokenizer(alternatives or [""])
         np.testing.assert_array_equal(rows, expected, err_msg=f"captions of image {i}")
     np.testing.assert_array_equal(tokens.ids[-1], tokenizer("")[0], err_msg="the empty prompt")
@@ -321,8 +344,8 @@ def unit(path, folder=EMOJI):
     return read_image(folder / path, RESOLUTION) / np.float32(127.5) - 1
 
 
-def test_pictures_are_the_files_in_the_drawn_order():
-    found = pictures()
+def test_pictures_are_the_files_in_the_drawn_order(catalog):
+    found = pictures(catalog)
     assert found["images"].dtype == np.float32, f"images are {found['images'].dtype}"
     assert found["noise"].shape == (24, *SHAPE), f"noise is {found['noise'].shape}"
     for position in range(24):
@@ -333,15 +356,16 @@ def test_pictures_are_the_files_in_the_drawn_order():
         np.testing.assert_array_equal(found["noise"][position], drawn(position, "noise"))
 
 
-def test_validation_pictures_come_in_order_without_draws():
-    found = pictures(draws=None, stop=2, background="random", flip=True)
+def test_validation_pictures_come_in_order_without_draws(catalog):
+    found = pictures(catalog, draws=None, stop=2, background="random", flip=True)
     assert set(found) == {"images"}, f"validation holds {set(found)}, expected images alone"
     for image, path in zip(found["images"], PATHS, strict=True):
         np.testing.assert_allclose(image, unit(path), atol=1e-6, err_msg=path)
 
 
-def test_half_of_the_pictures_are_mirrored():
-    plain, flipped = pictures(stop=50)["images"], pictures(stop=50, flip=True)["images"]
+def test_half_of_the_pictures_are_mirrored(catalog):
+    plain = pictures(catalog, stop=50)["images"]
+    flipped = pictures(catalog, stop=50, flip=True)["images"]
     same = (plain == flipped).all(axis=(1, 2, 3))
     mirrored = (plain[:, :, ::-1] == flipped).all(axis=(1, 2, 3))
     assert (same | mirrored).all(), "a picture is neither itself nor its mirror image"
@@ -349,8 +373,8 @@ def test_half_of_the_pictures_are_mirrored():
     assert abs(share - 0.5) < 0.15, f"{share:.2f} mirrored, expected 0.5"
 
 
-def test_a_drawn_background_shows_through_transparency_only():
-    plain, coloured = pictures()["images"], pictures(background="random")["images"]
+def test_a_drawn_background_shows_through_transparency_only(catalog):
+    plain, coloured = pictures(catalog)["images"], pictures(catalog, background="random")["images"]
     seen = set()
     for position in range(24):
         rgba = read_image(EMOJI / PATHS[drawn(position, "image")], RESOLUTION, None)
@@ -374,13 +398,19 @@ def test_a_drawn_background_shows_through_transparency_only():
     assert len(seen) > 10, f"only {len(seen)} different backgrounds in 24 pictures"
 
 
-def test_a_file_that_breaks_later_is_named_and_its_neighbour_stands_in(tmp_path):
-    folder = tmp_path / "data"
-    shutil.copytree(EMOJI, folder)
+@pytest.fixture
+def fragile(folder, tmp_path):
+    """A folder that may be broken, and its catalog."""
+    shutil.copytree(folder, tmp_path / "data")
+    return tmp_path / "data", open_catalog(tmp_path / "data", tmp_path / "catalog", quiet=True)
+
+
+def test_a_file_that_breaks_later_is_named_and_its_neighbour_stands_in(fragile):
+    folder, catalog = fragile
     (folder / PATHS[2]).write_bytes(b"\x89PNG broken")
     (folder / PATHS[3]).unlink()
     with pytest.warns(UserWarning, match="another image takes its place") as caught:
-        found = pictures(folder, draws=None, stop=2)["images"]
+        found = pictures(catalog, draws=None, stop=2)["images"]
     for i, stand_in in {1: 1, 2: 4, 3: 4, 4: 4}.items():
         np.testing.assert_allclose(
             found[i], unit(PATHS[stand_in]), atol=1e-6, err_msg=f"image {i} should be {stand_in}"
@@ -390,6 +420,8 @@ def test_a_file_that_breaks_later_is_named_and_its_neighbour_stands_in(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*another image takes its place")
-def test_nothing_left_to_read_is_an_error(tmp_path):
+def test_nothing_left_to_read_is_an_error(fragile):
+    folder, catalog = fragile
+    shutil.rmtree(folder)
     with pytest.raises(tf.errors.OpError, match="no image can be read any more"):
-        pictures(tmp_path, stop=1)
+        pictures(catalog, stop=1)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from latentddpm.data import images
 from latentddpm.data.images import UnreadableImage, composite, read_image
-from latentddpm.data.scan import find_images, scan
+from latentddpm.data.scan import open_catalog
+from latentddpm.data.sources import open_source
 from latentddpm.errors import UserError
 
 READABLE, UNREADABLE = nasty.readable(), nasty.unreadable()
@@ -108,9 +109,9 @@ def test_exif_rotation_moves_the_red_corner(tmp_path, kind, orientation, place):
     assert np.abs(pixels[row, column] - nasty.RED).max() < 16, f"red is not {place}"
     red = np.abs(pixels - nasty.RED).max(axis=2) < 128
     assert abs(red.mean() - 0.25) < 0.02, f"{red.mean():.2f} of the picture is red"
-    record = scan(tmp_path, quiet=True).records[0]
-    upright = (48, 32) if orientation < 5 else (32, 48)
-    assert (record.width, record.height) == upright, f"scan says {record}"
+    catalog = open_catalog(tmp_path, tmp_path / "catalog", quiet=True)
+    found = int(catalog.images["width"][0]), int(catalog.images["height"][0])
+    assert found == ((48, 32) if orientation < 5 else (32, 48)), f"the scan says {found}"
 
 
 def test_16_bit_gray_keeps_its_ramp(tmp_path):
@@ -232,46 +233,56 @@ def test_a_wrong_background_is_said(tmp_path, background):
 
 
 def test_scan_sorts_good_from_bad_and_changes_nothing(tmp_path):
-    nasty.write(tmp_path, READABLE | UNREADABLE)
-    (tmp_path / "notes.txt").write_text("not looked at")
+    folder, cache = tmp_path / "data", tmp_path / "catalog"
+    nasty.write(folder, READABLE | UNREADABLE)
+    (folder / "notes.txt").write_text("not looked at")
 
     def state():
         return {
             path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).digest())
-            for path in tmp_path.rglob("*")
+            for path in folder.rglob("*")
             if path.is_file()
         }
 
     before = state()
-    result = scan(tmp_path, workers=3, quiet=True)
-    assert [r.path for r in result.records] == sorted(READABLE), "records: wrong files or order"
-    assert [p for p, _ in result.unreadable] == sorted(UNREADABLE), "unreadable: wrong files"
-    by_name = {record.path: record for record in result.records}
-    line = by_name["line.png"]
-    assert (line.width, line.height) == (1000, 1), f"{line}"
-    see_through = {name for name, record in by_name.items() if record.transparent}
+    catalog = open_catalog(folder, cache, quiet=True)
+    names = [catalog.name(i) for i in range(len(catalog))]
+    assert names == sorted(READABLE), "images: wrong files or order"
+    assert [p for p, _ in catalog.unreadable()] == sorted(UNREADABLE), "unreadable: wrong files"
+    for name, reason in catalog.unreadable():
+        assert UNREADABLE[name][1] in reason, f"{name}: the reason is {reason!r}"
+    line = catalog.images.row(names.index("line.png"))
+    assert (line["width"], line["height"]) == (1000, 1), f"{line}"
+    see_through = {names[i] for i in np.flatnonzero(catalog.images["transparent"])}
     wanted = {"gray-alpha.png", "gray16-hidden.png", "palette-alpha.png", "rgba.webp"}
     assert see_through == wanted, f"transparent: {see_through}"
+    for i, name in enumerate(names):
+        digest = hashlib.sha256(READABLE[name][0]).digest()
+        assert catalog.images["sha256"][i].tobytes() == digest, f"{name}: another digest"
+        assert catalog.read(i) == READABLE[name][0], f"{name}: other bytes"
     assert state() == before, "the scan changed the user's folder"
     with pytest.raises(UserError, match=f"{len(UNREADABLE)} of .*bit-flipped.png: broken"):
-        scan(tmp_path, strict=True, quiet=True)
+        open_catalog(folder, cache, strict=True, quiet=True)
 
 
 def test_scan_of_nothing_but_broken_files_is_an_error(tmp_path):
     nasty.write(tmp_path, UNREADABLE)
     with pytest.raises(UserError, match="9 of 9 images cannot be read"):
-        scan(tmp_path, quiet=True)
+        open_catalog(tmp_path, tmp_path / "catalog", quiet=True)
 
 
-def test_find_images_is_deterministic_and_skips_hidden(tmp_path):
-    names = ["b.png", "a/z.JPEG", "a.png", "a/b/c.Gif"]
+def listed(folder):
+    return [unit.name for unit in open_source(folder).units()]
+
+
+def test_images_are_listed_in_order_without_what_is_hidden(tmp_path):
+    names = ["b.png", "a/z.JPEG", "a.png", "a/b/c.Gif", "a-b/d.png", "ab.png", "ü/e.png", "z.png"]
     for name in [*names, ".hidden.png", ".git/x.png", "a/.thumbs/y.png", "a/readme.md"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
-    assert found == ["a.png", "a/b/c.Gif", "a/z.JPEG", "b.png"], f"found {found}"
+    assert listed(tmp_path) == sorted(names), "not in the order of whole paths"
 
 
 def test_links_stay_inside_the_folder(tmp_path):
@@ -286,11 +297,11 @@ def test_links_stay_inside_the_folder(tmp_path):
     (inside / "folder").symlink_to(outside)
     (inside / "loop").symlink_to(inside)
     with pytest.warns(UserWarning, match=r"1 links that leave the folder .*out\.png"):
-        found = [path.name for path in find_images(inside)]
+        found = listed(inside)
     assert found == ["a.png", "b.png"], f"found {found}"
     (tmp_path / "alias").symlink_to(inside)
     with pytest.warns(UserWarning, match="links that leave"):
-        assert len(find_images(tmp_path / "alias")) == 2, "the folder itself may be a link"
+        assert len(listed(tmp_path / "alias")) == 2, "the folder itself may be a link"
 
 
 def test_a_wrong_folder_is_said_in_one_line(tmp_path):
@@ -302,7 +313,7 @@ def test_a_wrong_folder_is_said_in_one_line(tmp_path):
     }
     for folder, words in cases.items():
         with pytest.raises(UserError, match=words) as caught:
-            find_images(folder)
+            listed(folder)
         assert "\n" not in str(caught.value), f"several lines: {caught.value}"
 
 

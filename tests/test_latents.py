@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentddpm.data import latents, latents_build, latents_index
+from latentddpm.data import latents, latents_build
+from latentddpm.data.crew import Crew, alone
 from latentddpm.data.images import read_image
 from latentddpm.data.latents import LatentsCache, prepare_latents
+from latentddpm.data.scan import open_catalog
 from latentddpm.errors import UserError
 from latentddpm.files import file_digest
 
 RESOLUTION, COUNT, BATCH = 16, 10, 4
-NAMES = tuple(f"part-{i % 2}/{i:02d}.png" for i in range(COUNT))
+NAMES = tuple(f"part-{i // 5}/{i:02d}.png" for i in range(COUNT))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +79,19 @@ class Bench:
         self.loads += 1
         return self.autoencoder
 
-    def prepare(self, paths=NAMES, **changes):
+    def catalog(self):
+        """What is in the folder now."""
+        return open_catalog(self.data, self.cache.with_name("catalog"), quiet=True)
+
+    def names(self):
+        catalog = self.catalog()
+        return [catalog.name(i) for i in range(len(catalog))]
+
+    def prepare(self, **changes):
         self.loads = self.encoded = 0
         settings = {"vae_digest": "a", "resolution": RESOLUTION, "batch_size": BATCH} | changes
         settings.setdefault("load_autoencoder", self.load)
-        return prepare_latents(self.data, paths, self.cache, **settings)
+        return prepare_latents(self.catalog(), self.cache, **settings)
 
     def expected(self, names=NAMES, flip=False):
         """mean and logvar straight from `Autoencoder.encode`."""
@@ -91,9 +101,10 @@ class Bench:
             images = images[:, :, ::-1]
         return [np.asarray(part) for part in self.autoencoder.encode(images)]
 
-    def check(self, cache, names=NAMES, **options):
-        """The rows of `cache` are the moments of `names`, in this order."""
-        assert cache.paths == tuple(names), "paths are those asked for, in order"
+    def check(self, cache, **options):
+        """The rows of `cache` are the moments of the images, in the catalog's order."""
+        names = self.names()
+        assert cache.count == len(names), f"{cache.count} images, expected {len(names)}"
         rows = [cache.row(i, **options) for i in range(len(names))]
         wanted = self.expected(names, flip=options.get("mirrored", False))
         half = cache.moments.dtype == np.float16
@@ -132,7 +143,9 @@ def test_moments_are_those_of_the_encoder(bench, dtype, capsys):
     error = capsys.readouterr().err
     assert "not there yet; 10 of 10 images to encode" in error, f"a miss says why: {error!r}"
     left = sorted(path.name for path in bench.cache.iterdir())
-    assert left == [".lock", "index.json", "moments.npy"], f"nothing temporary remains: {left}"
+    assert left == [".lock", "contents.npy", "index.json", "moments.npy"], (
+        f"nothing temporary remains: {left}"
+    )
     with pytest.raises(ValueError, match="read-only"):
         cache.moments[0] = 0
 
@@ -145,38 +158,17 @@ def test_second_run_never_loads_the_autoencoder_and_says_nothing(bench, capsys):
     assert capsys.readouterr().err == "", "a hit is silent"
 
 
-def test_hit_reads_no_image_whose_time_stamp_is_known(bench, monkeypatch):
-    bench.prepare()
-    read = []
-    monkeypatch.setattr(
-        latents_index, "file_digest", lambda path: read.append(path.name) or file_digest(path)
-    )
-    bench.prepare(load_autoencoder=never)
-    assert read == ["moments.npy"], f"only the moments are checked, not the images: {read}"
-    for name in NAMES:
-        age(bench.data / name, 30)
-    bench.prepare(load_autoencoder=never)
-    assert len(read) == 2 + COUNT, "images with new time stamps are compared by their bytes"
-    bench.prepare(load_autoencoder=never)
-    assert len(read) == 3 + COUNT, "the new time stamps were noted"
-
-
-def test_young_files_are_compared_by_their_bytes(bench):
-    path = bench.data / NAMES[3]
-    save(path, 3)
-    status = path.stat()
-    bench.prepare()
-    save(path, 99)
-    assert path.stat().st_size == status.st_size, "the test needs an equal size"
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    bench.check(bench.prepare())
-
-
 def test_opens_a_cache_that_cannot_be_written(bench, monkeypatch):
     bench.prepare()
-    monkeypatch.setattr(latents_index, "write_json", never)
     monkeypatch.setattr(latents_build, "write_json", never)
-    monkeypatch.setattr(latents, "_alone", never)
+    monkeypatch.setattr(latents, "alone", never)
+    bench.check(bench.prepare(load_autoencoder=never))
+
+
+def test_a_copied_folder_fits(bench):
+    bench.prepare()
+    for name in NAMES:
+        age(bench.data / name, 30)
     bench.check(bench.prepare(load_autoencoder=never))
 
 
@@ -191,7 +183,7 @@ def test_mirrored_rows_are_encodings_of_mirrored_images(bench):
         "the test must tell mirrored moments from moments of the mirrored image"
     )
     with pytest.raises(UserError, match="without mirrored"):
-        LatentsCache(NAMES, cache.moments, False).row(0, True)
+        LatentsCache(COUNT, cache.moments, False).row(0, True)
 
 
 def test_gather_serves_tensorflow(bench):
@@ -244,34 +236,79 @@ def test_changed_images_alone_are_encoded(bench, capsys, mirrored):
     size = (bench.data / NAMES[5]).stat().st_size
     save(bench.data / NAMES[5], 77)
     save(bench.data / "new.png", 78)
+    (bench.data / NAMES[0]).unlink()
     assert (bench.data / NAMES[5]).stat().st_size == size, "the test needs an equal size"
-    names = ("new.png", *NAMES[1:])
     capsys.readouterr()
-    cache = bench.prepare(names, mirrored=mirrored)
+    cache = bench.prepare(mirrored=mirrored)
     error = capsys.readouterr().err
-    wanted = (
-        "images 1 added (new.png), 1 removed (part-0/00.png), 1 changed (part-1/05.png); "
-        "2 of 10 images to encode"
-    )
+    wanted = "images 2 new (new.png, part-1/05.png), 2 gone; 2 of 10 images to encode"
     assert wanted in error, f"every cause is named: {error!r}"
     assert bench.encoded == 1 + mirrored, "the two new images are one batch, the rest is copied"
-    bench.check(cache, names)
+    bench.check(cache)
     if mirrored:
-        bench.check(cache, names, mirrored=True)
-    bench.prepare(names, mirrored=mirrored, load_autoencoder=never)
+        bench.check(cache, mirrored=True)
+    bench.prepare(mirrored=mirrored, load_autoencoder=never)
 
 
 def test_removed_renamed_and_reordered_images_need_no_autoencoder(bench, capsys):
     bench.prepare()
-    (bench.data / NAMES[2]).rename(bench.data / "zz.png")
-    names = (*NAMES[5:], "zz.png")
-    bench.check(bench.prepare(names, load_autoencoder=never), names)
-    assert "5 removed (part-0/00.png, part-1/01.png, part-0/02.png, ...)" in (
-        error := capsys.readouterr().err
-    ), f"the first names only: {error!r}"
-    names = names[::-1]
-    bench.check(bench.prepare(names, load_autoencoder=never), names)
+    for name in NAMES[:5]:
+        (bench.data / name).unlink()
+    bench.check(bench.prepare(load_autoencoder=never))
+    assert "images 5 gone; 0 of 5 images to encode" in (error := capsys.readouterr().err), error
+    (bench.data / NAMES[5]).rename(bench.data / "zz.png")
+    assert bench.names()[-1] == "zz.png", "the test needs another order"
+    bench.check(bench.prepare(load_autoencoder=never))
     assert "order" in capsys.readouterr().err, "a new order is told"
+
+
+def test_equal_images_are_copied_from_one_row(bench):
+    (bench.data / NAMES[3]).write_bytes((bench.data / NAMES[2]).read_bytes())
+    bench.prepare()
+    (bench.data / NAMES[7]).write_bytes((bench.data / NAMES[2]).read_bytes())
+    bench.check(bench.prepare(load_autoencoder=never))
+
+
+def test_without_its_contents_a_cache_is_not_copied_from(bench, capsys):
+    bench.prepare()
+    raw = bytearray((bench.cache / "contents.npy").read_bytes())
+    raw[-1] ^= 1
+    (bench.cache / "contents.npy").write_bytes(raw)
+    bench.prepare(load_autoencoder=never)
+    (bench.data / NAMES[0]).unlink()
+    capsys.readouterr()
+    bench.check(bench.prepare())
+    assert "images have changed; 9 of 9 images to encode" in capsys.readouterr().err, "all again"
+
+
+def test_a_crew_encodes_a_range_of_rows_each(bench):
+    whole = np.array(bench.prepare(mirrored=True).moments)
+    catalog, cache = bench.catalog(), bench.cache.with_name("crewed")
+    barrier, caches = threading.Barrier(3), {}
+
+    def work(index):
+        caches[index] = prepare_latents(
+            catalog,
+            cache,
+            vae_digest="a",
+            resolution=RESOLUTION,
+            batch_size=BATCH,
+            mirrored=True,
+            load_autoencoder=bench.load,
+            quiet=True,
+            crew=Crew(index, 3, barrier.wait),
+        )
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert set(caches) == {0, 1, 2}, f"only {set(caches)} of 3 came back"
+    for found in caches.values():
+        np.testing.assert_allclose(found.moments, whole, atol=2e-3, err_msg="other moments")
+    left = sorted(path.name for path in cache.iterdir())
+    assert left == [".lock", "contents.npy", "index.json", "moments.npy"], f"remains: {left}"
 
 
 # --- Damaged and half-written ---------------------------------------------------------------
@@ -384,6 +421,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from latentddpm.data import latents, latents_build
+from latentddpm.data.scan import open_catalog
 
 data, cache, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 calls = 0
@@ -397,8 +435,8 @@ def encode(images):  # 8 numbers of each quarter; real enough to tell images apa
 latents_build._compiled = lambda autoencoder: encode
 latents_build.SAVE_SECONDS = -1
 model = SimpleNamespace(downsample_factor=8, latent_channels=4, check_size=lambda *size: None)
-paths = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
-latents.prepare_latents(data, paths, cache, vae_digest="a", load_autoencoder=lambda: model,
+catalog = open_catalog(data, cache.with_name("catalog"), quiet=True)
+latents.prepare_latents(catalog, cache, vae_digest="a", load_autoencoder=lambda: model,
                         resolution=16, batch_size=3, quiet=True)
 assert "keras" not in sys.modules and "tensorflow" not in sys.modules, "not needed here"
 print(calls)
@@ -424,6 +462,7 @@ def test_killed_process_leaves_no_lie(bench):
 
 
 def test_full_disk_is_an_os_error_and_leaves_nothing(bench):
+    bench.catalog()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
@@ -438,7 +477,7 @@ def test_full_disk_is_an_os_error_and_leaves_nothing(bench):
 
 def test_two_builders_take_turns(bench, capsys):
     results = []
-    with latents._alone(_made(bench.cache), True):
+    with alone(_made(bench.cache), "latents cache", True):
         thread = threading.Thread(target=lambda: results.append(bench.prepare()))
         thread.start()
         thread.join(0.3)
@@ -457,21 +496,22 @@ def _made(folder):
 # --- Bad input ------------------------------------------------------------------------------
 
 
-def test_bad_input_is_named(bench, monkeypatch):
+def test_bad_input_is_named(bench):
     with pytest.raises(UserError, match=r"dtype: 'float8' .*'float16'"):
         bench.prepare(dtype="float8")
-    with pytest.raises(UserError, match="no image"):
-        bench.prepare(())
-    with pytest.raises(UserError, match=r"gone\.png: no such file"):
-        bench.prepare((*NAMES, "gone.png"))
     with pytest.raises(UserError, match="nearest valid: 16 or 24"):
         bench.prepare(resolution=20)
-    (bench.data / "bad.png").write_bytes((bench.data / NAMES[0]).read_bytes()[:200])
-    with pytest.raises(UserError, match=r"bad\.png: "):
-        bench.prepare((*NAMES, "bad.png"))
+    catalog = bench.catalog()
+    settings = {"vae_digest": "a", "load_autoencoder": bench.load, "resolution": RESOLUTION}
+    (bench.data / NAMES[2]).write_bytes((bench.data / NAMES[0]).read_bytes()[:200])
+    with pytest.raises(UserError, match=rf"{NAMES[2]}: .*mend or remove"):
+        prepare_latents(catalog, bench.cache, **settings)
+    (bench.data / NAMES[2]).unlink()
+    with pytest.raises(UserError, match=rf"{NAMES[2]}.*No such file.*mend or remove"):
+        prepare_latents(catalog, bench.cache, **settings)
     bench.cache = bench.data / NAMES[0]
     with pytest.raises(UserError, match="is a file"):
-        bench.prepare()
+        prepare_latents(catalog, bench.cache, **settings)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from latentddpm.config import DiffusionTraining
 from latentddpm.data.draws import Draws
 from latentddpm.data.examples import diffusion_examples, positions
 from latentddpm.data.latents import LatentsCache
+from latentddpm.data.split import Selection
 from latentddpm.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
 from latentddpm.models.latent_space import LatentSpace
 from latentddpm.training.diffusion import RECIPE
@@ -21,14 +22,14 @@ SHAPE = (4, 6, 3)
 def cache():
     """Five images' moments, of a posterior with some spread."""
     moments = np.random.default_rng(0).standard_normal((5, *SHAPE[:2], 2 * SHAPE[2]))
-    return LatentsCache(tuple("abcde"), moments.astype("float32"), False)
+    return LatentsCache(5, moments.astype("float32"), False)
 
 
 def stream(cache, stop=8, batch_size=16, schedule=None, **recipe):
     """Examples as one dict of arrays, the weights (if any) among them."""
     batches = diffusion_examples(
         cache,
-        range(5),
+        Selection(5),
         schedule or NoiseSchedule(),
         LatentSpace(1.0),
         batch_size=batch_size,

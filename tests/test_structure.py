@@ -23,7 +23,9 @@ FLOW = [
     # What everything stands on.
     ["errors", "files", "choices", "config", "timing", "startup"],
     # Pictures and words as they lie on disk.
-    ["pictures", "data.images", "data.scan", "data.captions", "data.split", "data.doctor"],
+    ["pictures", "data.images", "data.storage", "data.table", "data.keyindex", "data.crew"],
+    ["data.metadata", "data.units", "data.folder", "data.shards", "data.records", "data.sources"],
+    ["data.catalog", "data.scan", "data.captions", "data.split", "data.pack", "data.doctor"],
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
     ["models.compiled", "models.digest", "models.layers", "models.functional", "models.archive"],
@@ -33,8 +35,9 @@ FLOW = [
     ["models.text", "models"],
     ["diffusion.schedule", "diffusion.samplers", "diffusion.guidance"],
     ["diffusion.inpainting", "diffusion"],
-    # Cached moments, then training examples.
-    ["data.latents_index", "data.latents_build", "data.latents", "data.examples", "data"],
+    # Token ids and cached moments, then training examples.
+    ["data.tokens", "data.latents_index", "data.latents_build", "data.latents", "data.examples"],
+    ["data"],
     # Where all parts meet: the model folder and `generate`, which training and interop end in.
     ["modelfolder", "seeds", "initimage", "sampling", "pipeline"],
     ["interop"],
@@ -53,7 +56,7 @@ FLOW = [
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.
 TENSORFLOW = (
-    *("data.draws", "data.examples", "data.latents", "training"),
+    *("data.draws", "data.examples", "data.latents", "data.storage", "data.records", "training"),
     "models.compiled",
     *("interop.endpoints", "interop.saved_model", "interop.onnx", "interop.litert"),
 )

@@ -46,6 +46,13 @@ class Draws:
             (), self._seed(purpose, position), 0, maximum, dtype=tf.int32
         )
 
+    def bits(self, purpose: str, position: tf.Tensor) -> tf.Tensor:
+        """int64, 32 random bits: modulo n they are `integer` with that maximum."""
+        drawn = tf.random.stateless_uniform(
+            (), self._seed(purpose, position), None, None, dtype=tf.int32
+        )
+        return tf.cast(tf.bitcast(drawn, tf.uint32), tf.int64)
+
     def chance(self, purpose: str, position: tf.Tensor, probability: float) -> tf.Tensor:
         """True with the given probability."""
         return tf.random.stateless_uniform((), self._seed(purpose, position)) < probability

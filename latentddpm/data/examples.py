@@ -10,20 +10,19 @@ Networks are deterministic functions of what comes out here; see `draws` for why
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from latentddpm.data.catalog import Catalog
 from latentddpm.data.draws import Draws
 from latentddpm.data.images import WHITE, UnreadableImage, read_image
 from latentddpm.data.latents import LatentsCache
+from latentddpm.data.split import Selection
+from latentddpm.data.tokens import CaptionTokens
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.latent_space import LatentSpace
-from latentddpm.models.tokenizer import ClipTokenizer
 
 
 def positions(start: int, stop: int | None, batch_size: int) -> tf.data.Dataset:
@@ -38,8 +37,8 @@ def to_unit_range(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def image_examples(
-    folder: Path,
-    paths: Sequence[str],
+    catalog: Catalog,
+    selection: Selection,
     *,
     resolution: int,
     latent_shape: tuple[int, int, int],
@@ -52,6 +51,7 @@ def image_examples(
     """Batches `{"images": (B, H, W, 3) in [-1, 1], "noise": (B, *latent_shape)}`.
 
     Args:
+        selection: the images of the catalog to read.
         draws: None reads the files in order, once, without noise, flips or drawn colours
             (validation: the autoencoder then reconstructs from the posterior's mode).
         background: "white", or "random" for a colour drawn per use behind transparency.
@@ -62,16 +62,20 @@ def image_examples(
     def read(index: int) -> np.ndarray:
         # The scan up front has decoded every file; one that breaks later (a disk that went
         # away, a file replaced) is named, and its neighbour stands in.
-        for offset in range(len(paths)):
-            path = folder / paths[(int(index) + offset) % len(paths)]
+        count = len(selection)
+        for offset in range(count):
+            image = selection.row((int(index) + offset) % count)
+            name = catalog.where(image)
             try:
-                return read_image(path, resolution, None if keep_alpha else WHITE)
-            except UnreadableImage as error:
-                warnings.warn(f"{error}; another image takes its place", stacklevel=2)
-        raise OSError(f"{folder}: no image can be read any more")
+                background = None if keep_alpha else WHITE
+                return read_image(catalog.read(image), resolution, background, name)
+            except (UnreadableImage, OSError) as error:
+                what = error if isinstance(error, UnreadableImage) else f"{name}: {error}"
+                warnings.warn(f"{what}; another image takes its place", stacklevel=2)
+        raise OSError(f"{catalog.source.place}: no image can be read any more")
 
     def example(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        index = position if draws is None else draws.index(position, len(paths))
+        index = position if draws is None else draws.index(position, len(selection))
         pixels = tf.numpy_function(read, [index], tf.uint8, stateful=False)
         pixels.set_shape((resolution, resolution, 4 if keep_alpha else 3))
         if keep_alpha:
@@ -91,36 +95,9 @@ def image_examples(
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
-@dataclass(frozen=True)
-class CaptionTokens:
-    """Token ids of all captions, for drawing one per use.
-
-    Attributes:
-        ids: int32 (captions + 1, context length); the last row is the empty prompt.
-        starts, counts: int32 (images,): image i owns rows starts[i] … starts[i] + counts[i] − 1.
-            An image without a caption owns the empty prompt.
-    """
-
-    ids: np.ndarray
-    starts: np.ndarray
-    counts: np.ndarray
-
-
-def tokenize_captions(
-    captions: Sequence[Sequence[str]], tokenizer: ClipTokenizer
-) -> CaptionTokens:
-    """Tokenize the alternatives of each image."""
-    flat = [text for alternatives in captions for text in alternatives]
-    counts = np.array([len(alternatives) for alternatives in captions], np.int32)
-    starts = (np.cumsum(counts) - counts).astype(np.int32)
-    empty = counts == 0
-    starts[empty], counts[empty] = len(flat), 1
-    return CaptionTokens(tokenizer([*flat, ""]), starts, counts)
-
-
 def diffusion_examples(
     cache: LatentsCache,
-    indices: Sequence[int],
+    selection: Selection,
     schedule: NoiseSchedule,
     latent_space: LatentSpace,
     *,
@@ -139,8 +116,8 @@ def diffusion_examples(
     sample, a timestep, its noise, a caption, and whether the caption is dropped.
 
     Args:
-        indices: images of the cache to draw from.
-        tokens: captions, indexed like the cache; None for an unconditional network.
+        selection: the images of the cache to draw from.
+        tokens: captions, rows as in the cache; None for an unconditional network.
         condition_dropout: share of examples that get the empty prompt, which is what makes
             classifier-free guidance work (Ho & Salimans 2022, §3.2).
         min_snr_gamma: γ of `NoiseSchedule.min_snr_weights`, which come as weights (B, 1, 1);
@@ -151,19 +128,14 @@ def diffusion_examples(
             the target knows only ε (Ning 2023, algorithm 1).
     """
     shape = cache.latent_shape
-    chosen = tf.constant(np.asarray(indices, np.int32))
     weights = None
     if min_snr_gamma:
         weights = schedule.min_snr_weights(min_snr_gamma).astype("float32")
 
     def draw(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = chosen[draws.index(position, len(indices))]
-        row = image
-        if cache.mirrored:
-            mirror = draws.chance("flip", position, 0.5)
-            row = tf.where(mirror, image + len(cache.paths), image)
         drawn = {
-            "row": row,
+            "number": draws.index(position, len(selection)),
+            "mirrored": draws.chance("flip", position, 0.5 if cache.mirrored else 0.0),
             "timesteps": draws.integer("timestep", position, schedule.num_train_timesteps),
             "posterior": draws.normal("posterior", position, shape),
             "noise": draws.normal("noise", position, shape),
@@ -174,15 +146,21 @@ def diffusion_examples(
         if input_perturbation:
             drawn["extra"] = input_perturbation * draws.normal("perturbation", position, shape)
         if tokens is not None:
-            pick = draws.integer("caption", position, tf.gather(tokens.counts, image))
-            caption = tf.gather(tokens.starts, image) + pick
-            dropped = draws.chance("dropout", position, condition_dropout)
-            drawn["caption"] = tf.where(dropped, len(tokens.ids) - 1, caption)
+            drawn["choice"] = draws.bits("caption", position)
+            drawn["dropped"] = draws.chance("dropout", position, condition_dropout)
         return drawn
 
+    def look_up(numbers: np.ndarray, mirrored: np.ndarray, *words: np.ndarray) -> list[np.ndarray]:
+        """What is kept of a batch's images: mean, logvar, and the token ids of a caption."""
+        images = selection.rows(numbers)
+        found = [*cache.gather(images + cache.count * mirrored)]
+        return [*found, tokens.pick(images, *words)] if words else found
+
     def batch(drawn: dict[str, tf.Tensor]) -> tuple[Any, ...]:
-        mean, logvar = tf.numpy_function(
-            cache.gather, [drawn["row"]], [tf.float32, tf.float32], stateful=False
+        keys = ["number", "mirrored", *(["choice", "dropped"] if tokens is not None else [])]
+        types = [tf.float32, tf.float32, tf.int32][: 2 + (tokens is not None)]
+        mean, logvar, *ids = tf.numpy_function(
+            look_up, [drawn[key] for key in keys], types, stateful=False
         )
         mean.set_shape((None, *shape))
         logvar.set_shape((None, *shape))
@@ -194,7 +172,7 @@ def diffusion_examples(
             "timesteps": timesteps,
         }
         if tokens is not None:
-            inputs["token_ids"] = tf.gather(tokens.ids, drawn["caption"])
+            inputs["token_ids"] = tf.ensure_shape(ids[0], (None, tokens.ids.shape[1]))
         target = schedule.target(latents, noise, timesteps, take=tf.gather)
         if weights is None:
             return inputs, target

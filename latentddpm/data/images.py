@@ -1,4 +1,4 @@
-"""One image file → `uint8` pixels, or a plain reason why it is not one.
+"""One image, a file or its bytes → `uint8` pixels, or a plain reason why it is not one.
 
 Only Pillow and NumPy are used, and nothing here writes, renames or deletes.
 
@@ -12,6 +12,7 @@ transparent pixels never bleeds into visible ones.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ TURNS = {
 }
 
 
+MAX_BYTES = 1 << 30
+"""Of one encoded image: a file is read whole before it is decoded."""
+
+
 class UnreadableImage(Exception):
     """A file that gives no pixels: `path` and the one-line `reason`."""
 
@@ -53,17 +58,20 @@ class UnreadableImage(Exception):
 
 
 def read_image(
-    path: str | Path,
+    file: str | Path | bytes,
     resolution: int | tuple[int, int],
     background: tuple[int, int, int] | None = WHITE,
+    name: str | None = None,
 ) -> np.ndarray:
     """The pixels of one file, upright, scaled to cover `resolution` and centre-cropped to it.
 
     The proportions are kept; Lanczos shrinks, bicubic enlarges.
 
     Args:
+        file: its path, or its bytes.
         resolution: the side of a square, or (height, width), in pixels.
         background: RGB 0..255 seen through transparent pixels, or None to keep the alpha.
+        name: what errors call it, where `file` is bytes.
 
     Returns:
         uint8 (H, W, 3), or RGBA (H, W, 4), not premultiplied, when `background` is None.
@@ -75,21 +83,21 @@ def read_image(
     height, width = _check_resolution(resolution)
     if background is not None:
         _check_colour(background)
-    with _explained(path):
-        image = _fit(_decode(path, at_least=max(height, width)), height, width)
+    with _explained(file, name):
+        image = _fit(_decode(file, at_least=max(height, width)), height, width)
         keep_alpha = background is None or image.mode == "RGBA"
         pixels = np.array(image.convert("RGBA" if keep_alpha else "RGB"))
     return composite(pixels, background) if keep_alpha and background is not None else pixels
 
 
-def read_whole(path: str | Path) -> Image.Image:
+def read_whole(file: str | Path | bytes, name: str | None = None) -> Image.Image:
     """One file decoded in full: the upright image in mode RGB, or RGBA when a pixel is not opaque.
 
     Raises:
         UnreadableImage: whatever is wrong with the file.
     """
-    with _explained(path):
-        return _decode(path)
+    with _explained(file, name):
+        return _decode(file)
 
 
 def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:
@@ -118,18 +126,19 @@ def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:
 # --- One file ------------------------------------------------------------------------------
 
 
-def _decode(path: str | Path, at_least: int | None = None) -> Image.Image:
+def _decode(file: str | Path | bytes, at_least: int | None = None) -> Image.Image:
     """The upright image in mode RGB, or RGBA when a pixel is not opaque.
 
     With `at_least`, a JPEG may come at 1/2, 1/4 or 1/8 of its size, its shorter side still
     `REDUCING_GAP` times `at_least` pixels: decoding then costs a fraction. (Its size is rounded
     up, which moves the centre by less than a sixth of a pixel of the result.)
     """
-    if not Path(path).is_file():
+    if not isinstance(file, bytes) and not Path(file).is_file():
         raise ValueError("no such file")
-    if not os.path.getsize(path):
+    if not (len(file) if isinstance(file, bytes) else os.path.getsize(file)):
         raise ValueError("the file is empty (0 bytes)")
-    with Image.open(path, formats=FORMATS) as image:
+    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    with Image.open(stream, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}x{height} pixels is over the limit of {MAX_PIXELS:,} pixels")
@@ -192,8 +201,9 @@ def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 @contextmanager
-def _explained(path: str | Path) -> Iterator[None]:
+def _explained(file: str | Path | bytes, name: str | None) -> Iterator[None]:
     """Turn any failure into `UnreadableImage`: decoders of hostile bytes raise of all kinds."""
+    path = name or ("image" if isinstance(file, bytes) else file)
     try:
         yield
     except UnidentifiedImageError as error:

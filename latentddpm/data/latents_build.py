@@ -1,85 +1,119 @@
 """Making a latents cache: encode what is new, copy what is known, go on where it was interrupted.
 
-Rows are written to partial.npy, which takes its final name when all of them are there. See
-`data.latents` for the files.
+    begin   partial.npy, at its full size
+    fill    rows start … stop − 1 of it; several processes may fill a range each
+    finish  it takes its final name, and the index is written
+
+See `data.latents` for the files.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from latentddpm.data.catalog import Catalog
 from latentddpm.data.images import UnreadableImage, read_image
-from latentddpm.data.latents_index import DIGEST_LIMIT, WORKERS, Index, read_index, write_index
+from latentddpm.data.latents_index import (
+    BLOCK,
+    DIGEST_LIMIT,
+    Contents,
+    Index,
+    read_index,
+    write_index,
+)
 from latentddpm.errors import UserError
-from latentddpm.files import file_digest, fsync_path, write_json
+from latentddpm.files import atomic_path, file_digest, fsync_path, write_json
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder import Autoencoder
 
 SAVE_SECONDS = 30.0  # between two notes of how far an encoding has come
 READ_AHEAD = 3  # batches decoded while one is encoded
+WORKERS = min(32, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Where the rows come from: the images before `done` are in partial.npy already.
+@dataclass(frozen=True, eq=False)
+class Old:
+    """Moments whose rows may be copied, and which image each row is of."""
 
-    Of the others, `copies` gives the row in the old moments, `todo` are to be encoded.
+    moments: np.ndarray
+    contents: Contents
+
+
+class Rows:
+    """Where a range of rows comes from: those before `done` are in partial.npy already, of the
+    others some are copied from `old`, the rest is to be encoded.
     """
 
-    count: int
-    done: int
-    copies: dict[int, int]
-    todo: list[int]
+    def __init__(self, cache: Path, catalog: Catalog, wanted: Index, rows: range, old: Old | None):
+        self.cache, self.catalog, self.wanted, self.rows, self.old = (
+            *(cache, catalog, wanted),
+            *(rows, old),
+        )
+        self.progress = cache / f"progress-{rows.start}-{rows.stop}.json"
+        self.done = _progress(self.progress, wanted, rows)
+        self.todo = sum(int((old_rows < 0).sum()) for _, old_rows in self.blocks())
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """First row and, for each row of a block, its row in the old moments or -1."""
+        digests = self.catalog.images["sha256"]
+        for start in range(self.done, self.rows.stop, BLOCK):
+            block = digests[start : min(start + BLOCK, self.rows.stop)]
+            yield (
+                start,
+                (
+                    np.full(len(block), -1, np.int64)
+                    if self.old is None
+                    else self.old.contents.rows(block)
+                ),
+            )
 
     def __str__(self) -> str:
-        resumed = f", {self.done} were already before it was interrupted" if self.done else ""
-        return f"{len(self.todo)} of {self.count} images to encode{resumed}"
+        done = self.done - self.rows.start
+        resumed = f", {done} were already before it was interrupted" if done else ""
+        return f"{self.todo} of {len(self.rows)} images to encode{resumed}"
 
 
-def make_plan(cache: Path, wanted: Index, old: Index | None) -> Plan:
-    """What is left to do for `wanted`, given the index of moments whose rows may be copied."""
-    known = {digest: row for row, digest in enumerate(old.contents())} if old else {}
-    contents, done = wanted.contents(), _progress(cache, wanted)
-    copies = {i: known[contents[i]] for i in range(done, len(contents)) if contents[i] in known}
-    todo = [i for i in range(done, len(contents)) if i not in copies]
-    return Plan(len(contents), done, copies, todo)
-
-
-def build_cache(
-    data: Path,
-    cache: Path,
-    wanted: Index,
-    plan: Plan,
-    old_moments: np.ndarray | None,
-    load_autoencoder: Callable[[], Autoencoder],
-    batch_size: int,
-    quiet: bool,
+def begin(
+    cache: Path, wanted: Index, old: Old | None, load_autoencoder: Callable[[], Autoencoder]
 ) -> None:
-    """Copy the rows that are known, encode the others, then let the result take its name."""
-    partial, key, count, todo = cache / "partial.npy", wanted.key, plan.count, plan.todo
-    if todo:
+    """Make partial.npy, unless one of the same rows is there from an interrupted encoding."""
+    if _begun(cache, wanted):
+        return
+    key = wanted.key
+    if old is not None:
+        shape = old.moments.shape[1:]
+    else:
         autoencoder = load_autoencoder()
         autoencoder.check_size(key.resolution, key.resolution)
         side = key.resolution // autoencoder.downsample_factor
         shape = (side, side, 2 * autoencoder.latent_channels)
-        encode = _compiled(autoencoder)
-    elif plan.copies:
-        shape = old_moments.shape[1:]
-    if not plan.done:
-        _allocate(partial, (count * (1 + key.mirrored), *shape), key.dtype)
-        write_index(cache / "partial.json", wanted)
+    _allocate(cache / "partial.npy", (wanted.images * (1 + key.mirrored), *shape), key.dtype)
+    write_index(cache / "partial.json", wanted)
+
+
+def fill(
+    rows: Rows,
+    load_autoencoder: Callable[[], Autoencoder],
+    batch_size: int,
+    quiet: bool,
+) -> None:
+    """Copy the rows of a range that are known, encode the others."""
+    partial, key, count = rows.cache / "partial.npy", rows.wanted.key, rows.wanted.images
+    encode = _compiled(load_autoencoder()) if rows.todo else None
     layout = np.load(partial, mmap_mode="r")
     offset, row_size = layout.offset, layout[0].nbytes
     with open(partial, "r+b") as stream:
@@ -89,62 +123,89 @@ def build_cache(
             stream.seek(offset + row * row_size)
             stream.write(np.ascontiguousarray(moments))
 
-        def save_progress(images: int) -> None:
+        def save_progress(done: int) -> None:
             stream.flush()
             os.fsync(stream.fileno())
-            write_json(cache / "progress.json", images)
+            write_json(rows.progress, done)
 
-        for i, row in plan.copies.items():
-            write(i, old_moments[row])
-            if key.mirrored:
-                write(count + i, old_moments[len(old_moments) // 2 + row])
+        def copy_known() -> Iterator[int]:
+            """Copy what is known on the way; gives the rows that are to be encoded."""
+            for start, old_rows in rows.blocks():
+                for row, old_row in enumerate(old_rows.tolist(), start):
+                    if old_row < 0:
+                        yield row
+                        continue
+                    moments = rows.old.moments
+                    write(row, moments[old_row])
+                    if key.mirrored:
+                        write(count + row, moments[len(moments) // 2 + old_row])
+
         saved = time.monotonic()
-        names = [wanted.images[i].path for i in todo]
-        with tqdm(total=len(todo), desc="encode", unit="image", disable=quiet) as bar:
-            batches = _image_batches(data, names, key.resolution, batch_size)
-            for start, images in zip(range(0, len(todo), batch_size), batches, strict=True):
-                rows = todo[start : start + batch_size]
-                whole = _padded(images, min(batch_size, len(todo)))
+        with tqdm(total=rows.todo, desc="encode", unit="image", disable=quiet) as bar:
+            for batch, images in _image_batches(
+                rows.catalog, copy_known(), key.resolution, batch_size
+            ):
+                whole = _padded(images, min(batch_size, rows.todo))
                 for first, side in ((0, 1), (count, -1))[: 1 + key.mirrored]:
-                    moments = encode(whole[:, :, ::side])[: len(rows)]
-                    stored = _stored(moments, key.dtype, names[start:])
-                    for row, one in zip(rows, stored, strict=True):
+                    moments = encode(whole[:, :, ::side])[: len(batch)]
+                    stored = _stored(moments, key.dtype, rows.catalog, batch)
+                    for row, one in zip(batch, stored, strict=True):
                         write(first + row, one)
-                bar.update(len(rows))
+                bar.update(len(batch))
                 if time.monotonic() - saved > SAVE_SECONDS:
-                    save_progress(rows[-1] + 1)
+                    save_progress(batch[-1] + 1)
                     saved = time.monotonic()
-        save_progress(count)
+        save_progress(rows.rows.stop)
+
+
+def finish(cache: Path, catalog: Catalog, wanted: Index) -> None:
+    """Let the filled moments take their name, then say what they are."""
+    partial = cache / "partial.npy"
     size = partial.stat().st_size
     digest = file_digest(partial) if size < DIGEST_LIMIT else None
     (cache / "index.json").unlink(missing_ok=True)
     fsync_path(cache)  # the old index must be gone before the new moments stand in its place
+    with atomic_path(cache / "contents.npy") as temporary:
+        shutil.copyfile(catalog.folder / "images" / "sha256.npy", temporary)
     os.replace(partial, cache / "moments.npy")
     fsync_path(cache)
-    done_index = wanted.model_copy(update={"moments_size": size, "moments_sha256": digest})
-    write_index(cache / "index.json", done_index)
-    for name in ("partial.json", "progress.json"):
-        (cache / name).unlink(missing_ok=True)
+    done = wanted.model_copy(update={"moments_size": size, "moments_sha256": digest})
+    write_index(cache / "index.json", done)
+    _drop_notes(cache)
 
 
-def _progress(cache: Path, wanted: Index) -> int:
-    """How many images an interrupted encoding of the same rows has finished, in order."""
-    partial = read_index(cache / "partial.json")
-    if partial and partial.key == wanted.key and partial.contents() == wanted.contents():
+def _begun(cache: Path, wanted: Index) -> bool:
+    """Whether partial.npy holds a beginning of the wanted rows."""
+    if read_index(cache / "partial.json") != wanted:
+        return False
+    try:
+        rows = len(np.load(cache / "partial.npy", mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError):
+        return False
+    return rows == wanted.images * (1 + wanted.key.mirrored)
+
+
+def _progress(path: Path, wanted: Index, rows: range) -> int:
+    """Up to which row an interrupted encoding of the same rows has finished a range."""
+    if _begun(path.parent, wanted):
         try:
-            rows = len(np.load(cache / "partial.npy", mmap_mode="r", allow_pickle=False))
-            done = json.loads((cache / "progress.json").read_bytes())
-            if isinstance(done, int) and 0 <= done <= len(wanted.images):
-                return done if rows == len(wanted.images) * (1 + wanted.key.mirrored) else 0
+            done: Any = json.loads(path.read_bytes())
         except (OSError, ValueError):
-            pass
-    return 0
+            done = None
+        if isinstance(done, int) and done in range(rows.start, rows.stop + 1):
+            return done
+    return rows.start
+
+
+def _drop_notes(cache: Path) -> None:
+    (cache / "partial.json").unlink(missing_ok=True)
+    for path in cache.glob("progress-*-*.json"):
+        path.unlink(missing_ok=True)
 
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> None:
     """An .npy file of the full size on disk: a full disk is told before hours of encoding."""
-    for name in ("progress.json", "partial.json"):
-        path.with_name(name).unlink(missing_ok=True)
+    _drop_notes(path.parent)
     try:
         np.lib.format.open_memmap(path, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):
@@ -156,28 +217,31 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 
 
 def _image_batches(
-    data: Path, paths: Sequence[str], resolution: int, batch_size: int
-) -> Iterator[np.ndarray]:
-    """float32 (B, H, W, 3) in [-1, 1], a few batches decoded ahead, the last one shorter."""
+    catalog: Catalog, rows: Iterator[int], resolution: int, batch_size: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Rows and images, float32 (B, H, W, 3) in [-1, 1]; a few batches decoded ahead, the last
+    one shorter."""
 
-    def read(path: str) -> np.ndarray:
+    def read(row: int) -> np.ndarray:
         try:
-            return read_image(data / path, resolution)
+            return read_image(catalog.read(row), resolution, name=catalog.where(row))
         except UnreadableImage as error:
             raise UserError(f"{error}; mend or remove it") from error
+        except OSError as error:
+            raise UserError(f"{catalog.where(row)}: {error}; mend or remove it") from error
 
-    def stacked(batch: list[Future]) -> np.ndarray:
-        pixels = np.stack([future.result() for future in batch])
-        return pixels.astype(np.float32) / 127.5 - 1.0
+    def stacked(batch: list[int], images: list[Future]) -> tuple[list[int], np.ndarray]:
+        pixels = np.stack([future.result() for future in images])
+        return batch, pixels.astype(np.float32) / 127.5 - 1.0
 
-    waiting: deque[list[Future]] = deque()
+    waiting: deque[tuple[list[int], list[Future]]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for start in range(0, len(paths), batch_size):
-            waiting.append([pool.submit(read, path) for path in paths[start : start + batch_size]])
+        while batch := list(islice(rows, batch_size)):
+            waiting.append((batch, [pool.submit(read, row) for row in batch]))
             if len(waiting) > READ_AHEAD:
-                yield stacked(waiting.popleft())
+                yield stacked(*waiting.popleft())
         while waiting:
-            yield stacked(waiting.popleft())
+            yield stacked(*waiting.popleft())
 
 
 def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
@@ -191,7 +255,7 @@ def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: np.concatenate(autoencoder.encode_on_batch(images), axis=-1)
 
 
-def _stored(moments: np.ndarray, dtype: str, names: Sequence[str]) -> np.ndarray:
+def _stored(moments: np.ndarray, dtype: str, catalog: Catalog, rows: list[int]) -> np.ndarray:
     """Moments as they are kept.
 
     Raises:
@@ -199,9 +263,11 @@ def _stored(moments: np.ndarray, dtype: str, names: Sequence[str]) -> np.ndarray
     """
     with np.errstate(over="ignore"):
         stored = np.asarray(moments).astype(dtype)
-    for name, kept, moment in zip(names, np.isfinite(stored), moments, strict=False):
+    for row, kept, moment in zip(rows, np.isfinite(stored), moments, strict=True):
+        if kept.all():
+            continue
+        name = catalog.where(row)
         if not np.isfinite(moment).all():
             raise UserError(f"{name}: the autoencoder's moments of this image are not finite")
-        if not kept.all():
-            raise UserError(f"{name}: moments up to {abs(moment).max():g} exceed {dtype}")
+        raise UserError(f"{name}: moments up to {abs(moment).max():g} exceed {dtype}")
     return stored

@@ -6,23 +6,19 @@ read, and of every image the SHA-256 of its bytes. See `data.latents` for the fi
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pydantic
-from tqdm import tqdm
 
-from latentddpm.errors import UserError
+from latentddpm.data.catalog import Catalog
+from latentddpm.data.keyindex import KeyIndex
 from latentddpm.files import file_digest, write_json
 
 DIGEST_LIMIT = 1 << 30  # moments of this many bytes or more are checked by their size alone
-UNSETTLED_NS = 2_000_000_000  # a file this young may change again within its time stamp
-WORKERS = min(32, os.cpu_count() or 1)
+BLOCK = 4096  # rows looked up together
 
 
 class _Record(pydantic.BaseModel):
@@ -39,26 +35,18 @@ class Key(_Record):
     mirrored: bool
 
 
-class Stamp(_Record):
-    """One image. Size and time alone tell that a file is unchanged; -1: too young to tell."""
-
-    path: str
-    sha256: str
-    size: int
-    mtime_ns: int
-
-
 class Index(_Record):
-    """What index.json (moments complete) and partial.json (not yet) hold."""
+    """What index.json (moments complete) and partial.json (not yet) hold.
 
-    format: Literal[1] = 1
+    `contents` is the digest of contents.npy, the SHA-256 of every image.
+    """
+
+    format: Literal[2] = 2
     key: Key
-    images: list[Stamp]
+    images: int
+    contents: str
     moments_size: int = 0
     moments_sha256: str | None = None
-
-    def contents(self) -> list[str]:
-        return [stamp.sha256 for stamp in self.images]
 
 
 def open_cache(cache: Path) -> tuple[Index | None, np.ndarray | None, str]:
@@ -84,7 +72,7 @@ def open_cache(cache: Path) -> tuple[Index | None, np.ndarray | None, str]:
         except ValueError as error:
             return index, None, f"damaged moments file ({error})"
         shape = moments.shape
-        rows = len(index.images) * (1 + index.key.mirrored)
+        rows = index.images * (1 + index.key.mirrored)
         if len(shape) == 4 and shape[0] == rows and moments.dtype == index.key.dtype:
             return index, moments, ""
         problem = f"it holds {moments.dtype} {shape}"
@@ -104,21 +92,64 @@ def misfit(index: Index, wanted: Index) -> str:
         return f"made in {has.dtype}, not {needs.dtype}"
     if has.mirrored != needs.mirrored:
         return f"made {'with' if has.mirrored else 'without'} mirrored copies"
-    old = {stamp.path: stamp.sha256 for stamp in index.images}
-    new = {stamp.path: stamp.sha256 for stamp in wanted.images}
-    kinds = {
-        "added": [path for path in new if path not in old],
-        "removed": [path for path in old if path not in new],
-        "changed": [path for path in new if path in old and old[path] != new[path]],
-    }
-    parts = [f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names]
-    if parts:
-        return "images " + ", ".join(parts)
-    return "" if list(old) == list(new) else "the order of the images has changed"
+    same = (index.images, index.contents) == (wanted.images, wanted.contents)
+    return "" if same else "images have changed"
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+class Contents:
+    """Which row holds an image, by the SHA-256 of its bytes.
+
+    Args:
+        digests: uint8 (rows, 32).
+        scratch: folder for unnamed files.
+    """
+
+    def __init__(self, digests: np.ndarray, scratch: Path) -> None:
+        self._digests = digests
+        starts = range(0, len(digests), BLOCK)
+        blocks = (_hashes(digests[start : start + BLOCK]) for start in starts)
+        self._index = KeyIndex(blocks, len(digests), scratch)
+
+    def rows(self, digests: np.ndarray) -> np.ndarray:
+        """The row of each image, int64 (B,); -1 where there is none."""
+        starts, stops = self._index.rows(_hashes(digests))
+        found = np.full(len(digests), -1, np.int64)
+        for i in np.flatnonzero(stops > starts):
+            rows = self._index.row_at(np.arange(starts[i], stops[i]))
+            same = (self._digests[rows] == digests[i]).all(axis=1)
+            if same.any():
+                found[i] = rows[same.argmax()]
+        return found
+
+
+def _hashes(digests: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0]
+
+
+def difference(catalog: Catalog, old: np.ndarray, scratch: Path) -> str:
+    """What distinguishes the images of a catalog from those of contents, in a few words."""
+    new = catalog.images["sha256"]
+    added, names = _unknown(new, Contents(old, scratch), catalog.name)
+    gone, _ = _unknown(old, Contents(new, scratch))
+    parts = []
+    if added:
+        parts.append(f"{added} new ({', '.join(names)}{', ...' if added > len(names) else ''})")
+    if gone:
+        parts.append(f"{gone} gone")
+    return f"images {', '.join(parts)}" if parts else "the order of the images has changed"
+
+
+def _unknown(
+    digests: np.ndarray, known: Contents, name: Callable[[int], str] | None = None
+) -> tuple[int, list[str]]:
+    """How many images are not in `known`, and the names of the first three."""
+    count, names = 0, []
+    for start in range(0, len(digests), BLOCK):
+        missing = np.flatnonzero(known.rows(digests[start : start + BLOCK]) < 0)
+        count += len(missing)
+        if name is not None:
+            names += [name(start + int(i)) for i in missing[: 3 - len(names)]]
+    return count, names
 
 
 def read_index(path: Path) -> Index | None:
@@ -129,34 +160,16 @@ def read_index(path: Path) -> Index | None:
         return None
 
 
+def read_contents(cache: Path, index: Index) -> np.ndarray | None:
+    """The SHA-256 of every image of a cache, uint8 (images, 32); None when it is damaged."""
+    path = cache / "contents.npy"
+    try:
+        if file_digest(path) != index.contents:
+            return None
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+
+
 def write_index(path: Path, index: Index) -> None:
     write_json(path, index.model_dump())
-
-
-def stamp_images(
-    data: Path, paths: Sequence[str], known: dict[str, Stamp], quiet: bool
-) -> list[Stamp]:
-    """What every image file is now; bytes are read only where size or time are not as known."""
-
-    def stamp(path: str) -> Stamp:
-        before = known.get(path)
-        now = time.time_ns()
-        try:
-            status = os.stat(data / path)
-            size, changed = status.st_size, status.st_mtime_ns
-            if before and (before.size, before.mtime_ns) == (size, changed):
-                return before
-            digest = file_digest(data / path)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise UserError(f"{data / path}: no such file any more") from None
-        settled = now - changed > UNSETTLED_NS
-        return Stamp(path=path, sha256=digest, size=size, mtime_ns=changed if settled else -1)
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            found = pool.map(stamp, paths)
-            bar = tqdm(found, "check images", len(paths), unit="image", delay=2, disable=quiet)
-            return list(bar)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise

@@ -1,36 +1,81 @@
-"""Which images are kept out for validation: decided by each path alone.
+"""Which images of a catalog are meant: those for training, for validation, or of one shape.
 
-Adding or removing other images never moves one between the two sets.
+A selection is a rule on the columns of the catalog, not a list: it counts the images of every
+block that satisfy it, and looks a block up when one of its images is asked for. Validation is
+decided by the name of each image alone, so adding or removing other images never moves one
+between the two sets.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable
+
+import numpy as np
 
 from latentddpm.config import DataConfig
-from latentddpm.data.scan import ImageRecord
+from latentddpm.data.catalog import Catalog
 from latentddpm.errors import UserError
 
+BLOCK = 1024  # images
 
-def split_records(records: Sequence[ImageRecord], data: DataConfig) -> tuple[list[str], list[str]]:
-    """Paths for training and for validation, in scan order.
+Rule = Callable[[int, int], np.ndarray]
+"""Of the images `start` … `stop` − 1 of a catalog, which belong: bool (stop − start,)."""
+
+
+class Selection:
+    """The images of a catalog that a rule keeps, numbered 0, 1, … in its order.
+
+    Args:
+        count: images in the catalog.
+        rule: None keeps all.
+    """
+
+    def __init__(self, count: int, rule: Rule | None = None) -> None:
+        self._rule = rule
+        self._count = count
+        blocks = range(0, count, BLOCK)
+        if rule is None:
+            kept = [min(BLOCK, count - start) for start in blocks]
+        else:
+            kept = [int(rule(start, min(start + BLOCK, count)).sum()) for start in blocks]
+        self._ends = np.cumsum(np.array(kept, np.int64))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows in the catalog of images by their numbers here, int64, same shape."""
+        numbers = np.asarray(numbers, np.int64)
+        if self._rule is None:
+            return numbers
+        blocks = np.searchsorted(self._ends, numbers, "right")
+        found = np.empty_like(numbers)
+        for place, (number, block) in enumerate(zip(numbers.flat, blocks.flat, strict=True)):
+            start = int(block) * BLOCK
+            kept = np.flatnonzero(self._rule(start, min(start + BLOCK, self._count)))
+            found.flat[place] = start + kept[number - (self._ends[block - 1] if block else 0)]
+        return found
+
+    def row(self, number: int) -> int:
+        """The row in the catalog of one image."""
+        return int(self.rows(np.array([number]))[0])
+
+
+def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Selection]:
+    """The images for training and for validation.
 
     Raises:
         UserError: nothing is left to train on.
     """
-    training, validation = [], []
-    for record in records:
-        kept_out = _fraction(record.path) < data.validation_fraction
-        (validation if kept_out else training).append(record.path)
-    if not training:
+    lots, fraction = catalog.images["lot"], data.validation_fraction
+
+    def kept_out(start: int, stop: int) -> np.ndarray:
+        return lots[start:stop] / 2.0**64 < fraction
+
+    count = len(catalog)
+    training = Selection(count, lambda start, stop: ~kept_out(start, stop))
+    if not len(training):
         raise UserError(
-            f"data.validation_fraction={data.validation_fraction} keeps out all "
-            f"{len(records)} images; lower it"
+            f"data.validation_fraction={fraction} keeps out all {count} images; lower it"
         )
-    return training, validation
-
-
-def _fraction(path: str) -> float:
-    """A number in [0, 1) that follows from the path."""
-    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") / 2**64
+    return training, Selection(count, kept_out)

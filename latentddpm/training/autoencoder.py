@@ -21,8 +21,8 @@ import tensorflow as tf
 from latentddpm.config import AutoencoderRun
 from latentddpm.data import examples
 from latentddpm.data.draws import Draws
-from latentddpm.data.scan import scan
-from latentddpm.data.split import split_records
+from latentddpm.data.scan import open_catalog
+from latentddpm.data.split import Selection, split_catalog
 from latentddpm.errors import UserError
 from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
@@ -32,7 +32,7 @@ from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
 from latentddpm.training.finetune import adopt_autoencoder
-from latentddpm.training.loop import check_run, in_float32, make_optimizer, report_scan, run_steps
+from latentddpm.training.loop import check_run, in_float32, make_optimizer, run_steps
 
 GRID_IMAGES = 16
 
@@ -64,14 +64,19 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
 
 def train_autoencoder(
     config: AutoencoderRun,
-    data: Path,
+    data: str | Path,
     out: Path,
     *,
+    catalog: Path | None = None,
     resume: bool = False,
     strict: bool = False,
     quiet: bool = False,
 ) -> Autoencoder:
-    """Train on the images below `data` and leave `out/model/vae.keras`.
+    """Train on the images of `data` and leave `out/model/vae.keras`.
+
+    Args:
+        data: a folder of images or shards; see `data.sources.open_source`.
+        catalog: folder of the catalog, `out/catalog` by default.
 
     Raises:
         UserError: unusable folder, a resolution the downsample factor does not divide, a run
@@ -79,9 +84,9 @@ def train_autoencoder(
     """
     check_run(out, resume)
     config, model = build_autoencoder(config)
-    found = scan(data, strict=strict, quiet=quiet)
-    report_scan(found)
-    training_paths, validation_paths = split_records(found.records, config.data)
+    catalog = open_catalog(data, catalog or out / "catalog", strict=strict, quiet=quiet)
+    catalog.report()
+    training_images, validation_images = split_catalog(catalog, config.data)
     settings = config.training
     model.compile(
         make_optimizer(settings),
@@ -92,7 +97,7 @@ def train_autoencoder(
     factor = model.downsample_factor
     size = config.data.resolution // factor
     common = {
-        "folder": data,
+        "catalog": catalog,
         "resolution": config.data.resolution,
         "latent_shape": (size, size, model.latent_channels),
         "batch_size": settings.batch_size,
@@ -101,7 +106,7 @@ def train_autoencoder(
 
     def training_examples(start: int, stop: int) -> tf.data.Dataset:
         return examples.image_examples(
-            paths=training_paths,
+            selection=training_images,
             draws=draws,
             positions=examples.positions(start, stop, settings.batch_size),
             background=config.data.background,
@@ -109,24 +114,25 @@ def train_autoencoder(
             **common,
         )
 
-    def in_order(paths: list[str]) -> tf.data.Dataset:
+    def in_order(images: Selection, most: int | None = None) -> tf.data.Dataset:
+        count = len(images) if most is None else min(len(images), most)
         return examples.image_examples(
-            paths=paths, draws=None, positions=tf.data.Dataset.range(len(paths)), **common
+            selection=images, draws=None, positions=tf.data.Dataset.range(count), **common
         )
 
     def validate(step: int, log: RunLog) -> None:
-        if not validation_paths:
+        if not len(validation_images):
             return
         with averaged_weights(model):
-            values = model.evaluate(in_order(validation_paths), verbose=0, return_dict=True)
+            values = model.evaluate(in_order(validation_images), verbose=0, return_dict=True)
             values["psnr"] = 10.0 * math.log10(4.0 / max(values["mse"], 1e-12))
             log.write(step, {f"validation_{key}": v for key, v in values.items()})
-            picture = reconstruction_grid(model, in_order(validation_paths[:GRID_IMAGES]))
+            picture = reconstruction_grid(model, in_order(validation_images, GRID_IMAGES))
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "reconstructions", picture)
 
     run_steps(model, training_examples, config, out, validate, resume=resume, quiet=quiet)
-    statistics = measure_latents(model, in_order(training_paths))
+    statistics = measure_latents(model, in_order(training_images))
     model.scaling_factor = 1.0 / statistics["std"]
     model.latent_statistics = statistics
     size = config.data.resolution, config.data.resolution

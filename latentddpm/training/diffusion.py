@@ -20,11 +20,12 @@ import tensorflow as tf
 
 from latentddpm.config import DiffusionRun
 from latentddpm.data import examples
-from latentddpm.data.captions import read_captions
+from latentddpm.data.captions import Captions
 from latentddpm.data.draws import Draws
 from latentddpm.data.latents import LatentsCache, prepare_latents
-from latentddpm.data.scan import scan
-from latentddpm.data.split import split_records
+from latentddpm.data.scan import open_catalog
+from latentddpm.data.split import Selection, split_catalog
+from latentddpm.data.tokens import CaptionTokens, prepare_tokens
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
@@ -44,7 +45,6 @@ from latentddpm.training.loop import (
     check_run,
     in_float32,
     make_optimizer,
-    report_scan,
     run_steps,
 )
 
@@ -179,20 +179,23 @@ def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int)
 
 def train_diffusion(
     config: DiffusionRun,
-    data: Path,
+    data: str | Path,
     vae: Path | None,
     out: Path,
     *,
     latents: Path | None = None,
+    catalog: Path | None = None,
     resume: bool = False,
     strict: bool = False,
     quiet: bool = False,
 ) -> LatentDiffusion:
-    """Train on the captioned images below `data` and leave the model folder `out/model`.
+    """Train on the captioned images of `data` and leave the model folder `out/model`.
 
     Args:
+        data: a folder of images or shards; see `data.sources.open_source`.
         vae: a model folder or finished `train-vae` run; None for the one of `config.init`.
         latents: folder of the latents cache, `out/latents` by default.
+        catalog: folder of the catalog, `catalog` in the latents cache by default.
 
     Raises:
         UserError: unusable data or model folder, no captions for a text-conditioned model, a
@@ -205,15 +208,16 @@ def train_diffusion(
     schedule = build_schedule(config)
     unet, text_encoder, tokenizer = build_networks(config, sources)
 
-    found = scan(data, strict=strict, quiet=quiet)
-    report_scan(found)
-    paths = [record.path for record in found.records]
-    training_paths, validation_paths = split_records(found.records, config.data)
-    captions = caption_images(data, paths, config) if tokenizer else None
+    latents = latents or out / "latents"
+    catalog = open_catalog(data, catalog or latents / "catalog", strict=strict, quiet=quiet)
+    catalog.report()
+    training_images, validation_images = split_catalog(catalog, config.data)
+    captions = Captions(catalog, config.data.caption_templates) if tokenizer else None
+    tokens = prepare_tokens(captions, tokenizer, quiet) if tokenizer else None
+    prompts = grid_prompts(config, captions, tokens)
     cache = prepare_latents(
-        data,
-        paths,
-        latents or out / "latents",
+        catalog,
+        latents,
         vae_digest=sources.vae.parts["vae"]["digest"],
         load_autoencoder=lambda: load_archive(vae_file, Autoencoder),
         resolution=config.data.resolution,
@@ -224,13 +228,9 @@ def train_diffusion(
         cache,
         schedule,
         LatentSpace(sources.vae_config["scaling_factor"]),
-        examples.tokenize_captions(captions, tokenizer) if tokenizer else None,
+        tokens,
         config,
     )
-    index = {path: i for i, path in enumerate(paths)}
-    training_indices = [index[path] for path in training_paths]
-    validation_indices = [index[path] for path in validation_paths]
-
     model = with_text(unet, text_encoder, tokenizer.context_length if tokenizer else 0)
     model.compile(make_optimizer(settings), loss="mse", jit_compile=settings.jit_compile)
     size = (config.data.resolution,) * 2
@@ -243,13 +243,12 @@ def train_diffusion(
         size,
         sampling_defaults(config, sources.base),
     )
-    prompts = grid_prompts(config, captions)
 
     def validate(step: int, log: RunLog) -> None:
         with averaged_weights(model):
-            if validation_indices:
+            if len(validation_images):
                 values = model.evaluate(
-                    stream.validation(validation_indices), verbose=0, return_dict=True
+                    stream.validation(validation_images), verbose=0, return_dict=True
                 )
                 log.write(step, {f"validation_{key}": v for key, v in values.items()})
             picture = sample_grid(sampled, prompts, config)
@@ -258,7 +257,7 @@ def train_diffusion(
 
     run_steps(
         model,
-        lambda start, stop: stream.training(training_indices, start, stop),
+        lambda start, stop: stream.training(training_images, start, stop),
         config,
         out,
         validate,
@@ -287,36 +286,36 @@ class Examples:
         cache: LatentsCache,
         schedule: NoiseSchedule,
         latent_space: LatentSpace,
-        tokens: examples.CaptionTokens | None,
+        tokens: CaptionTokens | None,
         config: DiffusionRun,
     ) -> None:
         self.parts = (schedule, latent_space)
         self.cache, self.tokens, self.config = cache, tokens, config
 
-    def training(self, indices: list[int], start: int, stop: int) -> tf.data.Dataset:
+    def training(self, images: Selection, start: int, stop: int) -> tf.data.Dataset:
         """Batches of steps `start` … `stop` − 1."""
         settings = self.config.training
         return self._batches(
-            indices,
+            images,
             "train-diffusion",
             examples.positions(start, stop, settings.batch_size),
             **{name: getattr(settings, name) for name in RECIPE},
         )
 
-    def validation(self, indices: list[int]) -> tf.data.Dataset:
+    def validation(self, images: Selection) -> tf.data.Dataset:
         """Each held-back image once, with the same noise and timestep every time.
 
         Nothing of the recipe applies: runs that differ in it have comparable losses.
         """
-        return self._batches(indices, "validation", tf.data.Dataset.range(len(indices)))
+        return self._batches(images, "validation", tf.data.Dataset.range(len(images)))
 
     def _batches(
-        self, indices: list[int], stream: str, positions: tf.data.Dataset, **recipe: float
+        self, images: Selection, stream: str, positions: tf.data.Dataset, **recipe: float
     ) -> tf.data.Dataset:
         settings = self.config.training
         return examples.diffusion_examples(
             self.cache,
-            indices,
+            images,
             *self.parts,
             batch_size=settings.batch_size,
             draws=Draws(settings.seed, stream),
@@ -341,35 +340,33 @@ def check_resolution(resolution: int, vae_config: dict[str, Any], unet: UNet) ->
         )
 
 
-def caption_images(data: Path, paths: list[str], config: DiffusionRun) -> list[tuple[str, ...]]:
-    """Captions of each image.
+def grid_prompts(
+    config: DiffusionRun, captions: Captions | None, tokens: CaptionTokens | None
+) -> list[str]:
+    """The fixed prompts of the sample grids; the empty one when unconditional.
 
     Raises:
-        UserError: none of the images has one.
+        UserError: none of the images has a caption.
     """
-    captions = read_captions(data, paths, config.data.caption_templates)
-    bare = [path for path, texts in zip(paths, captions, strict=True) if not texts]
-    if len(bare) == len(paths):
-        raise UserError(
-            f"{data}: no captions, but text.source is {config.text.source!r}; add NAME.txt files "
-            "or a metadata.jsonl, or train without text (text.source=none)"
-        )
-    if bare:
-        print(
-            f"{len(bare)} of {len(paths)} images have no caption and train on the empty prompt, "
-            f"such as {bare[0]}",
-            file=sys.stderr,
-        )
-    return captions
-
-
-def grid_prompts(config: DiffusionRun, captions: list[tuple[str, ...]] | None) -> list[str]:
-    """The fixed prompts of the sample grids; the empty one when unconditional."""
     if captions is None:
         return [""]
-    known = [texts[0] for texts in captions if texts]
+    known = Selection(len(captions), tokens.captioned)
+    bare = len(captions) - len(known)
+    if not len(known):
+        raise UserError(
+            f"{captions.catalog.source.place}: no captions, but text.source is "
+            f"{config.text.source!r}; add NAME.txt files or a metadata.jsonl, or train without "
+            "text (text.source=none)"
+        )
+    if bare:
+        first = Selection(len(captions), lambda *block: ~tokens.captioned(*block)).row(0)
+        print(
+            f"{bare} of {len(captions)} images have no caption and train on the empty prompt, "
+            f"such as {captions.catalog.name(first)}",
+            file=sys.stderr,
+        )
     spread = np.linspace(0, len(known) - 1, min(GRID_PROMPTS, len(known))).astype(int)
-    return config.samples.prompts or [known[i] for i in spread]
+    return config.samples.prompts or [captions[int(row)][0] for row in known.rows(spread)]
 
 
 def sample_grid(model: LatentDiffusion, prompts: list[str], config: DiffusionRun) -> np.ndarray:

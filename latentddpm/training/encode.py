@@ -1,31 +1,33 @@
-"""`encode`: a folder of images → the latents cache, ahead of `train-diffusion`."""
+"""`encode`: images → the latents cache, ahead of `train-diffusion`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from latentddpm.data.latents import LatentsCache, prepare_latents
-from latentddpm.data.scan import scan
+from latentddpm.data.scan import open_catalog
 from latentddpm.errors import UserError
 from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.training.loop import report_scan
 
 
 def encode_folder(
-    data: Path,
+    data: str | Path,
     vae: Path,
     out: Path,
     *,
+    catalog: Path | None = None,
     resolution: int | None = None,
     mirrored: bool = False,
     strict: bool = False,
     quiet: bool = False,
 ) -> LatentsCache:
-    """Encode every readable image below `data`; a cache that fits already is left as it is.
+    """Encode every readable image of `data`; a cache that fits already is left as it is.
 
     Args:
+        data: a folder of images or shards; see `data.sources.open_source`.
+        catalog: folder of the catalog, `out/catalog` by default.
         resolution: side in pixels; None for the size the autoencoder was trained at.
 
     Raises:
@@ -36,11 +38,10 @@ def encode_folder(
         if source.image_size is None:
             raise UserError("--resolution: needed, this autoencoder names no size of its own")
         resolution = source.image_size[0]
-    found = scan(data, strict=strict, quiet=quiet)
-    report_scan(found)
+    catalog = open_catalog(data, catalog or out / "catalog", strict=strict, quiet=quiet)
+    catalog.report()
     return prepare_latents(
-        data,
-        [record.path for record in found.records],
+        catalog,
         out,
         vae_digest=source.parts["vae"]["digest"],
         load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),

@@ -5,7 +5,6 @@ runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ import keras
 import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump_config
-from latentddpm.data.scan import Scan
 from latentddpm.errors import UserError
 from latentddpm.files import atomic_path
 from latentddpm.models.functional import remade
@@ -24,7 +22,6 @@ from latentddpm.training.optimizer import FlatAdamW
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
-SHOWN_FILES = 20
 Examples = Callable[[int, int], tf.data.Dataset]
 """Training batches of steps `start` … `stop` − 1."""
 
@@ -117,14 +114,3 @@ def run_steps(
 def in_float32(model: keras.Model) -> keras.Model:
     """A copy to keep: same weights, float32 policy, no optimizer."""
     return remade(model, dtype="float32")
-
-
-def report_scan(found: Scan) -> None:
-    """Say on stderr which files could not be read; the run goes on without them."""
-    if not found.unreadable:
-        return
-    print(f"{len(found.unreadable)} files cannot be read and are left out:", file=sys.stderr)
-    for path, reason in found.unreadable[:SHOWN_FILES]:
-        print(f"  {path}: {reason}", file=sys.stderr)
-    if len(found.unreadable) > SHOWN_FILES:
-        print(f"  and {len(found.unreadable) - SHOWN_FILES} more", file=sys.stderr)

@@ -1,0 +1,177 @@
+"""Files by name: on this machine, or on any filesystem that TensorFlow reads.
+
+A place with a scheme (gs://, s3://, hdfs://, ram://) goes through `tf.io.gfile`; TensorFlow is
+imported for these alone. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+UNSETTLED_NS = 2_000_000_000  # a file this young may change again within its time stamp
+
+
+class Stamp(NamedTuple):
+    """Size and time alone tell that a file is unchanged; time -1: too young to tell."""
+
+    size: int
+    mtime_ns: int
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place has a scheme."""
+    return "://" in place
+
+
+def join(folder: str, name: str) -> str:
+    """The path of `name` below `folder`."""
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def is_folder(path: str) -> bool:
+    return _gfile().isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def is_file(path: str) -> bool:
+    """Whether a path is a file; a name that no file can have (too long, NUL) is none."""
+    try:
+        if is_remote(path):
+            return _gfile().exists(path) and not _gfile().isdir(path)
+        return os.path.isfile(path)
+    except (OSError, ValueError):
+        return False
+
+
+def stamp(path: str) -> Stamp:
+    """What tells whether a file is still the same.
+
+    Raises:
+        OSError: there is none.
+    """
+    if is_remote(path):
+        with _as_os_error(path):
+            status = _gfile().stat(path)
+        size, mtime_ns = status.length, status.mtime_nsec
+    else:
+        status = os.stat(path)
+        size, mtime_ns = status.st_size, status.st_mtime_ns
+    return Stamp(size, mtime_ns if time.time_ns() - mtime_ns > UNSETTLED_NS else -1)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """A file to read from, anywhere in it.
+
+    Raises:
+        OSError: it cannot be opened or read.
+    """
+    if not is_remote(path):
+        with open(path, "rb") as stream:
+            yield stream
+        return
+    with _as_os_error(path), _gfile().GFile(path, "rb") as stream:
+        yield stream
+
+
+def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
+    """`size` bytes from `offset` on (None: all).
+
+    Raises:
+        OSError: it cannot be read, or ends before.
+    """
+    with opened(path) as stream:
+        if offset:
+            stream.seek(offset)
+        data = stream.read() if size is None else stream.read(size)
+    if size is not None and len(data) < size:
+        raise OSError(f"{path}: ends before byte {offset + size}; it was longer once")
+    return data
+
+
+def order(name: str) -> bytes:
+    """The key by which names are sorted everywhere: their bytes, which is code point order."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def walk(root: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, set[str]]]:
+    """Files below `root` whose name is `wanted`, in the order of their relative POSIX paths.
+
+    Hidden files and folders are skipped. A linked file counts when it points to a file inside
+    `root`; other linked files are left out with one warning, linked folders are not entered.
+    Only one folder's names are held at a time, and those of the folders around it.
+
+    Yields:
+        The path relative to `root`, and the names of the files beside it that are not wanted.
+    """
+    strayed = []
+    inside = None if is_remote(root) else Path(root).resolve()
+
+    def enter(folder: str) -> Iterator[tuple[str, set[str]]]:
+        items = sorted(listing(join(root, folder) if folder else root), key=order)
+        others = {name for name in items if name[-1] != "/" and not wanted(name)}
+        for name in items:
+            path = folder + name
+            if name[-1] == "/":
+                yield from enter(path)
+            elif name not in others:
+                full = join(root, path)
+                if inside and os.path.islink(full) and not _stays(full, inside):
+                    strayed.append(full)
+                elif inside is None or os.path.isfile(full):
+                    yield path, others
+
+    yield from enter("")
+    if strayed:
+        warnings.warn(
+            f"{root}: {len(strayed)} links that leave the folder were not followed, "
+            f"such as {strayed[0]}",
+            stacklevel=2,
+        )
+
+
+def _stays(link: str, inside: Path) -> bool:
+    return Path(link).resolve().is_relative_to(inside)
+
+
+def listing(folder: str) -> list[str]:
+    """Names in a folder that are not hidden; those of folders end in "/"."""
+    if is_remote(folder):
+        with _as_os_error(folder):
+            names = [name.rstrip("/") for name in _gfile().listdir(folder)]
+            return [
+                name + "/" * _gfile().isdir(join(folder, name))
+                for name in names
+                if name and not name.startswith(".")
+            ]
+    with os.scandir(folder) as items:
+        return [
+            item.name + "/" * item.is_dir(follow_symlinks=False)
+            for item in items
+            if not item.name.startswith(".")
+            and not (item.is_symlink() and os.path.isdir(item.path))
+        ]
+
+
+def _gfile() -> Any:
+    import tensorflow as tf
+
+    return tf.io.gfile
+
+
+@contextmanager
+def _as_os_error(path: str) -> Iterator[None]:
+    """TensorFlow's errors as those of the system."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error.message}") from error
+    except tf.errors.OpError as error:
+        raise OSError(f"{path}: {error.message}") from error

@@ -190,6 +190,18 @@ def test_upsample_repeats_every_pixel_before_its_convolution():
     )
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 7, 6), (1, 1, 3, 4)])
+def test_upsample_is_the_convolution_of_the_repeated_image(shape):
+    layer = Upsample(3)
+    images = normal(*shape)
+    layer(images)
+    layer.conv.conv.bias.assign(normal(3))
+    expected = layer.conv(images.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(
+        layer(images), expected, atol=2e-6, err_msg="not the 3×3 convolution after repeating"
+    )
+
+
 # --- ResnetBlock ---------------------------------------------------------------------------
 
 

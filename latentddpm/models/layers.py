@@ -166,23 +166,36 @@ class PaddedConv2D(layers.Layer):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Upsample(layers.Layer):
-    """Nearest-neighbour ×2, then a 3×3 convolution: (B, h, w, c) → (B, 2h, 2w, channels)."""
+    """Nearest-neighbour ×2, then a 3×3 convolution: (B, h, w, c) → (B, 2h, 2w, channels).
+
+    Every input pixel becomes four equal ones, so taps of the kernel that meet the same one can be
+    added up beforehand. What is left is a transposed convolution of stride 2 with the kernel
+
+        K₄[u, v] = Σ_{a, b ∈ {0, 1}} K₃[u − a, v − b]      (K₃ turned by 180°, zero outside)
+
+    The same answer with 16 instead of 36 multiplications per input pixel, and without the
+    repeated image. The weights that are kept are those of the 3×3 convolution.
+    """
 
     def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.channels = channels
-        self.repeat = layers.UpSampling2D(2, name="repeat", dtype=self.dtype_policy)
         self.conv = PaddedConv2D(channels, 3, padding=1, name="conv", dtype=self.dtype_policy)
 
     def build(self, input_shape: Shape) -> None:
-        self.conv.build(self.repeat.compute_output_shape(input_shape))
+        self.conv.build((*self.compute_output_shape(input_shape)[:-1], input_shape[-1]))
         self.built = True
 
     def call(self, inputs):
-        return self.conv(self.repeat(inputs))
+        kernel = ops.flip(self.conv.conv.kernel, axis=(0, 1))  # (3, 3, c, channels)
+        shifts = [((a, 1 - a), (b, 1 - b), (0, 0), (0, 0)) for a in (0, 1) for b in (0, 1)]
+        kernel = sum(ops.pad(kernel, shift) for shift in shifts)
+        kernel = ops.swapaxes(kernel, 2, 3)  # (4, 4, channels, c)
+        return ops.conv_transpose(inputs, kernel, 2, "same") + self.conv.conv.bias
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return self.conv.compute_output_shape(self.repeat.compute_output_shape(input_shape))
+        batch, *sides, _ = input_shape
+        return (batch, *(None if side is None else 2 * side for side in sides), self.channels)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "channels": self.channels}

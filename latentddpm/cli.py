@@ -27,6 +27,13 @@ DATA_HELP = "Folder of images, or of shards; a shard; a pattern such as a-{00..9
 def training_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of both trainers."""
     for option in (
+        click.option(
+            "--strategy",
+            default="auto",
+            show_default=True,
+            help="auto, one, mirrored, mirrored:N.",
+        ),
+        click.option("--precision", help="float32, bfloat16, float16 [default: the config's]."),
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
         click.option("--strict", is_flag=True, help="Refuse data with unreadable images."),
         click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
@@ -68,6 +75,8 @@ def train_vae(
     config: Path | None,
     init: Path | None,
     overrides: tuple[str, ...],
+    precision: str | None,
+    strategy: str,
     resume: bool,
     strict: bool,
     dry_run: bool,
@@ -76,9 +85,10 @@ def train_vae(
     """Train the autoencoder: images to latents and back."""
     from latentddpm.config import AutoencoderRun, dump_config, load_config
 
-    settings = load_config(AutoencoderRun, config, overrides, init=init)
+    settings = load_config(AutoencoderRun, config, _with(overrides, precision), init=init)
     import_keras()
     from latentddpm.training import autoencoder
+    from latentddpm.training.distribute import make_strategy
 
     if dry_run:
         settings, model = autoencoder.build_autoencoder(settings)
@@ -86,7 +96,14 @@ def train_vae(
         _echo_sizes(encoder=model.encoder, decoder=model.decoder)
         return
     model = autoencoder.train_autoencoder(
-        settings, data, out, catalog=catalog, resume=resume, strict=strict, quiet=quiet
+        settings,
+        data,
+        out,
+        catalog=catalog,
+        resume=resume,
+        strict=strict,
+        quiet=quiet,
+        strategy=make_strategy(strategy),
     )
     _note(quiet, f"latent std {model.latent_statistics['std']:.4f}: ", nl=False)
     _note(quiet, f"scaling_factor {model.scaling_factor:.5f} is stored in the model")
@@ -109,6 +126,8 @@ def train_diffusion(
     config: Path | None,
     init: Path | None,
     overrides: tuple[str, ...],
+    precision: str | None,
+    strategy: str,
     resume: bool,
     strict: bool,
     dry_run: bool,
@@ -117,9 +136,10 @@ def train_diffusion(
     """Train the UNet (and its text encoder) in the latent space."""
     from latentddpm.config import DiffusionRun, dump_config, load_config
 
-    settings = load_config(DiffusionRun, config, overrides, init=init)
+    settings = load_config(DiffusionRun, config, _with(overrides, precision), init=init)
     import_keras()
     from latentddpm.training import diffusion
+    from latentddpm.training.distribute import make_strategy
 
     if dry_run:
         settings, sources = diffusion.read_sources(settings, vae)
@@ -130,7 +150,15 @@ def train_diffusion(
         return
     folders = {"latents": latents, "catalog": catalog}
     diffusion.train_diffusion(
-        settings, data, vae, out, **folders, resume=resume, strict=strict, quiet=quiet
+        settings,
+        data,
+        vae,
+        out,
+        **folders,
+        resume=resume,
+        strict=strict,
+        quiet=quiet,
+        strategy=make_strategy(strategy),
     )
     click.echo(out / "model")
 
@@ -275,6 +303,11 @@ def info(path: Path, quiet: bool) -> None:
     from latentddpm.describe import describe
 
     click.echo(describe(path))
+
+
+def _with(overrides: tuple[str, ...], precision: str | None) -> tuple[str, ...]:
+    """What `--set` gave, and `--precision` behind it."""
+    return overrides if precision is None else (*overrides, f"training.precision={precision}")
 
 
 def _echo_sizes(**parts: Any) -> None:

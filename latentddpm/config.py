@@ -125,7 +125,12 @@ class TrainingConfig(Section):
         True, description="at first average over fewer steps: momentum at most n / (n + 9)"
     )
     seed: int = Field(0, ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the layers; weights, losses and moments stay float32"
+    )
+    accumulation_steps: int = Field(
+        1, gt=0, description="micro-batches a batch is computed in, one after the other"
+    )
     jit_compile: bool = Field(False, description="compile the step with XLA")
     log_every: int = Field(50, gt=0)
     validate_every: int = Field(2000, gt=0)

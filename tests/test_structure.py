@@ -28,7 +28,8 @@ FLOW = [
     ["data.catalog", "data.scan", "data.captions", "data.split", "data.pack", "data.doctor"],
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
-    ["models.compiled", "models.digest", "models.layers", "models.functional", "models.archive"],
+    ["models.compiled", "models.digest", "models.replicas", "models.train_step"],
+    ["models.layers", "models.functional", "models.archive"],
     ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],
     ["models.perceptual", "models.discriminator", "models.adversarial"],
     ["models.encoder_decoder", "models.autoencoder", "models.unet"],
@@ -57,7 +58,7 @@ FLOW = [
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.
 TENSORFLOW = (
     *("data.draws", "data.examples", "data.latents", "data.storage", "data.records", "training"),
-    "models.compiled",
+    *("models.compiled", "models.replicas", "models.train_step"),
     *("interop.endpoints", "interop.saved_model", "interop.onnx", "interop.litert"),
 )
 

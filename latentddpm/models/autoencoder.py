@@ -28,6 +28,7 @@ from latentddpm.errors import UserError, check_choice
 from latentddpm.models.encoder_decoder import Decoder, Encoder
 from latentddpm.models.latent_space import LatentSpace
 from latentddpm.models.layers import PACKAGE
+from latentddpm.models.train_step import TrainStep, on_tensorflow
 
 LOGVAR_RANGE = (-30.0, 20.0)
 RECONSTRUCTION_LOSSES = ("l1", "l2")
@@ -49,7 +50,7 @@ class GaussianKL(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class Autoencoder(keras.Model):
+class Autoencoder(TrainStep, keras.Model):
     """Encoder, decoder and the scaling between them.
 
     Args:
@@ -80,6 +81,8 @@ class Autoencoder(keras.Model):
         images = autoencoder.decode(latents)
         ```
     """
+
+    term_names = ("loss", "reconstruction", "kl", "mse")
 
     def __init__(
         self,
@@ -203,11 +206,20 @@ class Autoencoder(keras.Model):
         self.reconstruction_loss = distance[reconstruction_loss]()
         self.kl_loss = GaussianKL()
         self.kl_weight = kl_weight
-        self.trackers = [
-            keras.metrics.Mean(name="reconstruction"),
-            keras.metrics.Mean(name="kl"),
-            keras.metrics.Mean(name="mse"),
-        ]
+
+    def loss_terms(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+    ) -> dict[str, Any]:
+        """`loss` = `reconstruction` + `kl_weight` · `kl`, and `mse` for the PSNR."""
+        images, reconstruction = x["images"], y_pred["reconstruction"]
+        error = ops.mean(self.reconstruction_loss.call(images, reconstruction))
+        kl = ops.mean(self.kl_loss.call(y_pred["mean"], y_pred["logvar"]))
+        return {
+            "loss": error + self.kl_weight * kl,
+            "reconstruction": error,
+            "kl": kl,
+            "mse": ops.mean(ops.square(images - reconstruction)),
+        }
 
     def compute_loss(
         self,
@@ -217,17 +229,12 @@ class Autoencoder(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        images = x["images"]
-        reconstruction = self.reconstruction_loss(images, y_pred["reconstruction"])
-        kl = self.kl_loss(y_pred["mean"], y_pred["logvar"])
-        values = (
-            ops.mean(self.reconstruction_loss.call(images, y_pred["reconstruction"])),
-            ops.mean(self.kl_loss.call(y_pred["mean"], y_pred["logvar"])),
-            ops.mean(ops.square(images - y_pred["reconstruction"])),
-        )
-        for tracker, value in zip(self.trackers, values, strict=True):
-            tracker.update_state(value, sample_weight=ops.shape(images)[0])
-        return reconstruction + self.kl_weight * kl
+        """What Keras's own step asks for, on other backends than TensorFlow."""
+        terms = self.loss_terms(x, y, y_pred, sample_weight, training)
+        if not on_tensorflow():
+            number = ops.shape(x["images"])[0]
+            self.count_terms({k: (v, number) for k, v in terms.items() if k != "loss"})
+        return terms["loss"]
 
     def get_compile_config(self) -> None:
         """Nothing of the training setup belongs into a saved model."""

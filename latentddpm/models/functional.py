@@ -11,9 +11,10 @@ from typing import Any
 import keras
 
 from latentddpm.models.layers import blank_weights
+from latentddpm.models.train_step import TrainStep
 
 
-class FunctionalModel(keras.Model):
+class FunctionalModel(TrainStep, keras.Model):
     """Base of the networks: `super().__init__(inputs, outputs, constructor_arguments(...))`."""
 
     def __init__(

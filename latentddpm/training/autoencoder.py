@@ -31,8 +31,15 @@ from latentddpm.models.functional import remade
 from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
+from latentddpm.training.distribute import in_scope
 from latentddpm.training.finetune import adopt_autoencoder
-from latentddpm.training.loop import check_run, in_float32, make_optimizer, run_steps
+from latentddpm.training.loop import (
+    check_run,
+    compile_options,
+    in_float32,
+    layer_policy,
+    run_steps,
+)
 
 GRID_IMAGES = 16
 
@@ -50,7 +57,7 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
     base = read_model_folder(config.init) if config.init else None
     if base is not None:
         config = adopt_autoencoder(config, base)
-    dtype = "mixed_bfloat16" if config.training.precision == "bfloat16" else "float32"
+    dtype = layer_policy(config.training)
     if base is not None:
         model = remade(load_archive(base.file("vae"), Autoencoder), dtype=dtype)
     else:
@@ -71,29 +78,31 @@ def train_autoencoder(
     resume: bool = False,
     strict: bool = False,
     quiet: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Autoencoder:
     """Train on the images of `data` and leave `out/model/vae.keras`.
 
     Args:
         data: a folder of images or shards; see `data.sources.open_source`.
         catalog: folder of the catalog, `out/catalog` by default.
+        strategy: of `distribute.make_strategy`; None for one device.
 
     Raises:
         UserError: unusable folder, a resolution the downsample factor does not divide, a run
             folder that is taken (or, with `resume`, empty).
     """
     check_run(out, resume)
-    config, model = build_autoencoder(config)
+    with in_scope(strategy):
+        config, model = build_autoencoder(config)
+        settings = config.training
+        model.compile(
+            **compile_options(settings),
+            reconstruction_loss=settings.reconstruction_loss,
+            kl_weight=settings.kl_weight,
+        )
     catalog = open_catalog(data, catalog or out / "catalog", strict=strict, quiet=quiet)
     catalog.report()
     training_images, validation_images = split_catalog(catalog, config.data)
-    settings = config.training
-    model.compile(
-        make_optimizer(settings),
-        reconstruction_loss=settings.reconstruction_loss,
-        kl_weight=settings.kl_weight,
-        jit_compile=settings.jit_compile,
-    )
     factor = model.downsample_factor
     size = config.data.resolution // factor
     common = {

@@ -27,13 +27,14 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
     Keras's own `SwapEMAWeights` swaps by adding and subtracting, which does not give back
     the same bits; training has to go on as if nothing had been looked at.
     """
-    if not model.optimizer.use_ema:
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema:
         yield
         return
     variables = model.trainable_variables
     raw = [keras.ops.convert_to_numpy(variable) for variable in variables]
     try:
-        model.optimizer.finalize_variable_values(variables)
+        optimizer.finalize_variable_values(variables)
         yield
     finally:
         for variable, value in zip(variables, raw, strict=True):

@@ -33,18 +33,22 @@ from latentddpm.interop.clip import load_clip_folder
 from latentddpm.modelfolder import ModelFolder, read_model_folder
 from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.functional import remade
 from latentddpm.models.latent_space import LatentSpace
 from latentddpm.models.text import TextEncoder, build_text_encoder, load_preset
 from latentddpm.models.tokenizer import ClipTokenizer
+from latentddpm.models.train_step import TrainStep
 from latentddpm.models.unet import UNet
 from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
 from latentddpm.training.callbacks import RunLog, averaged_weights
+from latentddpm.training.distribute import in_scope
 from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
 from latentddpm.training.loop import (
     check_run,
+    compile_options,
     in_float32,
-    make_optimizer,
+    layer_policy,
     run_steps,
 )
 
@@ -135,12 +139,14 @@ def build_networks(
         UserError: sizes that do not fit each other, or the resolution.
     """
     keras.utils.set_random_seed(config.training.seed)
-    dtype = "mixed_bfloat16" if config.training.precision == "bfloat16" else "float32"
+    dtype = layer_policy(config.training)
     if sources.base is not None:
         networks = base_networks(config, sources.base, dtype)
         check_resolution(config.data.resolution, sources.vae_config, networks[0])
         return networks
     text_encoder, tokenizer = build_text(config)
+    if text_encoder is not None and dtype != "float32":
+        text_encoder = remade(text_encoder, dtype=dtype)
     try:
         unet = UNet(
             **config.unet.model_dump(),
@@ -152,6 +158,11 @@ def build_networks(
         raise UserError(f"unet: {error}") from None
     check_resolution(config.data.resolution, sources.vae_config, unet)
     return unet, text_encoder, tokenizer
+
+
+@keras.saving.register_keras_serializable(package="latentddpm")
+class TextToLatents(TrainStep, keras.Model):
+    """A text encoder and a UNet as one function of noisy latents, timesteps and token ids."""
 
 
 def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int) -> keras.Model:
@@ -174,7 +185,7 @@ def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int)
             "context": context,
         }
     )
-    return keras.Model(inputs, prediction, name="text_to_latents")
+    return TextToLatents(inputs, prediction, name="text_to_latents")
 
 
 def train_diffusion(
@@ -188,6 +199,7 @@ def train_diffusion(
     resume: bool = False,
     strict: bool = False,
     quiet: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> LatentDiffusion:
     """Train on the captioned images of `data` and leave the model folder `out/model`.
 
@@ -196,6 +208,7 @@ def train_diffusion(
         vae: a model folder or finished `train-vae` run; None for the one of `config.init`.
         latents: folder of the latents cache, `out/latents` by default.
         catalog: folder of the catalog, `catalog` in the latents cache by default.
+        strategy: of `distribute.make_strategy`; None for one device.
 
     Raises:
         UserError: unusable data or model folder, no captions for a text-conditioned model, a
@@ -206,7 +219,10 @@ def train_diffusion(
     config, sources = read_sources(config, vae)
     vae_file = sources.vae.file("vae")
     schedule = build_schedule(config)
-    unet, text_encoder, tokenizer = build_networks(config, sources)
+    with in_scope(strategy):
+        unet, text_encoder, tokenizer = build_networks(config, sources)
+        model = with_text(unet, text_encoder, tokenizer.context_length if tokenizer else 0)
+        model.compile(**compile_options(settings), loss="mse")
 
     latents = latents or out / "latents"
     catalog = open_catalog(data, catalog or latents / "catalog", strict=strict, quiet=quiet)
@@ -231,8 +247,6 @@ def train_diffusion(
         tokens,
         config,
     )
-    model = with_text(unet, text_encoder, tokenizer.context_length if tokenizer else 0)
-    model.compile(make_optimizer(settings), loss="mse", jit_compile=settings.jit_compile)
     size = (config.data.resolution,) * 2
     sampled = LatentDiffusion(
         load_archive(vae_file, Autoencoder),
@@ -265,6 +279,8 @@ def train_diffusion(
         quiet=quiet,
     )
     sampled.unet = in_float32(unet)
+    if text_encoder is not None:
+        sampled.text_encoder = in_float32(text_encoder)
     sampled.save(out / "model")
     return sampled
 

@@ -66,13 +66,15 @@ def base_networks(
 
     Args:
         config: one that `adopt` returned.
-        dtype: policy of the UNet.
+        dtype: policy of the networks.
     """
     unet = load_archive(base.file("unet"), UNet)
     unet = remade(unet, dtype=dtype, dropout=config.unet.dropout)
     if "text_encoder" not in base.parts:
         return unet, None, None
     text_encoder = load_archive(base.file("text_encoder"), TextEncoder)
+    if dtype != "float32":
+        text_encoder = remade(text_encoder, dtype=dtype)
     if config.text.trained:
         text_encoder.trainable = True
     else:

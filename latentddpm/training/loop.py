@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -68,6 +69,20 @@ def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
     return optimizer
 
 
+def layer_policy(training: TrainingConfig) -> str:
+    """The Keras dtype policy of `training.precision`."""
+    return "float32" if training.precision == "float32" else f"mixed_{training.precision}"
+
+
+def compile_options(training: TrainingConfig) -> dict[str, Any]:
+    """What both trainers hand to `compile`."""
+    return {
+        "optimizer": make_optimizer(training),
+        "accumulation_steps": training.accumulation_steps,
+        "jit_compile": training.jit_compile,
+    }
+
+
 def run_steps(
     model: keras.Model,
     examples: Examples,
@@ -86,7 +101,8 @@ def run_steps(
     """
     training = config.training
     checkpoints = folder / CHECKPOINTS
-    model.optimizer.build(model.trainable_variables)
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
     first = checkpoint.load_latest(checkpoints, model) if resume else 0
     with atomic_path(folder / CONFIG) as temporary:
         temporary.write_text(dump_config(config), "utf-8")

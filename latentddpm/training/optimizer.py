@@ -98,6 +98,20 @@ class FlatAdamW(keras.optimizers.AdamW):
             self._buckets.append(Bucket(decayed + rest, len(decayed), *vectors[:2], average))
         self.built = True
 
+    def pack(self, gradients: Sequence[Any]) -> list[Any]:
+        """Gradients of the variables, in order, as the vectors of `apply_vectors`."""
+        if len(gradients) != len(self._trainable_variables):
+            raise ValueError(
+                f"{len(gradients)} gradients for {len(self._trainable_variables)} variables: "
+                "expected one for each"
+            )
+        return [_string([gradients[i] for i in bucket.indices]) for bucket in self._buckets]
+
+    def apply_vectors(self, vectors: Sequence[Any]) -> None:
+        """`apply` with gradients that are packed, summed over the replicas and clipped."""
+        self._update_buckets(vectors)
+        self._iterations.assign_add(1)
+
     def moving_averages(self) -> list[Any]:
         """θ̄ of every variable the optimizer was built with, in order and shape."""
         averages: list[Any] = [None] * len(self._trainable_variables)
@@ -114,12 +128,7 @@ class FlatAdamW(keras.optimizers.AdamW):
     def _backend_apply_gradients(
         self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable]
     ) -> None:
-        if len(grads) != len(self._trainable_variables):
-            raise ValueError(
-                f"{len(grads)} gradients for {len(self._trainable_variables)} variables: "
-                "expected one for each"
-            )
-        gradients = [_string([grads[i] for i in bucket.indices]) for bucket in self._buckets]
+        gradients = self.pack(grads)
         replica = tf.distribute.get_replica_context()
         if replica is not None and self._distribution_strategy.num_replicas_in_sync > 1:
             gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
@@ -127,7 +136,11 @@ class FlatAdamW(keras.optimizers.AdamW):
             norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
             scale = ops.minimum(1.0, self.global_clipnorm / norm)
             gradients = [gradient * scale for gradient in gradients]
+        self._update_buckets(gradients)
 
+    def _update_buckets(self, gradients: Sequence[Any]) -> None:
+        """The module's formulas but for clipping; called by each replica."""
+        replica = tf.distribute.get_replica_context()
         step = ops.cast(self.iterations + 1, "float32")
         rate = ops.cast(self.learning_rate, "float32")
         correction = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)

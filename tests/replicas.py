@@ -1,0 +1,154 @@
+# ruff: noqa: E402
+"""What `tests/test_distribute.py` runs in a process of its own, with four logical CPU devices.
+
+Trains the same on one device and on several and prints, as one JSON object, how far the
+results lie apart.
+"""
+
+import json
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+
+import keras
+import numpy as np
+
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.train_step import TrainStep
+from latentddpm.models.unet import UNet
+from latentddpm.training.optimizer import FlatAdamW
+
+SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
+UNET = {**SIZES, "attention_levels": (0,), "num_heads": 2, "zero_init": False}
+BATCH = 5  # divided by no number of replicas
+STEPS = 3
+
+
+class Small(TrainStep, keras.Model):
+    """Few operations, so that many cases are quick to trace."""
+
+
+def small(dtype=None):
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(16, activation="tanh", dtype=dtype)(inputs)
+    return Small(inputs, keras.layers.Dense(3, dtype="float32")(hidden))
+
+
+def adamw():
+    # Epsilon: the attention's key biases have no gradient but rounding errors, and AdamW
+    # would make steps of full size out of those.
+    return FlatAdamW(
+        1e-2, weight_decay=0.1, epsilon=1e-3, global_clipnorm=0.1, use_ema=True, ema_momentum=0.9
+    )
+
+
+def keras_adamw():
+    return keras.optimizers.AdamW(
+        1e-2, weight_decay=0.1, epsilon=1e-3, global_clipnorm=0.1, use_ema=True, ema_momentum=0.9
+    )
+
+
+def sgd():
+    return keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.5)
+
+
+def strategy_of(replicas):
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    # Collective operations remember, for a whole process, how many devices there were.
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(replicas)],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def small_data(number, seed):
+    return normal(number, 6, seed=seed), 3 * normal(number, 3, seed=seed + 1)
+
+
+def unet_data(number, seed):
+    inputs = {
+        "noisy_latents": normal(number, 4, 4, 4, seed=seed),
+        "timesteps": np.random.default_rng(seed).integers(0, 1000, number).astype("int32"),
+    }
+    return inputs, normal(number, 4, 4, 4, seed=seed + 1)
+
+
+def image_data(number, seed):
+    images = np.tanh(normal(number, 8, 8, 3, seed=seed))
+    return {"images": images, "noise": normal(number, 8, 8, 4, seed=seed + 1)}
+
+
+BUILDERS = {
+    "small": (small, small_data, {"loss": "mse", "metrics": ["mae"]}),
+    "unet": (lambda: UNet(**UNET), unet_data, {"loss": "mse"}),
+    "autoencoder": (lambda: Autoencoder(**SIZES), image_data, {"kl_weight": 1e-3}),
+}
+
+
+def train(kind="small", replicas=1, optimizer=adamw, batch_size=BATCH, **settings):
+    """`fit` and `evaluate` as a Keras user calls them; weights, history and evaluation."""
+    build, data, compiled = BUILDERS[kind]
+    with strategy_of(replicas).scope():
+        keras.utils.set_random_seed(1)
+        model = build()
+        model.compile(optimizer(), **compiled, **settings)
+    examples = tf.data.Dataset.from_tensor_slices(data(STEPS * batch_size, 0))
+    history = model.fit(examples.batch(batch_size), verbose=0, shuffle=False).history
+    held_out = tf.data.Dataset.from_tensor_slices(data(7, 9)).batch(4)
+    tested = model.evaluate(held_out, verbose=0, return_dict=True)
+    logs = {key: float(values[-1]) for key, values in history.items()}
+    return model.get_weights(), {**logs, **{f"tested {k}": float(v) for k, v in tested.items()}}
+
+
+def difference(one, other):
+    """The largest difference of each kind, relative to the largest weight or to the log."""
+    weights = [
+        np.abs(a - b).max() / max(np.abs(a).max(), 1e-2)
+        for a, b in zip(one[0], other[0], strict=True)
+    ]
+    logs = {name: abs(value - other[1][name]) / (value or 1) for name, value in one[1].items()}
+    return {"weights": float(max(weights)), **logs}
+
+
+CASES = {
+    "2 replicas": {"replicas": 2},
+    "4 replicas": {"replicas": 4},
+    "4 replicas, sgd": {"replicas": 4, "optimizer": sgd},
+    "2 replicas, Keras's AdamW": {"replicas": 2, "optimizer": keras_adamw},
+    "4 replicas, batch of 3": {"replicas": 4, "batch_size": 3},
+    "2 micro-batches": {"accumulation_steps": 2},
+    "7 micro-batches": {"accumulation_steps": 7},
+    "2 replicas, 2 micro-batches": {"replicas": 2, "accumulation_steps": 2},
+    "2 micro-batches, XLA": {"accumulation_steps": 2, "jit_compile": True},
+    "unet, 2 replicas, 2 micro-batches": {
+        "kind": "unet",
+        "replicas": 2,
+        "accumulation_steps": 2,
+    },
+    "autoencoder, 2 replicas": {"kind": "autoencoder", "replicas": 2},
+}
+
+
+def main():
+    alone, found = {}, {}
+    for name, case in CASES.items():
+        same = {k: v for k, v in case.items() if k in ("kind", "optimizer", "batch_size")}
+        key = str(same)
+        if key not in alone:
+            alone[key] = train(**same)
+        found[name] = difference(alone[key], train(**case))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

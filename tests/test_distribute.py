@@ -1,0 +1,62 @@
+"""Any split of a batch trains the same: over replicas, over micro-batches, over both.
+
+The strategies run in one process of their own (`tests/replicas.py`), because a process has to
+say how many logical devices it wants before TensorFlow starts.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def run(*arguments, timeout=600):
+    """Output of a script beside this one."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"expected {arguments} to run\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def differences():
+    return json.loads(run(TESTS / "replicas.py").splitlines()[-1])
+
+
+def test_every_case_was_run(differences):
+    assert len(differences) == 11, f"expected the cases of replicas.py, got {list(differences)}"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "2 replicas",
+        "4 replicas",
+        "4 replicas, sgd",
+        "2 replicas, Keras's AdamW",
+        "4 replicas, batch of 3",
+        "2 micro-batches",
+        "7 micro-batches",
+        "2 replicas, 2 micro-batches",
+        "2 micro-batches, XLA",
+        "unet, 2 replicas, 2 micro-batches",
+        "autoencoder, 2 replicas",
+    ],
+)
+def test_any_split_trains_as_one_device(differences, case):
+    """Weights, losses, gradient norm, compiled metrics, evaluation."""
+    for name, value in differences[case].items():
+        limit = 1e-5
+        assert value < limit, f"{case}: {name} is off by {value}, expected less than {limit}"

@@ -212,6 +212,12 @@ def encode(
 @click.option("--mask", type=FOLDER, help="Of --init-image: white is repainted, black is kept.")
 @click.option("--height", type=int, help="Pixels [default: the model's].")
 @click.option("--width", type=int, help="Pixels [default: the model's].")
+@click.option(
+    "--tile",
+    default="auto",
+    show_default=True,
+    help="Decode in strips: auto (when memory is short), off, or their height in pixels.",
+)
 @click.option("--batch-size", type=int, default=16, show_default=True)
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")

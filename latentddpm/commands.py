@@ -66,6 +66,7 @@ def generate_images(
     steps: int | None,
     eta: float | None,
     sigma_spacing: str | None,
+    tile: str = "auto",
     **options: Any,
 ) -> list[Path]:
     """Make images and write them as PNG with their making inside; returns the files.
@@ -75,6 +76,7 @@ def generate_images(
         out: a `.png` file for one image or a grid, else a folder.
         init_image, mask: a picture to start from, and what of it to repaint.
         eta, sigma_spacing: options of samplers.
+        tile: as of `LatentDiffusion.generate`; nothing of the image depends on it.
         options: of `LatentDiffusion.generate`, None where not given.
     """
     options["num_steps"] = steps
@@ -126,6 +128,7 @@ def generate_images(
         images = pipeline.generate(
             list(prompts),
             seed=seeds,
+            tile=tile,
             batch_size=batch_size,
             progress=not quiet,
             **settings,

@@ -39,6 +39,7 @@ from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.compiled import compiled
 from latentddpm.models.digest import weights_digest
 from latentddpm.models.text import TextEncoder
+from latentddpm.models.tiling import check_tile, decode, encode
 from latentddpm.models.tokenizer import ClipTokenizer
 from latentddpm.models.unet import UNet
 from latentddpm.pictures import from_pixels, to_pixels
@@ -167,6 +168,7 @@ class LatentDiffusion:
         mask: Source | None = None,
         latents: np.ndarray | None = None,
         output: str = "images",
+        tile: str | int = "auto",
         batch_size: int = 16,
         progress: bool = False,
     ) -> np.ndarray:
@@ -189,6 +191,8 @@ class LatentDiffusion:
                 (height, width): white is repainted; black keeps the picture's own pixels.
             latents: the starting noise instead of the seeds', standard normal (N, h, w, c).
             output: "images", or "latents" for the scaled latents before they are decoded.
+            tile: how to encode and decode: "auto" (in strips when one pass does not fit into
+                memory), "off", or the height of a strip in pixels; changes nothing but memory.
             batch_size: images denoised at a time; changes nothing but memory.
             progress: show a bar on stderr.
 
@@ -207,6 +211,7 @@ class LatentDiffusion:
         if batch_size < 1:
             raise UserError(f"batch_size: {batch_size}, expected at least 1")
         check_choice("output", output, OUTPUTS)
+        check_tile(tile)
         prompts = [text for text in prompts for _ in range(num_images)]
         seeds = image_seeds(seed, len(prompts))
         size = self._size(height, width)
@@ -228,7 +233,7 @@ class LatentDiffusion:
         if start is not None:
             first_step = start.first_step(sampler.num_steps)
             with timed("encoder"):
-                known = self._encode(start.init_image)
+                known = self._encode(start.init_image, tile)
             starts = sampler.add_noise(known, starts, first_step)
             if start.mask is not None:
                 sampler = Inpainting(sampler, known, repaint_weights(start.repaint, factor))
@@ -258,7 +263,7 @@ class LatentDiffusion:
                     results.append(np.asarray(denoised))
                     continue
                 with timed("decoder"):
-                    images = to_pixels(self.autoencoder.decode(denoised))
+                    images = to_pixels(decode(self.autoencoder, denoised, tile, progress))
                 results.append(images if start is None else start.composite(images))
         return np.concatenate(results)
 
@@ -284,9 +289,9 @@ class LatentDiffusion:
             self._functions[part] = network, compiled(network)
         return self._functions[part][1]
 
-    def _encode(self, pixels: np.ndarray) -> np.ndarray:
+    def _encode(self, pixels: np.ndarray, tile: str | int) -> np.ndarray:
         """uint8 (H, W, 3) → the mode of its scaled latents, (1, h, w, c)."""
-        mean, _ = self.autoencoder.encode(from_pixels(pixels)[None])
+        mean, _ = encode(self.autoencoder, from_pixels(pixels)[None], tile)
         return np.asarray(self.autoencoder.to_latents(mean))
 
     def _contexts(

@@ -1,0 +1,219 @@
+"""An autoencoder's half run in horizontal strips, layer by layer: the whole image's answer in a
+fraction of the memory.
+
+Cutting an image into tiles and blending them changes it: group norm takes its moments over the
+whole image, and the attention in the middle looks at all of it. Here every layer is finished on
+all strips before the next one starts, so that both are as for the whole:
+
+    3×3 convolution   a strip with one row of each neighbour, cropped afterwards
+    group norm        moments of the strips, merged (Chan, Golub & LeVeque 1983), in float64
+                          n = n₁ + n₂    δ = μ₂ − μ₁    μ = μ₁ + δ n₂/n    M = M₁ + M₂ + δ² n₁n₂/n
+    attention         queries of a strip, keys and values of all
+
+What differs from one pass is the order of summation, about 1e-5. Feature maps wait in main
+memory, at most two of them; the device holds a strip. The double-sized input of a level's first
+block, the largest of all, is made twice and never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import layers, ops
+from tqdm import tqdm
+
+from latentddpm.models.layers import (
+    AttentionBlock,
+    GroupNormalization,
+    PaddedConv2D,
+    ResnetBlock,
+    Upsample,
+    attention,
+)
+
+Strips = list[np.ndarray | None]
+"""A feature map from top to bottom, (B, rows, W, C) each; None once it was used up."""
+
+
+def run_in_strips(
+    network: keras.Model, inputs: np.ndarray, rows: int, progress: bool = False
+) -> np.ndarray:
+    """`network(inputs)` of an `Encoder` or a `Decoder`, in strips of `rows` input rows.
+
+    Args:
+        inputs: (B, H, W, C).
+        rows: a multiple of the encoder's downsample factor; a decoder takes any number.
+        progress: show a bar on stderr when it takes over two seconds.
+
+    Returns:
+        float32, the shape that one call would give.
+
+    Raises:
+        TypeError: the network has a layer that is not known here.
+    """
+    strips: Strips = [inputs[:, top : top + rows] for top in range(0, inputs.shape[1], rows)]
+    upsample = None
+    chain = [one for one in network.layers if not isinstance(one, layers.InputLayer)]
+    bar = tqdm(chain, "strips", unit="layer", delay=2, disable=not progress, leave=False)
+    with np.errstate(over="ignore", invalid="ignore"):  # as in one pass; the caller looks
+        for layer in bar:
+            if isinstance(layer, Upsample):
+                upsample = layer
+                continue
+            strips = _rule(layer)(layer, _Source(strips, upsample))
+            upsample = None
+    return np.concatenate(strips, axis=1).astype(np.float32, copy=False)
+
+
+class _Source(NamedTuple):
+    """A feature map to be read strip by strip, doubled on the way by `upsample`."""
+
+    strips: Strips
+    upsample: Upsample | None
+
+    def own(self) -> Iterator[Any]:
+        """Each strip as it is."""
+        for strip, above, below in self.padded(keep=True):
+            yield strip[:, above : strip.shape[1] - below]
+
+    def padded(self, keep: bool = False, above: bool = True) -> Iterator[tuple[Any, int, int]]:
+        """Each strip with a row of the neighbour above and below, and how many rows these are.
+
+        At the image's edges there is none: there the convolution's own zeros are right. Strips
+        are let go of when they were read, unless they are to be kept for another time.
+        """
+        edge = None
+        for place, strip in enumerate(self.strips):
+            last = place + 1 == len(self.strips)
+            following = None if last else self.strips[place + 1][:, :1]
+            parts = [part for part in (edge, strip, following) if part is not None]
+            edge = strip[:, -1:].copy() if above else None
+            if not keep:
+                self.strips[place] = None
+            before, after = int(len(parts) > 1 and place > 0 and above), int(not last)
+            padded = np.concatenate(parts, axis=1)
+            if self.upsample is not None:  # of two doubled rows the outer one lacks its neighbour
+                padded = self.upsample(padded)
+                padded = padded[:, before : padded.shape[1] - after]
+            yield padded, before, after
+
+
+class _Moments:
+    """Mean and variance of every channel over strips that come one after the other."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, strip: Any) -> None:
+        values = ops.cast(strip, "float32")
+        mean, variance = ops.moments(values, axes=(1, 2))  # (B, C)
+        mean, variance = np.float64(mean), np.float64(variance)
+        count = strip.shape[1] * strip.shape[2]
+        total, delta = self.count + count, mean - self.mean
+        self.mean = self.mean + delta * count / total
+        self.squares = self.squares + variance * count + delta**2 * self.count * count / total
+        self.count = total
+
+    def normaliser(self, norm: GroupNormalization) -> Callable[[Any], Any]:
+        """`norm` with these moments, for any strip."""
+        batch, channels = self.mean.shape
+        groups = (batch, norm.groups, channels // norm.groups)
+        channel_mean = self.mean.reshape(groups)
+        mean = channel_mean.mean(axis=2, keepdims=True)
+        spread = (self.squares / self.count).reshape(groups) + (channel_mean - mean) ** 2
+        variance = spread.mean(axis=2, keepdims=True)
+        gamma, beta = (np.float64(v).reshape(groups[1:]) for v in (norm.gamma, norm.beta))
+        scale = gamma / np.sqrt(variance + norm.epsilon)
+        shift = beta - mean * scale
+        scale, shift = (v.reshape(batch, 1, 1, channels).astype("float32") for v in (scale, shift))
+
+        def normalise(strip: Any) -> Any:
+            return ops.cast(ops.cast(strip, "float32") * scale + shift, norm.compute_dtype)
+
+        return normalise
+
+
+# --- The rules, one for each kind of layer -------------------------------------------------
+
+
+def _rule(layer: layers.Layer) -> Callable[[Any, _Source], Strips]:
+    for kind, rule in RULES.items():
+        if isinstance(layer, kind):
+            return rule
+    raise TypeError(f"{layer.name}: no rule to run a {type(layer).__name__} in strips")
+
+
+def _convolution(layer: PaddedConv2D, source: _Source) -> Strips:
+    if layer.stride > 1:  # its padding is below: the row above is not looked at
+        return [np.asarray(layer(strip)) for strip, *_ in source.padded(above=False)]
+    return [_inner(layer(strip), above, below) for strip, above, below in source.padded()]
+
+
+def _resnet_block(block: ResnetBlock, source: _Source) -> Strips:
+    normalise = _normaliser(block.norm1, source)
+    hidden, residual, moments = [], [], _Moments()
+    for strip, above, below in source.padded():
+        convolved = _inner(block.conv1(ops.silu(normalise(strip))), above, below)
+        moments.add(convolved)
+        hidden.append(convolved)
+        own = strip[:, above : strip.shape[1] - below]
+        residual.append(np.asarray(own if block.shortcut is None else block.shortcut(own)))
+    normalise = moments.normaliser(block.norm2)
+    outputs = []
+    for place, (strip, above, below) in enumerate(_Source(hidden, None).padded()):
+        convolved = _inner(block.conv2(ops.silu(normalise(strip))), above, below)
+        outputs.append(residual[place] + convolved)
+        residual[place] = None
+    return outputs
+
+
+def _attention_block(block: AttentionBlock, source: _Source) -> Strips:
+    normalise = _normaliser(block.norm, source)
+
+    def tokens(strip: Any) -> Any:
+        return ops.reshape(normalise(strip), (strip.shape[0], -1, strip.shape[-1]))
+
+    keys, values = (
+        ops.concatenate([projection(tokens(strip)) for strip in source.own()], axis=1)
+        for projection in (block.key, block.value)
+    )
+    outputs = []
+    for strip in source.own():
+        mixed = attention(block.query(tokens(strip)), keys, values, block.num_heads)
+        outputs.append(np.asarray(strip + ops.reshape(block.out(mixed), strip.shape)))
+    return outputs
+
+
+def _group_norm(norm: GroupNormalization, source: _Source) -> Strips:
+    return _pointwise(_normaliser(norm, source), source)
+
+
+def _pointwise(function: Callable[[Any], Any], source: _Source) -> Strips:
+    outputs = []
+    for strip, above, below in source.padded():
+        outputs.append(_inner(function(strip), above, below))
+    return outputs
+
+
+def _normaliser(norm: GroupNormalization, source: _Source) -> Callable[[Any], Any]:
+    moments = _Moments()
+    for strip in source.own():
+        moments.add(strip)
+    return moments.normaliser(norm)
+
+
+def _inner(strip: Any, above: int, below: int) -> np.ndarray:
+    """A strip's own rows, in main memory."""
+    return np.asarray(strip)[:, above : strip.shape[1] - below]
+
+
+RULES = {
+    PaddedConv2D: _convolution,
+    ResnetBlock: _resnet_block,
+    AttentionBlock: _attention_block,
+    GroupNormalization: _group_norm,
+    layers.Activation: _pointwise,
+}

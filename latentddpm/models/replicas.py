@@ -150,9 +150,10 @@ def _grow(optimizer: keras.optimizers.Optimizer) -> None:
     """After so many good steps in a row, twice the loss scale (Micikevicius et al. 2018)."""
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return
-    full = optimizer.step_counter + 1 >= optimizer.dynamic_growth_steps
+    good_steps = optimizer.step_counter.value + 1
+    full = good_steps >= optimizer.dynamic_growth_steps
     optimizer.dynamic_scale.assign(optimizer.dynamic_scale * tf.where(full, 2.0, 1.0))
-    optimizer.step_counter.assign(tf.where(full, 0, optimizer.step_counter + 1))
+    optimizer.step_counter.assign(tf.where(full, tf.zeros_like(good_steps), good_steps))
 
 
 def _shrink(optimizer: keras.optimizers.Optimizer) -> None:

@@ -246,9 +246,15 @@ def on_tensorflow() -> bool:
 
 def dense_gradients(tape: Any, loss: Any, variables: Sequence[keras.Variable]) -> list[Any]:
     """One dense gradient for each variable, zeros where the loss does not depend on it."""
+    import tensorflow as tf
+
     tensors = [variable.value for variable in variables]
     gradients = tape.gradient(loss, tensors, unconnected_gradients="zero")
-    return [ops.convert_to_tensor(gradient) for gradient in gradients]
+    # Embeddings give slices; other shapes TensorFlow may have lost sight of.
+    return [
+        tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
 
 
 def _local_spec(dataset: Any) -> Any:

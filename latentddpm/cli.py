@@ -193,6 +193,28 @@ def encode(
 
 
 @main.command()
+@click.option("--data", required=True, metavar="PLACE", help=DATA_HELP)
+@click.option("--out", type=FOLDER, required=True, help="New folder for the shards.")
+@click.option(
+    "--format",
+    "kind",
+    default="tar",
+    show_default=True,
+    help="tar (WebDataset), tfrecord, array-record.",
+)
+@click.option("--shard-size", default="512MB", show_default=True, help="Bytes a shard.")
+@command
+def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
+    """Pack captioned images into shards, for sets of millions."""
+    from latentddpm.data import pack as packing
+
+    size = packing.parse_size(shard_size)
+    count, shards = packing.pack(data, out, kind=kind, shard_size=size, quiet=quiet)
+    _note(quiet, f"{count} images in {shards} {kind} shards")
+    click.echo(out)
+
+
+@main.command()
 @click.option("--prompt", "prompts", multiple=True, help="What to show; may be given repeatedly.")
 @click.option("--negative-prompt", default=None, help="What to lead away from.")
 @click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-64].")

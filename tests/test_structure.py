@@ -58,8 +58,8 @@ FLOW = [
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.
 TENSORFLOW = (
-    *("data.draws", "data.examples", "data.latents", "data.storage", "data.records", "training"),
-    *("models.compiled", "models.replicas", "models.train_step"),
+    *("data.draws", "data.examples", "data.latents", "data.storage", "data.records", "data.pack"),
+    *("training", "models.compiled", "models.replicas", "models.train_step"),
     *("interop.endpoints", "interop.saved_model", "interop.onnx", "interop.litert"),
 )
 

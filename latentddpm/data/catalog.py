@@ -27,7 +27,7 @@ from typing import Literal
 
 import pydantic
 
-from latentddpm.data.metadata import TEXT, Row
+from latentddpm.data.metadata import FILE_NAME, TEXT, Row
 from latentddpm.data.storage import order
 from latentddpm.data.table import Schema, Table
 from latentddpm.data.units import Source
@@ -159,7 +159,7 @@ class Catalog:
     def columns(self) -> list[str]:
         """Names of columns that captions can be made of."""
         known = dict.fromkeys(self.manifest.columns)
-        if not known or self.manifest.sidecars:
+        if not set(known) - {FILE_NAME} or self.manifest.sidecars:
             known[TEXT] = None
         return list(known)
 

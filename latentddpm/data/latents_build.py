@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from latentddpm.data.latents_index import (
     read_index,
     write_index,
 )
+from latentddpm.data.table import npy_header
 from latentddpm.errors import UserError
 from latentddpm.files import atomic_path, file_digest, fsync_path, write_json
 
@@ -165,13 +165,21 @@ def finish(cache: Path, catalog: Catalog, wanted: Index) -> None:
     digest = file_digest(partial) if size < DIGEST_LIMIT else None
     (cache / "index.json").unlink(missing_ok=True)
     fsync_path(cache)  # the old index must be gone before the new moments stand in its place
-    with atomic_path(cache / "contents.npy") as temporary:
-        shutil.copyfile(catalog.folder / "images" / "sha256.npy", temporary)
+    _write_contents(cache / "contents.npy", catalog)
     os.replace(partial, cache / "moments.npy")
     fsync_path(cache)
     done = wanted.model_copy(update={"moments_size": size, "moments_sha256": digest})
     write_index(cache / "index.json", done)
     _drop_notes(cache)
+
+
+def _write_contents(path: Path, catalog: Catalog) -> None:
+    """The column of digests, from memory: a newer version of the catalog may be in its place."""
+    digests = catalog.images["sha256"]
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(npy_header("|u1", digests.shape))
+        for start in range(0, len(digests), BLOCK):
+            stream.write(np.ascontiguousarray(digests[start : start + BLOCK]))
 
 
 def _begun(cache: Path, wanted: Index) -> bool:

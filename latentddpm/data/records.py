@@ -12,7 +12,6 @@ extra `array-record`) lie on this machine.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -130,16 +129,11 @@ def _array_record(reader: Any, path: str, number: int) -> bytes:
 # --- Records -------------------------------------------------------------------------------
 
 
-def make_record(data: bytes, name: str, columns: Mapping[str, Any]) -> bytes:
-    """One image as a serialized `tf.train.Example`."""
+def make_record(data: bytes, name: str, columns: bytes) -> bytes:
+    """One image as a serialized `tf.train.Example`; `columns` is a JSON object."""
     import tensorflow as tf
 
-    text = json.dumps(dict(columns), ensure_ascii=False)
-    values = {
-        IMAGE: data,
-        NAME: storage.order(name),
-        COLUMNS: text.encode("utf-8", "surrogatepass"),
-    }
+    values = {IMAGE: data, NAME: storage.order(name), COLUMNS: columns}
     features = {
         key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
         for key, value in values.items()

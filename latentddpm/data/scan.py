@@ -33,6 +33,7 @@ from latentddpm.data.catalog import (
     UNITS,
     Catalog,
     Manifest,
+    check_files,
     expected_files,
     lot,
     open_tables,
@@ -462,6 +463,8 @@ class _Scan:
             for version in itertools.chain(versions(folder), *map(versions, parts)):
                 with contextlib.suppress(OSError, ValueError):
                     manifest = read_manifest(version)
+                    if manifest.complete:
+                        check_files(version, manifest)  # damage is not taken over
                     if manifest.kind == self.source.kind:
                         yield _Noted(self.source, manifest, *open_tables(version, manifest))
 

@@ -6,6 +6,7 @@ imported for these alone. Nothing here writes.
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import warnings
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+REMOTE_BUFFER = 1 << 20
 UNSETTLED_NS = 2_000_000_000  # a file this young may change again within its time stamp
 
 
@@ -76,7 +78,32 @@ def opened(path: str) -> Iterator[BinaryIO]:
             yield stream
         return
     with _as_os_error(path), _gfile().GFile(path, "rb") as stream:
-        yield stream
+        yield io.BufferedReader(_Remote(stream), REMOTE_BUFFER)
+
+
+class _Remote(io.RawIOBase):
+    """TensorFlow's files as Python's, which know lines and buffers."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._stream.seek(offset, whence)
+        return self._stream.tell()
+
+    def tell(self) -> int:
+        return self._stream.tell()
 
 
 def read(path: str, offset: int = 0, size: int | None = None) -> bytes:

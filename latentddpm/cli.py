@@ -36,6 +36,10 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--precision", help="float32, bfloat16, float16 [default: the config's]."),
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
         click.option("--strict", is_flag=True, help="Refuse data with unreadable images."),
+        click.option("--on-nan", help="stop or skip: a loss or gradient that is not finite."),
+        click.option(
+            "--allow-changes", is_flag=True, help="With --resume: other settings or data."
+        ),
         click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
         click.option("--set", "overrides", multiple=True, metavar="K=V", help="Override a.b=c."),
         click.option("--init", type=FOLDER, help="Model folder to fine-tune."),
@@ -76,8 +80,10 @@ def train_vae(
     init: Path | None,
     overrides: tuple[str, ...],
     precision: str | None,
+    on_nan: str | None,
     strategy: str,
     resume: bool,
+    allow_changes: bool,
     strict: bool,
     dry_run: bool,
     quiet: bool,
@@ -85,7 +91,9 @@ def train_vae(
     """Train the autoencoder: images to latents and back."""
     from latentddpm.config import AutoencoderRun, dump_config, load_config
 
-    settings = load_config(AutoencoderRun, config, _with(overrides, precision), init=init)
+    settings = load_config(
+        AutoencoderRun, config, _with(overrides, precision=precision, on_nan=on_nan), init=init
+    )
     import_keras()
     from latentddpm.training import autoencoder
     from latentddpm.training.distribute import make_strategy
@@ -101,6 +109,7 @@ def train_vae(
         out,
         catalog=catalog,
         resume=resume,
+        allow_changes=allow_changes,
         strict=strict,
         quiet=quiet,
         strategy=make_strategy(strategy),
@@ -127,8 +136,10 @@ def train_diffusion(
     init: Path | None,
     overrides: tuple[str, ...],
     precision: str | None,
+    on_nan: str | None,
     strategy: str,
     resume: bool,
+    allow_changes: bool,
     strict: bool,
     dry_run: bool,
     quiet: bool,
@@ -136,7 +147,9 @@ def train_diffusion(
     """Train the UNet (and its text encoder) in the latent space."""
     from latentddpm.config import DiffusionRun, dump_config, load_config
 
-    settings = load_config(DiffusionRun, config, _with(overrides, precision), init=init)
+    settings = load_config(
+        DiffusionRun, config, _with(overrides, precision=precision, on_nan=on_nan), init=init
+    )
     import_keras()
     from latentddpm.training import diffusion
     from latentddpm.training.distribute import make_strategy
@@ -156,6 +169,7 @@ def train_diffusion(
         out,
         **folders,
         resume=resume,
+        allow_changes=allow_changes,
         strict=strict,
         quiet=quiet,
         strategy=make_strategy(strategy),
@@ -333,9 +347,10 @@ def info(path: Path, quiet: bool) -> None:
     click.echo(describe(path))
 
 
-def _with(overrides: tuple[str, ...], precision: str | None) -> tuple[str, ...]:
-    """What `--set` gave, and `--precision` behind it."""
-    return overrides if precision is None else (*overrides, f"training.precision={precision}")
+def _with(overrides: tuple[str, ...], **options: str | None) -> tuple[str, ...]:
+    """What `--set` gave, and behind it the settings of training that have an option."""
+    given = {key: value for key, value in options.items() if value is not None}
+    return (*overrides, *(f"training.{key}={value}" for key, value in given.items()))
 
 
 def _echo_sizes(**parts: Any) -> None:

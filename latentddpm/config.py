@@ -131,6 +131,9 @@ class TrainingConfig(Section):
     accumulation_steps: int = Field(
         1, gt=0, description="micro-batches a batch is computed in, one after the other"
     )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="skip: drop and count a batch whose loss or gradient is not finite"
+    )
     jit_compile: bool = Field(False, description="compile the step with XLA")
     log_every: int = Field(50, gt=0)
     validate_every: int = Field(2000, gt=0)

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import latentddpm
+from latentddpm import interrupt
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
@@ -248,6 +249,11 @@ class LatentDiffusion:
             unit="step",
             disable=not progress,
         ) as bar:
+
+            def after_step(*_: Any) -> None:
+                interrupt.check()
+                bar.update()
+
             for begin in batches:
                 part = slice(begin, begin + batch_size)
                 denoiser = self._denoiser(contexts and [rows[part] for rows in contexts], guidance)
@@ -256,7 +262,7 @@ class LatentDiffusion:
                         denoiser,
                         starts[part],
                         noise=partial(step_noise, seeds[part], shape),
-                        callback=lambda *_: bar.update(),
+                        callback=after_step,
                         first_step=first_step,
                     )
                 if output == "latents":

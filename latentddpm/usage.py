@@ -1,6 +1,7 @@
 """What goes wrong on the command line, in one line that a person can use.
 
-Exit codes: 1 the system failed (disk, permission), 2 the input was wrong, 130 interrupted.
+Exit codes: 1 the system failed (disk, memory, permission) or a training diverged, 2 the input was
+wrong, 128 + n ended by signal n after saving (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1).
 """
 
 from __future__ import annotations
@@ -76,13 +77,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         warnings.showwarning = _show_warning
         try:
             function(*args, **kwargs)
-        except (UserError, OSError, ArithmeticError) as error:
+        except (UserError, OSError, ArithmeticError, MemoryError) as error:
             if traceback:
                 raise
             code = 2 if isinstance(error, UserError) else 1
             raise Failure(_one_line(error), code) from None
-        except KeyboardInterrupt:
-            raise Failure("interrupted", 130) from None
+        except KeyboardInterrupt as error:
+            code = getattr(error, "exit_code", 130)
+            raise Failure(_one_line(error) or "interrupted", code) from None
 
     return run
 

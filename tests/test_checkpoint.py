@@ -1,6 +1,7 @@
 """Checkpoints give back every bit, and a damaged one is never used and never silent."""
 
 import errno
+import hashlib
 import json
 import os
 
@@ -8,12 +9,19 @@ import keras
 import numpy as np
 import pytest
 
+from latentddpm.config import DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.files import write_json
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import averaged_weights
+from latentddpm.training.contract import Contract, compare
 
-FILES = (checkpoint.STATE, checkpoint.MANIFEST)
+FILES = (checkpoint.STATE, checkpoint.RUN, checkpoint.MANIFEST)
+CONTRACT = Contract("train-vae", {"training": {"seed": 3}}, {"images": 40})
+
+
+def save(folder, model, step, keep=2):
+    return checkpoint.save(folder, model, step, CONTRACT, keep)
 
 
 def network(seed=0, width=5, use_ema=True):
@@ -61,7 +69,7 @@ def two(tmp_path):
     states = {}
     for step in (10, 20):
         train(model, seed=step)
-        checkpoint.save(tmp_path, model, step)
+        save(tmp_path, model, step)
         states[step] = state(model)
     return tmp_path, states
 
@@ -79,7 +87,7 @@ def test_everything_comes_back_exactly(two):
 
 def test_training_goes_on_as_if_nothing_had_happened(tmp_path):
     model = train(network(), 3)
-    checkpoint.save(tmp_path, model, 3)
+    save(tmp_path, model, 3)
     again = network(seed=7)
     checkpoint.load_latest(tmp_path, again)
     for each in (model, again):
@@ -133,7 +141,7 @@ def test_the_newest_are_kept(tmp_path, keep):
     model = network()
     steps = [9, 10, 99, 100, 1000]
     for step in steps:
-        path = checkpoint.save(tmp_path, model, step, keep)
+        path = save(tmp_path, model, step, keep)
         assert path == tmp_path / f"step-{step:08d}", f"step {step} was saved as {path}"
     expected = [f"step-{step:08d}" for step in steps[-keep:]]
     assert names(tmp_path) == expected, f"keep={keep} left {names(tmp_path)}"
@@ -146,7 +154,7 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_new_one(two, keep):
     model = network()
     with pytest.warns(UserWarning, match="step-00000020 is damaged"):
         checkpoint.load_latest(folder, model)
-    path = checkpoint.save(folder, model, 15, keep)
+    path = save(folder, model, 15, keep)
     assert path.is_dir(), f"step 15, just saved, is gone; kept is {names(folder)}"
     assert checkpoint.verify(path) is None, "step 15, just saved, is not whole"
 
@@ -154,7 +162,7 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_new_one(two, keep):
 def test_the_same_step_can_be_saved_again(two):
     folder, _ = two
     model = network(seed=3)
-    checkpoint.save(folder, model, 20)
+    save(folder, model, 20)
     again = network(seed=4)
     assert checkpoint.load_latest(folder, again) == 20, "step 20 is not the newest any more"
     assert_same(again, state(model), "step 20 does not hold what was saved last")
@@ -217,6 +225,54 @@ def test_no_single_bit_of_the_manifest_can_change_unnoticed(two):
     assert not unnoticed, f"changed manifests that verify, near {unnoticed[:5]}"
 
 
+def sealed(path, **changes):
+    """Change the manifest and seal it again: what another version would have written."""
+    manifest = json.loads((path / checkpoint.MANIFEST).read_bytes()) | changes
+    del manifest["sha256"]
+    text = json.dumps(manifest, sort_keys=True).encode()
+    manifest["sha256"] = hashlib.sha256(text).hexdigest()
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest), "utf-8")
+
+
+def test_another_format_is_refused_and_no_damage(two):
+    folder, _ = two
+    path = folder / "step-00000020"
+    sealed(path, format=3)
+    model = network()
+    before = state(model)
+    with pytest.raises(UserError, match="format 3, this version reads 2") as caught:
+        checkpoint.load_latest(folder, model)
+    assert str(path) in str(caught.value), f"{caught.value}: the checkpoint is not named"
+    (path / checkpoint.MANIFEST).write_text('{"format": 1, "step": 20, "files": {}}', "utf-8")
+    with pytest.raises(UserError, match="format 1, this version reads 2"):
+        checkpoint.load_latest(folder, model)
+    assert_same(model, before, "a refused checkpoint changed the model")
+
+
+def test_the_contract_comes_back(two):
+    assert checkpoint.newest_contract(two[0]) == (20, CONTRACT), "another contract"
+
+
+@pytest.mark.parametrize("where", ["weight", "moment"])
+def test_what_is_not_finite_is_not_kept(two, where):
+    folder, _ = two
+    before, model = names(folder), network(seed=1)
+    variable = {"weight": model.trainable_variables, "moment": model.optimizer.variables}[where][3]
+    variable.assign(np.full(variable.shape, np.nan))
+    with pytest.raises(checkpoint.NotFinite, match="not finite") as caught:
+        save(folder, model, 30, keep=1)
+    assert "step-00000030" in str(caught.value), f"{caught.value}: the step is not named"
+    assert names(folder) == before, f"a {where} of NaN: left {names(folder)}"
+
+
+def test_leftovers_of_killed_writers_go(two):
+    folder, _ = two
+    (folder / ".tmp-step-00000030-x").mkdir()
+    (folder / ".tmp-step-00000030-x" / checkpoint.STATE).write_bytes(bytes(100))
+    save(folder, network(), 30)
+    assert names(folder) == ["step-00000020", "step-00000030"], f"left {names(folder)}"
+
+
 @pytest.mark.parametrize("text", ["[]", "3", '{"step": 20, "files": []}', '{"files": {}}'])
 def test_a_manifest_of_another_form_is_damage(two, text):
     folder, _ = two
@@ -244,7 +300,7 @@ def test_what_is_no_checkpoint_is_left_alone(two):
     (folder / ".tmp-step-00000030-x").mkdir()  # what a killed process leaves
     model = network()
     assert checkpoint.load_latest(folder, model) == 20, "a stray file hides the checkpoints"
-    checkpoint.save(folder, model, 30, keep=1)
+    save(folder, model, 30, keep=1)
     assert (folder / "step-by-step.txt").exists(), "saving removed a file of the user's"
     assert (folder / "step-00000030").is_dir(), "a stray file counted as the newest checkpoint"
 
@@ -262,7 +318,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(two, monkeypatch, where):
 
     monkeypatch.setattr(checkpoint if where == "save_file" else os, where, full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.save(folder, network(seed=9), 30, keep=1)
+        save(folder, network(seed=9), 30, keep=1)
     monkeypatch.undo()
     assert names(folder) == before, f"{where} failed and left {names(folder)}"
     model = network(seed=1)
@@ -280,13 +336,81 @@ def test_a_disk_that_writes_something_else_is_noticed(two, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_json", lying)
     with pytest.raises(OSError, match="does not read back"):
-        checkpoint.save(folder, network(), 30, keep=1)
+        save(folder, network(), 30, keep=1)
     monkeypatch.undo()
     model = network(seed=1)
     with pytest.warns(UserWarning, match="step-00000030 is damaged"):
         step = checkpoint.load_latest(folder, model)
     assert step == 20, "an old checkpoint went before the new one had been verified"
     assert_same(model, states[20], "the earlier checkpoint changed")
+
+
+# --- What a run may not change -------------------------------------------------------------
+
+
+def contract(data=None, **changes):
+    """Of a diffusion run with settings of training changed."""
+    training = {"num_steps": 100, "warmup_steps": 10, **changes}
+    config = DiffusionRun.model_validate({"training": training})
+    return Contract.of(config, {"images": 40, "contents of images": "a" * 64} | (data or {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 16}, "training.batch_size 32 → 16"),
+        ({"learning_rate": 2e-4}, "training.learning_rate 0.0001 → 0.0002"),
+        ({"seed": 1}, "training.seed 0 → 1"),
+        ({"data": {"images": 41}}, "images 40 → 41"),
+        ({"data": {"contents of images": "b" * 64}}, "contents of images aaaaaaaaaaaa → bbbbbbb"),
+        ({"data": {"captions": "c" * 64}}, "captions nothing → cccccccccccc"),
+    ],
+)
+def test_what_changes_the_mathematics_is_named_and_has_to_be_allowed(changes, words):
+    refused, noted = compare(contract(), contract(**changes), 50)
+    assert len(refused) == 1, f"{changes}: refused {refused}, expected one key"
+    assert refused[0].startswith(words), f"{refused[0]!r}, expected {words!r}"
+    assert not noted, f"{changes}: also noted {noted}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"log_every": 7},
+        {"checkpoint_every": 7, "keep_checkpoints": 5, "validate_every": 3},
+        {"accumulation_steps": 4},
+        {"on_nan": "skip"},
+        {"num_steps": 200},
+    ],
+)
+def test_what_does_not_change_it_is_only_said(changes):
+    refused, noted = compare(contract(), contract(**changes), 50)
+    assert not refused, f"{changes}: refused {refused}"
+    assert len(noted) == len(changes), f"{changes}: noted {noted}, expected each"
+
+
+def test_a_longer_cosine_has_to_be_allowed_and_says_what_it_does():
+    old, new = (contract(num_steps=steps, learning_rate_schedule="cosine") for steps in (100, 190))
+    refused, _ = compare(old, new, 55)
+    assert refused == [
+        "training.num_steps 100 → 190 (at step 55 the learning rate's cosine is 50% down, of the "
+        "new length 25%)"
+    ], f"{refused}: expected the share of the way down, before and after"
+
+
+def test_a_setting_that_came_later_had_its_default():
+    old = contract()
+    config = {**old.config, "training": {**old.config["training"]}}
+    del config["training"]["on_nan"], config["training"]["offset_noise"]
+    old = Contract(old.command, config, old.data)
+    assert compare(old, contract(), 50) == ([], []), "a new setting's default counts as a change"
+    refused, _ = compare(old, contract(offset_noise=0.1), 50)
+    assert refused == ["training.offset_noise 0.0 → 0.1"], f"{refused}"
+
+
+def test_a_run_of_the_other_trainer_is_refused():
+    with pytest.raises(UserError, match="run of train-vae, not of train-diffusion"):
+        compare(CONTRACT, contract(), 50)
 
 
 # --- Averages ------------------------------------------------------------------------------

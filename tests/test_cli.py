@@ -35,6 +35,7 @@ from latentddpm.pictures import read_metadata, save_png
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import RunLog
+from latentddpm.training.contract import Contract
 
 COMMAND = Path(sys.executable).with_name("latentddpm")
 KINDS = {"vae": Autoencoder, "unet": UNet, "text_encoder": TextEncoder}
@@ -307,7 +308,7 @@ def test_train_vae_leaves_its_run_folder(lab, vae):
         *(
             f"checkpoints/step-0000000{k}/{name}"
             for k in (4, 8)
-            for name in (checkpoint.STATE, checkpoint.MANIFEST)
+            for name in (checkpoint.STATE, checkpoint.RUN, checkpoint.MANIFEST)
         ),
     }
     assert expected <= found, f"the run folder lacks {expected - found}"
@@ -414,7 +415,10 @@ def test_resuming_with_other_sizes_keeps_the_configuration(lab, ldm, tmp_path):
     shutil.copytree(lab / "ldm", tmp_path / "ldm")
     before = (tmp_path / "ldm" / "config.yaml").read_bytes()
     other = ("--resume", "--quiet", "--set", "unet.channels=32")
-    refused(call(*ldm_arguments(lab, tmp_path / "ldm", *other)), "shape", "sizes")
+    done = call(*ldm_arguments(lab, tmp_path / "ldm", *other))
+    refused(done, "unet.channels 16 → 32", "--allow-changes", "step 8")
+    done = call(*ldm_arguments(lab, tmp_path / "ldm", *other, "--allow-changes"))
+    refused(done, "shape", "sizes")
     after = (tmp_path / "ldm" / "config.yaml").read_bytes()
     assert after == before, "expected config.yaml to stay that of the run"
 
@@ -727,10 +731,11 @@ def test_nothing_half_written_of_a_model_or_checkpoint(tmp_path):
     autoencoder.compile("adam")
     autoencoder.optimizer.build(autoencoder.trainable_variables)
     alone = LatentDiffusion(autoencoder, None, None)
+    contract = Contract("train-vae", {}, {})
     for name, write in {
         "model": alone.save,
         "half": lambda path: alone.save(path, "float16"),
-        "checkpoint": lambda path: checkpoint.save(path, autoencoder, 1),
+        "checkpoint": lambda path: checkpoint.save(path, autoencoder, 1, contract),
     }.items():
         folder = tmp_path / name
         with file_size_limit(40_000), pytest.raises(OSError, match="too large") as error:

@@ -21,7 +21,7 @@ PACKAGE = Path(latentddpm.__file__).parent
 # its module and for all modules below it that no longer name claims.
 FLOW = [
     # What everything stands on.
-    ["errors", "files", "choices", "config", "timing", "startup"],
+    ["errors", "files", "choices", "config", "timing", "startup", "interrupt"],
     # Pictures and words as they lie on disk.
     ["pictures", "data.images", "data.storage", "data.table", "data.keyindex", "data.crew"],
     ["data.metadata", "data.units", "data.folder", "data.shards", "data.records", "data.sources"],
@@ -44,9 +44,12 @@ FLOW = [
     ["modelfolder", "seeds", "initimage", "sampling", "pipeline"],
     ["interop"],
     [
+        "training.contract",
         "training.checkpoint",
         "training.callbacks",
         "training.optimizer",
+        "training.health",
+        "training.resume",
         "training.distribute",
         "training.loop",
         "training.finetune",

@@ -111,6 +111,11 @@ class Catalog:
         return self.manifest.files["images/sha256.npy"][1]
 
     @property
+    def name_digest(self) -> str:
+        """Of the names of all images in order."""
+        return self.manifest.files["images/lot.npy"][1]
+
+    @property
     def row_digest(self) -> str:
         """Of the columns of all images in order."""
         files = self.manifest.files

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from latentddpm import interrupt
 from latentddpm.data.catalog import Catalog
 from latentddpm.data.images import UnreadableImage, read_image
 from latentddpm.data.latents_index import (
@@ -116,7 +117,7 @@ def fill(
     encode = _compiled(load_autoencoder()) if rows.todo else None
     layout = np.load(partial, mmap_mode="r")
     offset, row_size = layout.offset, layout[0].nbytes
-    with open(partial, "r+b") as stream:
+    with interrupt.deferred(), open(partial, "r+b") as stream:
 
         def write(row: int, moments: np.ndarray) -> None:
             # Through the file, not a memory map: a full disk is then an OSError, not a SIGBUS.
@@ -152,9 +153,15 @@ def fill(
                     for row, one in zip(batch, stored, strict=True):
                         write(first + row, one)
                 bar.update(len(batch))
-                if time.monotonic() - saved > SAVE_SECONDS:
+                told = interrupt.pending() is not None
+                if told or time.monotonic() - saved > SAVE_SECONDS:
                     save_progress(batch[-1] + 1)
                     saved = time.monotonic()
+                if told:
+                    interrupt.check(
+                        f"stopped by a signal after {batch[-1] + 1} of {count} images; the same "
+                        f"command goes on from there ({rows.cache})"
+                    )
         save_progress(rows.rows.stop)
 
 

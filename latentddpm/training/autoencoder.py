@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from latentddpm import interrupt
 from latentddpm.config import AutoencoderRun
 from latentddpm.data import examples
 from latentddpm.data.draws import Draws
@@ -30,16 +31,16 @@ from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.functional import remade
 from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
-from latentddpm.training.callbacks import RunLog, averaged_weights
+from latentddpm.training.callbacks import RunLog, StopEvaluation, averaged_weights
 from latentddpm.training.distribute import in_scope
 from latentddpm.training.finetune import adopt_autoencoder
 from latentddpm.training.loop import (
-    check_run,
     compile_options,
     in_float32,
     layer_policy,
     run_steps,
 )
+from latentddpm.training.resume import agree, check_run, data_facts
 
 GRID_IMAGES = 16
 
@@ -69,6 +70,7 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
     return config, model
 
 
+@interrupt.listening()
 def train_autoencoder(
     config: AutoencoderRun,
     data: str | Path,
@@ -76,6 +78,7 @@ def train_autoencoder(
     *,
     catalog: Path | None = None,
     resume: bool = False,
+    allow_changes: bool = False,
     strict: bool = False,
     quiet: bool = False,
     strategy: tf.distribute.Strategy | None = None,
@@ -85,11 +88,13 @@ def train_autoencoder(
     Args:
         data: a folder of images or shards; see `data.sources.open_source`.
         catalog: folder of the catalog, `out/catalog` by default.
+        allow_changes: with `resume`, other settings or data than the run was started with.
         strategy: of `distribute.make_strategy`; None for one device.
 
     Raises:
         UserError: unusable folder, a resolution the downsample factor does not divide, a run
-            folder that is taken (or, with `resume`, empty).
+            folder that is taken (or, with `resume`, empty or of another run).
+        interrupt.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
     """
     check_run(out, resume)
     with in_scope(strategy):
@@ -102,6 +107,14 @@ def train_autoencoder(
         )
     catalog = open_catalog(data, catalog or out / "catalog", strict=strict, quiet=quiet)
     catalog.report()
+    contract = agree(
+        out,
+        config,
+        data_facts(catalog),
+        resume=resume,
+        allow_changes=allow_changes,
+        quiet=quiet,
+    )
     training_images, validation_images = split_catalog(catalog, config.data)
     factor = model.downsample_factor
     size = config.data.resolution // factor
@@ -133,14 +146,28 @@ def train_autoencoder(
         if not len(validation_images):
             return
         with averaged_weights(model):
-            values = model.evaluate(in_order(validation_images), verbose=0, return_dict=True)
+            values = model.evaluate(
+                in_order(validation_images),
+                verbose=0,
+                callbacks=[StopEvaluation()],
+                return_dict=True,
+            )
             values["psnr"] = 10.0 * math.log10(4.0 / max(values["mse"], 1e-12))
             log.write(step, {f"validation_{key}": v for key, v in values.items()})
             picture = reconstruction_grid(model, in_order(validation_images, GRID_IMAGES))
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "reconstructions", picture)
 
-    run_steps(model, training_examples, config, out, validate, resume=resume, quiet=quiet)
+    run_steps(
+        model,
+        training_examples,
+        config,
+        out,
+        validate,
+        contract=contract,
+        resume=resume,
+        quiet=quiet,
+    )
     statistics = measure_latents(model, in_order(training_images))
     model.scaling_factor = 1.0 / statistics["std"]
     model.latent_statistics = statistics

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
+from latentddpm import interrupt
 from latentddpm.files import atomic_path, read_json_lines
 
 
@@ -121,6 +122,13 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self.bar.close()
+
+
+class StopEvaluation(keras.callbacks.Callback):
+    """A signal need not wait for the end of a long validation."""
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        interrupt.check()
 
 
 class EverySteps(keras.callbacks.Callback):

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from latentddpm import interrupt
 from latentddpm.config import DiffusionRun
 from latentddpm.data import examples
 from latentddpm.data.captions import Captions
@@ -41,16 +42,16 @@ from latentddpm.models.train_step import TrainStep
 from latentddpm.models.unet import UNet
 from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
-from latentddpm.training.callbacks import RunLog, averaged_weights
+from latentddpm.training.callbacks import RunLog, StopEvaluation, averaged_weights
 from latentddpm.training.distribute import in_scope
 from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
 from latentddpm.training.loop import (
-    check_run,
     compile_options,
     in_float32,
     layer_policy,
     run_steps,
 )
+from latentddpm.training.resume import agree, check_run, data_facts
 
 GRID_PROMPTS = 8
 RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
@@ -188,6 +189,7 @@ def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int)
     return TextToLatents(inputs, prediction, name="text_to_latents")
 
 
+@interrupt.listening()
 def train_diffusion(
     config: DiffusionRun,
     data: str | Path,
@@ -197,6 +199,7 @@ def train_diffusion(
     latents: Path | None = None,
     catalog: Path | None = None,
     resume: bool = False,
+    allow_changes: bool = False,
     strict: bool = False,
     quiet: bool = False,
     strategy: tf.distribute.Strategy | None = None,
@@ -208,11 +211,14 @@ def train_diffusion(
         vae: a model folder or finished `train-vae` run; None for the one of `config.init`.
         latents: folder of the latents cache, `out/latents` by default.
         catalog: folder of the catalog, `catalog` in the latents cache by default.
+        allow_changes: with `resume`, other settings or data than the run was started with.
         strategy: of `distribute.make_strategy`; None for one device.
 
     Raises:
         UserError: unusable data or model folder, no captions for a text-conditioned model, a
-            resolution that does not fit the networks, a run folder that is taken.
+            resolution that does not fit the networks, a run folder that is taken (or, with
+            `resume`, empty or of another run).
+        interrupt.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
     """
     settings = config.training
     check_run(out, resume)
@@ -227,6 +233,16 @@ def train_diffusion(
     latents = latents or out / "latents"
     catalog = open_catalog(data, catalog or latents / "catalog", strict=strict, quiet=quiet)
     catalog.report()
+    vae_digest = sources.vae.parts["vae"]["digest"]
+    words = {"captions": catalog.row_digest} if tokenizer else {}
+    contract = agree(
+        out,
+        config,
+        data_facts(catalog, autoencoder=vae_digest, **words),
+        resume=resume,
+        allow_changes=allow_changes,
+        quiet=quiet,
+    )
     training_images, validation_images = split_catalog(catalog, config.data)
     captions = Captions(catalog, config.data.caption_templates) if tokenizer else None
     tokens = prepare_tokens(captions, tokenizer, quiet) if tokenizer else None
@@ -234,7 +250,7 @@ def train_diffusion(
     cache = prepare_latents(
         catalog,
         latents,
-        vae_digest=sources.vae.parts["vae"]["digest"],
+        vae_digest=vae_digest,
         load_autoencoder=lambda: load_archive(vae_file, Autoencoder),
         resolution=config.data.resolution,
         mirrored=config.data.flip,
@@ -262,7 +278,10 @@ def train_diffusion(
         with averaged_weights(model):
             if len(validation_images):
                 values = model.evaluate(
-                    stream.validation(validation_images), verbose=0, return_dict=True
+                    stream.validation(validation_images),
+                    verbose=0,
+                    callbacks=[StopEvaluation()],
+                    return_dict=True,
                 )
                 log.write(step, {f"validation_{key}": v for key, v in values.items()})
             picture = sample_grid(sampled, prompts, config)
@@ -275,6 +294,7 @@ def train_diffusion(
         config,
         out,
         validate,
+        contract=contract,
         resume=resume,
         quiet=quiet,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from latentddpm import interrupt
 from latentddpm.data.latents import LatentsCache, prepare_latents
 from latentddpm.data.scan import open_catalog
 from latentddpm.errors import UserError
@@ -12,6 +13,7 @@ from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
 
 
+@interrupt.listening()
 def encode_folder(
     data: str | Path,
     vae: Path,
@@ -32,6 +34,7 @@ def encode_folder(
 
     Raises:
         UserError: unusable data or model folder, a resolution that does not fit.
+        interrupt.Stopped: a signal came; what was encoded is noted.
     """
     source = read_model_folder(vae)
     if resolution is None:

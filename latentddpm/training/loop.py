@@ -5,6 +5,7 @@ runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,31 +14,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from latentddpm import interrupt
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump_config
-from latentddpm.errors import UserError
 from latentddpm.files import atomic_path
 from latentddpm.models.functional import remade
-from latentddpm.training import checkpoint
+from latentddpm.models.tiling import is_out_of_memory
 from latentddpm.training.callbacks import EverySteps, Progress, RunLog
+from latentddpm.training.checkpoint import load_latest
+from latentddpm.training.contract import Contract
+from latentddpm.training.health import Diverged, Health, less_memory, read_history
 from latentddpm.training.optimizer import FlatAdamW
+from latentddpm.training.resume import CHECKPOINTS, Saver
 
 CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
 Examples = Callable[[int, int], tf.data.Dataset]
 """Training batches of steps `start` … `stop` − 1."""
-
-
-def check_run(folder: Path, resume: bool) -> None:
-    """Refuse a run folder that is taken or, with `resume`, empty.
-
-    Raises:
-        UserError: the folder holds a run and `resume` was not asked, or the other way round.
-    """
-    held = (folder / CHECKPOINTS).is_dir()
-    if held and not resume:
-        raise UserError(f"{folder}: already holds a run; pass --resume, or another --out")
-    if resume and not held:
-        raise UserError(f"{folder}: no run to resume (it has no {CHECKPOINTS})")
 
 
 def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
@@ -90,40 +81,72 @@ def run_steps(
     folder: Path,
     validate: Callable[[int, RunLog], None],
     *,
+    contract: Contract,
     resume: bool,
     quiet: bool,
+    agreed: Callable[[bool], bool] | None = None,
 ) -> RunLog:
     """Train a compiled model to `training.num_steps`; returns the run's log.
 
     The resolved configuration is written when all input was found good, and on resuming when
     the checkpoint fits it.
     After it the model holds the averaged weights (Keras puts them there at the end of `fit`).
+
+    Args:
+        validate: leaves a picture in `samples` when it is done.
+        contract: what `agree` gave.
+        agreed: with several processes: whether any of them was told to stop, the same answer
+            in all of them. Every process calls it after every step.
+
+    Raises:
+        interrupt.Stopped: a signal came; the step that was under way is saved.
+        Diverged: see `health`; the newest checkpoint is from before that.
+        MemoryError: a step needs more than there is, with what to lower.
+        OSError: a checkpoint or the log cannot be written; earlier checkpoints stay.
     """
     training = config.training
     checkpoints = folder / CHECKPOINTS
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
-    first = checkpoint.load_latest(checkpoints, model) if resume else 0
+    first = load_latest(checkpoints, model) if resume else 0
     with atomic_path(folder / CONFIG) as temporary:
         temporary.write_text(dump_config(config), "utf-8")
     log = RunLog(folder, first)
     total = training.num_steps
+    saver = Saver(checkpoints, model, contract, training.keep_checkpoints, first)
+    picture = folder / "samples" / f"step-{first:08d}.png"
+    if first and (first % training.validate_every == 0 or first >= total) and not picture.exists():
+        validate(first, log)  # the run ended in the middle of it
     if first >= total:
         model.optimizer.finalize_variable_values(model.trainable_variables)
         return log
 
-    def save(step: int) -> None:
-        checkpoint.save(checkpoints, model, step, training.keep_checkpoints)
+    def validate_unless_stopped(step: int) -> None:
+        with contextlib.suppress(interrupt.Stopped):
+            validate(step, log)
 
+    progress = Progress(log, first, total, training.batch_size, training.log_every, quiet)
     callbacks = [
-        Progress(log, first, total, training.batch_size, training.log_every, quiet),
-        EverySteps(save, first, total, training.checkpoint_every),
-        EverySteps(lambda step: validate(step, log), first, total, training.validate_every),
+        Health(training, first, read_history(log.path)),
+        progress,
+        EverySteps(saver.save, first, total, training.checkpoint_every),
+        EverySteps(validate_unless_stopped, first, total, training.validate_every),
+        EverySteps(lambda step: saver.stop_if_told(step, agreed), first, total, 1),
     ]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), interrupt.deferred(checking=agreed is None):
         # Keras remarks that it does not shuffle a dataset; ours draws its own order.
         warnings.filterwarnings("ignore", message=".*shuffle=True.*")
-        model.fit(examples(first, total), verbose=0, callbacks=callbacks, shuffle=False)
+        try:
+            model.fit(examples(first, total), verbose=0, callbacks=callbacks, shuffle=False)
+        except Diverged as error:
+            raise Diverged(f"{error} ({saver.newest()})") from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            replicas = model.distribute_strategy.num_replicas_in_sync
+            raise MemoryError(less_memory(training, replicas)) from error
+        finally:
+            progress.bar.close()
     return log
 
 

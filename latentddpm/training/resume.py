@@ -1,0 +1,133 @@
+"""A run that can be stopped at any step, and goes on as if it had not been.
+
+check_run, agree   before anything is made: is this the run that is meant?
+Saver              while it trains: write what it takes to go on, and end when told to
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import keras
+
+from latentddpm import interrupt
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.data.catalog import Catalog
+from latentddpm.errors import UserError
+from latentddpm.training import checkpoint
+from latentddpm.training.contract import Contract, compare
+from latentddpm.training.health import Diverged
+
+CHECKPOINTS = "checkpoints"
+
+
+def check_run(folder: Path, resume: bool) -> None:
+    """Refuse a run folder that is taken or, with `resume`, empty.
+
+    Raises:
+        UserError: the folder holds a run and `resume` was not asked, or the other way round.
+    """
+    held = any((folder / CHECKPOINTS).glob("step-*"))
+    if held and not resume:
+        raise UserError(f"{folder}: already holds a run; pass --resume, or another --out")
+    if resume and not held:
+        raise UserError(f"{folder}: no run to resume (it has no {CHECKPOINTS})")
+
+
+def agree(
+    folder: Path,
+    config: AutoencoderRun | DiffusionRun,
+    data: Mapping[str, int | str],
+    *,
+    resume: bool,
+    allow_changes: bool,
+    quiet: bool,
+) -> Contract:
+    """What the run stands for; on resuming, once it is what the run was started with.
+
+    Called before anything is made for the run: what is refused has cost nothing.
+
+    Args:
+        data: facts about the data, by the names people read.
+        allow_changes: say what differs instead of refusing it.
+
+    Raises:
+        UserError: settings or data differ from those in the newest checkpoint.
+    """
+    contract = Contract.of(config, data)
+    found = checkpoint.newest_contract(folder / CHECKPOINTS) if resume else None
+    if found is None:
+        return contract
+    step, old = found
+    try:
+        refused, noted = compare(old, contract, step)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    if refused and not allow_changes:
+        raise UserError(
+            f"{folder}: not the run that stopped at step {step}: {'; '.join(refused)}. Take that "
+            "back, or pass --allow-changes to go on with it"
+        )
+    if (refused or noted) and not quiet:
+        print(f"going on from step {step} with {'; '.join(refused + noted)}", file=sys.stderr)
+    return contract
+
+
+def data_facts(catalog: Catalog, **more: str) -> dict[str, int | str]:
+    """What `Contract.data` says of a catalog's images, and `more` digests."""
+    return {
+        "images": len(catalog),
+        "contents of images": catalog.digest,
+        "names of images": catalog.name_digest,
+        **more,
+    }
+
+
+class Saver:
+    """Writes a run's checkpoints, and ends the run when it was told to.
+
+    Args:
+        first: step of the checkpoint that training goes on from, 0 for none.
+    """
+
+    def __init__(
+        self, folder: Path, model: keras.Model, contract: Contract, keep: int, first: int
+    ) -> None:
+        self.folder, self.model, self.contract, self.keep = folder, model, contract, keep
+        self.step = first
+
+    def save(self, step: int) -> None:
+        try:
+            checkpoint.save(self.folder, self.model, step, self.contract, self.keep)
+        except checkpoint.NotFinite as error:
+            raise Diverged(str(error)) from None
+        except OSError as error:
+            place = error.filename or self.folder / f"step-{step:08d}"
+            what = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(f"{place}: {what}; {self.newest()}") from error
+        self.step = step
+
+    def stop_if_told(self, step: int, agreed: Callable[[bool], bool] | None) -> None:
+        """Save and end, if a signal has come to this process or, with `agreed`, to another.
+
+        Raises:
+            interrupt.Stopped: it has.
+        """
+        signal = interrupt.pending()
+        if not (agreed(signal is not None) if agreed else signal is not None):
+            return
+        if self.step != step:
+            self.save(step)
+        raise interrupt.Stopped(
+            signal or interrupt.SIGNALS[-1],
+            f"stopped by a signal after step {step}; {self.newest()}",
+        )
+
+    def newest(self) -> str:
+        """Where to go on from, for messages."""
+        if not self.step:
+            return "no checkpoint was written yet"
+        return f"--resume goes on from {self.folder / f'step-{self.step:08d}'}"

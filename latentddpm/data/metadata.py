@@ -18,7 +18,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -175,7 +175,7 @@ class MetadataTable:
         for start in range(0, self._count, 1 << 16):
             for number in np.flatnonzero(self._used[start : start + (1 << 16)] == 0):
                 name = self._row(start + int(number))[1][FILE_NAME]
-                name = PurePosixPath(name).as_posix()
+                name = _clean(name)
                 if not storage.is_file(storage.join(self.folder, name)):
                     count += 1
                     if len(names) < 4:
@@ -216,8 +216,8 @@ class MetadataTable:
         self._index = KeyIndex(blocks, self._count, scratch)
         for first, second in self._index.alike():
             (before, one), (line, other) = self._row(first), self._row(second)
-            name = PurePosixPath(other[FILE_NAME]).as_posix()
-            if PurePosixPath(one[FILE_NAME]).as_posix() == name:
+            name = _clean(other[FILE_NAME])
+            if _clean(one[FILE_NAME]) == name:
                 raise UserError(
                     f"{self.path} line {line}: {name!r} was described before, "
                     f"at {self.path} line {before}"
@@ -233,7 +233,7 @@ class MetadataTable:
         start, stop = self._index.rows(np.array([text_hash(name)], np.uint64))
         for place in range(int(start[0]), int(stop[0])):
             number = int(self._index.row_at(place))
-            if PurePosixPath(self._row(number)[1][FILE_NAME]).as_posix() == name:
+            if _clean(self._row(number)[1][FILE_NAME]) == name:
                 return number
         return None
 
@@ -254,11 +254,17 @@ def image_name(columns: Mapping[str, Any], place: str) -> str:
     name = columns[FILE_NAME]
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{place}: {FILE_NAME!r} is {name!r}, expected a relative path")
-    if name.startswith(("/", "\\")) or PureWindowsPath(name).drive:
+    if re.match(r"[/\\]|[A-Za-z]:", name):
         raise UserError(f"{place}: {FILE_NAME!r} {name!r} is absolute, expected a relative path")
     if ".." in re.split(r"[/\\]", name):
         raise UserError(f"{place}: {FILE_NAME!r} {name!r} climbs out of the folder")
-    return PurePosixPath(name).as_posix()
+    return _clean(name)
+
+
+def _clean(name: str) -> str:
+    """A relative path without "." and doubled slashes. (`pathlib` would keep every name it has
+    seen in the interpreter's table of strings.)"""
+    return "/".join(part for part in name.split("/") if part not in ("", ".")) or "."
 
 
 def _lines(path: str, stream: BinaryIO) -> Iterator[str]:

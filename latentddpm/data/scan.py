@@ -25,6 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from latentddpm.data.catalog import (
@@ -381,7 +382,7 @@ class _Scan:
             "unit": self.units.count,
             "offset": entry.offset,
             "size": entry.size,
-            "sha256": list(digest),
+            "sha256": np.frombuffer(digest, np.uint8),
             "width": width,
             "height": height,
             "transparent": transparent,

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 HEADER = 128  # bytes: NumPy leaves room for any number of rows
-BLOCK = 4096  # rows written at a time
+BLOCK = 256  # rows written at a time
+COPY = 1 << 16  # rows copied at a time
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,9 @@ class TableWriter:
             for here in range(first, last, 1 << 22):
                 self._texts[name].write(table._texts[name][here : min(here + (1 << 22), last)])
             self._ends[name] += last - first
-        for here in range(start, stop, 16 * BLOCK):
+        for here in range(start, stop, COPY):
             for name, (dtype, _) in self._types.items():
-                values = table[name][here : min(here + 16 * BLOCK, stop)]
+                values = table[name][here : min(here + COPY, stop)]
                 if name in shifts:
                     values = (values.astype(np.int64) + shifts[name]).astype(dtype)
                 self._files[name].write(np.ascontiguousarray(values))

@@ -115,7 +115,7 @@ def tokenize_captions(
                 warnings.simplefilter("always", PromptTooLong)
                 for row in tokenizer(texts):
                     ids.append({"ids": row}, {})
-            long.extend(str(warning.message) for warning in caught)
+            long.extend(str(warning.message) for warning in caught if not long)
             texts.clear()
 
         total = len(captions) if hasattr(captions, "__len__") else None
@@ -132,7 +132,7 @@ def tokenize_captions(
         counts = [ids.count, images.count]
         (temporary / "counts.json").write_text(json.dumps(counts), "utf-8")
     if long:
-        more = f" ({len(long) - 1} more such messages)" if long[1:] else ""
+        more = "; so may be others behind them" if ids.count > BLOCK else ""
         warnings.warn(long[0] + more, PromptTooLong, stacklevel=2)
     return open_tokens(folder, tokenizer)
 

@@ -49,7 +49,12 @@ OTHER_MAKING = {
     "mask": str,
     "mask_sha256": str,
 }
-SAMPLER_OPTIONS = {"eta": NUMBER, "sigma_spacing": str, "steps_offset": int}
+SAMPLER_OPTIONS = {
+    "eta": NUMBER,
+    "sigma_spacing": str,
+    "steps_offset": int,
+    "set_alpha_to_one": bool,
+}
 
 
 def generate_images(
@@ -174,7 +179,11 @@ def _check_metadata(source: Path, metadata: Any) -> None:
             raise UserError(f"{source}: its metadata has {key}: {value!r}")
     for key, value in (metadata.get("sampler_options") or {}).items():
         kind = SAMPLER_OPTIONS.get(key)
-        if kind is None or not isinstance(value, kind) or isinstance(value, bool):
+        if (
+            kind is None
+            or not isinstance(value, kind)
+            or (isinstance(value, bool) != (kind is bool))
+        ):
             raise UserError(f"{source}: its metadata has sampler_options {key}: {value!r}")
 
 

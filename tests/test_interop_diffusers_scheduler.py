@@ -34,10 +34,12 @@ STABLE_DIFFUSION = {
 
 
 def test_stable_diffusions_own():
-    with pytest.warns(SchedulerNote, match=r"left out: set_alpha_to_one: False \(here True\)$"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         schedule, defaults = read_scheduler(STABLE_DIFFUSION, SOURCE)
     assert schedule.get_config() == NoiseSchedule().get_config(), f"schedule {schedule}"
-    expected = {"sampler": "pndm", "timestep_spacing": "leading"}
+    options = {"set_alpha_to_one": False}
+    expected = {"sampler": "pndm", "timestep_spacing": "leading", "sampler_options": options}
     assert defaults == expected, f"defaults {defaults}, expected {expected}"
 
 
@@ -57,6 +59,15 @@ def test_there_and_back(sampler, spacing):
         found, again = read_scheduler(config, SOURCE)
     assert found.get_config() == schedule.get_config(), f"{sampler}: schedule {found}"
     assert again == defaults, f"{sampler}: defaults {again}, expected {defaults}"
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pndm"])
+def test_the_level_at_the_end_comes_back(sampler):
+    options = {"set_alpha_to_one": False}
+    defaults = {"sampler": sampler, "timestep_spacing": "leading", "sampler_options": options}
+    config = scheduler_config(NoiseSchedule(), defaults)
+    assert config["set_alpha_to_one"] is False, f"config {config}"
+    assert read_scheduler(config, SOURCE)[1] == defaults, "other defaults after a round trip"
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler", "unipc"])
@@ -102,7 +113,7 @@ def test_what_a_file_leaves_out_is_diffusers_default(name, spacing, beta_end):
     [
         ("DDIMScheduler", {}, r"clip_sample: True \(here False\)"),
         ("DDIMScheduler", {"clip_sample": False, "thresholding": True}, "thresholding: True"),
-        ("PNDMScheduler", {}, r"skip_prk_steps: False .* set_alpha_to_one: False"),
+        ("PNDMScheduler", {}, r"skip_prk_steps: False \(here True\)$"),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}, r"solver_order: 3 \(here 2\)"),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver"),
         ("DDPMScheduler", {"variance_type": "fixed_large"}, "fixed_large"),

@@ -16,7 +16,13 @@ CASES = sorted(name for name in GOLDEN if not name.endswith("/timesteps"))
 # Of latents of order 1, after every step. diffusers' Euler keeps x̂ in float32, which is of
 # order 4096 where it starts from zero terminal SNR.
 TOLERANCE, EULER_ZERO_TOLERANCE = 2e-5, 1e-4
-OPTIONS = {"karras": {"sigma_spacing": "karras"}, "eta=1": {"eta": 1.0}, "zero": {}, "": {}}
+OPTIONS = {
+    "karras": {"sigma_spacing": "karras"},
+    "eta=1": {"eta": 1.0},
+    "last": {"set_alpha_to_one": False},
+    "zero": {},
+    "": {},
+}
 
 
 def ours(case):

@@ -29,7 +29,7 @@ def result(sampler, sample=SAMPLE):
 
 
 def ending_at_the_first_timestep(sampler):
-    """Let the last step go to ᾱ_0: `set_alpha_to_one=False`, `final_sigmas_type="sigma_min"`."""
+    """Let the last step go to ᾱ_0: `final_sigmas_type="sigma_min"`."""
     first = sampler.schedule.alphas_cumprod[0]
     sampler.alphas_cumprod = np.append(sampler.alphas_cumprod[:-1], first)
     return sampler

@@ -32,6 +32,7 @@ FALLBACK = "ddim"
 MAX_TIMESTEPS = 1_000_000
 ZERO_SNR = "rescale_betas_zero_snr"
 KARRAS = "use_karras_sigmas"
+ALPHA_TO_ONE = "set_alpha_to_one"  # the same name and meaning here
 # Options that no sampler here has: key → the value that switches them off.
 OFF = {
     "thresholding": False,
@@ -52,6 +53,7 @@ class Kind:
         options: key → (its value where the file does not say, the value our sampler has).
         beta_start, beta_end: where the file does not say.
         zero_snr: it knows `rescale_betas_zero_snr`.
+        set_alpha_to_one: where the file does not say; None: it has no such key.
     """
 
     sampler: str
@@ -60,6 +62,7 @@ class Kind:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     zero_snr: bool = True
+    set_alpha_to_one: bool | None = None
 
 
 KINDS = {
@@ -69,13 +72,14 @@ KINDS = {
         {"clip_sample": (True, False), "variance_type": ("fixed_small", "fixed_small")},
     ),
     "DDIMScheduler": Kind(
-        "ddim", "leading", {"clip_sample": (True, False), "set_alpha_to_one": (True, True)}
+        "ddim", "leading", {"clip_sample": (True, False)}, set_alpha_to_one=True
     ),
     "PNDMScheduler": Kind(
         "pndm",
         "leading",
-        {"skip_prk_steps": (False, True), "set_alpha_to_one": (False, True)},
+        {"skip_prk_steps": (False, True)},
         zero_snr=False,
+        set_alpha_to_one=False,
     ),
     "DPMSolverMultistepScheduler": Kind(
         "dpmpp_2m",
@@ -170,6 +174,9 @@ def read_scheduler(config: Config, source: str) -> tuple[NoiseSchedule, dict[str
     options = {}
     if spacing == "leading" and config.get("steps_offset", 0) != 1:  # 1 is the default here
         options["steps_offset"] = _steps_offset(config, source, schedule.num_train_timesteps)
+    knows_end = kind is not None and kind.set_alpha_to_one is not None
+    if knows_end and not config.get(ALPHA_TO_ONE, kind.set_alpha_to_one):
+        options[ALPHA_TO_ONE] = False
     if config.get(KARRAS):
         if issubclass(samplers.get(sampler), samplers.SigmaSampler):
             options["sigma_spacing"] = "karras"
@@ -217,6 +224,8 @@ def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> di
         config[ZERO_SNR] = schedule.rescale_zero_terminal_snr
     if options.get("sigma_spacing") == "karras":
         config[KARRAS] = True
+    if kind.set_alpha_to_one is not None:
+        config[ALPHA_TO_ONE] = options.get(ALPHA_TO_ONE, True)
     return config
 
 

@@ -34,6 +34,7 @@ GOLDEN = TESTS / "data" / "golden" / "samplers.safetensors"
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 KARRAS = {"use_karras_sigmas": True}
 ZERO = {"rescale_betas_zero_snr": True}
+LAST = {"set_alpha_to_one": False}  # as Stable Diffusion's own files have it
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "v_prediction")
 COUNTS = (5, 10, 23, 50)
@@ -51,6 +52,8 @@ SAMPLERS = {
     "heun": ("HeunDiscreteScheduler", {}),
     "heun karras": ("HeunDiscreteScheduler", KARRAS),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}),
+    "ddim last": ("DDIMScheduler", {"clip_sample": False, **LAST}),
+    "pndm last": ("PNDMScheduler", {"skip_prk_steps": True, **LAST}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "unipc karras": ("UniPCMultistepScheduler", KARRAS),
     "ddpm zero": ("DDPMScheduler", {"clip_sample": False, **ZERO}),
@@ -70,6 +73,8 @@ def cases():
         karras_whole = sampler in ("dpmpp_2m karras", "unipc karras")
         if karras_whole and spacing != "leading":
             continue  # the spacing of the timesteps plays no part
+        if sampler.endswith("last") and (prediction != "epsilon" or spacing != "leading"):
+            continue  # Stable Diffusion 1.x, as it comes
         if sampler.endswith("zero") and (prediction == "epsilon" or spacing != "trailing"):
             continue  # ε is refused; only "trailing" is sure to start at the last timestep
         yield case
@@ -79,6 +84,7 @@ def trajectory(sampler, spacing, prediction, count, as_it_comes=False):
     """The latents after each step, and the timesteps of each step's first call."""
     name, options = SAMPLERS[sampler]
     model_predicts = prediction
+    as_it_comes = as_it_comes or sampler.endswith("last")
     if sampler == "pndm" and not as_it_comes:
         # PNDMScheduler combines v of different timesteps as if they were ε; the paper and the
         # code of Stable Diffusion make ε of them first.

@@ -44,7 +44,7 @@ class Sampler:
     Attributes (NumPy, read-only):
         timesteps: (num_steps,), decreasing, in 0 .. T−1; int64, or float64 where the sampler
             visits timesteps between the whole ones.
-        alphas_cumprod: float64 (num_steps + 1,), ᾱ of every step's level, then 1.
+        alphas_cumprod: float64 (num_steps + 1,), ᾱ of every step's level, then of the end: 1.
 
     Raises:
         UserError: an unknown spacing, or a number outside its range.
@@ -52,6 +52,7 @@ class Sampler:
 
     skip_lowest = False  # leave out the lowest of n + 1 timesteps: see `spaced_timesteps`
     whole_timesteps = True  # visit training timesteps only, none between them
+    set_alpha_to_one = True  # end without noise, ᾱ = 1; False: at ᾱ of timestep 0
 
     def __init__(
         self,
@@ -74,7 +75,8 @@ class Sampler:
         )
         self.num_steps = len(timesteps)
         self.timesteps, alphas_cumprod = self._levels(timesteps)
-        self.alphas_cumprod = np.append(alphas_cumprod, 1.0)
+        end = 1.0 if self.set_alpha_to_one else schedule.alphas_cumprod[0]
+        self.alphas_cumprod = np.append(alphas_cumprod, end)
         self.timesteps.setflags(write=False)
         self.alphas_cumprod.setflags(write=False)
 

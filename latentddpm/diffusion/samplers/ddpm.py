@@ -64,6 +64,8 @@ class DDIMSampler(Sampler):
 
     Args:
         eta: the share of DDPM's noise that each step draws, 0 (none) .. 1 (DDPM itself).
+        set_alpha_to_one: end without noise; False ends at the level of timestep 0, as Stable
+            Diffusion's own scheduler files want it (0.03 of noise is left).
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class DDIMSampler(Sampler):
         timestep_spacing: str = "leading",
         steps_offset: int | None = None,
         eta: float = 0.0,
+        set_alpha_to_one: bool = True,
     ) -> None:
+        self.set_alpha_to_one = set_alpha_to_one
         super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
         if not 0 <= eta <= 1:
             raise UserError(f"eta: expected 0 (deterministic) to 1 (DDPM), got {eta!r}")

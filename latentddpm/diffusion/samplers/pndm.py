@@ -15,7 +15,7 @@ steps of Runge and Kutta with four calls each, is left out.
 What is combined is always ε, as in the paper and in the code of Stable Diffusion. diffusers
 combines whatever the network predicts: for ε that is the same; for v it is a method of first
 order, since v turns from step to step even where x0 and ε stay as they are. The level gone to
-is that of the next timestep, at the end ᾱ' = 1 (diffusers: `set_alpha_to_one=True`), see `ddpm`.
+is that of the next timestep, at the end ᾱ' = 1 unless `set_alpha_to_one` is false, see `ddpm`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.diffusion.samplers.base import Array, Denoise, Noise, Sampler
+from latentddpm.diffusion.schedule import NoiseSchedule
 
 ADAMS_BASHFORTH = (
     (1.0,),
@@ -37,9 +38,24 @@ ADAMS_BASHFORTH = (
 class PNDMSampler(Sampler):
     """PNDM without Runge–Kutta steps, that is PLMS (Liu 2022): deterministic, multistep.
 
-    Arguments, attributes and errors are those of `Sampler`. Zero terminal SNR counts as
-    ᾱ = 2⁻²⁴, for the step divides by √ᾱ.
+    Arguments, attributes and errors are those of `Sampler`, and
+
+    Args:
+        set_alpha_to_one: see `DDIMSampler`.
+
+    Zero terminal SNR counts as ᾱ = 2⁻²⁴, for the step divides by √ᾱ.
     """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        num_steps: int,
+        timestep_spacing: str = "leading",
+        steps_offset: int | None = None,
+        set_alpha_to_one: bool = True,
+    ) -> None:
+        self.set_alpha_to_one = set_alpha_to_one
+        super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
 
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return timesteps, 1 / (1 + self.schedule.sigmas_at(timesteps) ** 2)

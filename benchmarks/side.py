@@ -27,6 +27,7 @@ import numpy as np
 REPEATS = 5
 PROMPT, NEGATIVE, STEPS, GUIDANCE = "a photo of a cat", "a dog", 20, 7.5
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
+EPSILON = 1e-8  # of AdamW: PyTorch's default, Keras's is 1e-7
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -107,7 +108,7 @@ def keras_job(job: str, folder: Path, xla: bool) -> tuple[Any, float, float]:
     if job == "unet-forward":
         return repeat(compiled(model.unet, inputs))
     if job == "unet-train":
-        optimizer = FlatAdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP)
+        optimizer = FlatAdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP, epsilon=EPSILON)
         model.unet.compile(optimizer, loss="mse", jit_compile=xla)
         optimizer.build(model.unet.trainable_variables)
         data = tf.data.Dataset.from_tensors((inputs, values["target"])).repeat()
@@ -175,7 +176,9 @@ def torch_job(job: str, folder: Path, channels_last: bool) -> tuple[Any, float, 
 
         if job == "unet-forward":
             return repeat(without_gradient(forward))
-        optimizer = torch.optim.AdamW(unet.parameters(), RATE, weight_decay=DECAY, fused=True)
+        optimizer = torch.optim.AdamW(
+            unet.parameters(), RATE, weight_decay=DECAY, eps=EPSILON, fused=True
+        )
         unet.train()
         target, losses = tensor("target"), []
 

@@ -31,7 +31,7 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
             "--strategy",
             default="auto",
             show_default=True,
-            help="auto, one, mirrored, mirrored:N.",
+            help="auto, one, mirrored, mirrored:N, multi-worker.",
         ),
         click.option("--precision", help="float32, bfloat16, float16 [default: the config's]."),
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
@@ -96,24 +96,28 @@ def train_vae(
     )
     import_keras()
     from latentddpm.training import autoencoder
-    from latentddpm.training.distribute import make_strategy
+    from latentddpm.training.distribute import make_strategy, together
 
     if dry_run:
         settings, model = autoencoder.build_autoencoder(settings)
         click.echo(dump_config(settings), nl=False)
         _echo_sizes(encoder=model.encoder, decoder=model.decoder)
         return
-    model = autoencoder.train_autoencoder(
-        settings,
-        data,
-        out,
-        catalog=catalog,
-        resume=resume,
-        allow_changes=allow_changes,
-        strict=strict,
-        quiet=quiet,
-        strategy=make_strategy(strategy),
-    )
+    devices = make_strategy(strategy)
+    with together(devices):
+        model = autoencoder.train_autoencoder(
+            settings,
+            data,
+            out,
+            catalog=catalog,
+            resume=resume,
+            allow_changes=allow_changes,
+            strict=strict,
+            quiet=quiet,
+            strategy=devices,
+        )
+    if model.latent_statistics is None:
+        return  # a worker that is not the chief
     _note(quiet, f"latent std {model.latent_statistics['std']:.4f}: ", nl=False)
     _note(quiet, f"scaling_factor {model.scaling_factor:.5f} is stored in the model")
     click.echo(out / "model")
@@ -152,7 +156,7 @@ def train_diffusion(
     )
     import_keras()
     from latentddpm.training import diffusion
-    from latentddpm.training.distribute import make_strategy
+    from latentddpm.training.distribute import make_strategy, together
 
     if dry_run:
         settings, sources = diffusion.read_sources(settings, vae)
@@ -162,18 +166,20 @@ def train_diffusion(
         _echo_sizes(unet=unet, text_encoder=text_encoder)
         return
     folders = {"latents": latents, "catalog": catalog}
-    diffusion.train_diffusion(
-        settings,
-        data,
-        vae,
-        out,
-        **folders,
-        resume=resume,
-        allow_changes=allow_changes,
-        strict=strict,
-        quiet=quiet,
-        strategy=make_strategy(strategy),
-    )
+    devices = make_strategy(strategy)
+    with together(devices):
+        diffusion.train_diffusion(
+            settings,
+            data,
+            vae,
+            out,
+            **folders,
+            resume=resume,
+            allow_changes=allow_changes,
+            strict=strict,
+            quiet=quiet,
+            strategy=devices,
+        )
     click.echo(out / "model")
 
 
@@ -184,6 +190,9 @@ def train_diffusion(
 @click.option("--catalog", type=FOLDER, help="Catalog to share [default: below OUT].")
 @click.option("--resolution", type=int, help="Side in pixels [default: the model's own].")
 @click.option("--mirrored", is_flag=True, help="A second, mirrored row for each image.")
+@click.option(
+    "--strategy", default="auto", show_default=True, help="multi-worker: a part in each process."
+)
 @click.option("--strict", is_flag=True, help="Refuse data with unreadable images.")
 @command
 def encode(
@@ -193,15 +202,21 @@ def encode(
     catalog: Path | None,
     resolution: int | None,
     mirrored: bool,
+    strategy: str,
     strict: bool,
     quiet: bool,
 ) -> None:
     """Encode images into a latents cache for train-diffusion."""
     import_keras()
+    from latentddpm.training.distribute import make_strategy, together
     from latentddpm.training.encode import encode_folder
 
-    options = {"resolution": resolution, "mirrored": mirrored}
-    cache = encode_folder(data, vae, out, catalog=catalog, **options, strict=strict, quiet=quiet)
+    devices = make_strategy(strategy)
+    options = {"resolution": resolution, "mirrored": mirrored, "strategy": devices}
+    with together(devices):
+        cache = encode_folder(
+            data, vae, out, catalog=catalog, **options, strict=strict, quiet=quiet
+        )
     _note(quiet, f"{cache.count} images, latents {'×'.join(map(str, cache.latent_shape))}")
     click.echo(out)
 

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.data.catalog import Catalog
+from latentddpm.data.crew import ALONE, Crew
 from latentddpm.data.draws import Draws
 from latentddpm.data.images import WHITE, UnreadableImage, read_image
 from latentddpm.data.latents import LatentsCache
@@ -29,6 +30,29 @@ def positions(start: int, stop: int | None, batch_size: int) -> tf.data.Dataset:
     """Example positions of steps `start` … `stop` (None: without end)."""
     last = np.iinfo(np.int64).max if stop is None else stop * batch_size
     return tf.data.Dataset.range(start * batch_size, last)
+
+
+def share(
+    first: int, last: int, batch_size: int, crew: Crew = ALONE
+) -> tuple[tf.data.Dataset, int]:
+    """A process's part of the positions `first` … `last` − 1, and of the batch size.
+
+    Step for step the parts of all processes are the batch that one alone would have.
+    """
+    if crew.count == 1:
+        return tf.data.Dataset.range(first, last), batch_size
+    own = crew.share(batch_size)
+    size = max(len(own), 1)
+    steps, rest = divmod(last - first, batch_size)
+
+    def place(number: tf.Tensor) -> tf.Tensor:
+        return first + number // size * batch_size + own.start + number % size
+
+    tail = crew.share(rest)
+    begin = first + steps * batch_size
+    positions = tf.data.Dataset.range(steps * len(own)).map(place)
+    positions = positions.concatenate(tf.data.Dataset.range(begin + tail.start, begin + tail.stop))
+    return positions, size
 
 
 def to_unit_range(pixels: tf.Tensor) -> tf.Tensor:

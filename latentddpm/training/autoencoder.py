@@ -21,6 +21,7 @@ import tensorflow as tf
 from latentddpm import interrupt
 from latentddpm.config import AutoencoderRun
 from latentddpm.data import examples
+from latentddpm.data.crew import ALONE, Crew
 from latentddpm.data.draws import Draws
 from latentddpm.data.scan import open_catalog
 from latentddpm.data.split import Selection, split_catalog
@@ -32,7 +33,7 @@ from latentddpm.models.functional import remade
 from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.callbacks import RunLog, StopEvaluation, averaged_weights
-from latentddpm.training.distribute import in_scope
+from latentddpm.training.distribute import crew_of, feed, in_scope
 from latentddpm.training.finetune import adopt_autoencoder
 from latentddpm.training.loop import (
     compile_options,
@@ -105,8 +106,12 @@ def train_autoencoder(
             reconstruction_loss=settings.reconstruction_loss,
             kl_weight=settings.kl_weight,
         )
-    catalog = open_catalog(data, catalog or out / "catalog", strict=strict, quiet=quiet)
-    catalog.report()
+    crew = crew_of(strategy)
+    quiet = quiet or not crew.chief
+    catalog = catalog or out / "catalog"
+    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, crew=crew)
+    if crew.chief:
+        catalog.report()
     contract = agree(
         out,
         config,
@@ -122,24 +127,30 @@ def train_autoencoder(
         "catalog": catalog,
         "resolution": config.data.resolution,
         "latent_shape": (size, size, model.latent_channels),
-        "batch_size": settings.batch_size,
     }
     draws = Draws(settings.seed, "train-vae")
 
     def training_examples(start: int, stop: int) -> tf.data.Dataset:
-        return examples.image_examples(
+        batch_size = settings.batch_size
+        positions, own = examples.share(start * batch_size, stop * batch_size, batch_size, crew)
+        batches = examples.image_examples(
             selection=training_images,
             draws=draws,
-            positions=examples.positions(start, stop, settings.batch_size),
+            positions=positions,
+            batch_size=own,
             background=config.data.background,
             flip=config.data.flip,
             **common,
         )
+        return feed(strategy, batches)
 
-    def in_order(images: Selection, most: int | None = None) -> tf.data.Dataset:
+    def in_order(
+        images: Selection, most: int | None = None, crew: Crew = ALONE
+    ) -> tf.data.Dataset:
         count = len(images) if most is None else min(len(images), most)
+        positions, own = examples.share(0, count, settings.batch_size, crew)
         return examples.image_examples(
-            selection=images, draws=None, positions=tf.data.Dataset.range(count), **common
+            selection=images, draws=None, positions=positions, batch_size=own, **common
         )
 
     def validate(step: int, log: RunLog) -> None:
@@ -147,13 +158,15 @@ def train_autoencoder(
             return
         with averaged_weights(model):
             values = model.evaluate(
-                in_order(validation_images),
+                feed(strategy, in_order(validation_images, crew=crew)),
                 verbose=0,
-                callbacks=[StopEvaluation()],
+                callbacks=[StopEvaluation()] if crew.count == 1 else None,
                 return_dict=True,
             )
             values["psnr"] = 10.0 * math.log10(4.0 / max(values["mse"], 1e-12))
             log.write(step, {f"validation_{key}": v for key, v in values.items()})
+            if not crew.chief:
+                return
             picture = reconstruction_grid(model, in_order(validation_images, GRID_IMAGES))
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "reconstructions", picture)
@@ -167,14 +180,17 @@ def train_autoencoder(
         contract=contract,
         resume=resume,
         quiet=quiet,
+        strategy=strategy,
     )
-    statistics = measure_latents(model, in_order(training_images))
-    model.scaling_factor = 1.0 / statistics["std"]
-    model.latent_statistics = statistics
-    size = config.data.resolution, config.data.resolution
-    finished = LatentDiffusion(in_float32(model), None, None, image_size=size)
-    finished.save(out / "model")
-    return finished.autoencoder
+    model = in_float32(model)
+    if crew.chief:
+        statistics = measure_latents(model, in_order(training_images))
+        model.scaling_factor = 1.0 / statistics["std"]
+        model.latent_statistics = statistics
+        size = config.data.resolution, config.data.resolution
+        LatentDiffusion(model, None, None, image_size=size).save(out / "model")
+    crew.barrier()
+    return model
 
 
 def reconstruction_grid(model: Autoencoder, dataset: tf.data.Dataset) -> np.ndarray:

@@ -88,6 +88,19 @@ class RunLog:
             raise OSError(f"TensorBoard events of {self.path.parent}: {error.message}") from None
 
 
+class NoLog:
+    """The `RunLog` of a worker that is not the chief: it writes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log.jsonl"
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def picture(self, step: int, name: str, pixels: Any) -> None:
+        """Nothing."""
+
+
 class Progress(keras.callbacks.Callback):
     """A bar with rate and time left; the mean of the metrics since the last line, logged."""
 

@@ -43,7 +43,7 @@ from latentddpm.models.unet import UNet
 from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
 from latentddpm.training.callbacks import RunLog, StopEvaluation, averaged_weights
-from latentddpm.training.distribute import in_scope
+from latentddpm.training.distribute import crew_of, feed, in_scope
 from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
 from latentddpm.training.loop import (
     compile_options,
@@ -231,8 +231,12 @@ def train_diffusion(
         model.compile(**compile_options(settings), loss="mse")
 
     latents = latents or out / "latents"
-    catalog = open_catalog(data, catalog or latents / "catalog", strict=strict, quiet=quiet)
-    catalog.report()
+    crew = crew_of(strategy)
+    quiet = quiet or not crew.chief
+    catalog = catalog or latents / "catalog"
+    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, crew=crew)
+    if crew.chief:
+        catalog.report()
     vae_digest = sources.vae.parts["vae"]["digest"]
     words = {"captions": catalog.row_digest} if tokenizer else {}
     contract = agree(
@@ -245,7 +249,7 @@ def train_diffusion(
     )
     training_images, validation_images = split_catalog(catalog, config.data)
     captions = Captions(catalog, config.data.caption_templates) if tokenizer else None
-    tokens = prepare_tokens(captions, tokenizer, quiet) if tokenizer else None
+    tokens = prepare_tokens(captions, tokenizer, quiet, crew) if tokenizer else None
     prompts = grid_prompts(config, captions, tokens)
     cache = prepare_latents(
         catalog,
@@ -255,6 +259,7 @@ def train_diffusion(
         resolution=config.data.resolution,
         mirrored=config.data.flip,
         quiet=quiet,
+        crew=crew,
     )
     stream = Examples(
         cache,
@@ -262,6 +267,7 @@ def train_diffusion(
         LatentSpace(sources.vae_config["scaling_factor"]),
         tokens,
         config,
+        strategy,
     )
     size = (config.data.resolution,) * 2
     sampled = LatentDiffusion(
@@ -280,10 +286,12 @@ def train_diffusion(
                 values = model.evaluate(
                     stream.validation(validation_images),
                     verbose=0,
-                    callbacks=[StopEvaluation()],
+                    callbacks=[StopEvaluation()] if crew.count == 1 else None,
                     return_dict=True,
                 )
                 log.write(step, {f"validation_{key}": v for key, v in values.items()})
+            if not crew.chief:
+                return
             picture = sample_grid(sampled, prompts, config)
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "samples", picture)
@@ -297,11 +305,14 @@ def train_diffusion(
         contract=contract,
         resume=resume,
         quiet=quiet,
+        strategy=strategy,
     )
     sampled.unet = in_float32(unet)
     if text_encoder is not None:
         sampled.text_encoder = in_float32(text_encoder)
-    sampled.save(out / "model")
+    if crew.chief:
+        sampled.save(out / "model")
+    crew.barrier()
     return sampled
 
 
@@ -324,8 +335,9 @@ class Examples:
         latent_space: LatentSpace,
         tokens: CaptionTokens | None,
         config: DiffusionRun,
+        strategy: tf.distribute.Strategy | None = None,
     ) -> None:
-        self.parts = (schedule, latent_space)
+        self.parts, self.strategy = (schedule, latent_space), strategy
         self.cache, self.tokens, self.config = cache, tokens, config
 
     def training(self, images: Selection, start: int, stop: int) -> tf.data.Dataset:
@@ -334,7 +346,7 @@ class Examples:
         return self._batches(
             images,
             "train-diffusion",
-            examples.positions(start, stop, settings.batch_size),
+            range(start * settings.batch_size, stop * settings.batch_size),
             **{name: getattr(settings, name) for name in RECIPE},
         )
 
@@ -343,22 +355,26 @@ class Examples:
 
         Nothing of the recipe applies: runs that differ in it have comparable losses.
         """
-        return self._batches(images, "validation", tf.data.Dataset.range(len(images)))
+        return self._batches(images, "validation", range(len(images)))
 
     def _batches(
-        self, images: Selection, stream: str, positions: tf.data.Dataset, **recipe: float
+        self, images: Selection, stream: str, places: range, **recipe: float
     ) -> tf.data.Dataset:
         settings = self.config.training
-        return examples.diffusion_examples(
+        positions, batch_size = examples.share(
+            places.start, places.stop, settings.batch_size, crew_of(self.strategy)
+        )
+        batches = examples.diffusion_examples(
             self.cache,
             images,
             *self.parts,
-            batch_size=settings.batch_size,
+            batch_size=batch_size,
             draws=Draws(settings.seed, stream),
             positions=positions,
             tokens=self.tokens,
             **recipe,
         )
+        return feed(self.strategy, batches)
 
 
 def check_resolution(resolution: int, vae_config: dict[str, Any], unet: UNet) -> None:

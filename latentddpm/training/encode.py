@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tensorflow as tf
+
 from latentddpm import interrupt
 from latentddpm.data.latents import LatentsCache, prepare_latents
 from latentddpm.data.scan import open_catalog
@@ -11,6 +13,7 @@ from latentddpm.errors import UserError
 from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.training.distribute import crew_of
 
 
 @interrupt.listening()
@@ -24,6 +27,7 @@ def encode_folder(
     mirrored: bool = False,
     strict: bool = False,
     quiet: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> LatentsCache:
     """Encode every readable image of `data`; a cache that fits already is left as it is.
 
@@ -31,6 +35,7 @@ def encode_folder(
         data: a folder of images or shards; see `data.sources.open_source`.
         catalog: folder of the catalog, `out/catalog` by default.
         resolution: side in pixels; None for the size the autoencoder was trained at.
+        strategy: of several processes each encodes a part of the images.
 
     Raises:
         UserError: unusable data or model folder, a resolution that does not fit.
@@ -41,8 +46,11 @@ def encode_folder(
         if source.image_size is None:
             raise UserError("--resolution: needed, this autoencoder names no size of its own")
         resolution = source.image_size[0]
-    catalog = open_catalog(data, catalog or out / "catalog", strict=strict, quiet=quiet)
-    catalog.report()
+    crew = crew_of(strategy)
+    catalog = catalog or out / "catalog"
+    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet or not crew.chief, crew=crew)
+    if crew.chief:
+        catalog.report()
     return prepare_latents(
         catalog,
         out,
@@ -51,4 +59,5 @@ def encode_folder(
         resolution=resolution,
         mirrored=mirrored,
         quiet=quiet,
+        crew=crew,
     )

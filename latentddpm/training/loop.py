@@ -19,9 +19,10 @@ from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump
 from latentddpm.files import atomic_path
 from latentddpm.models.functional import remade
 from latentddpm.models.tiling import is_out_of_memory
-from latentddpm.training.callbacks import EverySteps, Progress, RunLog
+from latentddpm.training.callbacks import EverySteps, NoLog, Progress, RunLog
 from latentddpm.training.checkpoint import load_latest
 from latentddpm.training.contract import Contract
+from latentddpm.training.distribute import agreement, crew_of
 from latentddpm.training.health import Diverged, Health, less_memory, read_history
 from latentddpm.training.optimizer import FlatAdamW
 from latentddpm.training.resume import CHECKPOINTS, Saver
@@ -84,7 +85,7 @@ def run_steps(
     contract: Contract,
     resume: bool,
     quiet: bool,
-    agreed: Callable[[bool], bool] | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> RunLog:
     """Train a compiled model to `training.num_steps`; returns the run's log.
 
@@ -95,8 +96,7 @@ def run_steps(
     Args:
         validate: leaves a picture in `samples` when it is done.
         contract: what `agree` gave.
-        agreed: with several processes: whether any of them was told to stop, the same answer
-            in all of them. Every process calls it after every step.
+        strategy: that the model was made under. Of several processes the chief writes.
 
     Raises:
         interrupt.Stopped: a signal came; the step that was under way is saved.
@@ -106,14 +106,18 @@ def run_steps(
     """
     training = config.training
     checkpoints = folder / CHECKPOINTS
+    crew, agreed = crew_of(strategy), agreement(strategy)
+    quiet = quiet or not crew.chief
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
     first = load_latest(checkpoints, model) if resume else 0
-    with atomic_path(folder / CONFIG) as temporary:
-        temporary.write_text(dump_config(config), "utf-8")
-    log = RunLog(folder, first)
+    crew.barrier()  # before the chief drops a damaged checkpoint that others look at
+    if crew.chief:
+        with atomic_path(folder / CONFIG) as temporary:
+            temporary.write_text(dump_config(config), "utf-8")
+    log = RunLog(folder, first) if crew.chief else NoLog(folder)
     total = training.num_steps
-    saver = Saver(checkpoints, model, contract, training.keep_checkpoints, first)
+    saver = Saver(checkpoints, model, contract, training.keep_checkpoints, first, crew.chief)
     picture = folder / "samples" / f"step-{first:08d}.png"
     if first and (first % training.validate_every == 0 or first >= total) and not picture.exists():
         validate(first, log)  # the run ended in the middle of it

@@ -91,15 +91,25 @@ class Saver:
 
     Args:
         first: step of the checkpoint that training goes on from, 0 for none.
+        chief: False for the workers that leave the writing to another.
     """
 
     def __init__(
-        self, folder: Path, model: keras.Model, contract: Contract, keep: int, first: int
+        self,
+        folder: Path,
+        model: keras.Model,
+        contract: Contract,
+        keep: int,
+        first: int,
+        chief: bool = True,
     ) -> None:
         self.folder, self.model, self.contract, self.keep = folder, model, contract, keep
-        self.step = first
+        self.step, self.chief = first, chief
 
     def save(self, step: int) -> None:
+        if not self.chief:
+            self.step = step
+            return
         try:
             checkpoint.save(self.folder, self.model, step, self.contract, self.keep)
         except checkpoint.NotFinite as error:

@@ -1,0 +1,189 @@
+"""Two processes on 127.0.0.1 train as one; one that is lost ends the other; a restart goes on."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import EMOJI
+
+from latentddpm.data.crew import Crew
+from latentddpm.data.examples import share
+from latentddpm.errors import UserError
+from latentddpm.files import read_json_lines
+from latentddpm.training.distribute import check_tf_config, make_strategy
+
+TESTS = Path(__file__).parent
+COMMAND = Path(sys.executable).with_name("latentddpm")
+CONFIG = {
+    "data": {"resolution": 32, "validation_fraction": 0.2},
+    "autoencoder": {
+        "channels": 8,
+        "channel_multipliers": [1, 2],
+        "num_res_blocks": 1,
+        "norm_groups": 4,
+    },
+    "training": {
+        "num_steps": 100_000,
+        "batch_size": 3,
+        "warmup_steps": 0,
+        "log_every": 1,
+        "validate_every": 100_000,
+        "checkpoint_every": 10,
+    },
+}
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def start(*arguments, workers=2):
+    """One process a worker, each told of all by TF_CONFIG."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    processes = []
+    for index in range(workers):
+        if workers > 1:
+            task = {"type": "worker", "index": index}
+            config = {"cluster": {"worker": addresses}, "task": task}
+            environment["TF_CONFIG"] = json.dumps(config)
+        processes.append(
+            subprocess.Popen(
+                arguments,
+                env=environment.copy(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return processes
+
+
+def answers(processes, timeout=300):
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    codes = [process.returncode for process in processes]
+    errors = "\n".join(text[-3000:] for _, text in outputs)
+    assert not any(codes), f"expected every worker to finish, got {codes}\n{errors}"
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+def test_two_processes_train_as_one():
+    """`fit` of a whole dataset, and of each process's own positions; evaluation too."""
+    script = (sys.executable, TESTS / "worker.py")
+    two, alone = start(*script), start(*script, workers=1)
+    (one,) = answers(alone)
+    for index, found in enumerate(answers(two)):
+        assert found.pop("agreed") == [False, True], "expected one yes to be the answer of all"
+        for case, (weights, logs) in found.items():
+            expected_weights, expected_logs = one[case]
+            for mine, other in zip(weights, expected_weights, strict=True):
+                np.testing.assert_allclose(
+                    mine, other, atol=1e-6, err_msg=f"{case}, worker {index}: other weights"
+                )
+            for name, value in expected_logs.items():
+                assert logs[name] == pytest.approx(value, rel=1e-5), f"{case}: {name}"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize(("batch_size", "count"), [(4, 12), (4, 14), (2, 9), (7, 3)])
+def test_the_shares_of_all_processes_are_the_batches_of_one(workers, batch_size, count):
+    steps = -(-count // batch_size)
+    found = [[] for _ in range(steps)]
+    for index in range(workers):
+        positions, own = share(5, 5 + count, batch_size, Crew(index, workers))
+        batches = [batch.tolist() for batch in positions.batch(own).as_numpy_iterator()]
+        if len(batches) < steps:  # a process with nothing in the batches, or in the last of them
+            batches = [*batches, *[[]] * (steps - len(batches))]
+        for step, batch in enumerate(batches):
+            found[step] += batch
+    expected = list(range(5, 5 + count))
+    assert sorted(place for batch in found for place in batch) == expected, (
+        "expected every position once"
+    )
+    if count % batch_size == 0 or workers <= batch_size:
+        batches = [expected[i : i + batch_size] for i in range(0, count, batch_size)]
+        assert [sorted(batch) for batch in found] == batches, "expected the same batches"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nonsense", "expected {"),
+        ('{"cluster": {}}', "expected {"),
+        (
+            '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+            "cluster has 'ps'",
+        ),
+        (
+            '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
+            "address 'a', expected HOST:PORT",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}',
+            "task.type 'chief', expected worker",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+            "task.index 1, expected 0 … 0",
+        ),
+    ],
+)
+def test_a_wrong_tf_config_is_named(text, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_tf_config(text)
+
+
+def test_a_lonely_worker_is_told_how_to_start(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    with pytest.raises(UserError, match="expected TF_CONFIG in the environment"):
+        make_strategy("multi-worker")
+    with pytest.raises(UserError, match="did you mean 'mirrored'"):
+        make_strategy("miror")
+
+
+@pytest.mark.slow
+def test_a_lost_worker_ends_the_other_and_a_restart_goes_on(tmp_path):
+    (tmp_path / "vae.yaml").write_text(yaml.safe_dump(CONFIG))
+    out = tmp_path / "run"
+    command = (COMMAND, "train-vae", "--data", EMOJI, "--config", tmp_path / "vae.yaml")
+    command = (*command, "--out", out, "--quiet", "--strategy", "multi-worker")
+    chief, other = start(*command)
+    deadline = time.monotonic() + 300
+    while not list(out.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline, "expected a checkpoint within five minutes"
+        assert chief.poll() is None, f"the chief ended: {chief.communicate()[1][-3000:]}"
+        time.sleep(0.2)
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    killed = time.monotonic()
+    _, errors = chief.communicate(timeout=60)
+    assert time.monotonic() - killed < 60, "expected the chief to end within a minute"
+    assert chief.returncode == 1, f"expected exit code 1, got {chief.returncode}"
+    assert "lost another one" in errors.splitlines()[-1], f"expected a clear line: {errors[-500:]}"
+
+    last = read_json_lines(out / "log.jsonl")[-1]["step"]
+    more = ("--resume", "--set", f"training.num_steps={last + 5}")
+    again = start(*command, *more)
+    for process in again:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, f"expected the restart to finish: {errors[-3000:]}"
+    steps = [line["step"] for line in read_json_lines(out / "log.jsonl") if "loss" in line]
+    assert steps == list(range(1, last + 6)), f"expected every step once, got {steps[-20:]}"
+    assert (out / "model" / "vae.keras").is_file(), "expected the chief to leave the model"

@@ -115,6 +115,9 @@ class TrainingConfig(Section):
 
     num_steps: int = Field(100_000, gt=0)
     batch_size: int = Field(32, gt=0)
+    optimizer: Literal["adamw", "adafactor", "lion"] = Field(
+        "adamw", description="adafactor holds less than one number a weight, lion one, adamw two"
+    )
     learning_rate: float = Field(1e-4, gt=0)
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(500, ge=0)

@@ -21,7 +21,7 @@ import numpy as np
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.train_step import TrainStep
 from latentddpm.models.unet import UNet
-from latentddpm.training.optimizer import FlatAdamW
+from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 
 SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
 UNET = {**SIZES, "attention_levels": (0,), "num_heads": 2, "zero_init": False}
@@ -55,6 +55,14 @@ def keras_adamw():
 
 def sgd():
     return keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.5)
+
+
+def adafactor():
+    return WarmAdafactor(1e-2, global_clipnorm=0.1, use_ema=True, ema_momentum=0.9)
+
+
+def lion():
+    return WarmLion(1e-3, global_clipnorm=0.1, use_ema=True, ema_momentum=0.9, ema_warmup=True)
 
 
 def strategy_of(replicas):
@@ -125,6 +133,8 @@ CASES = {
     "4 replicas": {"replicas": 4},
     "4 replicas, sgd": {"replicas": 4, "optimizer": sgd},
     "2 replicas, Keras's AdamW": {"replicas": 2, "optimizer": keras_adamw},
+    "2 replicas, Adafactor": {"replicas": 2, "optimizer": adafactor},
+    "2 replicas, Lion": {"replicas": 2, "optimizer": lion},
     "4 replicas, batch of 3": {"replicas": 4, "batch_size": 3},
     "2 micro-batches": {"accumulation_steps": 2},
     "7 micro-batches": {"accumulation_steps": 7},

@@ -36,7 +36,7 @@ def differences():
 
 
 def test_every_case_was_run(differences):
-    assert len(differences) == 11, f"expected the cases of replicas.py, got {list(differences)}"
+    assert len(differences) == 13, f"expected the cases of replicas.py, got {list(differences)}"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,8 @@ def test_every_case_was_run(differences):
         "4 replicas",
         "4 replicas, sgd",
         "2 replicas, Keras's AdamW",
+        "2 replicas, Adafactor",
+        "2 replicas, Lion",
         "4 replicas, batch of 3",
         "2 micro-batches",
         "7 micro-batches",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from latentddpm.training import optimizer as module
-from latentddpm.training.optimizer import FlatAdamW
+from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 
 SETTINGS = {
     "weight_decay": 0.1,
@@ -155,7 +155,7 @@ count = int(sys.argv[1])
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
 import keras
-from latentddpm.training.optimizer import FlatAdamW
+from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 
 strategy = tf.distribute.get_strategy()
 if count > 1:
@@ -196,3 +196,29 @@ def test_two_replicas_train_as_one():
         np.testing.assert_allclose(
             together, alone, atol=1e-6, err_msg=f"variable {index}: expected the same weights"
         )
+
+
+@pytest.mark.parametrize("cls", [WarmAdafactor, WarmLion])
+def test_other_optimizers_warm_their_average_up_as_well(cls):
+    """μₜ = min(μ, t / (t + 9)), 0 at first, followed step by step."""
+    model = network()
+    optimizer = cls(0.01, use_ema=True, ema_momentum=0.9, ema_warmup=True)
+    model.compile(optimizer, loss="mse")
+    optimizer.build(model.trainable_variables)
+    numbers = np.random.default_rng(0)
+    expected = None
+    for step in range(1, 5):
+        model.train_on_batch(
+            numbers.standard_normal((4, 5)).astype("float32"),
+            numbers.standard_normal((4, 3)).astype("float32"),
+        )
+        weights = [np.array(v) for v in model.get_weights()]
+        momentum = min(0.9, step / (step + 9)) if step > 1 else 0.0
+        expected = weights if step == 1 else expected
+        expected = [
+            momentum * a + (1 - momentum) * w for a, w in zip(expected, weights, strict=True)
+        ]
+    for found, value in zip(averages(optimizer), expected, strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-6, err_msg="expected the warm average")
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert copy.get_config() == optimizer.get_config(), "expected the same configuration"

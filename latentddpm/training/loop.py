@@ -24,16 +24,17 @@ from latentddpm.training.checkpoint import load_latest
 from latentddpm.training.contract import Contract
 from latentddpm.training.distribute import agreement, crew_of
 from latentddpm.training.health import Diverged, Health, less_memory, read_history
-from latentddpm.training.optimizer import FlatAdamW
+from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.resume import CHECKPOINTS, Saver
 
 CONFIG = "config.yaml"
+OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
 Examples = Callable[[int, int], tf.data.Dataset]
 """Training batches of steps `start` … `stop` − 1."""
 
 
 def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
-    """AdamW with warm-up, then a constant or cosine learning rate, and moving averages."""
+    """`training.optimizer` with warm-up, then a constant or cosine rate, and moving averages."""
     rate = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
         decay_steps=max(training.num_steps - training.warmup_steps, 1),
@@ -48,7 +49,7 @@ def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
             training.num_steps,
             alpha=1.0 if training.learning_rate_schedule == "constant" else 0.0,
         )
-    optimizer = FlatAdamW(
+    optimizer = OPTIMIZERS[training.optimizer](
         rate,
         weight_decay=training.weight_decay,
         global_clipnorm=training.clip_norm,

@@ -208,6 +208,39 @@ class FlatAdamW(keras.optimizers.AdamW):
             variable.assign(average)
 
 
+class WarmAverage:
+    """Mixin in front of a Keras optimizer: its moving average warms up as `FlatAdamW`'s."""
+
+    def __init__(self, *args: Any, ema_warmup: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ema_warmup = ema_warmup
+
+    def _update_model_variables_moving_average(
+        self, trainable_variables: Sequence[keras.Variable]
+    ) -> None:
+        step = ops.cast(self.iterations + 1, "float32")
+        momentum = self.ema_momentum
+        if self.ema_warmup:
+            momentum = ops.minimum(momentum, step / (step + 9))
+        momentum = ops.where(step > 1, momentum, 0.0)
+        averages = self._model_variables_moving_average
+        for variable, average in zip(trainable_variables, averages, strict=True):
+            average.assign(momentum * average + (1 - momentum) * variable)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "ema_warmup": self.ema_warmup}
+
+
+@keras.saving.register_keras_serializable(package="latentddpm")
+class WarmAdafactor(WarmAverage, keras.optimizers.Adafactor):
+    """`keras.optimizers.Adafactor` (Shazeer & Stern 2018) with `ema_warmup`."""
+
+
+@keras.saving.register_keras_serializable(package="latentddpm")
+class WarmLion(WarmAverage, keras.optimizers.Lion):
+    """`keras.optimizers.Lion` (Chen et al. 2023) with `ema_warmup`."""
+
+
 def _fill(variables: Sequence[keras.Variable]) -> list[list[int]]:
     """Places of the variables, in order, in groups of at most `BUCKET_SIZE` numbers."""
     groups: list[list[int]] = []

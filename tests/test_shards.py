@@ -174,6 +174,13 @@ def test_places_with_a_scheme_are_read(kind, folder, packed, reference, tmp_path
         assert found[2] == expected[2], f"{remote}: captions {found[2]}"
 
 
+def test_a_filesystem_that_nobody_knows_is_said():
+    with pytest.raises(UserError, match=r"foo://bar/x: TensorFlow reads no foo:// by itself"):
+        open_source("foo://bar/x")
+    with pytest.raises(UserError, match=r"ram://nothing/here: no such folder"):
+        open_source("ram://nothing/here")
+
+
 @pytest.mark.reference
 @pytest.mark.filterwarnings("ignore")
 def test_webdataset_reads_what_we_write_and_we_read_what_it_writes(packed, reference, tmp_path):

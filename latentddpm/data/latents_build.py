@@ -142,7 +142,8 @@ def fill(
                         write(count + row, moments[len(moments) // 2 + old_row])
 
         saved = time.monotonic()
-        with tqdm(total=rows.todo, desc="encode", unit="image", disable=quiet) as bar:
+        idle = quiet or not rows.todo
+        with tqdm(total=rows.todo, desc="encode", unit="image", disable=idle) as bar:
             for batch, images in _image_batches(
                 rows.catalog, copy_known(), key.resolution, batch_size
             ):

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from latentddpm.errors import UserError
+
 REMOTE_BUFFER = 1 << 20
 UNSETTLED_NS = 2_000_000_000  # a file this young may change again within its time stamp
 
@@ -37,14 +39,28 @@ def join(folder: str, name: str) -> str:
 
 
 def is_folder(path: str) -> bool:
-    return _gfile().isdir(path) if is_remote(path) else os.path.isdir(path)
+    """Whether a path is a folder.
+
+    Raises:
+        OSError: its filesystem does not answer.
+        UserError: there is no such filesystem.
+    """
+    if not is_remote(path):
+        return os.path.isdir(path)
+    with _as_os_error(path):
+        return _gfile().isdir(path)
 
 
 def is_file(path: str) -> bool:
-    """Whether a path is a file; a name that no file can have (too long, NUL) is none."""
-    try:
-        if is_remote(path):
+    """Whether a path is a file; a name that no file can have (too long, NUL) is none.
+
+    Raises:
+        OSError, UserError: as `is_folder`, of a place with a scheme.
+    """
+    if is_remote(path):
+        with _as_os_error(path):
             return _gfile().exists(path) and not _gfile().isdir(path)
+    try:
         return os.path.isfile(path)
     except (OSError, ValueError):
         return False
@@ -200,5 +216,11 @@ def _as_os_error(path: str) -> Iterator[None]:
         yield
     except tf.errors.NotFoundError as error:
         raise FileNotFoundError(f"{path}: {error.message}") from error
+    except tf.errors.UnimplementedError:
+        scheme = path.partition("://")[0]
+        raise UserError(
+            f"{path}: TensorFlow reads no {scheme}:// by itself; some filesystems come with "
+            "tensorflow-io"
+        ) from None
     except tf.errors.OpError as error:
-        raise OSError(f"{path}: {error.message}") from error
+        raise OSError(f"{path}: {' '.join(error.message.split())}") from error

@@ -74,6 +74,9 @@ class UNetConfig(Section):
     num_heads: pydantic.PositiveInt | Multipliers = Field(8, description="one, or one a level")
     norm_groups: int = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    recompute: bool = Field(
+        False, description="compute blocks again on the way back: less memory, more time"
+    )
 
 
 class TextConfig(Section):

@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from checks import check_layer
 
 from latentddpm.models.archive import load_archive, save_archive
@@ -445,3 +446,42 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 def test_a_missing_context_is_refused(conditional):
     with pytest.raises((ValueError, KeyError), match="context"):
         conditional(example())
+
+
+def test_recomputation_gives_the_same_gradients():
+    """Blocks are computed twice, which shows in the graph, and nothing else changes."""
+    sizes = {
+        "channels": 8,
+        "channel_multipliers": (1,),
+        "num_res_blocks": 1,
+        "attention_levels": (0,),
+        "num_heads": 2,
+        "norm_groups": 4,
+        "zero_init": False,
+        "context_dim": 6,
+    }
+    draw = np.random.default_rng(0)
+    inputs = {
+        "noisy_latents": draw.standard_normal((2, 4, 4, 4)).astype("float32"),
+        "timesteps": np.array([3, 700], "float32"),
+        "context": draw.standard_normal((2, 5, 6)).astype("float32"),
+    }
+
+    def gradients(recompute):
+        keras.utils.set_random_seed(0)
+        unet = UNet(**sizes, recompute=recompute)
+
+        @tf.function
+        def step():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(unet(inputs, training=True) - 1.0))
+            return tape.gradient(loss, [v.value for v in unet.trainable_variables])
+
+        operations = step.get_concrete_function().graph.get_operations()
+        assert "recompute" not in unet.get_config(), "expected nothing of it in a saved model"
+        return step(), sum(operation.type == "Conv2D" for operation in operations)
+
+    (kept, convolutions), (again, more) = gradients(False), gradients(True)
+    assert more > convolutions, f"expected convolutions twice, got {more} beside {convolutions}"
+    for one, other in zip(kept, again, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6, err_msg="other gradients")

@@ -201,8 +201,22 @@ class Upsample(layers.Layer):
         return {**super().get_config(), "channels": self.channels}
 
 
+class Recomputable:
+    """Mixin of blocks that `keras.RematScope` may stand around.
+
+    Keras hands `training` on as a keyword, which TensorFlow's recomputation does not take in a
+    graph: it is bound here.
+    """
+
+    def rematerialized_call(self, layer_call: Any, *_: Any, **__: Any) -> Any:
+        def call(*tensors: Any, **settings: Any) -> Any:
+            return keras.remat(lambda *inner: layer_call(*inner, **settings))(*tensors)
+
+        return call
+
+
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class ResnetBlock(layers.Layer):
+class ResnetBlock(Recomputable, layers.Layer):
     """Residual block: norm → SiLU → conv3 → [+ time] → norm → SiLU → conv3, plus a shortcut.
 
     Args:
@@ -290,7 +304,7 @@ class ResnetBlock(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class AttentionBlock(layers.Layer):
+class AttentionBlock(Recomputable, layers.Layer):
     """Self-attention over the h·w positions of a feature map, added to its input.
 
     Args:

@@ -14,7 +14,14 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from latentddpm.models.layers import PACKAGE, GroupNormalization, Shape, attention, dense
+from latentddpm.models.layers import (
+    PACKAGE,
+    GroupNormalization,
+    Recomputable,
+    Shape,
+    attention,
+    dense,
+)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -58,7 +65,7 @@ class Attention(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class TransformerBlock(layers.Layer):
+class TransformerBlock(Recomputable, layers.Layer):
     """Self-attention, cross-attention and feed-forward over a feature map, added to it.
 
     Args:

@@ -35,7 +35,8 @@ def adopt(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
             weights; key, value and the model's own value are named.
     """
     unet = read_config(base.file("unet"), UNet)
-    sizes = {key: unet[key] for key in type(config.unet).model_fields if key != "dropout"}
+    sizes = {key: unet[key] for key in type(config.unet).model_fields if key in unet}
+    sizes.pop("dropout")
     text = {"source": "none"}
     if "text_encoder" in base.parts:
         encoder = read_config(base.file("text_encoder"), TextEncoder)
@@ -69,7 +70,8 @@ def base_networks(
         dtype: policy of the networks.
     """
     unet = load_archive(base.file("unet"), UNet)
-    unet = remade(unet, dtype=dtype, dropout=config.unet.dropout)
+    how = {"dropout": config.unet.dropout, "recompute": config.unet.recompute}
+    unet = remade(unet, dtype=dtype, **how)
     if "text_encoder" not in base.parts:
         return unet, None, None
     text_encoder = load_archive(base.file("text_encoder"), TextEncoder)

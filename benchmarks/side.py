@@ -4,7 +4,7 @@
 
     prepare                   random weights, saved as our model folder and as a diffusers folder
     vae-encode, vae-decode    Stable Diffusion's autoencoder, one image of 256×256
-    unet-forward, unet-train  18 M parameters: widths 64/128/256, latents 16×16×4, batch 16,
+    unet-forward, unet-train  25.4 M parameters: widths 64/128/256, latents 16×16×4, batch 16,
                               context 77×256; a training step is MSE, clipping and AdamW
     generate                  20 DDIM steps with guidance of that UNet, a text encoder of
                               width 256 and that autoencoder: one image of 128×128

@@ -353,6 +353,54 @@ def convert(
 
 
 @main.command()
+@click.argument("data", metavar="DATA")
+@click.option("--resolution", type=int, help="Report images with a side below so many pixels.")
+@click.option(
+    "--caption-template",
+    "templates",
+    multiple=True,
+    metavar="T",
+    help="As in data.caption_templates; may be given repeatedly.",
+)
+@click.option("--context-length", type=int, default=77, show_default=True, help="Tokens that fit.")
+@click.option("--examples", type=int, help="Files named of each kind [default: 3; all in JSON].")
+@click.option("--json", "machine", is_flag=True, help="JSON on stdout instead of the table.")
+@click.option("--strict", is_flag=True, help="Exit with 2 when there are errors.")
+@command
+def doctor(
+    data: str,
+    resolution: int | None,
+    templates: tuple[str, ...],
+    context_length: int,
+    examples: int | None,
+    machine: bool,
+    strict: bool,
+    quiet: bool,
+) -> None:
+    """Look through captioned images for what training would stumble over.
+
+    DATA is what --data takes elsewhere. Nothing in it is changed.
+    """
+    from latentddpm.data.doctor import examine
+    from latentddpm.data.doctor_report import as_json, as_text
+    from latentddpm.data.findings import ERROR
+
+    if examples is not None and examples < 0:
+        raise UserError(f"--examples: {examples}, expected 0 or more")
+    report = examine(
+        data,
+        resolution=resolution,
+        templates=templates,
+        context_length=context_length,
+        limit=examples if examples is not None else None if machine else 3,
+        quiet=quiet,
+    )
+    click.echo(as_json(report) if machine else as_text(report))
+    if strict and any(report.of(ERROR)):
+        raise click.exceptions.Exit(2)
+
+
+@main.command()
 @click.argument("path", type=FOLDER)
 @command
 def info(path: Path, quiet: bool) -> None:

@@ -25,7 +25,7 @@ FLOW = [
     # Pictures and words as they lie on disk.
     ["pictures", "data.images", "data.storage", "data.table", "data.keyindex", "data.crew"],
     ["data.metadata", "data.units", "data.folder", "data.shards", "data.records", "data.sources"],
-    ["data.catalog", "data.scan", "data.captions", "data.split", "data.pack", "data.doctor"],
+    ["data.catalog", "data.scan", "data.captions", "data.split", "data.pack"],
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
     ["models.compiled", "models.digest", "models.replicas", "models.train_step"],
@@ -38,7 +38,8 @@ FLOW = [
     ["diffusion.schedule", "diffusion.samplers", "diffusion.guidance"],
     ["diffusion.inpainting", "diffusion"],
     # Token ids and cached moments, then training examples.
-    ["data.tokens", "data.latents_index", "data.latents_build", "data.latents", "data.examples"],
+    ["data.tokens", "data.alike", "data.findings", "data.doctor", "data.doctor_report"],
+    ["data.latents_index", "data.latents_build", "data.latents", "data.examples"],
     ["data"],
     # Where all parts meet: the model folder and `generate`, which training and interop end in.
     ["modelfolder", "seeds", "initimage", "sampling", "pipeline"],

@@ -164,8 +164,8 @@ class MetadataTable:
         line, columns = self._row(number)
         return Row(line, columns)
 
-    def missing(self) -> tuple[int, int, list[str]]:
-        """Rows whose file does not exist: how many, of how many, and the first of their names.
+    def missing(self, limit: int | None = 4) -> tuple[int, int, list[str]]:
+        """Rows whose file does not exist: how many, of how many, and `limit` of their names.
 
         A row counts when `find` has not asked for it and there is no such file.
         """
@@ -178,7 +178,7 @@ class MetadataTable:
                 name = _clean(name)
                 if not storage.is_file(storage.join(self.folder, name)):
                     count += 1
-                    if len(names) < 4:
+                    if limit is None or len(names) < limit:
                         names.append(name)
         return count, self._count, names
 

@@ -1,0 +1,139 @@
+"""Which images look alike: a small description of each, and neighbours without comparing all.
+
+Of an image over white, made 36×36:
+
+    gradient hash   9×9 gray g: 64 bits g[y, x+1] > g[y, x] + 1, 64 bits g[y+1, x] > g[y, x] + 1
+    thumbnail       4×4 RGB, which tells a red square from a blue one
+
+Two images are alike when at most `BITS` bits differ, and no more than `LEVELS` of 255 in the mean
+over their thumbnails: a copy that was scaled or compressed again, not another picture of the same
+thing. (The hash is the "difference hash" of Krawetz 2013, in both directions.)
+
+With the 128 bits dealt out to `BITS` + 1 bands, two hashes that differ in at most `BITS` bits are
+equal in at least one band: only images that share a band are compared, which finds every pair.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+from PIL import Image
+
+BITS = 6
+LEVELS = 8.0
+SIDE, HASH_SIDE, THUMBNAIL_SIDE = 36, 9, 4
+LOOK_BYTES = 16 + 3 * THUMBNAIL_SIDE**2
+MAX_SHIFT = 1 << 14
+"""Of the images that share a band, each is compared with so many at most."""
+
+ONES = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def look(image: Image.Image) -> bytes:
+    """What an RGB or RGBA image looks like, in `LOOK_BYTES` bytes."""
+    premultiplied = image.convert("RGBa") if image.mode == "RGBA" else image
+    small = premultiplied.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    if image.mode == "RGBA":
+        white = Image.new("RGBA", small.size, "white")
+        small = Image.alpha_composite(white, small.convert("RGBA")).convert("RGB")
+    gray = small.convert("L").resize((HASH_SIDE,) * 2, Image.Resampling.BOX)
+    g = np.asarray(gray, np.int16)
+    bits = g[:-1, 1:] > g[:-1, :-1] + 1, g[1:, :-1] > g[:-1, :-1] + 1
+    thumbnail = small.resize((THUMBNAIL_SIDE,) * 2, Image.Resampling.BOX)
+    return np.packbits(np.stack(bits)).tobytes() + thumbnail.tobytes()
+
+
+class Looks:
+    """Digests and looks of images 0, 1, 2, …, at 80 bytes each."""
+
+    def __init__(self) -> None:
+        self._digests, self._looks = array("B"), array("B")
+
+    def __len__(self) -> int:
+        return len(self._digests) // 16
+
+    def add(self, digest: bytes, description: bytes) -> None:
+        """The next image: a digest of its file (16 bytes count), and its `look`."""
+        self._digests.frombytes(digest[:16])
+        self._looks.frombytes(description)
+
+    def duplicates(self) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
+        """Groups of images whose files are equal, groups that look alike, and whether all were
+        found.
+
+        Of equal files only the first takes part in the second kind. Likeness is passed on: a
+        group can hold two images that are only like a third one.
+        """
+        digests = np.frombuffer(self._digests, "V16")
+        _, inverse = np.unique(digests, return_inverse=True)
+        equal = groups(inverse)
+        first = np.unique(inverse, return_index=True)[1]
+        looks = np.frombuffer(self._looks, np.uint8).reshape(-1, LOOK_BYTES)[np.sort(first)]
+        labels, whole = alike(looks)
+        return equal, [np.sort(first)[group] for group in groups(labels)], whole
+
+
+def groups(labels: np.ndarray) -> list[np.ndarray]:
+    """The indices that share a label with another one: ascending arrays, by their first index."""
+    order = np.argsort(labels, kind="stable")
+    ends = np.flatnonzero(np.diff(labels[order])) + 1
+    found = [part for part in np.split(order, ends) if len(part) > 1]
+    return sorted(found, key=lambda part: part[0])
+
+
+def alike(looks: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Labels (N,) of looks (N, LOOK_BYTES), equal where they are alike; whether all were found.
+
+    Not all are when over `MAX_SHIFT` images agree in a whole band.
+    """
+    hashes = np.ascontiguousarray(looks[:, :16]).view(np.uint64)
+    thumbnails = looks[:, 16:].astype(np.int16)
+    labels = np.arange(len(looks))
+    whole = True
+    for band in range(BITS + 1):
+        # Neighbouring bits see neighbouring places; dealt out, none of the bands is all margin.
+        mask = np.uint64(sum(1 << bit for bit in range(band, 64, BITS + 1)))
+        shifted = np.uint64(sum(1 << bit for bit in range((band + 3) % (BITS + 1), 64, BITS + 1)))
+        keys = (hashes[:, 0] & mask) * np.uint64(0x9E3779B97F4A7C15) ^ (hashes[:, 1] & shifted)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        left = np.arange(len(order))
+        for shift in range(1, MAX_SHIFT + 2):
+            left = left[left + shift < len(order)]
+            left = left[keys[left] == keys[left + shift]]
+            if not len(left):
+                break
+            if shift > MAX_SHIFT:
+                whole = False
+                break
+            a, b = order[left], order[left + shift]
+            new = labels[a] != labels[b]
+            a, b = a[new], b[new]
+            close = bit_count(hashes[a] ^ hashes[b]).sum(axis=1) <= BITS
+            a, b = a[close], b[close]
+            close = np.abs(thumbnails[a] - thumbnails[b]).mean(axis=1) <= LEVELS
+            labels = join(labels, a[close], b[close])
+    return labels, whole
+
+
+def join(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Labels once a[i] and b[i] are of one group for every i: the least index of each group."""
+    labels = labels.copy()
+    while True:
+        low, high = np.minimum(labels[a], labels[b]), np.maximum(labels[a], labels[b])
+        apart = low < high
+        if not apart.any():
+            return labels
+        np.minimum.at(labels, high[apart], low[apart])
+        while (labels[labels] != labels).any():
+            labels = labels[labels]
+
+
+def bit_count(words: np.ndarray) -> np.ndarray:
+    """Set bits of uint64 words. (`np.bitwise_count` needs NumPy 2.)"""
+    u = np.uint64
+    words = words - ((words >> u(1)) & u(ONES // 3))
+    words = (words & u(ONES // 5)) + ((words >> u(2)) & u(ONES // 5))
+    words = (words + (words >> u(4))) & u(ONES // 17)
+    return (words * u(ONES // 255)) >> u(56)

@@ -17,6 +17,7 @@ import click
 from latentddpm import __version__
 from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
 from latentddpm.errors import UserError
+from latentddpm.modelfolder import LORA
 from latentddpm.startup import import_keras
 from latentddpm.usage import Commands, command
 
@@ -180,7 +181,7 @@ def train_diffusion(
             quiet=quiet,
             strategy=devices,
         )
-    click.echo(out / "model")
+    click.echo(out / (LORA if settings.lora.rank else "model"))
 
 
 @main.command()
@@ -247,6 +248,13 @@ def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
 @click.option("--prompt", "prompts", multiple=True, help="What to show; may be given repeatedly.")
 @click.option("--negative-prompt", default=None, help="What to lead away from.")
 @click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-64].")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA file or run to apply; may be given repeatedly.",
+)
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
 @click.option("--steps", type=int, help="Sampler steps [default: the model's].")
@@ -398,6 +406,35 @@ def doctor(
     click.echo(as_json(report) if machine else as_text(report))
     if strict and any(report.of(ERROR)):
         raise click.exceptions.Exit(2)
+
+
+@main.command()
+@click.option("--model", type=FOLDER, required=True, help="Model folder or ready model.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    required=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA file or run; may be given repeatedly.",
+)
+@click.option("--storage", default="float32", show_default=True, help="float16 halves the files.")
+@click.option("--out", type=FOLDER, required=True, help="New folder.")
+@command
+def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: bool) -> None:
+    """Write a model with LoRA files in its weights."""
+    from latentddpm.loras import apply_loras, read_loras
+
+    chosen = read_loras(loras)
+    import_keras()
+    from latentddpm.interop.diffusers import check_new
+    from latentddpm.pipeline import LatentDiffusion
+
+    check_new(out)
+    merged = LatentDiffusion.load(model)
+    apply_loras(merged, chosen)
+    merged.save(out, storage)
+    click.echo(out)
 
 
 @main.command()

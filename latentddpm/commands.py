@@ -20,6 +20,7 @@ from latentddpm.choices import SAMPLERS
 from latentddpm.errors import UserError, check_choice
 from latentddpm.files import file_digest
 from latentddpm.initimage import InitImage, read_init_image
+from latentddpm.loras import apply_loras, read_loras, remembered_loras
 from latentddpm.modelfolder import ModelFolder, read_model_folder, ready_models
 from latentddpm.pictures import grid as make_grid
 from latentddpm.pictures import read_metadata, save_png
@@ -48,6 +49,7 @@ OTHER_MAKING = {
     "strength": NUMBER,
     "mask": str,
     "mask_sha256": str,
+    "loras": list,
 }
 SAMPLER_OPTIONS = {
     "eta": NUMBER,
@@ -68,6 +70,7 @@ def generate_images(
     timing: bool,
     init_image: Path | None,
     mask: Path | None,
+    loras: tuple[str, ...],
     steps: int | None,
     eta: float | None,
     sigma_spacing: str | None,
@@ -80,6 +83,7 @@ def generate_images(
         source: a PNG made here; what is not given otherwise comes from its metadata.
         out: a `.png` file for one image or a grid, else a folder.
         init_image, mask: a picture to start from, and what of it to repaint.
+        loras: "FILE" or "FILE:SCALE" of LoRA files to apply.
         eta, sigma_spacing: options of samplers.
         tile: as of `LatentDiffusion.generate`; nothing of the image depends on it.
         options: of `LatentDiffusion.generate`, None where not given.
@@ -111,6 +115,7 @@ def generate_images(
         name: _input_file(name, path, source, remembered)
         for name, path in (("init_image", init_image), ("mask", mask))
     }
+    changes = read_loras(loras) or remembered_loras(source, remembered.get("loras") or [])
 
     with collect() as spent:
         folder = read_model_folder(model or remembered.get("model") or DEFAULT_MODEL)
@@ -129,6 +134,7 @@ def generate_images(
             from latentddpm.pipeline import LatentDiffusion
         with timed("load model"):
             pipeline = LatentDiffusion.load(folder.path)
+            apply_loras(pipeline, changes)
         settings = _settings(options, given, pipeline.defaults)
         images = pipeline.generate(
             list(prompts),
@@ -146,6 +152,7 @@ def generate_images(
                 "model_digest": folder.digest,
                 **settings,
                 **_traces(files, start),
+                **({"loras": [one.trace() for one in changes]} if changes else {}),
             }
             if grid:
                 rows = np.split(images, len(prompts))

@@ -100,6 +100,19 @@ class TextConfig(Section):
         return self.source == "scratch" if self.trainable is None else self.trainable
 
 
+Projection = Literal["query", "key", "value", "out", "proj_in", "proj_out", "ff_in", "ff_out"]
+
+
+class LoraConfig(Section):
+    """Train a small change of the attention of a finished model (`init`), and nothing else."""
+
+    rank: int = Field(0, ge=0, description="of the change of each projection; 0: no LoRA")
+    alpha: float = Field(0.0, ge=0, description="the change counts alpha / rank; 0: once")
+    targets: list[Projection] = Field(
+        ["query", "key", "value", "out"], min_length=1, description="which projections"
+    )
+
+
 class ScheduleConfig(Section):
     """The forward process and what the UNet predicts."""
 
@@ -206,6 +219,7 @@ class DiffusionRun(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     unet: UNetConfig = UNetConfig()
     text: TextConfig = TextConfig()
+    lora: LoraConfig = LoraConfig()
     training: DiffusionTraining = DiffusionTraining()
     samples: SamplesConfig = SamplesConfig()
 

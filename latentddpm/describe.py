@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from latentddpm.files import read_json_lines
-from latentddpm.modelfolder import ModelFolder, find_model, read_model_folder
+from latentddpm.modelfolder import LORA, ModelFolder, find_model, read_model_folder
 from latentddpm.pictures import read_metadata
 
 
@@ -46,4 +46,5 @@ def _describe_run(path: Path) -> Iterable[str]:
         yield f"validation step {line['step']}: " + ", ".join(
             f"{key.removeprefix('validation_')} {value:.5g}" for key, value in values.items()
         )
-    yield f"model      {'finished' if (path / 'model').is_dir() else 'not finished'}"
+    finished = (path / "model").is_dir() or (path / LORA).is_file()
+    yield f"model      {'finished' if finished else 'not finished'}"

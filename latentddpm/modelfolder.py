@@ -23,6 +23,8 @@ FORMAT = 1
 MANIFEST = "pipeline.json"
 FILES = {"vae": "vae.keras", "unet": "unet.keras", "text_encoder": "text_encoder.keras"}
 TOKENIZER = "tokenizer"
+LORA = "lora.safetensors"
+"""What a run leaves that trained a LoRA: a change of a model, and no model."""
 ENTRY = {"file": str, "bytes": int, "sha256": str, "digest": str}
 
 
@@ -77,6 +79,8 @@ def find_model(path: str | Path) -> Path:
     for candidate in candidates:
         if (candidate / MANIFEST).is_file():
             return candidate
+    if (path / LORA).is_file():
+        raise UserError(f"{path}: trained a LoRA; name the model it belongs to, and --lora {path}")
     if path.exists():
         raise UserError(f"{path}: no {MANIFEST} in it; expected a model folder or a finished run")
     from latentddpm.errors import nearest

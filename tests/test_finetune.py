@@ -1,15 +1,12 @@
 """Runs that start from a finished model: what they take from it, keep of it, and refuse."""
 
-import json
-import shutil
 from functools import partial
 
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import EMOJI
-from tiny import AUTOENCODER, SIZE, UNET, tiny_autoencoder, tiny_model
+from tiny import AUTOENCODER, SIZE, UNET, few_emoji, tiny_autoencoder, tiny_model
 
 from latentddpm import interop
 from latentddpm.cli import main
@@ -23,19 +20,12 @@ from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training import autoencoder, diffusion
 from latentddpm.training.diffusion import Sources, build_networks, read_sources, with_text
 
-IMAGES = 10
-
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A folder with `data` (ten emoji) and `base` (a model that predicts v)."""
     lab = tmp_path_factory.mktemp("lab")
-    lines = (EMOJI / "metadata.jsonl").read_text("utf-8").splitlines()[:IMAGES]
-    for line in lines:
-        name = json.loads(line)["file_name"]
-        (lab / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(EMOJI / name, lab / "data" / name)
-    (lab / "data" / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
+    few_emoji(lab / "data")
     model = tiny_model()
     model.schedule = type(model.schedule)("cosine", prediction_type="v_prediction")
     model.defaults |= {"sampler": "ddim", "sampler_options": {"eta": 0.5}, "num_steps": 2}

@@ -1,7 +1,11 @@
 """A small model whose every part says something: random weights, none of them zero."""
 
+import json
+import shutil
+
 import keras
 import numpy as np
+from conftest import EMOJI
 
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder import Autoencoder
@@ -63,3 +67,13 @@ def perturb(network, seed=0, size=0.1):
     for variable in network.weights:
         noise = numbers.normal(0, size, variable.shape).astype("float32")
         variable.assign(variable + noise)
+
+
+def few_emoji(folder, count=10):
+    """The first `count` emoji with their captions."""
+    lines = (EMOJI / "metadata.jsonl").read_text("utf-8").splitlines()[:count]
+    for line in lines:
+        name = json.loads(line)["file_name"]
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(EMOJI / name, folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(lines), "utf-8")

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "load_diffusers": "latentddpm.interop.diffusers",
     "save_diffusers": "latentddpm.interop.diffusers",
+    "merge_lora": "latentddpm.interop.lora",
 }
 
-__all__ = ["load_diffusers", "save_diffusers"]
+__all__ = ["load_diffusers", "merge_lora", "save_diffusers"]
 
 if TYPE_CHECKING:
     from latentddpm.interop.diffusers import load_diffusers, save_diffusers
+    from latentddpm.interop.lora import merge_lora
 
 
 def __getattr__(name: str) -> Any:

@@ -228,6 +228,13 @@ def _pairs(encoder: TextEncoder) -> Iterator[tuple[str, Shape, keras.Variable]]:
         yield name, shape, operator.attrgetter(attribute)(encoder.get_layer(layer))
 
 
+def linear_maps(encoder: TextEncoder) -> Iterator[tuple[str, Shape, keras.Variable]]:
+    """transformers' name, shape (out, in) and kernel of each linear map of an encoder."""
+    for name, shape, kernel in _pairs(encoder):
+        if kernel.name == "kernel":
+            yield name.removesuffix(".weight"), shape, kernel
+
+
 def _config_file(folder: Path) -> Path:
     path = folder / CONFIG
     if not path.is_file():

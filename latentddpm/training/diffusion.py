@@ -4,7 +4,8 @@
 
 The network regresses the schedule's target (noise, v, or the clean latents) with a plain
 mean squared error (Ho et al. 2020, eq. 14). A text encoder from scratch trains with it, as
-in the original latent diffusion; one read from CLIP stays as it is.
+in the original latent diffusion; one read from CLIP stays as it is, unless it is told to train.
+With `init` all of it starts from a finished model, see `finetune`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
-from latentddpm.modelfolder import ModelFolder, read_model_folder
+from latentddpm.modelfolder import LORA, ModelFolder, read_model_folder
 from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.functional import remade
@@ -44,7 +45,12 @@ from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
 from latentddpm.training.callbacks import RunLog, StopEvaluation, averaged_weights
 from latentddpm.training.distribute import crew_of, feed, in_scope
-from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
+from latentddpm.training.finetune import (
+    adopt,
+    base_networks,
+    check_autoencoder,
+    save_trained_lora,
+)
 from latentddpm.training.loop import (
     compile_options,
     in_float32,
@@ -85,6 +91,8 @@ def read_sources(config: DiffusionRun, vae: Path | None) -> tuple[DiffusionRun, 
     base = read_model_folder(config.init) if config.init else None
     if base is not None:
         config = adopt(config, base)
+    elif config.lora.rank:
+        raise UserError("lora.rank: a LoRA changes a finished model; name it with --init MODEL")
     elif config.text.source == "init":
         raise UserError("text.source: 'init' is the text encoder of --init MODEL; give that")
     if vae is None and base is None:
@@ -204,7 +212,8 @@ def train_diffusion(
     quiet: bool = False,
     strategy: tf.distribute.Strategy | None = None,
 ) -> LatentDiffusion:
-    """Train on the captioned images of `data` and leave the model folder `out/model`.
+    """Train on the captioned images of `data` and leave the model folder `out/model`, or the
+    file `out/lora.safetensors` of a LoRA.
 
     Args:
         data: a folder of images or shards; see `data.sources.open_source`.
@@ -307,6 +316,11 @@ def train_diffusion(
         quiet=quiet,
         strategy=strategy,
     )
+    if config.lora.rank:
+        if crew.chief:
+            save_trained_lora(unet, out / LORA, config, sources.base)
+        crew.barrier()
+        return sampled
     sampled.unet = in_float32(unet)
     if text_encoder is not None:
         sampled.text_encoder = in_float32(text_encoder)

@@ -9,11 +9,14 @@ may differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import latentddpm
 from latentddpm.config import AutoencoderRun, DiffusionRun, Section
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
+from latentddpm.interop.lora import add_lora, save_lora
 from latentddpm.modelfolder import TOKENIZER, ModelFolder
 from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder import Autoencoder
@@ -57,13 +60,38 @@ def adopt(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
     changes["samples"] = _fill(config.samples, drawn)
     if base.image_size is not None and base.image_size[0] == base.image_size[1]:
         changes["data"] = _fill(config.data, {"resolution": base.image_size[0]})
-    return config.model_copy(update=changes)
+    config = config.model_copy(update=changes)
+    if config.lora.rank and config.text.trained:
+        raise UserError(
+            "lora.rank: what would be trained of the text encoder is not part of a LoRA file; "
+            "set text.trainable=false"
+        )
+    return config
+
+
+def save_trained_lora(unet: UNet, path: Path, config: DiffusionRun, base: ModelFolder) -> None:
+    """Write a run's LoRA, with what it needs to be told from others."""
+    lora = config.lora
+    alpha = lora.alpha or lora.rank
+    metadata = {
+        "latentddpm": latentddpm.__version__,
+        "base_model": base.path.parent.name if base.path.name == "model" else base.path.name,
+        "base_digest": base.digest,
+        "rank": lora.rank,
+        "alpha": alpha,
+        "targets": " ".join(lora.targets),
+        "ss_network_module": "networks.lora",  # how kohya's scripts and interfaces know it
+        "ss_network_dim": lora.rank,
+        "ss_network_alpha": alpha,
+    }
+    save_lora(unet, path, metadata)
 
 
 def base_networks(
     config: DiffusionRun, base: ModelFolder, dtype: str
 ) -> tuple[UNet, TextEncoder | None, ClipTokenizer | None]:
-    """The UNet of `base`, and its text encoder, frozen unless `text.trained`.
+    """The UNet of `base`, of which only a LoRA trains where that was asked for, and its text
+    encoder, frozen unless `text.trained`.
 
     Args:
         config: one that `adopt` returned.
@@ -72,6 +100,9 @@ def base_networks(
     unet = load_archive(base.file("unet"), UNet)
     how = {"dropout": config.unet.dropout, "recompute": config.unet.recompute}
     unet = remade(unet, dtype=dtype, **how)
+    lora = config.lora
+    if lora.rank:
+        add_lora(unet, lora.rank, lora.alpha or lora.rank, lora.targets)
     if "text_encoder" not in base.parts:
         return unet, None, None
     text_encoder = load_archive(base.file("text_encoder"), TextEncoder)

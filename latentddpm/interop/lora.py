@@ -1,0 +1,238 @@
+"""LoRA (Hu 2022): a small file that changes what a large network does.
+
+    y = x (W + α/r · A B),   A (in, r), B (r, out),   W stays as it is
+
+Training gives the projections of the UNet's attention their A and B, by `enable_lora` of Keras's
+Dense layers; B starts at zero, and with it the change. A is drawn from ±1/√in, as in PEFT and
+kohya's scripts (Keras's own default is 2.4 times as wide), so that learning rates carry over.
+
+Files are safetensors under kohya's names, which diffusers and the common user interfaces read:
+
+    lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight  (r, in)
+    … .lora_up.weight  (out, r)       … .alpha  ()
+
+Read are those, and the names of PEFT and diffusers (`unet.….lora_A.weight`), also for the text
+encoder. Merging adds α/r · A B to the weights, once: a merged network is as fast as before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from latentddpm.errors import UserError, check_choice, nearest
+from latentddpm.files import atomic_path
+from latentddpm.interop.clip import linear_maps
+from latentddpm.interop.networks import rows_of
+from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
+from latentddpm.interop.weights import variable
+from latentddpm.models.functional import freeze
+from latentddpm.models.unet import UNet
+from latentddpm.pipeline import LatentDiffusion
+
+OF_UNET, OF_TEXT = "lora_unet_", "lora_te_"
+LAYOUTS = ("dense", "pointwise")
+# Ends of tensor names: kohya's, PEFT's, two of diffusers' earlier ones.
+ROLES = {
+    "lora_down.weight": "down",
+    "lora_up.weight": "up",
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    "lora.down.weight": "down",
+    "lora.up.weight": "up",
+    "lora_linear_layer.down.weight": "down",
+    "lora_linear_layer.up.weight": "up",
+    "alpha": "alpha",
+}
+PEFT_METADATA = "lora_adapter_metadata"
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map of a UNet.
+
+    Attributes:
+        stem: its name in kohya's files.
+        path: here, see `interop.table`.
+        shape: (out, in), as PyTorch has it; followed by (1, 1) where it is a convolution there.
+        layer: our Dense layer.
+    """
+
+    stem: str
+    path: str
+    shape: Shape
+    layer: keras.layers.Dense
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, such as "query"."""
+        return self.path.rpartition("/")[2]
+
+
+# --- Training ------------------------------------------------------------------------------
+
+
+def add_lora(unet: UNet, rank: int, alpha: float, targets: Sequence[str]) -> None:
+    """Freeze `unet`, and give each of its attention's projections named in `targets` an A and a B.
+
+    The random numbers of A come from Keras's global seed.
+
+    Args:
+        rank: r, at least 1.
+        alpha: α.
+        targets: "query", "key", "value", "out"; in a UNet with context also "proj_in",
+            "proj_out", "ff_in", "ff_out" of its transformer blocks.
+
+    Raises:
+        UserError: the UNet has no projection of that name.
+    """
+    freeze(unet)
+    attention = [one for one in _projections(unet) if "attention" in one.path.partition("/")[0]]
+    names = list(dict.fromkeys(one.name for one in attention))
+    for target in targets:
+        check_choice("lora.targets", target, names)
+    for one in attention:
+        if one.name in targets:
+            uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # ± 1/√in
+            one.layer.enable_lora(rank, lora_alpha=alpha, a_initializer=uniform)
+
+
+def save_lora(unet: UNet, path: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Write what `add_lora` added, atomically; `metadata` goes into the file's header."""
+    tensors = {}
+    for one in _projections(unet):
+        if one.layer.lora_enabled:
+            halves = {"lora_down": one.layer.lora_kernel_a, "lora_up": one.layer.lora_kernel_b}
+            for half, kernel in halves.items():
+                matrix = np.ascontiguousarray(keras.ops.convert_to_numpy(kernel).T, "float32")
+                tensors[f"{one.stem}.{half}.weight"] = matrix.reshape(matrix.shape + one.shape[2:])
+            tensors[f"{one.stem}.alpha"] = np.array(one.layer.lora_alpha, "float32")
+    header = {key: str(value) for key, value in metadata.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"format": "pt", **header})
+
+
+# --- Using ---------------------------------------------------------------------------------
+
+
+def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> None:
+    """Add scale · α/r · A B of a LoRA file to the weights of `model`.
+
+    A file made for another model of the same shapes is used, with a warning: what was trained on
+    Stable Diffusion is meant for its descendants too. What does not fit by shape is refused
+    before a weight is changed.
+
+    Raises:
+        UserError: no LoRA file, or one that changes something this model does not have.
+    """
+    tensors = TensorFiles([path])
+    metadata = read_lora_metadata(path)
+    kernels = {one.stem: (one.shape[:2], one.layer.kernel) for one in _projections(model.unet)}
+    if model.text_encoder is not None:
+        for name, shape, kernel in linear_maps(model.text_encoder):
+            kernels[OF_TEXT + f"text_model.{name}".replace(".", "_")] = shape, kernel
+    changes = _judge(tensors, {stem: shape for stem, (shape, _) in kernels.items()})
+    made_for = metadata.get("base_digest")
+    if made_for and model.digest and made_for != model.digest:
+        name = metadata.get("base_model", "?")
+        warnings.warn(
+            f"{path}: was trained on another model, {name} ({made_for}), than this one "
+            f"({model.digest})",
+            stacklevel=2,
+        )
+    for stem, keys in changes.items():
+        down, up = (
+            tensors.read(keys[role]).astype("float32").reshape(tensors.shape(keys[role])[:2])
+            for role in ("down", "up")
+        )
+        factor = scale * _alpha(tensors, keys, metadata, len(down)) / len(down)
+        kernel = kernels[stem][1]
+        kernel.assign_add(factor * (up @ down).T.reshape(kernel.shape))
+
+
+def read_lora_metadata(path: str | Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside names and shapes."""
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+def _judge(tensors: Tensors, shapes: Mapping[str, Shape]) -> dict[str, dict[str, str]]:
+    """For each map that a file changes, the names of its tensors by role.
+
+    Raises:
+        UserError: a name that is not of a LoRA or whose map is unknown; a missing half; a shape.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for key in tensors.keys():  # noqa: SIM118 (it is no mapping)
+        stem, role = _parse(key)
+        if role is None:
+            raise UserError(f"{tensors.name}: {key!r} is not of a LoRA of linear layers")
+        if stem not in shapes:
+            hint = nearest(stem, shapes) if len(stem) < 200 else ""
+            raise UserError(f"{tensors.name}: {key!r} changes what this model does not have{hint}")
+        found.setdefault(stem, {})[role] = key
+    for stem, keys in found.items():
+        for role in ("down", "up"):
+            if role not in keys:
+                raise UserError(f"{tensors.name}: {next(iter(keys.values()))!r}: no {role} to it")
+            if tensors.dtype(keys[role]) not in DTYPES:
+                raise UserError(
+                    f"{tensors.name}: {keys[role]!r} is {tensors.dtype(keys[role])}, expected "
+                    f"one of {', '.join(DTYPES)}"
+                )
+        outputs, inputs = shapes[stem]
+        down, up = (tensors.shape(keys[role]) for role in ("down", "up"))
+        rank = down[0] if down else 0
+        for role, shape, wanted in (("down", down, (rank, inputs)), ("up", up, (outputs, rank))):
+            if shape not in (wanted, (*wanted, 1, 1)) or not rank:
+                raise UserError(
+                    f"{tensors.name}: {keys[role]!r} is {shape}, this model makes it {wanted}"
+                )
+    if not found:
+        raise UserError(f"{tensors.name}: holds nothing")
+    return found
+
+
+def _parse(key: str) -> tuple[str, str | None]:
+    """The map that a tensor belongs to, under kohya's name, and its role there."""
+    for end, role in ROLES.items():
+        if key.endswith(f".{end}"):
+            stem = key[: -len(end) - 1]
+            stem = re.sub(r"^text_encoder\.(?!text_model\.)", "text_encoder.text_model.", stem)
+            stem = re.sub(r"^unet\.", OF_UNET, re.sub(r"^text_encoder\.", OF_TEXT, stem))
+            return stem.replace(".", "_"), role
+    return key, None
+
+
+def _alpha(
+    tensors: Tensors, keys: Mapping[str, str], metadata: Mapping[str, str], rank: int
+) -> float:
+    """α: in a tensor of its own (kohya), in PEFT's metadata, or the rank."""
+    if "alpha" in keys:
+        return float(tensors.read(keys["alpha"]).reshape(()))
+    part = keys["down"].partition(".")[0]
+    try:
+        adapter = json.loads(metadata.get(PEFT_METADATA, "{}"))
+        return float(adapter.get(f"{part}.lora_alpha", rank))
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{tensors.name}: {PEFT_METADATA} in its header is malformed") from None
+
+
+def _projections(unet: UNet) -> Iterator[Projection]:
+    """Every linear map of a UNet."""
+    for row in rows_of(unet):
+        if row.layout in LAYOUTS:
+            stem = OF_UNET + row.key.removesuffix(".weight").replace(".", "_")
+            path = row.path.removesuffix("/kernel")
+            yield Projection(stem, path, row.shape, variable(unet, path))

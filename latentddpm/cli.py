@@ -2,7 +2,7 @@
 
 Kept free of work and of heavy imports on purpose: `--help` answers at once, every command
 imports what it needs when it runs. Results go to stdout, everything else to stderr. Exit
-codes: 0 done, 1 the system failed (disk, permission), 2 the input was wrong.
+codes: see `usage`.
 """
 
 from __future__ import annotations

@@ -33,3 +33,11 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
             f"{name}: {value!r} is not known{nearest(value, choices)}; choose one of {allowed}"
         )
     return value
+
+
+def one_line(error: object) -> str:
+    """What an error or warning says, in one line; of the system's, which file and what."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror}"
+    return " ".join(str(error).split())

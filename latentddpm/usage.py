@@ -14,7 +14,10 @@ from typing import Any
 
 import click
 
-from latentddpm.errors import UserError, check_choice, nearest
+from latentddpm.errors import UserError, check_choice, nearest, one_line
+
+NO_MEMORY = "ResourceExhaustedError"
+"""TensorFlow's; known by its name, for this module imports nothing heavy."""
 
 
 class Failure(click.ClickException):
@@ -64,7 +67,7 @@ def one_line_usage() -> Iterator[None]:
         help_line = f"; see {error.ctx.command_path} --help" if error.ctx else ""
         raise Failure(f"{message[0].lower()}{message[1:]}{help_line}", 2) from None
     except UserError as error:
-        raise Failure(_one_line(error), 2) from None
+        raise Failure(one_line(error), 2) from None
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -81,10 +84,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             if traceback:
                 raise
             code = 2 if isinstance(error, UserError) else 1
-            raise Failure(_one_line(error), code) from None
+            raise Failure(one_line(error), code) from None
+        except Exception as error:
+            if traceback or type(error).__name__ != NO_MEMORY:
+                raise
+            advice = "make fewer at a time (--batch-size), or smaller ones"
+            raise Failure(f"out of memory; {advice}", 1) from None
         except KeyboardInterrupt as error:
             code = getattr(error, "exit_code", 130)
-            raise Failure(_one_line(error) or "interrupted", code) from None
+            raise Failure(one_line(error) or "interrupted", code) from None
 
     return run
 
@@ -92,11 +100,4 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
     """Warnings as one plain line; other libraries' are left to `--traceback` sessions."""
     if "latentddpm" in getattr(category, "__module__", "") or category is UserWarning:
-        click.echo(f"warning: {_one_line(message)}", err=True)
-
-
-def _one_line(error: object) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror}"
-    return " ".join(str(error).split())
+        click.echo(f"warning: {one_line(message)}", err=True)

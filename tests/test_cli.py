@@ -388,12 +388,29 @@ def test_the_trained_model_generates(lab, ldm, tmp_path):
     assert not CHATTER.search(done.stderr), f"TensorFlow's chatter on stderr: {done.stderr}"
 
 
+def start_and_kill(folder, step, *arguments):
+    """Kill the command (SIGKILL) when its run has a checkpoint of `step`."""
+    with subprocess.Popen(
+        [str(COMMAND), *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while process.poll() is None and not (folder / f"checkpoints/step-{step:08d}").exists():
+            time.sleep(0.001)
+        process.kill()
+        errors = process.stderr.read()
+    assert process.returncode == -9, f"expected to kill it, it ended by itself: {errors}"
+    assert errors == "", f"expected --quiet to say nothing, got {errors!r}"
+
+
 @pytest.mark.parametrize("kind", ["vae", "ldm"])
-def test_resuming_equals_a_run_without_interruption(kind, lab, ldm, tmp_path):
+def test_a_killed_run_that_is_resumed_equals_one_without_interruption(kind, lab, ldm, tmp_path):
     arguments = {"vae": vae_arguments, "ldm": ldm_arguments}[kind]
     whole, halves = lab / kind, tmp_path / kind
-    first = succeeds(call(*arguments(lab, halves, "--quiet", "--set", "training.num_steps=4")))
-    assert first.stderr == "", f"expected --quiet to say nothing, got {first.stderr!r}"
+    often = ("training.checkpoint_every=1", "training.keep_checkpoints=9")
+    often = (word for setting in often for word in ("--set", setting))
+    start_and_kill(halves, 5, *arguments(lab, halves, "--quiet", *often))
     step = Path("checkpoints", "step-00000004")
     same_checkpoint(whole / step, halves / step)  # two runs with one seed
     succeeds(call(*arguments(lab, halves, "--quiet", "--resume")))
@@ -402,7 +419,7 @@ def test_resuming_equals_a_run_without_interruption(kind, lab, ldm, tmp_path):
     same_weights(whole / "model", halves / "model")
     lines = (halves / "log.jsonl").read_text("utf-8").splitlines()
     steps = [line["step"] for line in map(json.loads, lines) if "loss" in line]
-    assert steps == list(range(1, 9)), f"expected the log to go on at step 5, got {steps}"
+    assert steps == list(range(1, 9)), f"expected the log to go on without a gap, got {steps}"
 
 
 def test_resuming_a_finished_run_gives_its_model_again(lab, ldm, tmp_path):

@@ -85,7 +85,8 @@ class RunLog:
                 yield
             self.writer.flush()
         except tf.errors.OpError as error:
-            raise OSError(f"TensorBoard events of {self.path.parent}: {error.message}") from None
+            what = error.message.splitlines()[0].rpartition("}} ")[2]
+            raise OSError(f"TensorBoard events: {what}") from None
 
 
 class NoLog:

@@ -27,7 +27,8 @@ FREE = (
     *("training.log_every", "training.validate_every", "training.on_nan"),
     *("training.checkpoint_every", "training.keep_checkpoints"),
     # The same sums in another order or another place: equal up to rounding.
-    *("training.jit_compile", "training.accumulation_steps", "training.recompute"),
+    *("training.jit_compile", "training.accumulation_steps"),
+    *("training.recompute", "unet.recompute"),
     # Pictures to look at, and the finished model's defaults.
     "samples.",
 )

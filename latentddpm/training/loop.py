@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from latentddpm import interrupt
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump_config
+from latentddpm.errors import one_line
 from latentddpm.files import atomic_path
 from latentddpm.models.functional import remade
 from latentddpm.models.tiling import is_out_of_memory
@@ -129,6 +130,7 @@ def run_steps(
     def validate_unless_stopped(step: int) -> None:
         with contextlib.suppress(interrupt.Stopped):
             validate(step, log)
+        model.reset_metrics()  # else the next line of the log is about validation as well
 
     progress = Progress(log, first, total, training.batch_size, training.log_every, quiet)
     callbacks = [
@@ -145,6 +147,8 @@ def run_steps(
             model.fit(examples(first, total), verbose=0, callbacks=callbacks, shuffle=False)
         except Diverged as error:
             raise Diverged(f"{error} ({saver.newest()})") from None
+        except OSError as error:
+            raise OSError(f"{one_line(error)}; {saver.newest()}") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -6,7 +6,6 @@ Saver              while it trains: write what it takes to go on, and end when t
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -114,10 +113,6 @@ class Saver:
             checkpoint.save(self.folder, self.model, step, self.contract, self.keep)
         except checkpoint.NotFinite as error:
             raise Diverged(str(error)) from None
-        except OSError as error:
-            place = error.filename or self.folder / f"step-{step:08d}"
-            what = os.strerror(error.errno) if error.errno else str(error)
-            raise OSError(f"{place}: {what}; {self.newest()}") from error
         self.step = step
 
     def stop_if_told(self, step: int, agreed: Callable[[bool], bool] | None) -> None:

@@ -1,0 +1,137 @@
+"""Signals end a run at a safe place, with what is needed to go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny import tiny_autoencoder
+
+from latentddpm import interrupt
+from latentddpm.data.latents import prepare_latents
+from latentddpm.data.scan import open_catalog
+
+SCRIPT = """
+import signal, sys, time
+from latentddpm import interrupt
+with interrupt.listening(), interrupt.deferred():
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+        if interrupt.pending() and "{obey}" == "yes":
+            interrupt.check("saved")
+"""
+
+
+def run_until_ready(obey):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(obey=obey)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n", "the script did not start"
+    return process
+
+
+def told(number=signal.SIGTERM, *, check="", **options):
+    """A deferred block to which a signal comes; says that it came to its end."""
+    with interrupt.deferred(**options):
+        assert interrupt.pending() is None, "a signal before there was one"
+        os.kill(os.getpid(), number)
+        assert interrupt.pending() == number, f"signal {number} was not noted"
+        if check:
+            interrupt.check(check)
+        print("end of the block")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_is_noted_and_obeyed_at_a_safe_place(name, capsys):
+    number = getattr(signal, name)
+    with interrupt.listening(), pytest.raises(interrupt.Stopped, match="saved") as caught:
+        told(number, check="saved")
+    assert caught.value.exit_code == 128 + number, f"{name}: {caught.value.exit_code}"
+    assert not capsys.readouterr().out, "did not stop at the safe place"
+    assert interrupt.pending() is None, "the signal outlived its block"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a handler was left behind"
+
+
+def test_where_nothing_can_be_lost_it_ends_at_once():
+    def endless():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        pytest.fail("went on after SIGTERM")
+
+    with interrupt.listening(), pytest.raises(interrupt.Stopped, match="SIGTERM"):
+        endless()
+
+
+@pytest.mark.parametrize(("check", "checking"), [("", True), ("together", False)])
+def test_one_that_was_not_obeyed_is_raised_behind_the_block(check, checking, capsys):
+    """Also where processes have to agree, and none may stop alone."""
+    with interrupt.listening(), pytest.raises(interrupt.Stopped):
+        told(check=check, checking=checking)
+    assert capsys.readouterr().out, "the block was cut short"
+
+
+def test_nothing_is_taken_over_outside():
+    interrupt.check()
+    with interrupt.deferred():
+        interrupt.check()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler, "Ctrl-C was taken over"
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with run_until_ready("no") as process:
+        process.send_signal(signal.SIGINT)
+        line = process.stderr.readline() + process.stderr.readline()
+        assert "SIGINT: saving" in line, f"{line!r}: expected to be told what happens"
+        assert process.poll() is None, "the first one ended it"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT, f"ended with {process.returncode}"
+
+
+def test_many_sigterms_are_as_good_as_one():
+    with run_until_ready("yes") as process:
+        for _ in range(3):
+            process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=10)
+    assert errors.count("saving, then") <= 1, f"{errors!r}: told more than once"
+    assert "Stopped: saved" in errors, f"{errors!r}: expected to stop at the safe place"
+
+
+def test_an_encoding_notes_how_far_it_came_and_goes_on(emoji_folder, tmp_path):
+    catalog = open_catalog(emoji_folder, tmp_path / "catalog", quiet=True)
+    autoencoder = tiny_autoencoder()
+    encode, encoded = autoencoder.encode_on_batch, []
+
+    def counted(images):
+        encoded.append(len(images))
+        if len(encoded) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return encode(images)
+
+    autoencoder.encode_on_batch = counted
+
+    def prepare(cache):
+        return prepare_latents(
+            catalog,
+            cache,
+            vae_digest="0" * 64,
+            load_autoencoder=lambda: autoencoder,
+            resolution=32,
+            batch_size=8,
+            quiet=True,
+        )
+
+    with interrupt.listening(), pytest.raises(interrupt.Stopped, match="16 of 40 images"):
+        prepare(tmp_path / "cache")
+    assert len(encoded) == 2, f"{len(encoded)} batches, expected to stop after the second"
+    assert not (tmp_path / "cache" / "moments.npy").exists(), "half a cache under its final name"
+    moments = prepare(tmp_path / "cache").moments
+    assert len(encoded) == 5, f"{len(encoded)} batches of 8 for 40 images, some were done twice"
+    whole = prepare(tmp_path / "whole").moments
+    np.testing.assert_array_equal(moments, whole, "not the moments of an encoding in one go")

@@ -1,0 +1,74 @@
+"""Killed again and again, at random moments and while a checkpoint is written: the same bytes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import EMOJI
+from safetensors.numpy import load_file
+from test_cli import LDM_CONFIG, VAE_CONFIG
+
+from latentddpm.files import file_digest
+from latentddpm.training import checkpoint
+
+KILLS = 27  # for each trainer
+STEPS = 1200
+OFTEN = {"num_steps": STEPS, "checkpoint_every": 1, "validate_every": 200, "log_every": 50}
+
+
+def train(out, kills, seed, *command):
+    """`kills.py`'s answer."""
+    script = Path(__file__).with_name("kills.py")
+    arguments = [sys.executable, script, out, kills, seed, *command, "--quiet"]
+    process = subprocess.run(
+        [str(argument) for argument in arguments], capture_output=True, text=True
+    )
+    assert process.returncode == 0, f"the harness failed: {process.stderr}"
+    done = json.loads(process.stdout)
+    assert done["code"] == 0, f"a life ended with {done}: {out.with_suffix('.log').read_text()}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A folder with `data` and the commands of both trainers, `vae` trained to its end."""
+    lab = tmp_path_factory.mktemp("lab")
+    shutil.copytree(EMOJI, lab / "data", ignore=shutil.ignore_patterns("*.md"))
+    commands = {}
+    for kind, config in (("vae", VAE_CONFIG), ("diffusion", LDM_CONFIG)):
+        config = {**config, "training": {**config["training"], **OFTEN}}
+        (lab / f"{kind}.yaml").write_text(yaml.safe_dump(config), "utf-8")
+        given = ["--data", lab / "data", "--config", lab / f"{kind}.yaml"]
+        commands[kind] = [f"train-{kind}", *given]
+    commands["diffusion"] += ["--vae", lab / "vae", "--latents", lab / "latents"]
+    for kind, command in commands.items():
+        train(lab / kind, 0, 0, *command)
+    return lab, commands
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vae", "diffusion"])
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(kind, lab):
+    folder, commands = lab
+    done = train(folder / f"killed-{kind}", KILLS, 1, *commands[kind])
+    print(f"{kind}: {done}")
+    assert done["kills"] == KILLS, f"{done}: the run ended before it was killed {KILLS} times"
+    assert done["while_writing"], f"{done}: none of them while a checkpoint was written"
+    whole, killed = (folder / name for name in (kind, f"killed-{kind}"))
+    for step in (STEPS - 1, STEPS):
+        one, other = (
+            load_file(run / "checkpoints" / f"step-{step:08d}" / checkpoint.STATE)
+            for run in (whole, killed)
+        )
+        unequal = [key for key, array in one.items() if array.tobytes() != other[key].tobytes()]
+        assert not unequal, f"step {step}: {unequal[:5]} differ"
+    for path in sorted((whole / "samples").iterdir()):
+        twin = killed / "samples" / path.name
+        assert twin.exists(), f"the validation of {path.name} was never made up for"
+        assert file_digest(twin) == file_digest(path), f"{path.name} is another picture"
+    left = list((killed / "checkpoints").glob(".tmp-*"))
+    assert not left, f"left behind: {left}"

@@ -4,8 +4,8 @@
 
 One process imports TensorFlow and forks a life of the run each time, before anything of
 TensorFlow's runtime exists: a life costs what tracing costs. Every fifth is killed somewhere in
-its first seconds, the others within half a second after their first checkpoint, so that with a
-checkpoint at each step many die while they write one. OUT.log holds what the lives said.
+its first seconds, the others within half a second after their first checkpoint; of these every
+other one lives on from there until it is seen writing the next. OUT.log holds what the lives said.
 """
 
 import json
@@ -68,6 +68,9 @@ def train(out, wanted, seed, command):
                 if deadline == float("inf") and steps(out)[-1:] != before:
                     deadline = time.monotonic() + after * WRITING
                 time.sleep(0.001)
+            if not starting and numbers.random() < 0.5:
+                while code is None and not any(out.glob("checkpoints/.tmp-step-*")):
+                    code = ended(pid)
         if code is None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

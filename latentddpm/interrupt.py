@@ -66,9 +66,14 @@ def listening() -> Iterator[None]:
 def deferred(checking: bool = True) -> Iterator[None]:
     """Signals only note themselves inside the block; one that nobody asked for is raised after it.
 
+    Does nothing outside the main thread, which alone is sent any.
+
     Args:
         checking: whether `check` raises inside; not where processes have to stop together.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     outside = _State.deferring, _State.checking
     _State.deferring, _State.checking = True, checking
     try:

@@ -390,8 +390,10 @@ def test_the_trained_model_generates(lab, ldm, tmp_path):
 
 def start_and_kill(folder, step, *arguments):
     """Kill the command (SIGKILL) when its run has a checkpoint of `step`."""
+    own = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     with subprocess.Popen(
         [str(COMMAND), *map(str, arguments)],
+        env=own,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

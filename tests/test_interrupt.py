@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -57,6 +58,23 @@ def test_a_signal_is_noted_and_obeyed_at_a_safe_place(name, capsys):
     assert not capsys.readouterr().out, "did not stop at the safe place"
     assert interrupt.pending() is None, "the signal outlived its block"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a handler was left behind"
+
+
+def test_threads_defer_nothing():
+    """Two that overlap would leave each other's state behind."""
+    first, second = interrupt.deferred(), interrupt.deferred()
+
+    def overlap():
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+
+    thread = threading.Thread(target=overlap)
+    thread.start()
+    thread.join()
+    with interrupt.listening(), pytest.raises(interrupt.Stopped, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_where_nothing_can_be_lost_it_ends_at_once():

@@ -32,6 +32,7 @@ FLOW = [
     ["models.layers", "models.functional", "models.archive"],
     ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],
     ["models.perceptual", "models.discriminator", "models.adversarial"],
+    ["models.adversarial_step"],
     ["models.encoder_decoder", "models.strips", "models.autoencoder", "models.tiling"],
     ["models.unet"],
     ["models.text", "models"],
@@ -65,6 +66,7 @@ FLOW = [
 TENSORFLOW = (
     *("data.draws", "data.examples", "data.latents", "data.storage", "data.records", "data.pack"),
     *("training", "models.compiled", "models.replicas", "models.train_step"),
+    "models.adversarial_step",
     *("interop.endpoints", "interop.saved_model", "interop.onnx", "interop.litert"),
 )
 

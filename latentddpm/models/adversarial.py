@@ -27,6 +27,12 @@ from latentddpm.errors import check_choice
 from latentddpm.models.discriminator import PatchDiscriminator
 
 LOSSES = ("hinge", "vanilla")
+TERMS = (
+    *("generator", "discriminator", "logits_real", "logits_fake"),
+    *("adaptive_weight", "discriminator_gradient_norm"),
+)
+"""What a step logs beside the autoencoder's own terms: L_G, L_D, mean logits, λ, ‖∇L_D‖."""
+
 DELTA = 1e-4
 MAX_WEIGHT = 1e4
 
@@ -39,8 +45,7 @@ class Adversary:
     own: they are neither trained with it nor saved in its archive.
 
     Attributes:
-        discriminator: told reconstructions from images.
-        optimizer: the discriminator's own.
+        discriminator: tells reconstructions from images; compiled with an optimizer of its own.
         weight: of the generator's loss, on top of λ.
         loss: "hinge" or "vanilla".
         start_step: the first step of the autoencoder's optimizer with an adversary.
@@ -49,11 +54,10 @@ class Adversary:
 
     Raises:
         UserError: an unknown loss.
-        ValueError: a negative number.
+        ValueError: a negative number, or a discriminator that is not compiled.
     """
 
     discriminator: PatchDiscriminator
-    optimizer: keras.optimizers.Optimizer
     weight: float = 0.5
     loss: str = "hinge"
     start_step: int = 0
@@ -65,6 +69,21 @@ class Adversary:
         for name in ("weight", "start_step", "r1_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")
+        if not self.discriminator.compiled:
+            raise ValueError("discriminator: expected one with an optimizer; call its `compile`")
+        self.optimizer.build(self.discriminator.trainable_variables)
+
+    @property
+    def optimizer(self) -> keras.optimizers.Optimizer:
+        """The discriminator's own."""
+        return self.discriminator.optimizer
+
+    def variables(self) -> dict[str, list[keras.Variable]]:
+        """What the next step depends on beside the autoencoder's own variables, by group."""
+        return {
+            "discriminator": self.discriminator.variables,
+            "discriminator_optimizer": self.optimizer.variables,
+        }
 
     def generator_loss(self, fake_logits: Any) -> Any:
         """L_G of each image: logits (B, h, w, 1) → (B,)."""

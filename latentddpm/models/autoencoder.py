@@ -5,6 +5,7 @@ An `Encoder` gives the mean and log-variance of a diagonal Gaussian over raw lat
 §3.1 and appendix G):
 
     q(raw | image) = N(mean, exp(logvar))       loss = |image − decoded| + w · KL(q ‖ N(0, 1))
+                                                [+ a perceptual and an adversarial term]
     latents        = raw · scaling_factor       KL per element = ½(μ² + σ² − 1 − log σ²)
 
 `Autoencoder` is the only place that knows the scaling factor: diffusion sees latents of
@@ -18,6 +19,7 @@ keeps both moments, and the factor is one of its arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -25,13 +27,23 @@ import numpy as np
 from keras import ops
 
 from latentddpm.errors import UserError, check_choice
+from latentddpm.models.adversarial import TERMS, Adversary
 from latentddpm.models.encoder_decoder import Decoder, Encoder
 from latentddpm.models.latent_space import LatentSpace
 from latentddpm.models.layers import PACKAGE
+from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.models.train_step import TrainStep, on_tensorflow
 
 LOGVAR_RANGE = (-30.0, 20.0)
 RECONSTRUCTION_LOSSES = ("l1", "l2")
+
+
+@dataclass
+class PerceptualTerm:
+    """A perceptual distance as a term of the loss."""
+
+    distance: PerceptualDistance
+    weight: float
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -81,8 +93,6 @@ class Autoencoder(TrainStep, keras.Model):
         images = autoencoder.decode(latents)
         ```
     """
-
-    term_names = ("loss", "reconstruction", "kl", "mse")
 
     def __init__(
         self,
@@ -197,10 +207,34 @@ class Autoencoder(TrainStep, keras.Model):
         optimizer: Any = "adamw",
         reconstruction_loss: str = "l1",
         kl_weight: float = 1e-6,
+        perceptual: PerceptualDistance | None = None,
+        perceptual_weight: float = 1.0,
+        adversary: Adversary | None = None,
         **kwargs: Any,
     ) -> None:
-        """Set up training: `reconstruction_loss` "l1" or "l2" (mean over pixels) + KL."""
+        """Set up training.
+
+        Args:
+            reconstruction_loss: "l1" or "l2", mean over pixels.
+            kl_weight: of the KL term.
+            perceptual, perceptual_weight: a distance between image and reconstruction to add.
+            adversary: a discriminator to train against, on the TensorFlow backend.
+            kwargs: of `keras.Model.compile`, and `accumulation_steps`.
+
+        With `encoder.trainable = False` the decoder alone is trained, and latents keep their
+        meaning.
+        """
         check_choice("reconstruction_loss", reconstruction_loss, RECONSTRUCTION_LOSSES)
+        if adversary is not None and not on_tensorflow():
+            raise ValueError("adversary: needs the TensorFlow backend of Keras")
+        # In holders that Keras does not look into: neither is a part of this model.
+        self.perceptual = perceptual and PerceptualTerm(perceptual, perceptual_weight)
+        self.adversary = adversary
+        self.term_names = (
+            *("loss", "reconstruction", "kl", "mse"),
+            *["perceptual"] * bool(self.perceptual),
+            *(TERMS if adversary else ()),
+        )
         super().compile(optimizer=optimizer, **kwargs)
         distance = {"l1": keras.losses.MeanAbsoluteError, "l2": keras.losses.MeanSquaredError}
         self.reconstruction_loss = distance[reconstruction_loss]()
@@ -210,16 +244,31 @@ class Autoencoder(TrainStep, keras.Model):
     def loss_terms(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
     ) -> dict[str, Any]:
-        """`loss` = `reconstruction` + `kl_weight` · `kl`, and `mse` for the PSNR."""
+        """`loss` = `reconstruction` + `kl_weight` · `kl` [+ weight · `perceptual`]; `mse`."""
         images, reconstruction = x["images"], y_pred["reconstruction"]
         error = ops.mean(self.reconstruction_loss.call(images, reconstruction))
         kl = ops.mean(self.kl_loss.call(y_pred["mean"], y_pred["logvar"]))
-        return {
+        terms = {
             "loss": error + self.kl_weight * kl,
             "reconstruction": error,
             "kl": kl,
             "mse": ops.mean(ops.square(images - reconstruction)),
         }
+        if self.perceptual:
+            terms["perceptual"] = ops.mean(self.perceptual.distance(reconstruction, images))
+            terms["loss"] += self.perceptual.weight * terms["perceptual"]
+        return terms
+
+    def train_step(self, *arguments: Any) -> dict[str, Any]:
+        if self.adversary is None:
+            return super().train_step(*arguments)
+        from latentddpm.models.adversarial_step import adversarial_step
+
+        return adversarial_step(self, *arguments)
+
+    def checkpoint_groups(self) -> dict[str, list[keras.Variable]]:
+        """Variables that train along with the model's own and are none of them, by group."""
+        return self.adversary.variables() if self.adversary else {}
 
     def compute_loss(
         self,

@@ -110,6 +110,11 @@ class Decoder(FunctionalModel):
         )
         super().__init__(inputs, images, config, name=name)
 
+    @property
+    def last_kernel(self) -> keras.Variable:
+        """The kernel of the last convolution."""
+        return self.get_layer("conv_out").conv.kernel
+
 
 def _middle(hidden: Any, width: int, norm: dict[str, Any]) -> Any:
     """ResnetBlock, AttentionBlock, ResnetBlock at the lowest resolution."""

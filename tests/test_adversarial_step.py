@@ -173,6 +173,7 @@ def test_neither_step_touches_the_other():
         )
 
 
+@pytest.mark.slow
 def test_nothing_leaks_into_the_next_step():
     """diffusers' script leaves gradients of one loss in the other's buffers."""
     pair = batch(seed=0), batch(seed=1)
@@ -231,7 +232,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert logs["skipped"] == 1, "the log does not say that the step was skipped"
 
 
-@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize("steps", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_micro_batches_equal_one_batch(steps):
     def end(steps):
         return fit(build(steps=steps, r1_weight=0.1), batch(5), batch(5, seed=1))
@@ -243,6 +244,7 @@ def test_micro_batches_equal_one_batch(steps):
         np.testing.assert_allclose(logs_of_parts[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision(dtype):
     full = fit(build(), batch())
@@ -256,8 +258,8 @@ def test_the_adversary_is_no_part_of_the_model(tmp_path):
     plain, model = tiny_autoencoder(), build()
     plain.compile("sgd")
     assert len(model.weights) == len(plain.weights), "the archive would hold the discriminator"
-    assert set(model.companions()) == {"discriminator", "discriminator_optimizer"}
-    assert plain.companions() == {}, "a plain model has none"
+    assert set(model.checkpoint_groups()) == {"discriminator", "discriminator_optimizer"}
+    assert plain.checkpoint_groups() == {}, "a plain model has none"
     logs = model.evaluate(tf.data.Dataset.from_tensors(batch()), verbose=0, return_dict=True)
     assert set(logs) == {"loss", "reconstruction", "kl", "mse"}, f"validation measures {set(logs)}"
 

@@ -232,7 +232,8 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert logs["skipped"] == 1, "the log does not say that the step was skipped"
 
 
-@pytest.mark.parametrize("steps", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [2, 3])
 def test_micro_batches_equal_one_batch(steps):
     def end(steps):
         return fit(build(steps=steps, r1_weight=0.1), batch(5), batch(5, seed=1))
@@ -247,11 +248,13 @@ def test_micro_batches_equal_one_batch(steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision(dtype):
+    """On the spot, at rate 0: a loss scale in float16 first has to come down to where it fits."""
+    still = {"optimizer": keras.optimizers.SGD(0.0), "judge": keras.optimizers.SGD(0.0)}
     full = fit(build(), batch())
-    half = fit(build(dtype=dtype), batch())
+    half = fit(build(dtype=dtype, **still), *[batch()] * 12)
     for name in ("adaptive_weight", "gradient_norm", "discriminator_gradient_norm"):
         np.testing.assert_allclose(half[2][name], full[2][name], rtol=0.2, err_msg=name)
-    assert half[2]["skipped"] == 0, "the step was skipped"
+    assert half[2]["skipped"] == 0, "the last step was skipped"
 
 
 def test_the_adversary_is_no_part_of_the_model(tmp_path):
@@ -287,6 +290,7 @@ def train_on(devices, batch_size=5):
     return {"weights": weights, "logs": {key: value[-1] for key, value in logs.items()}}
 
 
+@pytest.mark.slow
 def test_two_replicas_equal_one_device():
     code = (
         "import conftest, json, tensorflow as tf\n"

@@ -51,7 +51,10 @@ class DataConfig(Section):
     caption_templates: list[str] = Field(
         [], description='such as "{text}, {style} style", over the metadata\'s columns'
     )
-    validation_fraction: float = Field(0.05, ge=0, lt=1, description="kept out by path")
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share that is kept out")
+    validation_by: Literal["path", "caption"] = Field(
+        "path", description="caption: pictures of the same thing are all kept out, or none"
+    )
 
 
 class AutoencoderConfig(Section):

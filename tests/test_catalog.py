@@ -296,6 +296,42 @@ def test_the_split_is_that_of_the_names(bench):
         split_catalog(catalog, DataConfig(validation_fraction=1 - 1e-9))
 
 
+def test_the_split_by_caption_keeps_pictures_of_one_thing_together(tmp_path, emoji_folder):
+    """Four styles of ten emoji: whole emoji are kept out, whatever else the folder holds."""
+    lines = (emoji_folder / "metadata.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    captions = {row["file_name"]: row["text"] for row in rows}
+    config = DataConfig(validation_fraction=0.3, validation_by="caption")
+
+    def kept_out(folder):
+        catalog = open_catalog(emoji_folder, tmp_path / folder, quiet=True)
+        training, validation = split_catalog(catalog, config)
+        assert len(training) + len(validation) == len(catalog), "an image in both or in none"
+        parts = [
+            {captions[catalog.name(i)] for i in part.rows(np.arange(len(part)))}
+            for part in (training, validation)
+        ]
+        assert not parts[0] & parts[1], f"{parts[0] & parts[1]} in training and in validation"
+        return parts[1]
+
+    whole = kept_out("whole")
+    assert 0 < len(whole) < 10, f"of ten emoji {whole} are kept out"
+    rows = [{**row, "text": row["text"].title()} for row in rows if row["text"] != min(whole)]
+    (emoji_folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    for name, caption in captions.items():
+        if caption == min(whole):
+            (emoji_folder / name).unlink()
+    assert kept_out("fewer") == whole - {min(whole)}, "other images or letter case decide"
+
+
+def test_a_split_by_caption_needs_captions(tmp_path, emoji_folder):
+    (emoji_folder / "metadata.jsonl").unlink()
+    catalog = open_catalog(emoji_folder, tmp_path / "catalog", quiet=True)
+    with pytest.raises(UserError, match="no image has a caption") as caught:
+        split_catalog(catalog, DataConfig(validation_by="caption"))
+    assert "validation_by=path" in str(caught.value), f"{caught.value}: it says no way out"
+
+
 @pytest.mark.parametrize("count", [1, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
 def test_a_selection_is_the_list_of_what_is_kept(count):
     kept = np.random.default_rng(count).random(count) < 0.3

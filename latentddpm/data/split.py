@@ -2,8 +2,8 @@
 
 A selection is a rule on the columns of the catalog, not a list: it counts the images of every
 block that satisfy it, and looks a block up when one of its images is asked for. Validation is
-decided by the name of each image alone, so adding or removing other images never moves one
-between the two sets.
+decided by the name of each image alone, or by its caption alone, so that pictures of the same
+thing stay together; adding or removing other images never moves one between the two sets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 from latentddpm.config import DataConfig
-from latentddpm.data.catalog import Catalog
+from latentddpm.data.catalog import Catalog, lot
+from latentddpm.data.metadata import TEXT, text_entries
 from latentddpm.errors import UserError
 
 BLOCK = 1024  # images
@@ -65,17 +66,42 @@ def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Select
     """The images for training and for validation.
 
     Raises:
-        UserError: nothing is left to train on.
+        UserError: nothing is left to train on, or no image has the caption that decides.
     """
-    lots, fraction = catalog.images["lot"], data.validation_fraction
+    count, fraction = len(catalog), data.validation_fraction
+    if data.validation_by == "caption":
+        flags = _caption_lots(catalog) / 2.0**64 < fraction
 
-    def kept_out(start: int, stop: int) -> np.ndarray:
-        return lots[start:stop] / 2.0**64 < fraction
+        def kept_out(start: int, stop: int) -> np.ndarray:
+            return flags[start:stop]
+    else:
+        lots = catalog.images["lot"]
 
-    count = len(catalog)
+        def kept_out(start: int, stop: int) -> np.ndarray:
+            return lots[start:stop] / 2.0**64 < fraction
+
     training = Selection(count, lambda start, stop: ~kept_out(start, stop))
     if not len(training):
         raise UserError(
             f"data.validation_fraction={fraction} keeps out all {count} images; lower it"
         )
     return training, Selection(count, kept_out)
+
+
+def _caption_lots(catalog: Catalog) -> np.ndarray:
+    """64 bits that follow from each image's first caption, or its name where it has none."""
+    lots, described = np.array(catalog.images["lot"]), 0
+    for index in range(len(catalog)):
+        row = catalog.row(index)
+        if row.problem:
+            raise UserError(row.problem)
+        captions = text_entries(row.columns.get(TEXT), TEXT, catalog.row_place(index, row))
+        if captions:
+            lots[index] = lot(captions[0].casefold())
+            described += 1
+    if not described:
+        raise UserError(
+            f"{catalog.source.place}: data.validation_by=caption, but no image has a caption "
+            f"(a {TEXT!r} in its row, or a sidecar); expected validation_by=path"
+        )
+    return lots

@@ -112,10 +112,12 @@ def train_autoencoder(
     catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, crew=crew)
     if crew.chief:
         catalog.report()
+    by_caption = config.data.validation_by == "caption"
+    words = {"captions": catalog.row_digest} if by_caption else {}
     contract = agree(
         out,
         config,
-        data_facts(catalog),
+        data_facts(catalog, **words),
         resume=resume,
         allow_changes=allow_changes,
         quiet=quiet,

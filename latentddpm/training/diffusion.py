@@ -247,7 +247,8 @@ def train_diffusion(
     if crew.chief:
         catalog.report()
     vae_digest = sources.vae.parts["vae"]["digest"]
-    words = {"captions": catalog.row_digest} if tokenizer else {}
+    by_caption = config.data.validation_by == "caption"
+    words = {"captions": catalog.row_digest} if tokenizer or by_caption else {}
     contract = agree(
         out,
         config,

@@ -36,7 +36,7 @@ FLOW = [
     ["models.encoder_decoder", "models.strips", "models.autoencoder", "models.tiling"],
     ["models.unet"],
     ["models.text", "models"],
-    ["diffusion.schedule", "diffusion.samplers", "diffusion.guidance"],
+    ["diffusion.schedule", "diffusion.bound", "diffusion.samplers", "diffusion.guidance"],
     ["diffusion.inpainting", "diffusion"],
     # Token ids and cached moments, then training examples.
     ["data.tokens", "data.alike", "data.findings", "data.doctor", "data.doctor_report"],

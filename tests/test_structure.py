@@ -21,7 +21,7 @@ PACKAGE = Path(latentddpm.__file__).parent
 # its module and for all modules below it that no longer name claims.
 FLOW = [
     # What everything stands on.
-    ["errors", "files", "choices", "config", "timing", "startup", "interrupt"],
+    ["errors", "files", "choices", "config", "timing", "startup", "interrupt", "plotting"],
     # Pictures and words as they lie on disk.
     ["pictures", "data.images", "data.storage", "data.table", "data.keyindex", "data.crew"],
     ["data.metadata", "data.units", "data.folder", "data.shards", "data.records", "data.sources"],

@@ -1,0 +1,1 @@
+"""How good an autoencoder or a generator is, in numbers that say what they are."""

@@ -1,0 +1,192 @@
+"""Generated images on disk: drawn once, found again, never mixed.
+
+    setting    sampler, steps, spacing, guidance             one folder for each, and each model
+    image k    prompt k, seed + k                            one PNG in it, named by both
+
+An image is a function of its model, setting, prompt and seed (see `seeds`); all four are in its
+metadata, by which a file is known to be the image that is wanted. So a drawing that was
+interrupted goes on, more images come on top of those that are there, and another model or
+setting finds none. `latentddpm generate --from` makes any of them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import latentddpm
+from latentddpm import interrupt
+from latentddpm.data.captions import Captions
+from latentddpm.data.split import Selection
+from latentddpm.errors import UserError
+from latentddpm.files import write_json
+from latentddpm.pictures import read_metadata, save_png
+from latentddpm.pipeline import LatentDiffusion
+from latentddpm.sampling import default_options, make_sampler
+from latentddpm.seeds import image_seeds
+
+SETTING = "setting.json"
+GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What images are drawn with; see `LatentDiffusion.generate`."""
+
+    sampler: str
+    num_steps: int
+    timestep_spacing: str
+    guidance_scale: float
+
+    @classmethod
+    def of(cls, model: LatentDiffusion, **given: Any) -> Setting:
+        """What is given, else the model's defaults. Without text there is no guidance: 1.
+
+        Raises:
+            UserError: a value out of range, or guidance for an unconditional model.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        if model.text_encoder is None and given.setdefault("guidance_scale", 1.0) != 1:
+            raise UserError(
+                f"guidance_scale: {given['guidance_scale']}, but this model is unconditional: "
+                "there is no guidance, expected 1"
+            )
+        setting = cls(**{name: model.defaults[name] for name in cls.__annotations__} | given)
+        make_sampler(
+            model.schedule,
+            model.defaults,
+            setting.sampler,
+            setting.num_steps,
+            setting.timestep_spacing,
+            None,
+        )
+        return setting
+
+    def __str__(self) -> str:
+        guidance = f"guidance {self.guidance_scale:g}"
+        return f"{self.sampler}, {self.num_steps} steps, {self.timestep_spacing}, {guidance}"
+
+
+class GeneratedImages:
+    """The images of a model at one setting: of prompt k, the image of `seed` + k.
+
+    Args:
+        root: of the folders of all settings.
+        prompts: one for each image.
+
+    Attributes:
+        folder: of these images.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        model: LatentDiffusion,
+        setting: Setting,
+        prompts: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.model, self.setting = model, setting
+        self.prompts, self.seeds = prompts, image_seeds(seed, len(prompts))
+        height, width = model.image_size
+        self.making = {
+            "latentddpm": latentddpm.__version__,
+            "model_digest": model.digest,
+            "height": height,
+            "width": width,
+            **asdict(setting),
+            "sampler_options": default_options(setting.sampler, model.defaults),
+            "guidance_rescale": model.defaults.get("guidance_rescale", 0.0),
+        }
+        digest = hashlib.sha256(json.dumps(self.making, sort_keys=True).encode()).hexdigest()
+        name = f"{setting.sampler}-{setting.num_steps}-{setting.guidance_scale:g}-{digest[:8]}"
+        self.folder = root / name
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def path(self, k: int) -> Path:
+        prompt = hashlib.sha256(self.prompts[k].encode()).hexdigest()
+        return self.folder / f"{self.seeds[k]:06d}-{prompt[:8]}.png"
+
+    def metadata(self, k: int) -> dict[str, Any]:
+        """What the file of image k says of its making."""
+        own = {"prompts": [self.prompts[k]], "seed": self.seeds[k], "num_images": 1}
+        return {**self.making, **own}
+
+    def read(self, k: int) -> np.ndarray:
+        """Image k, uint8 (H, W, 3)."""
+        with Image.open(self.path(k)) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def draw(self, batch_size: int = 16, quiet: bool = False, label: str | None = None) -> None:
+        """Draw what is missing.
+
+        Args:
+            label: in front of the progress bar; the setting by default.
+
+        Raises:
+            interrupt.Stopped: a signal came; the batches before it are kept.
+        """
+        missing = [k for k in range(len(self)) if not self._is_drawn(k)]
+        if not missing:
+            return
+        write_json(self.folder / SETTING, self.making)
+        kept = len(self) - len(missing)
+        bar = tqdm(
+            desc=label or str(self.setting),
+            total=len(self),
+            initial=kept,
+            unit="image",
+            disable=quiet,
+        )
+        with interrupt.deferred(), bar:
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start : start + batch_size]
+                try:
+                    images = self.model.generate(
+                        [self.prompts[k] for k in batch],
+                        seed=[self.seeds[k] for k in batch],
+                        batch_size=batch_size,
+                        **asdict(self.setting),
+                    )
+                except interrupt.Stopped as signal:
+                    raise interrupt.Stopped(
+                        signal.number,
+                        f"stopped by a signal with {kept} of {len(self)} images drawn; the same "
+                        f"command goes on from there ({self.folder})",
+                    ) from None
+                for k, pixels in zip(batch, images, strict=True):
+                    save_png(self.path(k), pixels, self.metadata(k))
+                kept += len(batch)
+                bar.update(len(batch))
+
+    def _is_drawn(self, k: int) -> bool:
+        """Whether the file of image k is there, whole, and of this making."""
+        try:
+            return read_metadata(self.path(k)) == self.metadata(k)
+        except UserError:
+            return False
+
+
+def spread_prompts(captions: Captions, images: Selection, count: int) -> list[str]:
+    """Captions of images spread evenly over all of them, for any number of prompts.
+
+    Prompt k is a caption of image ⌊n · frac(k · (√5 − 1) / 2)⌋ of n: every beginning of this
+    sequence is spread out, so that more prompts go on where fewer ended. Of an image with several
+    captions they take turns; one without has the empty prompt, as in training.
+    """
+    numbers = (len(images) * (np.arange(count) * GOLDEN % 1)).astype(np.int64)
+    prompts = []
+    for k, row in enumerate(images.rows(numbers)):
+        alternatives = captions[int(row)] or ("",)
+        prompts.append(alternatives[k % len(alternatives)])
+    return prompts

@@ -1,0 +1,23 @@
+"""Figures, through matplotlib: an optional dependency, imported when something is plotted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latentddpm.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` × `height` inches; it knows no window and no other figure.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("plots need matplotlib: pip install 'latentddpm[plot]'") from None
+    return Figure(figsize=(width, height), layout="constrained")

@@ -32,7 +32,7 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.latent_space import LatentSpace
-from latentddpm.training import autoencoder, diffusion
+from latentddpm.training import autoencoder, diffusion, networks
 from latentddpm.training.loop import make_optimizer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -110,9 +110,9 @@ def measure(
 
     config = load_config(DiffusionRun, CONFIGS / "emoji-64-diffusion.yaml")
     batch_size = config.training.batch_size
-    config, sources = diffusion.read_sources(config, options.vae)
+    config, sources = networks.read_sources(config, options.vae)
     source, vae_config = sources.vae, sources.vae_config
-    unet, text_encoder, tokenizer = diffusion.build_networks(config, sources)
+    unet, text_encoder, tokenizer = networks.build_networks(config, sources)
     model = diffusion.with_text(unet, text_encoder, tokenizer.context_length)
     model.compile(make_optimizer(config.training), loss="mse")
     cache = prepare_latents(

@@ -156,13 +156,13 @@ def train_diffusion(
         DiffusionRun, config, _with(overrides, precision=precision, on_nan=on_nan), init=init
     )
     import_keras()
-    from latentddpm.training import diffusion
+    from latentddpm.training import diffusion, networks
     from latentddpm.training.distribute import make_strategy, together
 
     if dry_run:
-        settings, sources = diffusion.read_sources(settings, vae)
+        settings, sources = networks.read_sources(settings, vae)
         diffusion.build_schedule(settings)
-        unet, text_encoder, _ = diffusion.build_networks(settings, sources)
+        unet, text_encoder, _ = networks.build_networks(settings, sources)
         click.echo(dump_config(settings), nl=False)
         _echo_sizes(unet=unet, text_encoder=text_encoder)
         return

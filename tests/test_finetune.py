@@ -18,7 +18,7 @@ from latentddpm.models.archive import load_archive
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training import autoencoder, diffusion
-from latentddpm.training.diffusion import Sources, build_networks, read_sources, with_text
+from latentddpm.training.networks import Sources, build_networks, read_sources, with_text
 
 
 @pytest.fixture(scope="module")

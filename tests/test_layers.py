@@ -6,13 +6,12 @@ import pytest
 import tensorflow as tf
 from checks import check_gradients, check_layer
 
+from latentddpm.models.attention import AttentionBlock, attention
 from latentddpm.models.layers import (
-    AttentionBlock,
     GroupNormalization,
     PaddedConv2D,
     ResnetBlock,
     Upsample,
-    attention,
     blank_weights,
 )
 

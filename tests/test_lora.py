@@ -22,7 +22,7 @@ from latentddpm.models.functional import remade
 from latentddpm.models.unet import UNet
 from latentddpm.pictures import read_metadata
 from latentddpm.pipeline import LatentDiffusion
-from latentddpm.training.diffusion import DiffusionRun, build_networks, read_sources
+from latentddpm.training.networks import DiffusionRun, build_networks, read_sources
 
 ATTENTION = ("query", "key", "value", "out")
 QUERY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

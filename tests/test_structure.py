@@ -29,7 +29,7 @@ FLOW = [
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
     ["models.compiled", "models.digest", "models.replicas", "models.train_step"],
-    ["models.layers", "models.functional", "models.archive"],
+    ["models.layers", "models.attention", "models.functional", "models.archive"],
     ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],
     ["models.perceptual", "models.discriminator", "models.adversarial"],
     ["models.adversarial_step"],
@@ -57,7 +57,8 @@ FLOW = [
         "training.loop",
         "training.finetune",
     ],
-    ["training.autoencoder", "training.encode", "training.diffusion", "training"],
+    ["training.networks", "training.autoencoder", "training.encode", "training.diffusion"],
+    ["training"],
     ["evaluation"],
     ["usage", "commands", "describe", "cli", "__main__"],
 ]

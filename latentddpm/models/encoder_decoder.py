@@ -16,15 +16,9 @@ from typing import Any
 import keras
 from keras import layers
 
+from latentddpm.models.attention import AttentionBlock
 from latentddpm.models.functional import FunctionalModel, constructor_arguments
-from latentddpm.models.layers import (
-    PACKAGE,
-    AttentionBlock,
-    PaddedConv2D,
-    ResnetBlock,
-    Upsample,
-    group_norm,
-)
+from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, Upsample, group_norm
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

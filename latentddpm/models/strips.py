@@ -25,14 +25,8 @@ import numpy as np
 from keras import layers, ops
 from tqdm import tqdm
 
-from latentddpm.models.layers import (
-    AttentionBlock,
-    GroupNormalization,
-    PaddedConv2D,
-    ResnetBlock,
-    Upsample,
-    attention,
-)
+from latentddpm.models.attention import AttentionBlock, attention
+from latentddpm.models.layers import GroupNormalization, PaddedConv2D, ResnetBlock, Upsample
 
 Strips = list[np.ndarray | None]
 """A feature map from top to bottom, (B, rows, W, C) each; None once it was used up."""

@@ -14,14 +14,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from latentddpm.models.layers import (
-    PACKAGE,
-    GroupNormalization,
-    Recomputable,
-    Shape,
-    attention,
-    dense,
-)
+from latentddpm.models.attention import attention
+from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, Shape, dense
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

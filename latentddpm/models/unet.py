@@ -19,10 +19,10 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from latentddpm.models.attention import AttentionBlock
 from latentddpm.models.functional import FunctionalModel, constructor_arguments
 from latentddpm.models.layers import (
     PACKAGE,
-    AttentionBlock,
     PaddedConv2D,
     ResnetBlock,
     Shape,

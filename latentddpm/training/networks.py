@@ -1,0 +1,165 @@
+"""The networks of a diffusion run: from scratch, or of finished models, as one that `fit` trains.
+
+    token ids ─► text encoder ─► context ─┐
+    noisy latents, timesteps ────────────►└─► UNet ─► prediction
+
+A text encoder that trains is part of the same graph as the UNet, one that does not is too: token
+ids are what the data holds. What a run stands on (an autoencoder, a model to start from) is named
+by model folders, whose configurations are read before any network is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from latentddpm.config import DiffusionRun
+from latentddpm.errors import UserError
+from latentddpm.interop.clip import load_clip_folder
+from latentddpm.modelfolder import ModelFolder, read_model_folder
+from latentddpm.models.archive import read_config
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.functional import remade
+from latentddpm.models.text import TextEncoder, build_text_encoder, load_preset
+from latentddpm.models.tokenizer import ClipTokenizer
+from latentddpm.models.train_step import TrainStep
+from latentddpm.models.unet import UNet
+from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
+from latentddpm.training.loop import layer_policy
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The finished models that a run stands on.
+
+    Attributes:
+        vae: the folder of the autoencoder.
+        vae_config: the arguments that it was built from.
+        base: the folder of the model to start from, None to train from scratch.
+    """
+
+    vae: ModelFolder
+    vae_config: dict[str, Any]
+    base: ModelFolder | None = None
+
+
+def read_sources(config: DiffusionRun, vae: Path | None) -> tuple[DiffusionRun, Sources]:
+    """What a run stands on, and its configuration once it agrees with that.
+
+    Args:
+        vae: a folder that holds an autoencoder; None for the one of `config.init`.
+
+    Raises:
+        UserError: neither is given, one is no model folder, or they do not fit each other.
+    """
+    base = read_model_folder(config.init) if config.init else None
+    if base is not None:
+        config = adopt(config, base)
+    elif config.lora.rank:
+        raise UserError("lora.rank: a LoRA changes a finished model; name it with --init MODEL")
+    elif config.text.source == "init":
+        raise UserError("text.source: 'init' is the text encoder of --init MODEL; give that")
+    if vae is None and base is None:
+        raise UserError("--vae: needed, unless --init names a model that has its autoencoder")
+    source = base if vae is None else read_model_folder(vae)
+    arguments = read_config(source.file("vae"), Autoencoder)
+    if base is not None:
+        check_autoencoder(base, source)
+    return config, Sources(source, arguments, base)
+
+
+def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer | None]:
+    """The text encoder and tokenizer of a configuration; (None, None) when unconditional."""
+    text = config.text
+    if text.source == "none":
+        return None, None
+    if not text.trained and text.source == "scratch":
+        raise UserError("text.trainable: a text encoder from scratch knows nothing until trained")
+    if text.source == "scratch":
+        sizes = {k: getattr(text, k) for k in ("hidden_dim", "num_layers", "num_heads")}
+        encoder = build_text_encoder(**sizes, context_length=text.context_length)
+        return encoder, ClipTokenizer(text.context_length)
+    if not text.path:
+        raise UserError(f"text.path: needed with text.source={text.source}")
+    encoder, tokenizer = (load_clip_folder if text.source == "clip" else load_preset)(text.path)
+    encoder.trainable = text.trained
+    return encoder, tokenizer
+
+
+def build_networks(
+    config: DiffusionRun, sources: Sources
+) -> tuple[UNet, TextEncoder | None, ClipTokenizer | None]:
+    """The UNet, and the text encoder with its tokenizer, reproducible by the seed.
+
+    They are untrained, or those of `sources.base`. The autoencoder's arguments fix the latents'
+    channels.
+
+    Raises:
+        UserError: sizes that do not fit each other, or the resolution.
+    """
+    keras.utils.set_random_seed(config.training.seed)
+    dtype = layer_policy(config.training)
+    if sources.base is not None:
+        networks = base_networks(config, sources.base, dtype)
+        check_resolution(config.data.resolution, sources.vae_config, networks[0])
+        return networks
+    text_encoder, tokenizer = build_text(config)
+    if text_encoder is not None and dtype != "float32":
+        text_encoder = remade(text_encoder, dtype=dtype)
+    try:
+        unet = UNet(
+            **config.unet.model_dump(),
+            latent_channels=sources.vae_config["latent_channels"],
+            context_dim=None if text_encoder is None else text_encoder.hidden_dim,
+            dtype=dtype,
+        )
+    except ValueError as error:
+        raise UserError(f"unet: {error}") from None
+    check_resolution(config.data.resolution, sources.vae_config, unet)
+    return unet, text_encoder, tokenizer
+
+
+@keras.saving.register_keras_serializable(package="latentddpm")
+class TextToLatents(TrainStep, keras.Model):
+    """A text encoder and a UNet as one function of noisy latents, timesteps and token ids."""
+
+
+def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int) -> keras.Model:
+    """What trains: the UNet alone, or text encoder and UNet as one function of token ids."""
+    if text_encoder is None:
+        return unet
+    inputs = {
+        name: keras.Input(shape, dtype=dtype, name=name)
+        for name, shape, dtype in (
+            ("noisy_latents", unet.input["noisy_latents"].shape[1:], "float32"),
+            ("timesteps", (), "int32"),
+            ("token_ids", (context_length,), "int32"),
+        )
+    }
+    context = text_encoder({"token_ids": inputs["token_ids"]})
+    prediction = unet(
+        {
+            "noisy_latents": inputs["noisy_latents"],
+            "timesteps": inputs["timesteps"],
+            "context": context,
+        }
+    )
+    return TextToLatents(inputs, prediction, name="text_to_latents")
+
+
+def check_resolution(resolution: int, vae_config: dict[str, Any], unet: UNet) -> None:
+    """Refuse a resolution that does not divide down to the UNet's lowest level.
+
+    Raises:
+        UserError: naming the nearest valid sizes.
+    """
+    factor = 2 ** (len(vae_config["channel_multipliers"]) - 1) * unet.downsample_factor
+    if resolution % factor:
+        low = max(resolution // factor, 1) * factor
+        raise UserError(
+            f"data.resolution {resolution} is not a multiple of {factor}, the autoencoder's "
+            f"times the UNet's downsample factor; nearest valid: {low} or {low + factor}"
+        )

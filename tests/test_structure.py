@@ -22,6 +22,9 @@ PACKAGE = Path(latentddpm.__file__).parent
 FLOW = [
     # What everything stands on.
     ["errors", "files", "choices", "config", "timing", "startup", "interrupt", "plotting"],
+    # Numbers of two sets of images or features: arrays in, floats out.
+    ["evaluation.samples", "evaluation.similarity", "evaluation.frechet"],
+    ["evaluation.kernel", "evaluation.manifold"],
     # Pictures and words as they lie on disk.
     ["pictures", "data.images", "data.storage", "data.table", "data.keyindex", "data.crew"],
     ["data.metadata", "data.units", "data.folder", "data.shards", "data.records", "data.sources"],

@@ -1,0 +1,78 @@
+"""The kernel distance between two sets of features: KID, without bias, and how sure it is.
+
+The squared maximum mean discrepancy (Gretton et al. 2012) of samples x₁ … x_m and y₁ … y_n,
+
+    MMD² = Σ_{i≠j} k(x_i, x_j) / m(m−1) + Σ_{i≠j} k(y_i, y_j) / n(n−1) − 2 Σ_ij k(x_i, y_j) / mn,
+
+with k(x, y) = (x·y / d + 1)³ and the features of an Inception network, is KID (Bińkowski et al.
+2018). It is unbiased: 0 on average, and as often negative, when both sets come from one
+distribution, whatever their sizes. Other tools average it over a hundred random subsets of a
+thousand; here every pair counts once, which has the same expectation and the least variance.
+
+The standard error is the two-sample jackknife's (Arvesen 1969): the spread of MMD² as each
+sample in turn is left out. Where both distributions are equal it is too large by about √2, which
+errs on the safe side (Efron & Stein 1981).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from latentddpm.evaluation.samples import BLOCK, check_features
+
+NORMAL_95 = 1.959964
+
+
+class KernelDistance(NamedTuple):
+    """MMD² and the jackknife's standard error of it."""
+
+    value: float
+    standard_error: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval."""
+        half = NORMAL_95 * self.standard_error
+        return self.value - half, self.value + half
+
+
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> KernelDistance:
+    """MMD² of two sets of features.
+
+    Args:
+        x: (m, d), m ≥ 3.
+        y: (n, d), n ≥ 3.
+
+    Raises:
+        UserError: fewer samples.
+    """
+    x, y = check_features("kernel distance", 3, x, y)
+    m, n = len(x), len(y)
+    pairs_x, pairs_y, crossed_x, crossed_y = _sums(x), _sums(y), _sums(x, y), _sums(y, x)
+    within_x = pairs_x.sum() / (m * (m - 1))
+    within_y = pairs_y.sum() / (n * (n - 1))
+    value = within_x + within_y - 2 * crossed_x.mean() / n
+    variance = _jackknife(pairs_x, crossed_x, n) + _jackknife(pairs_y, crossed_y, m)
+    return KernelDistance(float(value), float(np.sqrt(variance)))
+
+
+def _jackknife(pairs: np.ndarray, crossed: np.ndarray, others: int) -> float:
+    """Variance of MMD² by one set: the terms that change as each of its samples goes."""
+    m = len(pairs)
+    within = (pairs.sum() - 2 * pairs) / ((m - 1) * (m - 2))
+    between = (crossed.sum() - crossed) / ((m - 1) * others)
+    return (m - 1) * np.var(within - 2 * between)
+
+
+def _sums(x: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+    """Σ_j k(x_i, y_j) for each i; without `y`, over the other samples of x."""
+    others = x if y is None else y
+    width = x.shape[1]
+    sums = [
+        ((x[start : start + BLOCK] @ others.T / width + 1) ** 3).sum(axis=1)
+        for start in range(0, len(x), BLOCK)
+    ]
+    own = 0.0 if y is not None else (np.square(x).sum(axis=1) / width + 1) ** 3
+    return np.concatenate(sums) - own

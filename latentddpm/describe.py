@@ -34,7 +34,7 @@ def _describe_model(folder: ModelFolder) -> Iterable[str]:
 
 def _describe_run(path: Path) -> Iterable[str]:
     lines = read_json_lines(path / "log.jsonl")
-    trained = [line for line in lines if "loss" in line]
+    trained = [line for line in lines if line.get("loss") is not None]
     checked = [line for line in lines if "validation_loss" in line]
     yield f"run        {path}"
     if trained:
@@ -44,7 +44,9 @@ def _describe_run(path: Path) -> Iterable[str]:
     for line in checked[-5:]:
         values = {k: v for k, v in line.items() if k.startswith("validation_")}
         yield f"validation step {line['step']}: " + ", ".join(
-            f"{key.removeprefix('validation_')} {value:.5g}" for key, value in values.items()
+            f"{key.removeprefix('validation_')} {value:.5g}"
+            for key, value in values.items()
+            if value is not None
         )
     finished = (path / "model").is_dir() or (path / LORA).is_file()
     yield f"model      {'finished' if finished else 'not finished'}"

@@ -98,7 +98,11 @@ def image_data(number, seed):
 
 BUILDERS = {
     "small": (small, small_data, {"loss": "mse", "metrics": ["mae"]}),
-    "unet": (lambda: UNet(**UNET), unet_data, {"loss": "mse"}),
+    "unet": (
+        lambda: UNet(**UNET),
+        unet_data,
+        {"loss": "mse", "num_train_timesteps": 1000},
+    ),
     "autoencoder": (lambda: Autoencoder(**SIZES), image_data, {"kl_weight": 1e-3}),
 }
 

@@ -20,6 +20,7 @@ import numpy as np
 from keras import layers, ops
 
 from latentddpm.models.attention import AttentionBlock
+from latentddpm.models.denoising_step import DenoisingStep
 from latentddpm.models.functional import FunctionalModel, constructor_arguments
 from latentddpm.models.layers import (
     PACKAGE,
@@ -61,7 +62,7 @@ class TimestepEmbedding(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class UNet(FunctionalModel):
+class UNet(DenoisingStep, FunctionalModel):
     """U-Net over latents.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,9 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
 class RunLog:
     """`log.jsonl` and TensorBoard events of a run folder; one call writes to both.
 
+    A number that is not finite, or that nothing was measured for, is null in the first and left
+    out of the second.
+
     Args:
         folder: of the run.
         first: step that training goes on from; lines of later steps, which a killed run wrote
@@ -55,7 +59,7 @@ class RunLog:
         self.path = folder / "log.jsonl"
         if self.path.is_file():
             lines = read_json_lines(self.path)
-            kept = [f"{json.dumps(line)}\n" for line in lines if line["step"] <= first]
+            kept = [_as_json(line) for line in lines if line["step"] <= first]
             with atomic_path(self.path) as temporary:
                 temporary.write_text("".join(kept), "utf-8")
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
@@ -68,10 +72,11 @@ class RunLog:
         """
         line = {"step": step, **{key: float(f"{v:.6g}") for key, v in values.items()}}
         with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(_as_json(line))
         with self._events(step):
             for key, value in values.items():
-                tf.summary.scalar(key, value)
+                if math.isfinite(value):
+                    tf.summary.scalar(key, value)
 
     def picture(self, step: int, name: str, pixels: Any) -> None:
         """A uint8 (H, W, 3) picture for TensorBoard."""
@@ -87,6 +92,12 @@ class RunLog:
         except tf.errors.OpError as error:
             what = error.message.splitlines()[0].rpartition("}} ")[2]
             raise OSError(f"TensorBoard events: {what}") from None
+
+
+def _as_json(line: dict[str, float | None]) -> str:
+    """One line of JSON, which has no word for NaN and infinity."""
+    known = {k: v if v is not None and math.isfinite(v) else None for k, v in line.items()}
+    return json.dumps(known, allow_nan=False) + "\n"
 
 
 class NoLog:

@@ -101,7 +101,11 @@ def train_diffusion(
     with in_scope(strategy):
         unet, text_encoder, tokenizer = build_networks(config, sources)
         model = with_text(unet, text_encoder, tokenizer.context_length if tokenizer else 0)
-        model.compile(**compile_options(settings), loss="mse")
+        model.compile(
+            **compile_options(settings),
+            loss="mse",
+            num_train_timesteps=schedule.num_train_timesteps,
+        )
 
     latents = latents or out / "latents"
     crew = crew_of(strategy)

@@ -56,8 +56,8 @@ class Health(keras.callbacks.Callback):
         lines = list(history)
         self.settings, self.step, self.in_a_row = settings, first, 0
         self.skipped = max((int(line.get("skipped", 0)) for line in lines), default=0)
-        known = [abs(line["loss"]) for line in lines if math.isfinite(line.get("loss", math.nan))]
-        self.losses = deque(known, REMEMBERED)
+        known = [line["loss"] for line in lines if line.get("loss") is not None]
+        self.losses = deque((abs(loss) for loss in known if math.isfinite(loss)), REMEMBERED)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += 1

@@ -22,10 +22,10 @@ from latentddpm.interop.clip import load_clip_folder
 from latentddpm.modelfolder import ModelFolder, read_model_folder
 from latentddpm.models.archive import read_config
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.denoising_step import DenoisingStep
 from latentddpm.models.functional import remade
 from latentddpm.models.text import TextEncoder, build_text_encoder, load_preset
 from latentddpm.models.tokenizer import ClipTokenizer
-from latentddpm.models.train_step import TrainStep
 from latentddpm.models.unet import UNet
 from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
 from latentddpm.training.loop import layer_policy
@@ -123,7 +123,7 @@ def build_networks(
 
 
 @keras.saving.register_keras_serializable(package="latentddpm")
-class TextToLatents(TrainStep, keras.Model):
+class TextToLatents(DenoisingStep, keras.Model):
     """A text encoder and a UNet as one function of noisy latents, timesteps and token ids."""
 
 

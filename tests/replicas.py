@@ -1,12 +1,17 @@
 # ruff: noqa: E402
 """What `tests/test_distribute.py` runs in a process of its own, with four logical CPU devices.
 
-Trains the same on one device and on several and prints, as one JSON object, how far the
-results lie apart.
+Trains the same on one device and on several, goes on from checkpoints on other numbers of
+replicas, and looks at what the networks of the replicas are given. Prints, as one JSON object,
+how far the results lie apart.
 """
 
 import json
 import os
+import shutil
+import tempfile
+from collections import defaultdict
+from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -17,10 +22,20 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 import keras
 import numpy as np
+from safetensors.numpy import load_file
 
+from latentddpm.data.draws import Draws
+from latentddpm.data.examples import diffusion_examples, positions
+from latentddpm.data.latents import LatentsCache
+from latentddpm.data.split import Selection
+from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.latent_space import LatentSpace
 from latentddpm.models.train_step import TrainStep
 from latentddpm.models.unet import UNet
+from latentddpm.training import checkpoint
+from latentddpm.training.callbacks import EverySteps
+from latentddpm.training.contract import Contract
 from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 
 SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
@@ -153,6 +168,112 @@ CASES = {
 }
 
 
+# --- Checkpoints ---------------------------------------------------------------------------
+
+
+def go_on(replicas, folder, start, stop):
+    """Steps `start` … `stop` − 1 from the checkpoint in `folder`; the last step's state."""
+    with strategy_of(replicas).scope():
+        keras.utils.set_random_seed(1 + start)  # what is not restored starts otherwise
+        model = small()
+        model.compile(adamw(), loss="mse")
+        model.optimizer.build(model.trainable_variables)
+    if start:
+        assert checkpoint.load_latest(folder, model) == start, "another step was restored"
+    x, y = (array[start * BATCH : stop * BATCH] for array in small_data(2 * STEPS * BATCH, 0))
+    examples = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+
+    def save(step):
+        checkpoint.save(folder, model, step, Contract("train-vae", {}, {}))
+
+    saving = EverySteps(save, start, stop, STEPS)
+    model.fit(examples, verbose=0, shuffle=False, callbacks=[saving])
+    return list(load_file(folder / f"step-{stop:08d}" / checkpoint.STATE).values())
+
+
+def resumed(folder):
+    """For each change of the number of replicas, the difference to one device all the way."""
+    whole = go_on(1, folder / "1", 0, 2 * STEPS)
+    shutil.rmtree(folder / "1" / f"step-{2 * STEPS:08d}")
+    go_on(2, folder / "2", 0, STEPS)
+    found = {}
+    for before, after in ((2, 1), (2, 4), (1, 2)):
+        run = folder / f"{before} → {after}"
+        shutil.copytree(folder / str(before), run)
+        state = go_on(after, run, STEPS, 2 * STEPS)
+        found[run.name] = difference((whole, {}), (state, {}))["weights"]
+    return found
+
+
+# --- What the networks are given ---------------------------------------------------------------
+
+
+SEEN = defaultdict(list)
+"""Of each replica, the inputs of every step; on the module, where Keras does not track them."""
+
+
+class Witness(keras.layers.Layer):
+    """Passes on the first of its inputs, and notes of all of them what its replica was given."""
+
+    def call(self, inputs):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+
+        def note(replica, *arrays):
+            SEEN[int(replica)].append(arrays)
+            return arrays[0]
+
+        noted = tf.numpy_function(note, [replica, *inputs], inputs[0].dtype)
+        return tf.ensure_shape(noted, inputs[0].shape)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+
+def given(replicas, batch_size=7):
+    """Of each replica, noisy latents, timesteps and noise of every step's share."""
+    batches = diffusion_examples(
+        LatentsCache(9, normal(9, 4, 4, 8), mirrored=False),
+        Selection(9, lambda start, stop: np.ones(stop - start, bool)),
+        NoiseSchedule(),
+        LatentSpace(1.0),
+        batch_size=batch_size,
+        draws=Draws(3, "train-diffusion"),
+        positions=positions(0, STEPS, batch_size),
+    )
+    batches = batches.map(lambda inputs, noise: ({**inputs, "noise": noise}, noise))
+    with strategy_of(replicas).scope():
+        shapes = {"noisy_latents": (4, 4, 4), "timesteps": (), "noise": (4, 4, 4)}
+        inputs = {key: keras.Input(shape, name=key) for key, shape in shapes.items()}
+        hidden = Witness()(list(inputs.values()))
+        model = Small(inputs, keras.layers.Dense(4)(hidden))
+        model.compile("sgd", loss="mse")
+    SEEN.clear()
+    model.fit(batches, verbose=0, shuffle=False)
+    return [SEEN[replica] for replica in range(replicas)]
+
+
+def streams():
+    """How 4 replicas share a step's examples, whether together they are those of one device,
+    and how many examples, different noises and different timesteps there were.
+    """
+    (alone,), shares = given(1), given(4)
+    batches = [
+        [np.concatenate(a) for a in zip(*step, strict=True)] for step in zip(*shares, strict=True)
+    ]
+    equal = [
+        np.array_equal(mine, other)
+        for batch, expected in zip(batches, alone, strict=True)
+        for mine, other in zip(batch, expected, strict=True)
+    ]
+    return {
+        "shares": [len(share[0][1]) for share in shares],
+        "equal": all(equal),
+        "examples": sum(len(timesteps) for _, timesteps, _ in alone),
+        "noises": len({noise.tobytes() for *_, noises in batches for noise in noises}),
+        "timesteps": len({int(t) for _, timesteps, _ in batches for t in timesteps}),
+    }
+
+
 def main():
     alone, found = {}, {}
     for name, case in CASES.items():
@@ -161,7 +282,9 @@ def main():
         if key not in alone:
             alone[key] = train(**same)
         found[name] = difference(alone[key], train(**case))
-    print(json.dumps(found))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = resumed(Path(folder))
+    print(json.dumps({"splits": found, "checkpoints": checkpoints, "streams": streams()}))
 
 
 if __name__ == "__main__":

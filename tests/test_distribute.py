@@ -1,4 +1,5 @@
-"""Any split of a batch trains the same: over replicas, over micro-batches, over both.
+"""Any split of a batch trains the same: over replicas, over micro-batches, over both; also from
+a checkpoint of another split, and because every example brings its own noise.
 
 The strategies run in one process of their own (`tests/replicas.py`), because a process has to
 say how many logical devices it wants before TensorFlow starts.
@@ -31,12 +32,34 @@ def run(*arguments, timeout=600):
 
 
 @pytest.fixture(scope="module")
-def differences():
+def found():
     return json.loads(run(TESTS / "replicas.py").splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def differences(found):
+    return found["splits"]
 
 
 def test_every_case_was_run(differences):
     assert len(differences) == 13, f"expected the cases of replicas.py, got {list(differences)}"
+
+
+@pytest.mark.parametrize("change", ["2 → 1", "2 → 4", "1 → 2"])
+def test_a_checkpoint_goes_on_on_another_number_of_replicas(found, change):
+    """Weights, moments and averages after it, against one device that was never stopped."""
+    value = found["checkpoints"][change]
+    assert value < 1e-5, f"{change} replicas: off by {value}, expected less than 1e-5"
+
+
+def test_replicas_are_given_different_noise_and_timesteps(found):
+    """In Keras 3 random layers give every replica the same; ours comes with the data."""
+    given = found["streams"]
+    assert given["shares"] == [2, 2, 2, 1], f"7 examples on 4 replicas: {given['shares']}"
+    assert given["equal"], "the shares put together are not the global batch of one device"
+    count = given["examples"]
+    assert given["noises"] == count, f"{given['noises']} different noises in {count} examples"
+    assert given["timesteps"] > 0.9 * count, f"{given['timesteps']} different timesteps"
 
 
 @pytest.mark.parametrize(

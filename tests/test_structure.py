@@ -49,6 +49,7 @@ FLOW = [
     # Where all parts meet: the model folder and `generate`, which training and interop end in.
     ["modelfolder", "seeds", "initimage", "sampling", "pipeline"],
     ["interop"],
+    ["evaluation.extractors"],
     ["loras"],
     [
         "training.contract",

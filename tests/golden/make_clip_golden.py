@@ -4,6 +4,8 @@ python tests/golden/make_clip_golden.py        (needs the `reference` extra)
 
 clip_ACTIVATION/   text_encoder/, tokenizer/ as transformers writes them, of a tiny random
                    `CLIPTextModel`; prompts.json; outputs.safetensors (ids, last states)
+clip_towers/       model/ as transformers writes it, of a tiny random `CLIPModel`; prompts.json;
+                   outputs.safetensors (pixels, embeddings of them and of the prompts)
 clip_tokens.json   prompt → ids of `CLIPTokenizer`, without start, end and padding
 """
 
@@ -11,13 +13,21 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 
 from latentddpm.models.vocabulary import byte_tokens, packaged_vocabulary, write_vocabulary
 
@@ -92,6 +102,42 @@ def write_encoder(activation: str) -> None:
     (folder / "prompts.json").write_text(json.dumps(PROMPTS, ensure_ascii=False), "utf-8")
 
 
+def write_towers() -> None:
+    """The embeddings through transformers' own image processor, on tests' pictures."""
+    torch.manual_seed(0)
+    folder = GOLDEN / "clip_towers"
+    tokenizer = tokenizer_folder(folder / "model", NUM_MERGES, LENGTH)
+    text = {**SIZES["quick_gelu"], "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
+    text |= {"max_position_embeddings": LENGTH, "eos_token_id": tokenizer.eos_token_id}
+    vision = {**SIZES["quick_gelu"], "num_hidden_layers": 2, "image_size": 24, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    model = CLIPModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.half().save_pretrained(folder / "model")
+    model.double()
+    ids = tokenizer(PROMPTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    size = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+    processor = CLIPImageProcessorPil(**size)
+    numbers = np.random.default_rng(0)
+    outputs = {}
+    with torch.no_grad():
+        outputs["texts"] = unit(model.get_text_features(ids))
+        for name, shape in (("square", (2, 40, 40, 3)), ("wide", (2, 30, 47, 3))):
+            pixels = numbers.integers(0, 256, shape, np.uint8)
+            seen = processor(list(pixels), return_tensors="pt")["pixel_values"].double()
+            outputs[f"{name}_pixels"] = pixels
+            outputs[name] = unit(model.get_image_features(seen))
+    save_file(outputs, folder / "outputs.safetensors")
+    (folder / "prompts.json").write_text(json.dumps(PROMPTS, ensure_ascii=False), "utf-8")
+
+
+def unit(features: Any) -> np.ndarray:
+    features = getattr(features, "pooler_output", features)  # transformers 5 wraps it
+    return (features / features.norm(dim=1, keepdim=True)).numpy().astype(np.float32)
+
+
 def write_tokens() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tokenizer_folder(Path(folder), 49_408, 77)
@@ -109,4 +155,5 @@ def write_tokens() -> None:
 if __name__ == "__main__":
     for activation in SIZES:
         write_encoder(activation)
+    write_towers()
     write_tokens()

@@ -10,10 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from latentddpm.errors import UserError
+from latentddpm.evaluation.clip_score import clip_score
 from latentddpm.interop.clip_towers import load_clip_towers
 from latentddpm.models.tokenizer import PromptTooLong
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "clip_towers"
+PROMPTS = json.loads((GOLDEN / "prompts.json").read_text("utf-8"))
 
 
 @pytest.fixture
@@ -28,20 +30,36 @@ def change(folder, edit, file="config.json"):
     (folder / file).write_text(json.dumps(config))
 
 
-def test_embeddings_are_those_of_transformers():
-    towers = load_clip_towers(GOLDEN / "model")
+@pytest.fixture(scope="module")
+def towers():
+    return load_clip_towers(GOLDEN / "model")
+
+
+def test_embeddings_are_those_of_transformers(towers):
     golden = load_file(GOLDEN / "outputs.safetensors")
     for name in ("square", "wide"):
         actual = towers.embed_images(golden[f"{name}_pixels"])
         np.testing.assert_allclose(actual, golden[name], rtol=0, atol=1e-5, err_msg=name)
         np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, rtol=1e-5)
-    texts = json.loads((GOLDEN / "prompts.json").read_text("utf-8"))
     with pytest.warns(PromptTooLong):
-        actual = towers.embed_texts(texts)
+        actual = towers.embed_texts(PROMPTS)
     np.testing.assert_allclose(actual, golden["texts"], rtol=0, atol=1e-5)
     many = np.repeat(golden["square_pixels"], 20, axis=0)
     batched = towers.embed_images(many)[::20]
     np.testing.assert_allclose(batched, golden["square"], rtol=0, atol=1e-5, err_msg="batches")
+
+
+def test_clip_score_is_the_cosine_of_its_pair(towers):
+    """From transformers' embeddings; never below 0; captions that repeat count each time."""
+    golden = load_file(GOLDEN / "outputs.safetensors")
+    pixels = golden["wide_pixels"][[0, 1, 0, 1]]
+    captions = [PROMPTS[k] for k in (4, 0, 0, 4)]
+    cosines = np.sum(golden["wide"][[0, 1, 0, 1]] * golden["texts"][[4, 0, 0, 4]], axis=1)
+    assert cosines.min() < 0 < cosines.max(), "a test of both signs"
+    actual = clip_score(towers, pixels, captions)
+    np.testing.assert_allclose(actual, 100 * np.maximum(cosines, 0), rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="4 images and 1 captions"):
+        clip_score(towers, pixels, ["a cat"])
 
 
 @pytest.mark.parametrize(

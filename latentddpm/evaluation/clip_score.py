@@ -1,0 +1,37 @@
+"""CLIP score: how well images show what their captions say (Hessel 2021, with weight 100).
+
+    score = 100 · max(cos(image, caption), 0)
+
+of CLIP's embeddings of both, without words in front of the caption. It depends on the CLIP as
+much as on the images, so the tower and its digest belong beside the number; real images with
+their own captions show what is high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from latentddpm.interop.clip_towers import ClipTowers
+
+
+def clip_score(towers: ClipTowers, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """The score of each image with the caption of the same number, 0 .. 100.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        captions: N texts; those too long for CLIP are cut with a warning.
+
+    Returns:
+        float64 (N,).
+
+    Raises:
+        ValueError: not as many captions as images.
+    """
+    if len(images) != len(captions):
+        raise ValueError(f"clip_score: {len(images)} images and {len(captions)} captions")
+    texts = list(dict.fromkeys(captions))
+    rows = [texts.index(caption) for caption in captions]
+    seen, said = towers.embed_images(images), towers.embed_texts(texts)[rows]
+    return 100 * np.maximum(np.sum(seen * said, axis=1, dtype="float64"), 0)

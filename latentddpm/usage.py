@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from latentddpm.errors import UserError, check_choice, nearest, one_line
+from latentddpm.notes import say
 
 NO_MEMORY = "ResourceExhaustedError"
 """TensorFlow's; known by its name, for this module imports nothing heavy."""
@@ -100,4 +101,4 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
     """Warnings as one plain line; other libraries' are left to `--traceback` sessions."""
     if "latentddpm" in getattr(category, "__module__", "") or category is UserWarning:
-        click.echo(f"warning: {one_line(message)}", err=True)
+        say(f"warning: {one_line(message)}")

@@ -34,8 +34,8 @@ from latentddpm.models.unet import UNet
 from latentddpm.pictures import read_metadata, save_png
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training import checkpoint
-from latentddpm.training.callbacks import RunLog
 from latentddpm.training.contract import Contract
+from latentddpm.training.runlog import RunLog
 
 COMMAND = Path(sys.executable).with_name("latentddpm")
 KINDS = {"vae": Autoencoder, "unet": UNet, "text_encoder": TextEncoder}

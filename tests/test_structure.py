@@ -21,7 +21,8 @@ PACKAGE = Path(latentddpm.__file__).parent
 # its module and for all modules below it that no longer name claims.
 FLOW = [
     # What everything stands on.
-    ["errors", "files", "choices", "config", "timing", "startup", "interrupt", "plotting"],
+    ["errors", "files", "choices", "config", "timing", "startup", "interrupt"],
+    ["notes", "plotting"],
     # Numbers of two sets of images or features: arrays in, floats out.
     ["evaluation.samples", "evaluation.similarity", "evaluation.frechet"],
     ["evaluation.kernel", "evaluation.manifold"],
@@ -55,6 +56,8 @@ FLOW = [
         "training.contract",
         "training.checkpoint",
         "training.callbacks",
+        "training.runlog",
+        "training.progress",
         "training.optimizer",
         "training.health",
         "training.resume",

@@ -1,17 +1,30 @@
-"""What a run says of itself: losses by quartile of the timesteps, the log."""
+"""What a run says of itself: losses by quartile of the timesteps, the log, the bar."""
 
+import fcntl
 import json
 import math
+import os
+import pty
+import struct
+import termios
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras.ops import convert_to_numpy
-from tiny import UNET
+from tiny import UNET, tiny_autoencoder
+from train_small import data, small
 
+from latentddpm.config import DiffusionRun, parse_config
+from latentddpm.files import read_json_lines
 from latentddpm.models.unet import UNet
-from latentddpm.training.callbacks import RunLog
+from latentddpm.notes import say
+from latentddpm.training.callbacks import EverySteps
+from latentddpm.training.progress import Progress, introduce
+from latentddpm.training.runlog import RunLog
 
 T = 1000
 EDGES = [0, 249, 250, 499, 500, 749, 750, 999]
@@ -89,3 +102,77 @@ def test_the_log_is_json_whatever_the_numbers(tmp_path):
     expected = {"step": 1, "loss": 0.123457, "loss_q4": None, "gradient_norm": None}
     assert first == expected, f"expected six digits, and null for what is not finite: {first}"
     assert second == {"step": 2, "loss": None}, f"expected old lines mended, got {second}"
+
+
+# --- The terminal --------------------------------------------------------------------------
+
+
+class Terminal:
+    """80 columns, as `sys.stderr`; what stands on it in the end."""
+
+    def __init__(self):
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.stream = open(slave, "w", encoding="utf-8")  # noqa: SIM115
+
+    def lines(self):
+        self.stream.flush()
+        text = os.read(self.master, 1 << 20).decode()
+        self.stream.close()
+        os.close(self.master)
+        return [self.seen(line) for line in text.split("\n")]
+
+    def seen(self, line):
+        """What is left of a line that was written over after each carriage return."""
+        columns = []
+        for piece in line.split("\r"):
+            assert len(piece) <= 80, f"expected 80 columns, a line would wrap: {piece!r}"
+            columns[: len(piece)] = piece
+        return "".join(columns).rstrip()
+
+
+def train(folder, actions, monkeypatch):
+    """24 steps that are logged every 4; `actions` are called every 4 as well. The terminal."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal.stream)
+    model = small()
+    log = RunLog(folder)
+    callbacks = [Progress(log, 0, 24, 6, 4, quiet=False), EverySteps(actions, 0, 24, 4)]
+    batches = tf.data.Dataset.from_tensors(data(6)).repeat(24)
+    model.fit(batches, verbose=0, callbacks=callbacks, shuffle=False)
+    return terminal.lines(), read_json_lines(log.path)
+
+
+def test_the_bar_fits_and_lines_stay_whole_above_it(tmp_path, monkeypatch):
+    lines, _ = train(tmp_path, lambda step: say(f"a note at step {step}"), monkeypatch)
+    expected = [f"a note at step {step}" for step in range(4, 25, 4)]
+    assert lines[:6] == expected, f"expected the notes, each in a line of its own: {lines}"
+    assert lines[6].startswith("100%|"), f"expected the bar below them: {lines}"
+    for part in ("24/24", "<00:00", "images/s", "loss ", "lr 1.0e-02"):
+        assert part in lines[6], f"expected {part!r} in the bar: {lines[6]}"
+    assert lines[7:] == [""], f"expected nothing below the bar: {lines}"
+
+
+def test_the_rate_leaves_out_what_is_done_between_steps(tmp_path, monkeypatch):
+    began = time.perf_counter()
+    _, lines = train(tmp_path, lambda step: time.sleep(0.1), monkeypatch)
+    most = time.perf_counter() - began - 6 * 0.1
+    counted = sum(6 * 4 / line["examples_per_second"] for line in lines[1:])
+    assert counted < most, f"{counted:.2f} s for the steps of a run of {most:.2f} s and sleep"
+    # The first of 24 steps compiles: the first line is about three.
+    assert lines[0]["examples_per_second"] > 0, f"expected a rate of the later steps: {lines[0]}"
+
+
+def test_a_run_introduces_itself(unet):
+    config = parse_config(DiffusionRun, {"training": {"num_steps": 50, "accumulation_steps": 2}})
+    unet.compile("sgd", loss="mse")
+    frozen = tiny_autoencoder()
+    parts = {"UNet": unet, "text encoder": None, "autoencoder": frozen}
+    lines = introduce(config, unet, parts, (400, 7), Path("runs/x")).splitlines()
+    count, other = (f"{network.count_params() / 1e3:.3g} k" for network in (unet, frozen))
+    assert lines == [
+        f"parameters UNet {count}, autoencoder {other} (as it is)",
+        "steps      50 of 32 images in 2 micro-batches, 4 passes over 400 (7 more held back)",
+        f"device     {lines[2].split()[1]} float32, adamw, average of the weights 0.9999",
+        "run        runs/x (log.jsonl, tensorboard, samples, checkpoints)",
+    ], f"got {lines}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from latentddpm.notes import say
 
 try:
     import fcntl
@@ -62,9 +63,3 @@ def alone(folder: Path, name: str, quiet: bool) -> Iterator[None]:
             say(f"{name} {folder}: waiting for another process to finish it", quiet)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def say(message: str, quiet: bool) -> None:
-    """A line on stderr."""
-    if not quiet:
-        print(message, file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentddpm.data.catalog import Catalog
-from latentddpm.data.crew import ALONE, Crew, alone, say
+from latentddpm.data.crew import ALONE, Crew, alone
 from latentddpm.data.latents_build import Old, Rows, begin, fill, finish
 from latentddpm.data.latents_index import (
     Contents,
@@ -43,6 +43,7 @@ from latentddpm.data.latents_index import (
     read_contents,
 )
 from latentddpm.errors import UserError, check_choice
+from latentddpm.notes import say
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder import Autoencoder

@@ -30,9 +30,10 @@ from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.functional import remade
+from latentddpm.notes import say
 from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
-from latentddpm.training.callbacks import RunLog, StopEvaluation, averaged_weights
+from latentddpm.training.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.distribute import crew_of, feed, in_scope
 from latentddpm.training.finetune import adopt_autoencoder
 from latentddpm.training.loop import (
@@ -41,7 +42,9 @@ from latentddpm.training.loop import (
     layer_policy,
     run_steps,
 )
+from latentddpm.training.progress import introduce
 from latentddpm.training.resume import agree, check_run, data_facts
+from latentddpm.training.runlog import RunLog
 
 GRID_IMAGES = 16
 
@@ -154,6 +157,10 @@ def train_autoencoder(
         return examples.image_examples(
             selection=images, draws=None, positions=positions, batch_size=own, **common
         )
+
+    parts = {"encoder": model.encoder, "decoder": model.decoder}
+    images = len(training_images), len(validation_images)
+    say(introduce(config, model, parts, images, out), quiet)
 
     def validate(step: int, log: RunLog) -> None:
         if not len(validation_images):

@@ -10,7 +10,6 @@ With `init` all of it starts from a finished model, see `finetune`.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,17 @@ from latentddpm.modelfolder import LORA, ModelFolder
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.latent_space import LatentSpace
+from latentddpm.notes import say
 from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
-from latentddpm.training.callbacks import RunLog, StopEvaluation, averaged_weights
+from latentddpm.training.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.distribute import crew_of, feed, in_scope
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.loop import compile_options, in_float32, run_steps
 from latentddpm.training.networks import build_networks, read_sources, with_text
+from latentddpm.training.progress import introduce
 from latentddpm.training.resume import agree, check_run, data_facts
+from latentddpm.training.runlog import RunLog
 
 GRID_PROMPTS = 8
 RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
@@ -157,6 +159,10 @@ def train_diffusion(
         size,
         sampling_defaults(config, sources.base),
     )
+
+    parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": sampled.autoencoder}
+    images = len(training_images), len(validation_images)
+    say(introduce(config, model, parts, images, out), quiet)
 
     def validate(step: int, log: RunLog) -> None:
         with averaged_weights(model):
@@ -280,10 +286,9 @@ def grid_prompts(
         )
     if bare:
         first = Selection(len(captions), lambda *block: ~tokens.captioned(*block)).row(0)
-        print(
+        say(
             f"{bare} of {len(captions)} images have no caption and train on the empty prompt, "
-            f"such as {captions.catalog.name(first)}",
-            file=sys.stderr,
+            f"such as {captions.catalog.name(first)}"
         )
     spread = np.linspace(0, len(known) - 1, min(GRID_PROMPTS, len(known))).astype(int)
     return config.samples.prompts or [captions[int(row)][0] for row in known.rows(spread)]

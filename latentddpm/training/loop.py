@@ -20,13 +20,16 @@ from latentddpm.errors import one_line
 from latentddpm.files import atomic_path
 from latentddpm.models.functional import remade
 from latentddpm.models.tiling import is_out_of_memory
-from latentddpm.training.callbacks import EverySteps, NoLog, Progress, RunLog
+from latentddpm.notes import say
+from latentddpm.training.callbacks import EverySteps
 from latentddpm.training.checkpoint import load_latest
 from latentddpm.training.contract import Contract
 from latentddpm.training.distribute import agreement, crew_of
 from latentddpm.training.health import Diverged, Health, less_memory, read_history
 from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
+from latentddpm.training.progress import Progress
 from latentddpm.training.resume import CHECKPOINTS, Saver
+from latentddpm.training.runlog import NoLog, RunLog
 
 CONFIG = "config.yaml"
 OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
@@ -118,6 +121,7 @@ def run_steps(
         with atomic_path(folder / CONFIG) as temporary:
             temporary.write_text(dump_config(config), "utf-8")
     log = RunLog(folder, first) if crew.chief else NoLog(folder)
+    say(f"resumed at {first}", quiet or not first)
     total = training.num_steps
     saver = Saver(checkpoints, model, contract, training.keep_checkpoints, first, crew.chief)
     picture = folder / "samples" / f"step-{first:08d}.png"

@@ -6,7 +6,6 @@ Saver              while it trains: write what it takes to go on, and end when t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from latentddpm import interrupt
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.data.catalog import Catalog
 from latentddpm.errors import UserError
+from latentddpm.notes import say
 from latentddpm.training import checkpoint
 from latentddpm.training.contract import Contract, compare
 from latentddpm.training.health import Diverged
@@ -70,8 +70,8 @@ def agree(
             f"{folder}: not the run that stopped at step {step}: {'; '.join(refused)}. Take that "
             "back, or pass --allow-changes to go on with it"
         )
-    if (refused or noted) and not quiet:
-        print(f"going on from step {step} with {'; '.join(refused + noted)}", file=sys.stderr)
+    if refused or noted:
+        say(f"going on from step {step} with {'; '.join(refused + noted)}", quiet)
     return contract
 
 

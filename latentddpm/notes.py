@@ -1,0 +1,17 @@
+"""Lines for people, on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """Print lines on stderr, above a progress bar where there is one; nothing when `quiet`."""
+    if quiet:
+        return
+    if "tqdm" not in sys.modules:  # so there is no bar
+        print(text, file=sys.stderr, flush=True)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)

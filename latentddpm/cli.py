@@ -16,13 +16,11 @@ import click
 
 from latentddpm import __version__
 from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
+from latentddpm.cli_evaluate import evaluate
 from latentddpm.errors import UserError
 from latentddpm.modelfolder import LORA
 from latentddpm.startup import import_keras
-from latentddpm.usage import Commands, command
-
-FOLDER = click.Path(path_type=Path)
-DATA_HELP = "Folder of images, or of shards; a shard; a pattern such as a-{00..99}.tar."
+from latentddpm.usage import DATA_HELP, FOLDER, Commands, command
 
 
 def training_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -445,6 +443,9 @@ def info(path: Path, quiet: bool) -> None:
     from latentddpm.describe import describe
 
     click.echo(describe(path))
+
+
+main.add_command(evaluate)
 
 
 def _with(overrides: tuple[str, ...], **options: str | None) -> tuple[str, ...]:

@@ -109,6 +109,7 @@ def test_hed_stand_in():
     extractor = load_extractor("hed")
     features = extractor.features(np.concatenate([images, references]))
     assert features.shape == (10, 512)
+    np.testing.assert_allclose(np.mean(features**2, axis=1), 1, rtol=1e-4)
     assert extractor.frechet_name == "Fréchet distance (hed-vgg16)"
     apart = np.linalg.norm(features[:5] - features[5:], axis=1)
     assert 0 < apart[0] < apart[-1], f"expected growing differences, got {apart}"

@@ -13,7 +13,7 @@ from metric_sets import feature_sets, image_pairs
 from latentddpm.errors import UserError
 from latentddpm.evaluation import kernel, samples
 from latentddpm.evaluation.frechet import Statistics, frechet_distance
-from latentddpm.evaluation.kernel import kernel_distance
+from latentddpm.evaluation.kernel import kernel_distance, paired_kernel_distance
 from latentddpm.evaluation.manifold import density_coverage, precision_recall
 from latentddpm.evaluation.similarity import psnr, rmse, ssim
 
@@ -31,6 +31,7 @@ def ours():
         "ssim": ssim(*pairs),
         "frechet": frechet_distance(*statistics),
         "kernel": kernel_distance(real, generated).value,
+        "paired kernel": paired_kernel_distance(real, generated).value,
         **precision_recall(real, generated, k=3)._asdict(),
         **density_coverage(real, generated, k=5)._asdict(),
     }
@@ -142,6 +143,23 @@ def test_the_kernel_distance_has_no_bias_and_knows_its_error():
         assert 0.9 < ratio < 1.6, (
             f"shift {shift}: the jackknife's error is {ratio} of the true one"
         )
+
+
+def test_pairs_are_no_closer_than_their_distributions():
+    """y_i made from x_i, with the same distribution: 0 on average only without i = j."""
+    rng = np.random.default_rng(2)
+    x = draws(rng, 15, 300)
+    y = 0.8 * x + 0.6 * draws(rng, 15, 300)
+    found = [paired_kernel_distance(*pair) for pair in zip(x, y, strict=True)]
+    values = np.array([distance.value for distance in found])
+    spread = values.std() / np.sqrt(len(values))
+    assert abs(values.mean()) < 4 * spread, f"biased: {values.mean()} ± {spread}"
+    blind = np.mean([kernel_distance(*pair).value for pair in zip(x, y, strict=True)])
+    assert blind < -4 * spread, f"expected pairs to mislead the other estimate: {blind}"
+    x, y = x[0, :7], y[0, :7]
+    left = [paired_kernel_distance(np.delete(x, i, 0), np.delete(y, i, 0)).value for i in range(7)]
+    error = paired_kernel_distance(x, y).standard_error
+    assert error == pytest.approx((6 * np.var(left)) ** 0.5, rel=1e-9), "not the jackknife's"
 
 
 def test_the_jackknife_is_what_leaving_out_gives():

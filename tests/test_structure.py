@@ -68,7 +68,7 @@ FLOW = [
     ["training.networks", "training.autoencoder", "training.encode", "training.diffusion"],
     ["training"],
     ["evaluation"],
-    ["usage", "commands", "describe", "cli", "__main__"],
+    ["usage", "commands", "describe", "cli_evaluate", "cli", "__main__"],
 ]
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.

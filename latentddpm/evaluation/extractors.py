@@ -10,8 +10,9 @@ Features of Inception-v3 are its last convolutions' averages, d = 2048. Images a
 of 2015 in TF-Slim's layout that FID was published with (nor is the resizing theirs): numbers made
 here compare with each other, not with those in papers. A local file counts as ImageNet's when it
 is, byte for byte, what Keras Applications publishes. HED's VGG16, tuned on to find edges, gives
-the averages of its deepest block, d = 512, at the images' own size. Other models see [-1, 1],
-resized where their input has a fixed size.
+the averages of its deepest block, d = 512, at the images' own size; they run into hundreds, where
+the kernel distance wants about 1, so that each image's are scaled to a mean square of 1. Other
+models see [-1, 1], resized where their input has a fixed size.
 
 A distance is named after what it stands on: "FID" and "KID" are promised to ImageNet's
 Inception-v3, any other extractor is named beside the number.
@@ -23,6 +24,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -105,7 +107,12 @@ def load_extractor(name: str) -> Extractor:
         return _inception(Path(file)) if file else _downloaded_inception()
     if name == HED:
         features = load_perceptual(HED).features
-        return Extractor("hed-vgg16", lambda images: ops.mean(features(images)[-1], axis=(1, 2)))
+
+        def averages(images: Any) -> Any:
+            means = ops.mean(features(images)[-1], axis=(1, 2))
+            return means * ops.rsqrt(ops.mean(ops.square(means), axis=-1, keepdims=True) + 1e-12)
+
+        return Extractor("hed-vgg16", averages)
     path = Path(name)
     if path.suffix == ".keras" and path.is_file():
         return _from_archive(path)

@@ -24,7 +24,7 @@ from torch_fidelity.metric_fid import (  # noqa: E402
     fid_features_to_statistics,
     fid_statistics_to_metric,
 )
-from torch_fidelity.metric_kid import kernel_mmd  # noqa: E402
+from torch_fidelity.metric_kid import kernel_mmd, kernel_poly, mmd2  # noqa: E402
 from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -60,12 +60,17 @@ def distances():
     real, generated = feature_sets()
     tensors = torch.from_numpy(generated), torch.from_numpy(real)
     statistics = [fid_features_to_statistics(tensor) for tensor in tensors]
+    kernels = [
+        kernel_poly(*pair, **KERNEL)
+        for pair in ((real, real), (real, generated), (generated, generated))
+    ]
     precision_recall = prc_features_to_metric(
         *tensors, prc_neighborhood=3, prc_batch_size=64, save_cpu_ram=False, verbose=False
     )
     return {
         "frechet": fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"],
         "kernel": float(kernel_mmd(generated, real, **KERNEL)),
+        "paired kernel": float(mmd2(*kernels, mmd_est="u-statistic")),
         "precision": precision_recall["precision"],
         "recall": precision_recall["recall"],
         **density_coverage(real, generated, k=5),

@@ -1,0 +1,184 @@
+"""What an autoencoder loses: images beside their reconstructions, and the latents' statistics.
+
+An image passes through the posterior's mode, as it does when latents are cached,
+
+    x̂ = decode(mean(encode(x)))            both of 8 bits
+
+and x̂ is compared with x image by image (PSNR, SSIM, RMSE, a perceptual distance), and all x̂ with
+all x as distributions: the Fréchet and kernel distances of their features. With ImageNet's
+Inception-v3 these are rFID and rKID; with another network they carry its name.
+
+Latents are the scaled ones, which a UNet sees; over all channels their standard deviation should
+be about 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from latentddpm.errors import UserError
+from latentddpm.evaluation.extractors import Extractor
+from latentddpm.evaluation.frechet import Statistics, frechet_distance
+from latentddpm.evaluation.images import ImageSet
+from latentddpm.evaluation.kernel import LEAST, paired_kernel_distance
+from latentddpm.evaluation.report import Report, aligned, plain, shown
+from latentddpm.evaluation.samples import check_count
+from latentddpm.evaluation.similarity import psnr, rmse, ssim
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
+from latentddpm.models.tiling import decode, encode
+from latentddpm.pictures import from_pixels, grid, save_png, to_pixels
+
+BATCH = 16
+GRID = "reconstructions.png"
+GRID_COLUMNS = 8
+GROUPS = ("best", "median", "worst")
+GROUP_GAP = 12  # pixels
+LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "rmse": "RMSE (of 255)"}
+HIGHER_IS_BETTER = ("psnr", "ssim")
+
+
+def evaluate_autoencoder(
+    autoencoder: Autoencoder,
+    images: ImageSet,
+    *,
+    perceptual: PerceptualDistance | None = None,
+    extractor: Extractor | None = None,
+    out: Path | None = None,
+    quiet: bool = False,
+) -> Report:
+    """Compare images with their reconstructions.
+
+    Args:
+        perceptual: a distance to report too, under its label.
+        extractor: of the features for the Fréchet and kernel distances; None leaves them out.
+        out: folder for a picture of the best, median and worst: by the perceptual distance, or
+            by PSNR without one.
+
+    Raises:
+        UserError: too few or too small images for what is asked, or of a size that the
+            autoencoder does not take.
+    """
+    if extractor is not None:
+        check_count(extractor.kernel_name, len(images), LEAST)
+    if perceptual is not None and min(images.size) < SMALLEST_SIDE:
+        raise UserError(
+            f"{perceptual.label} needs images of at least {SMALLEST_SIDE}×{SMALLEST_SIDE}"
+        )
+    labels = {**LABELS, **({"perceptual": perceptual.label} if perceptual else {})}
+    each: dict[str, list[np.ndarray]] = {name: [] for name in labels}
+    features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    latents = Statistics()
+    for originals in images.batches(BATCH, "reconstruct", quiet):
+        codes, rebuilt = reconstruct(autoencoder, originals)
+        latents.add(codes.reshape(-1, codes.shape[-1]))
+        for name, measure in (("psnr", psnr), ("ssim", ssim), ("rmse", rmse)):
+            each[name].append(measure(rebuilt, originals))
+        if perceptual is not None:
+            pair = from_pixels(rebuilt), from_pixels(originals)
+            each["perceptual"].append(ops.convert_to_numpy(perceptual(*pair)))
+        if extractor is not None:
+            for kept, pixels in zip(features, (originals, rebuilt), strict=True):
+                kept.append(extractor.features(pixels))
+    values = {name: np.concatenate(parts) for name, parts in each.items()}
+    rows, found = _per_image(labels, values)
+    tables = [aligned(rows)]
+    if extractor is not None:
+        rows, distances = _distances(extractor, *map(np.concatenate, features))
+        found |= distances
+        tables.append(aligned(rows))
+    rows, found["latents"] = _latents(latents)
+    tables.append(aligned(rows))
+    key = "perceptual" if perceptual else "psnr"
+    order = np.argsort(values[key] if key == "perceptual" else -values[key], kind="stable")
+    if out is not None:
+        found["shown"] = _save_grid(out / GRID, autoencoder, images, order)
+        tables.append(f"{out / GRID}: best, median and worst by {labels[key]}")
+    return Report("\n\n".join(tables), found)
+
+
+def reconstruct(autoencoder: Autoencoder, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images through the autoencoder and back.
+
+    Args:
+        pixels: uint8 (B, H, W, 3).
+
+    Returns:
+        Scaled latents (B, h, w, c), and uint8 images of the shape of `pixels`.
+    """
+    mean, _ = encode(autoencoder, from_pixels(pixels))
+    latents = ops.convert_to_numpy(autoencoder.to_latents(mean))
+    return latents, to_pixels(decode(autoencoder, latents))
+
+
+def _per_image(
+    labels: dict[str, str], values: dict[str, np.ndarray]
+) -> tuple[list[list[str]], dict[str, Any]]:
+    rows, found = [["", "mean", "median", "worst"]], {}
+    for name, label in labels.items():
+        each = values[name]
+        worst = each.min() if name in HIGHER_IS_BETTER else each.max()
+        numbers = {"mean": each.mean(), "median": np.median(each), "worst": worst}
+        rows.append([label, *map(shown, numbers.values())])
+        found[name] = {key: plain(number) for key, number in numbers.items()}
+    return rows, found
+
+
+def _distances(
+    extractor: Extractor, originals: np.ndarray, rebuilt: np.ndarray
+) -> tuple[list[list[str]], dict[str, Any]]:
+    reconstruction = "r" if extractor.is_inception else ""
+    statistics = [Statistics().add(features) for features in (originals, rebuilt)]
+    frechet, kernel = frechet_distance(*statistics), paired_kernel_distance(originals, rebuilt)
+    low, high = map(shown, kernel.interval)
+    rows = [
+        [reconstruction + extractor.frechet_name, shown(frechet)],
+        [reconstruction + extractor.kernel_name, shown(kernel.value), f"95 %: {low} … {high}"],
+    ]
+    return rows, {
+        "frechet_distance": frechet,
+        "kernel_distance": {"value": kernel.value, "standard_error": kernel.standard_error},
+    }
+
+
+def _latents(statistics: Statistics) -> tuple[list[list[str]], dict[str, Any]]:
+    """Each channel's mean and standard deviation, and those over all channels."""
+    means, variances = statistics.mean, np.diag(statistics.covariance)
+    whole = {
+        "mean": float(means.mean()),
+        "std": float(np.sqrt(variances.mean() + means.var())),
+    }
+    rows = [["latents", "mean", "std"]]
+    rows += [
+        [f"  channel {n}", shown(mean), shown(variance**0.5)]
+        for n, (mean, variance) in enumerate(zip(means, variances, strict=True))
+    ]
+    rows.append(["  all", shown(whole["mean"]), shown(whole["std"])])
+    channels = {"means": means.tolist(), "stds": np.sqrt(variances).tolist()}
+    return rows, {**whole, **channels}
+
+
+def _save_grid(
+    path: Path, autoencoder: Autoencoder, images: ImageSet, order: np.ndarray
+) -> dict[str, list[str]]:
+    """Originals above reconstructions, in three groups; which images they are of.
+
+    Args:
+        order: numbers of all images, best first.
+    """
+    columns = min(GRID_COLUMNS, max(len(order) // len(GROUPS), 1))
+    middle = (len(order) - columns) // 2
+    groups = (order[:columns], order[middle : middle + columns], order[-columns:])
+    pictures, names = [], {}
+    for title, numbers in zip(GROUPS, groups, strict=True):
+        originals = images.read(numbers)
+        pictures += [grid([originals, reconstruct(autoencoder, originals)[1]])]
+        names[title] = [images.where(number) for number in numbers]
+    gap = np.full((GROUP_GAP, *pictures[0].shape[1:]), 255, np.uint8)
+    best, median, worst = pictures
+    save_png(path, np.concatenate([best, gap, median, gap, worst]), names)
+    return names

@@ -389,6 +389,18 @@ def test_what_does_not_change_it_is_only_said(changes):
     assert len(noted) == len(changes), f"{changes}: noted {noted}, expected each"
 
 
+@pytest.mark.parametrize(
+    ("place", "digest", "free"), [("b", "0" * 64, True), ("a", "1" * 64, False)]
+)
+def test_the_model_to_start_from_is_told_by_its_digest_not_by_its_place(place, digest, free):
+    config = DiffusionRun.model_validate({"init": "a"})
+    old = Contract.of(config, {"images": 40, "init": "0" * 64})
+    new = Contract.of(config.model_copy(update={"init": place}), {"images": 40, "init": digest})
+    said = [f"init a (000000000000) → {place} ({digest[:12]})"]
+    expected = ([], said) if free else (said, [])
+    assert compare(old, new, 50) == expected, f"expected {said}, refused or noted"
+
+
 def test_a_longer_cosine_has_to_be_allowed_and_says_what_it_does():
     old, new = (contract(num_steps=steps, learning_rate_schedule="cosine") for steps in (100, 190))
     refused, _ = compare(old, new, 55)

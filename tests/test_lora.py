@@ -12,7 +12,7 @@ from tiny import few_emoji, tiny_model
 
 from latentddpm import interop
 from latentddpm.cli import main
-from latentddpm.config import load_config
+from latentddpm.config import DiffusionRun, load_config
 from latentddpm.errors import UserError
 from latentddpm.interop.lora import add_lora, merge_lora, read_lora_metadata, save_lora
 from latentddpm.loras import read_loras
@@ -22,7 +22,8 @@ from latentddpm.models.functional import remade
 from latentddpm.models.unet import UNet
 from latentddpm.pictures import read_metadata
 from latentddpm.pipeline import LatentDiffusion
-from latentddpm.training.networks import DiffusionRun, build_networks, read_sources
+from latentddpm.training.diffusion import train_diffusion
+from latentddpm.training.networks import build_networks, read_sources
 
 ATTENTION = ("query", "key", "value", "out")
 QUERY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -252,8 +253,8 @@ def test_options_that_name_no_file_are_refused(option, word):
 
 
 @pytest.fixture(scope="module")
-def run(lab):
-    """Four steps of a LoRA of rank 2."""
+def trained(lab):
+    """The networks after four steps of a LoRA of rank 2, whose run is in `run`."""
     training = {
         "num_steps": 4,
         "batch_size": 4,
@@ -269,14 +270,20 @@ def run(lab):
         "samples": {"prompts": ["red apple"], "images_per_prompt": 1, "num_steps": 1},
     }
     (lab / "lora.yaml").write_text(yaml.safe_dump(settings), "utf-8")
-    done = succeeds(*arguments(lab, lab / "run"))
-    assert done.stdout == f"{lab / 'run' / 'lora.safetensors'}\n", f"stdout: {done.stdout!r}"
+    config = load_config(DiffusionRun, lab / "lora.yaml", init=lab / "base")
+    return train_diffusion(
+        config, lab / "data", None, lab / "run", latents=lab / "latents", quiet=True
+    )
+
+
+@pytest.fixture(scope="module")
+def run(lab, trained):
     return lab / "run"
 
 
-def arguments(lab, out, *more):
+def arguments(lab, out, *more, init="base"):
     return (
-        *("train-diffusion", "--data", lab / "data", "--init", lab / "base"),
+        *("train-diffusion", "--data", lab / "data", "--init", lab / init),
         *("--latents", lab / "latents", "--config", lab / "lora.yaml", "--out", out),
         *more,
     )
@@ -296,12 +303,51 @@ def test_a_run_leaves_a_small_file(lab, base, run):
     assert all(np.any(up) for up in ups), "a projection was not trained"
 
 
-def test_training_changes_nothing_else(lab, base, run):
-    """The frozen weights in the checkpoint are those of the model, bit by bit."""
+def test_training_changes_nothing_else(base, trained):
+    """The frozen weights are those of the model, bit by bit."""
+    for network, before in ((trained.unet, base.unet), (trained.text_encoder, base.text_encoder)):
+        found = {variable.path: np.asarray(variable) for variable in network.weights}
+        for variable in before.weights:
+            np.testing.assert_array_equal(
+                found[variable.path], variable, err_msg=f"{variable.path} was trained"
+            )
+
+
+def test_a_checkpoint_holds_what_trains_and_not_the_base(base, trained, run):
     state = load_file(run / "checkpoints" / "step-00000004" / "state.safetensors")
-    found = {array.tobytes() for array in state.values()}
-    for variable in (*base.unet.weights, *base.text_encoder.weights):
-        assert np.asarray(variable).tobytes() in found, f"{variable.path} was trained"
+    trains = sum(int(np.prod(v.shape)) for v in trained.unet.trainable_variables)
+    held = sum(array.size for array in state.values())
+    # Weights, two moments, averages (of each weight, and strung together), a count.
+    assert held == 5 * trains + 1, f"{held} numbers for {trains} that train"
+    frozen = {np.asarray(v).tobytes() for v in base.unet.weights if np.any(v) and v.shape != ()}
+    kept = [key for key, array in state.items() if array.tobytes() in frozen]
+    assert not kept, f"{kept} are weights of the base"
+
+
+def test_a_base_that_was_moved_is_the_same(lab, run, tmp_path):
+    """The finished run again: the same file, byte for byte, header included."""
+    moved = lab / "moved" / "base"
+    shutil.copytree(lab / "base", moved)
+    again = tmp_path / "again"
+    shutil.copytree(run, again, ignore=shutil.ignore_patterns("lora.safetensors"))
+    done = succeeds(*arguments(lab, again, "--resume", init=moved))
+    assert done.stdout == f"{again / 'lora.safetensors'}\n", f"stdout: {done.stdout!r}"
+    digest = read_model_folder(lab / "base").digest
+    said = f"init {lab / 'base'} ({digest}) → {moved} ({digest})"
+    assert said in done.stderr, f"{done.stderr!r}, expected {said!r}"
+    one, other = ((folder / "lora.safetensors").read_bytes() for folder in (run, again))
+    assert one == other, "the same LoRA is other bytes"
+
+
+@pytest.mark.slow
+def test_another_base_is_refused(lab, run):
+    tiny_model(seed=1).save(lab / "other")
+    done = call(*arguments(lab, run, "--resume", init="other"))
+    assert done.exit_code == 2, f"exit code {done.exit_code}: {done.output}"
+    for name in ("base", "other"):
+        said = f"{lab / name} ({read_model_folder(lab / name).digest})"
+        assert said in done.stderr, f"{done.stderr!r} does not name {said}"
+    assert "--allow-changes" in done.stderr, f"{done.stderr!r}"
 
 
 @pytest.mark.slow
@@ -309,10 +355,8 @@ def test_resuming_gives_the_same_bytes(lab, run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run / "checkpoints" / "step-00000002", again / "checkpoints/step-00000002")
     succeeds(*arguments(lab, again, "--resume", "--quiet"))
-    found, expected = (folder / "lora.safetensors" for folder in (again, run))
-    found, expected = load_file(found), load_file(expected)
-    unequal = [key for key in expected if not np.array_equal(found[key], expected[key])]
-    assert not unequal, f"two steps after resuming: {len(unequal)} tensors differ"
+    found, expected = ((folder / "lora.safetensors").read_bytes() for folder in (again, run))
+    assert found == expected, "two steps after resuming: other bytes"
 
 
 def test_generate_takes_a_run_and_remembers_it(lab, run, tmp_path):

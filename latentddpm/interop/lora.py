@@ -28,7 +28,7 @@ from typing import Any
 import keras
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.files import atomic_path
@@ -109,7 +109,10 @@ def add_lora(unet: UNet, rank: int, alpha: float, targets: Sequence[str]) -> Non
 
 
 def save_lora(unet: UNet, path: str | Path, metadata: Mapping[str, Any]) -> None:
-    """Write what `add_lora` added, atomically; `metadata` goes into the file's header."""
+    """Write what `add_lora` added, atomically; `metadata` goes into the file's header.
+
+    The same change gives the same bytes.
+    """
     tensors = {}
     for one in _projections(unet):
         if one.layer.lora_enabled:
@@ -120,7 +123,15 @@ def save_lora(unet: UNet, path: str | Path, metadata: Mapping[str, Any]) -> None
             tensors[f"{one.stem}.alpha"] = np.array(one.layer.lora_alpha, "float32")
     header = {key: str(value) for key, value in metadata.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"format": "pt", **header})
+        temporary.write_bytes(_in_order(save(tensors, {"format": "pt", **header})))
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its header sorted; the library writes metadata in any order."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # numbers start at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + file[8 + size :]
 
 
 # --- Using ---------------------------------------------------------------------------------

@@ -52,6 +52,15 @@ def remade(model: keras.Model, **changes: Any) -> keras.Model:
 
 
 def freeze(model: keras.Model) -> None:
-    """Let none of the variables train; unlike `trainable = False` nothing of it is saved."""
-    for variable in model.variables:
+    """Let none of the weights train; unlike `trainable = False` nothing of it is saved.
+
+    They stay what they were read as, so that checkpoints leave them out: see `is_frozen`.
+    """
+    for variable in model.weights:
         variable.trainable = False
+        variable.frozen = True
+
+
+def is_frozen(variable: keras.Variable) -> bool:
+    """Whether it is a weight of a network that `freeze` was called on."""
+    return getattr(variable, "frozen", False)

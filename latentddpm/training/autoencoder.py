@@ -116,11 +116,13 @@ def train_autoencoder(
     if crew.chief:
         catalog.report()
     by_caption = config.data.validation_by == "caption"
-    words = {"captions": catalog.row_digest} if by_caption else {}
+    facts = {"captions": catalog.row_digest} if by_caption else {}
+    if config.init:
+        facts["init"] = read_model_folder(config.init).digest
     contract = agree(
         out,
         config,
-        data_facts(catalog, **words),
+        data_facts(catalog, **facts),
         resume=resume,
         allow_changes=allow_changes,
         quiet=quiet,

@@ -9,7 +9,8 @@ A checkpoint is staged under another name, flushed to the disk and renamed when 
 ones go only after the new one verifies. The newest that verifies is the latest. The position in
 the data is not stored: it follows from the step (see `data.draws`). Nothing in it depends on
 how many replicas or processes trained: any number goes on from it. With several processes one
-writes and all read.
+writes and all read. Weights of `init` that do not train, such as those under a LoRA, are left out:
+they are read from there again, and the contract holds its digest.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from safetensors.numpy import load_file, save_file
 
 from latentddpm.errors import UserError
 from latentddpm.files import atomic_folder, atomic_path, file_digest, write_json
+from latentddpm.models.functional import is_frozen
 from latentddpm.training.contract import Contract
 
 FORMAT = 2
@@ -196,7 +198,7 @@ def _step(path: Path) -> int:
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """Every variable by a name that is stable from one process to the next.
+    """What training changes, by names that are stable from one process to the next.
 
     A model that trains more than itself hands the rest out in `checkpoint_groups`.
     """
@@ -206,6 +208,7 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
         f"{group}/{index}": variable
         for group, variables in groups.items()
         for index, variable in enumerate(variables)
+        if not is_frozen(variable)
     }
 
 

@@ -34,6 +34,9 @@ FREE = (
 )
 """Keys that do not change what is learned: the beginnings of their names."""
 
+INIT = "init"
+"""In the configuration a model's folder, among the facts its digest, which is what counts."""
+
 SHOWN = 12  # characters of a digest
 
 
@@ -44,7 +47,8 @@ class Contract:
     Attributes:
         command: "train-vae" or "train-diffusion".
         config: the resolved configuration, as JSON.
-        data: facts about the data, such as the digest of its images, by the names people read.
+        data: facts about the data, such as the digest of its images, by the names people read;
+            with `config["init"]` also `init`, the digest of that model.
     """
 
     command: str
@@ -85,6 +89,8 @@ def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[st
         known = old.config
     refused, noted = [], []
     for key, was, now in _differences(known, new.config):
+        if key == INIT:
+            continue
         text = f"{key} {_shown(was)} → {_shown(now)}"
         free = key.startswith(FREE)
         if key == "training.num_steps":
@@ -92,8 +98,20 @@ def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[st
             text += effect
         (noted if free else refused).append(text)
     for key, was, now in _differences(old.data, new.data):
-        refused.append(f"{key} {_shown(was)} → {_shown(now)}")
+        if key != INIT:
+            refused.append(f"{key} {_shown(was)} → {_shown(now)}")
+    was, now = _init(old), _init(new)
+    if was != now:
+        # The same model in another place is the same, another one in the same place is not.
+        same = old.data.get(INIT) == new.data.get(INIT)
+        (noted if same else refused).append(f"init {was} → {now}")
     return refused, noted
+
+
+def _init(contract: Contract) -> str:
+    """The model that a run started from: where it lies, and its digest."""
+    place, digest = contract.config.get(INIT), contract.data.get(INIT)
+    return f"{place} ({str(digest)[:SHOWN]})" if place else "nothing"
 
 
 def _more_steps(training: Mapping[str, Any], was: int, now: int, step: int) -> tuple[bool, str]:

@@ -118,11 +118,13 @@ def train_diffusion(
         catalog.report()
     vae_digest = sources.vae.parts["vae"]["digest"]
     by_caption = config.data.validation_by == "caption"
-    words = {"captions": catalog.row_digest} if tokenizer or by_caption else {}
+    facts = {"captions": catalog.row_digest} if tokenizer or by_caption else {}
+    if sources.base is not None:
+        facts["init"] = sources.base.digest
     contract = agree(
         out,
         config,
-        data_facts(catalog, autoencoder=vae_digest, **words),
+        data_facts(catalog, autoencoder=vae_digest, **facts),
         resume=resume,
         allow_changes=allow_changes,
         quiet=quiet,

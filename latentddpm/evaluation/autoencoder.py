@@ -15,7 +15,6 @@ be about 1.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from keras import ops
@@ -71,7 +70,7 @@ def evaluate_autoencoder(
         )
     labels = {**LABELS, **({"perceptual": perceptual.label} if perceptual else {})}
     each: dict[str, list[np.ndarray]] = {name: [] for name in labels}
-    features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    features = []  # of batches: (2, B, d)
     latents = Statistics()
     for originals in images.batches(BATCH, "reconstruct", quiet):
         codes, rebuilt = reconstruct(autoencoder, originals)
@@ -82,23 +81,21 @@ def evaluate_autoencoder(
             pair = from_pixels(rebuilt), from_pixels(originals)
             each["perceptual"].append(ops.convert_to_numpy(perceptual(*pair)))
         if extractor is not None:
-            for kept, pixels in zip(features, (originals, rebuilt), strict=True):
-                kept.append(extractor.features(pixels))
+            both = extractor.features(np.concatenate([originals, rebuilt]))
+            features.append(both.reshape(2, len(originals), -1))
     values = {name: np.concatenate(parts) for name, parts in each.items()}
-    rows, found = _per_image(labels, values)
-    tables = [aligned(rows)]
+    parts = [_per_image(labels, values)]
     if extractor is not None:
-        rows, distances = _distances(extractor, *map(np.concatenate, features))
-        found |= distances
-        tables.append(aligned(rows))
-    rows, found["latents"] = _latents(latents)
-    tables.append(aligned(rows))
-    key = "perceptual" if perceptual else "psnr"
-    order = np.argsort(values[key] if key == "perceptual" else -values[key], kind="stable")
+        parts.append(_distances(extractor, *np.concatenate(features, axis=1)))
+    parts.append(_latents(latents))
     if out is not None:
-        found["shown"] = _save_grid(out / GRID, autoencoder, images, order)
-        tables.append(f"{out / GRID}: best, median and worst by {labels[key]}")
-    return Report("\n\n".join(tables), found)
+        key = "perceptual" if perceptual else "psnr"
+        order = np.argsort(values[key] if perceptual else -values[key], kind="stable")
+        names = _save_grid(out / GRID, autoencoder, images, order)
+        line = f"{out / GRID}: best, median and worst by {labels[key]}"
+        parts.append(Report(line, {"shown": names}))
+    text = "\n\n".join(part.text for part in parts)
+    return Report(text, {name: value for part in parts for name, value in part.values.items()})
 
 
 def reconstruct(autoencoder: Autoencoder, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,9 +112,7 @@ def reconstruct(autoencoder: Autoencoder, pixels: np.ndarray) -> tuple[np.ndarra
     return latents, to_pixels(decode(autoencoder, latents))
 
 
-def _per_image(
-    labels: dict[str, str], values: dict[str, np.ndarray]
-) -> tuple[list[list[str]], dict[str, Any]]:
+def _per_image(labels: dict[str, str], values: dict[str, np.ndarray]) -> Report:
     rows, found = [["", "mean", "median", "worst"]], {}
     for name, label in labels.items():
         each = values[name]
@@ -125,41 +120,38 @@ def _per_image(
         numbers = {"mean": each.mean(), "median": np.median(each), "worst": worst}
         rows.append([label, *map(shown, numbers.values())])
         found[name] = {key: plain(number) for key, number in numbers.items()}
-    return rows, found
+    return Report(aligned(rows), found)
 
 
-def _distances(
-    extractor: Extractor, originals: np.ndarray, rebuilt: np.ndarray
-) -> tuple[list[list[str]], dict[str, Any]]:
-    reconstruction = "r" if extractor.is_inception else ""
+def _distances(extractor: Extractor, originals: np.ndarray, rebuilt: np.ndarray) -> Report:
+    prefix = "r" if extractor.is_inception else ""
     statistics = [Statistics().add(features) for features in (originals, rebuilt)]
     frechet, kernel = frechet_distance(*statistics), paired_kernel_distance(originals, rebuilt)
     low, high = map(shown, kernel.interval)
-    rows = [
-        [reconstruction + extractor.frechet_name, shown(frechet)],
-        [reconstruction + extractor.kernel_name, shown(kernel.value), f"95 %: {low} … {high}"],
-    ]
-    return rows, {
-        "frechet_distance": frechet,
-        "kernel_distance": {"value": kernel.value, "standard_error": kernel.standard_error},
-    }
+    text = aligned(
+        [
+            [prefix + extractor.frechet_name, shown(frechet)],
+            [prefix + extractor.kernel_name, shown(kernel.value), f"95 %: {low} … {high}"],
+        ]
+    )
+    count, width = originals.shape
+    if count <= width:
+        text += f"\n{count} images, {width} features: the Fréchet distance has not converged"
+    errors = {"value": kernel.value, "standard_error": kernel.standard_error}
+    return Report(text, {"frechet_distance": frechet, "kernel_distance": errors})
 
 
-def _latents(statistics: Statistics) -> tuple[list[list[str]], dict[str, Any]]:
+def _latents(statistics: Statistics) -> Report:
     """Each channel's mean and standard deviation, and those over all channels."""
     means, variances = statistics.mean, np.diag(statistics.covariance)
-    whole = {
-        "mean": float(means.mean()),
-        "std": float(np.sqrt(variances.mean() + means.var())),
-    }
+    stds = np.sqrt(variances)
+    mean, std = means.mean(), np.sqrt(variances.mean() + means.var())
     rows = [["latents", "mean", "std"]]
-    rows += [
-        [f"  channel {n}", shown(mean), shown(variance**0.5)]
-        for n, (mean, variance) in enumerate(zip(means, variances, strict=True))
-    ]
-    rows.append(["  all", shown(whole["mean"]), shown(whole["std"])])
-    channels = {"means": means.tolist(), "stds": np.sqrt(variances).tolist()}
-    return rows, {**whole, **channels}
+    for channel, numbers in enumerate(zip(means, stds, strict=True)):
+        rows.append([f"  channel {channel}", *map(shown, numbers)])
+    rows.append(["  all", shown(mean), shown(std)])
+    found = {"mean": float(mean), "std": float(std), "means": means.tolist()}
+    return Report(aligned(rows), {"latents": {**found, "stds": stds.tolist()}})
 
 
 def _save_grid(

@@ -436,13 +436,18 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
 
 
 @main.command()
-@click.argument("path", type=FOLDER)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw runs' curves: .png, .svg, .pdf.")
 @command
-def info(path: Path, quiet: bool) -> None:
-    """Describe a PNG made here, a model folder or a run."""
+def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
+    """Describe a PNG made here, a model, a run, latents, a catalog or shards."""
     from latentddpm.describe import describe
 
-    click.echo(describe(path))
+    if plot is not None:
+        from latentddpm.curves import plot_runs
+
+        plot_runs([Path(path) for path in paths], plot)
+    click.echo("\n\n".join(describe(path, quiet) for path in paths))
 
 
 main.add_command(evaluate)

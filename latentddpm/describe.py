@@ -1,23 +1,41 @@
-"""What `info` says about a picture, a model folder or a run."""
+"""What `info` says: of a picture, a model, a run, or what training reads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from latentddpm.files import read_json_lines
+from latentddpm.curves import LOG, VALIDATION, Curve, read_curves
 from latentddpm.modelfolder import LORA, ModelFolder, find_model, read_model_folder
 from latentddpm.pictures import read_metadata
 
 
-def describe(path: Path) -> str:
-    """A readable account of a PNG made here, a model folder or a run."""
-    if path.is_file() or path.suffix.lower() == ".png":
-        return json.dumps(read_metadata(path), indent=2, ensure_ascii=False)
-    if (path / "log.jsonl").is_file():
-        return "\n".join(_describe_run(path))
-    return "\n".join(_describe_model(read_model_folder(find_model(path))))
+def describe(path: str, quiet: bool = False) -> str:
+    """A readable account of a PNG made here, a run, a model, latents, a catalog, or shards.
+
+    Args:
+        quiet: show no bar while shards are read.
+
+    Raises:
+        UserError: it is none of these, or damaged.
+    """
+    from latentddpm import describe_data as data
+
+    place = Path(path)
+    if place.suffix.lower() == ".png" and "{" not in path:
+        return json.dumps(read_metadata(place), indent=2, ensure_ascii=False)
+    if (place / LOG).is_file():
+        lines = _describe_run(place)
+    elif data.is_latents_cache(place):
+        lines = data.describe_latents(place)
+    elif data.is_catalog(place):
+        lines = data.describe_catalog(place)
+    elif shards := data.find_shards(path):
+        lines = data.describe_shards(shards, quiet)
+    else:
+        lines = _describe_model(read_model_folder(find_model(place)))
+    return "\n".join(lines)
 
 
 def _describe_model(folder: ModelFolder) -> Iterable[str]:
@@ -33,20 +51,28 @@ def _describe_model(folder: ModelFolder) -> Iterable[str]:
 
 
 def _describe_run(path: Path) -> Iterable[str]:
-    lines = read_json_lines(path / "log.jsonl")
-    trained = [line for line in lines if line.get("loss") is not None]
-    checked = [line for line in lines if "validation_loss" in line]
+    curves = read_curves(path)
     yield f"run        {path}"
-    if trained:
-        last = trained[-1]
-        yield f"step       {last['step']}, loss {last['loss']:.5g}"
-        yield f"speed      {last['examples_per_second']:.4g} examples/s"
-    for line in checked[-5:]:
-        values = {k: v for k, v in line.items() if k.startswith("validation_")}
-        yield f"validation step {line['step']}: " + ", ".join(
-            f"{key.removeprefix('validation_')} {value:.5g}"
-            for key, value in values.items()
-            if value is not None
-        )
+    if "loss" in curves:
+        steps, losses = curves["loss"]
+        yield f"step       {steps[-1]}, loss {losses[-1]:.5g}{_quartiles(curves)}"
+    if "examples_per_second" in curves:
+        yield f"speed      {curves['examples_per_second'].values[-1]:.4g} examples/s"
+    for name, (steps, values) in curves.items():
+        if name.startswith(VALIDATION) and "loss_q" not in name:
+            what = name.removeprefix(VALIDATION)
+            more = _quartiles(curves, VALIDATION) if what == "loss" else ""
+            if what == "loss" and values.argmin() < len(values) - 1:
+                more += f"; lowest {values.min():.5g} at step {steps[values.argmin()]}"
+            yield f"validation {what} {values[-1]:.5g} at step {steps[-1]}{more}"
     finished = (path / "model").is_dir() or (path / LORA).is_file()
     yield f"model      {'finished' if finished else 'not finished'}"
+
+
+def _quartiles(curves: Mapping[str, Curve], kind: str = "") -> str:
+    """The last losses by quarters of the timesteps, where they were logged."""
+    found = [curves.get(f"{kind}loss_q{q}") for q in (1, 2, 3, 4)]
+    if not any(found):
+        return ""
+    values = (f"{curve.values[-1]:.3g}" if curve else "?" for curve in found)
+    return f" (from little to much noise {', '.join(values)})"

@@ -341,6 +341,9 @@ def test_encode_leaves_a_cache(lab, cache):
     assert cache.stdout == f"{lab / 'latents'}\n", f"expected the path alone: {cache.stdout!r}"
     assert "40 images, latents 4×4×4" in cache.stderr, f"expected a summary: {cache.stderr}"
     assert {"moments.npy", "index.json"} <= files(lab / "latents"), "expected the cache's files"
+    text = succeeds(call("info", lab / "latents")).stdout
+    for words in ("80 of 4×4×8, float16", "images     40", "mirrored: True", lab / "data"):
+        assert str(words) in text, f"expected {words!r} in {text}"
 
 
 def test_train_diffusion_leaves_its_run_folder(lab, ldm):

@@ -22,7 +22,7 @@ PACKAGE = Path(latentddpm.__file__).parent
 FLOW = [
     # What everything stands on.
     ["errors", "files", "choices", "config", "timing", "startup", "interrupt"],
-    ["notes", "plotting"],
+    ["notes", "plotting", "curves"],
     # Numbers of two sets of images or features: arrays in, floats out.
     ["evaluation.samples", "evaluation.similarity", "evaluation.frechet"],
     ["evaluation.kernel", "evaluation.manifold"],
@@ -68,7 +68,7 @@ FLOW = [
     ["training.networks", "training.autoencoder", "training.encode", "training.diffusion"],
     ["training"],
     ["evaluation"],
-    ["usage", "commands", "describe", "cli_evaluate", "cli", "__main__"],
+    ["usage", "commands", "describe_data", "describe", "cli_evaluate", "cli", "__main__"],
 ]
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.

@@ -20,7 +20,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from latentddpm.config import AutoencoderRun, DiffusionRun
-from latentddpm.training.runlog import LOG, NoLog, RunLog
+from latentddpm.curves import LOG
+from latentddpm.training.runlog import NoLog, RunLog
 
 REMEMBERED = 20
 """Steps that the pace on the bar is an average over, about."""

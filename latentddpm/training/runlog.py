@@ -18,9 +18,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from latentddpm.curves import LOG
 from latentddpm.files import atomic_path, read_json_lines
-
-LOG = "log.jsonl"
 
 
 class RunLog:

@@ -29,6 +29,7 @@ RESULTS = "evaluation.json"
 @click.option(
     "--autoencoder", is_flag=True, help="PSNR, SSIM and more of reconstructions [default]."
 )
+@click.option("--nll", is_flag=True, help="Bits per dimension of the latents, a bound.")
 @click.option(
     "--extractor",
     metavar="NAME",
@@ -47,6 +48,20 @@ RESULTS = "evaluation.json"
 @click.option("--validation-by", default="path", show_default=True, help="path or caption.")
 @click.option("--limit", type=click.IntRange(1), help="Images at most, spread evenly over all.")
 @click.option("--resolution", type=int, help="Side in pixels [default: the model's own].")
+@click.option(
+    "--caption-template",
+    "caption_templates",
+    multiple=True,
+    metavar="T",
+    help="As in data.caption_templates; the first caption of an image is taken.",
+)
+@click.option(
+    "--nll-timesteps",
+    type=click.IntRange(2),
+    default=50,
+    show_default=True,
+    help="At most so many an image; all, with as many as the schedule has.",
+)
 @click.option("--out", type=FOLDER, help=f"Folder for {RESULTS}, pictures and the catalog.")
 @click.option("--json", "machine", is_flag=True, help="JSON on stdout instead of tables.")
 @command
@@ -54,6 +69,7 @@ def evaluate(
     model: Path,
     data: str,
     autoencoder: bool,
+    nll: bool,
     extractor: str | None,
     perceptual: str | None,
     split: str,
@@ -61,6 +77,8 @@ def evaluate(
     validation_by: str,
     limit: int | None,
     resolution: int | None,
+    caption_templates: tuple[str, ...],
+    nll_timesteps: int,
     out: Path | None,
     machine: bool,
     quiet: bool,
@@ -78,13 +96,16 @@ def evaluate(
     splits = load_config(AutoencoderRun, None, tuple(settings)).data
     import_keras()
     from latentddpm.evaluation.autoencoder import evaluate_autoencoder
+    from latentddpm.evaluation.bound import evaluate_bound
     from latentddpm.evaluation.extractors import load_extractor
     from latentddpm.evaluation.images import open_images
     from latentddpm.interop.perceptual import load_perceptual
     from latentddpm.models.archive import load_archive
     from latentddpm.models.autoencoder import Autoencoder
     from latentddpm.models.digest import weights_digest
+    from latentddpm.pipeline import LatentDiffusion
 
+    whole = LatentDiffusion.load(model) if nll else None
     features = load_extractor(extractor) if extractor else None
     distance = load_perceptual(perceptual) if perceptual else None
     with tempfile.TemporaryDirectory() as scratch:
@@ -93,6 +114,15 @@ def evaluate(
             data, catalog, size, split=split, data=splits, limit=limit, quiet=quiet
         )
         reports = {}
+        if nll:
+            reports["bound"] = evaluate_bound(
+                whole,
+                images,
+                caption_templates=caption_templates,
+                num_timesteps=nll_timesteps,
+                out=out,
+                quiet=quiet,
+            )
         if autoencoder or not reports:
             reports["autoencoder"] = evaluate_autoencoder(
                 load_archive(folder.file("vae"), Autoencoder),

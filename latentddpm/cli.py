@@ -36,6 +36,7 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
         click.option("--strict", is_flag=True, help="Refuse data with unreadable images."),
         click.option("--on-nan", help="stop or skip: a loss or gradient that is not finite."),
+        click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases as well."),
         click.option(
             "--allow-changes", is_flag=True, help="With --resume: other settings or data."
         ),
@@ -80,6 +81,7 @@ def train_vae(
     overrides: tuple[str, ...],
     precision: str | None,
     on_nan: str | None,
+    wandb: str | None,
     strategy: str,
     resume: bool,
     allow_changes: bool,
@@ -91,7 +93,10 @@ def train_vae(
     from latentddpm.config import AutoencoderRun, dump_config, load_config
 
     settings = load_config(
-        AutoencoderRun, config, _with(overrides, precision=precision, on_nan=on_nan), init=init
+        AutoencoderRun,
+        config,
+        _with(overrides, precision=precision, on_nan=on_nan, wandb=wandb),
+        init=init,
     )
     import_keras()
     from latentddpm.training import autoencoder
@@ -140,6 +145,7 @@ def train_diffusion(
     overrides: tuple[str, ...],
     precision: str | None,
     on_nan: str | None,
+    wandb: str | None,
     strategy: str,
     resume: bool,
     allow_changes: bool,
@@ -151,7 +157,10 @@ def train_diffusion(
     from latentddpm.config import DiffusionRun, dump_config, load_config
 
     settings = load_config(
-        DiffusionRun, config, _with(overrides, precision=precision, on_nan=on_nan), init=init
+        DiffusionRun,
+        config,
+        _with(overrides, precision=precision, on_nan=on_nan, wandb=wandb),
+        init=init,
     )
     import_keras()
     from latentddpm.training import diffusion, networks

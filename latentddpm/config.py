@@ -157,6 +157,7 @@ class TrainingConfig(Section):
         "stop", description="skip: drop and count a batch whose loss or gradient is not finite"
     )
     jit_compile: bool = Field(False, description="compile the step with XLA")
+    wandb: str = Field("", description="project of Weights & Biases to log to as well")
     log_every: int = Field(50, gt=0)
     validate_every: int = Field(2000, gt=0)
     checkpoint_every: int = Field(1000, gt=0)

@@ -56,6 +56,7 @@ FLOW = [
         "training.contract",
         "training.checkpoint",
         "training.callbacks",
+        "training.wandb_log",
         "training.runlog",
         "training.progress",
         "training.optimizer",

@@ -6,6 +6,7 @@ import math
 import os
 import pty
 import struct
+import sys
 import termios
 import time
 from pathlib import Path
@@ -19,10 +20,13 @@ from tiny import UNET, tiny_autoencoder
 from train_small import data, small
 
 from latentddpm.config import DiffusionRun, parse_config
+from latentddpm.errors import UserError
 from latentddpm.files import read_json_lines
 from latentddpm.models.unet import UNet
 from latentddpm.notes import say
 from latentddpm.training.callbacks import EverySteps
+from latentddpm.training.diffusion import train_diffusion
+from latentddpm.training.loop import open_log
 from latentddpm.training.progress import Progress, introduce
 from latentddpm.training.runlog import RunLog
 
@@ -176,3 +180,62 @@ def test_a_run_introduces_itself(unet):
         f"device     {lines[2].split()[1]} float32, adamw, average of the weights 0.9999",
         "run        runs/x (log.jsonl, tensorboard, samples, checkpoints)",
     ], f"got {lines}"
+
+
+# --- Weights & Biases ----------------------------------------------------------------------
+
+
+def test_without_wandb_a_run_that_wants_it_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = parse_config(DiffusionRun, {"training": {"wandb": "emoji"}})
+    with pytest.raises(UserError, match=r"pip install 'latentddpm\[wandb\]'"):
+        train_diffusion(config, tmp_path, None, tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "expected nothing to be made"
+
+
+def wandb_history(path):
+    """The id, the project and the rows of an offline run, kept in LevelDB's format of logs."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, record, rows = path.read_bytes(), 7, b"", []
+    while place < len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        length, part = struct.unpack("<HB", data[place + 4 : place + 7])
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if part in (1, 4):  # whole, or the last piece
+            parsed, record = Record.FromString(record), b""
+            if parsed.HasField("run"):
+                run = parsed.run
+            if parsed.HasField("history"):
+                items = parsed.history.item
+                rows.append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in items})
+    return (run.run_id, run.project), rows
+
+
+@pytest.mark.slow  # starts W&B's own program twice
+def test_wandb_holds_the_history_offline_and_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="needs the extra wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = parse_config(DiffusionRun, {"training": {"wandb": "emoji"}})
+    for first, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        with open_log(tmp_path, config, first, quiet=True) as log:
+            for step in steps:
+                log.write(step, {"loss": 1.0 / step, "loss_q1": math.nan})
+                log.write(step, {"validation_loss": float(step)})
+            log.picture(steps[-1], "samples", np.zeros((4, 4, 3), "uint8"))
+    paths = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime)
+    (run, rows), (same, more) = map(wandb_history, paths)
+    assert run == same == ((tmp_path / "wandb" / "id").read_text("utf-8"), "emoji"), (
+        f"expected one run of W&B in two pieces, got {run} and {same}"
+    )
+    found = [(row["_step"], row["loss"], row["validation_loss"]) for row in rows]
+    assert found == [(1, 1.0, 1.0), (2, 0.5, 2.0), (3, 1 / 3, 3.0)], f"history {found}"
+    assert "samples" in rows[-1], f"expected the picture in the last row: {rows[-1]}"
+    assert "loss_q1" not in rows[0], f"expected nothing that is not finite: {rows[0]}"
+    assert [row["_step"] for row in more] == [3, 4], f"expected steps 3 and 4 next: {more}"

@@ -45,6 +45,7 @@ from latentddpm.training.loop import (
 from latentddpm.training.progress import introduce
 from latentddpm.training.resume import agree, check_run, data_facts
 from latentddpm.training.runlog import RunLog
+from latentddpm.training.wandb_log import import_wandb
 
 GRID_IMAGES = 16
 
@@ -101,6 +102,8 @@ def train_autoencoder(
         interrupt.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
     """
     check_run(out, resume)
+    if config.training.wandb:
+        import_wandb()
     with in_scope(strategy):
         config, model = build_autoencoder(config)
         settings = config.training

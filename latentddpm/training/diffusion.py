@@ -43,6 +43,7 @@ from latentddpm.training.networks import build_networks, read_sources, with_text
 from latentddpm.training.progress import introduce
 from latentddpm.training.resume import agree, check_run, data_facts
 from latentddpm.training.runlog import RunLog
+from latentddpm.training.wandb_log import import_wandb
 
 GRID_PROMPTS = 8
 RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
@@ -97,6 +98,8 @@ def train_diffusion(
     """
     settings = config.training
     check_run(out, resume)
+    if config.training.wandb:
+        import_wandb()
     config, sources = read_sources(config, vae)
     vae_file = sources.vae.file("vae")
     schedule = build_schedule(config)

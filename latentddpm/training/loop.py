@@ -30,6 +30,7 @@ from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.progress import Progress
 from latentddpm.training.resume import CHECKPOINTS, Saver
 from latentddpm.training.runlog import NoLog, RunLog
+from latentddpm.training.wandb_log import WandbLog
 
 CONFIG = "config.yaml"
 OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
@@ -80,6 +81,18 @@ def compile_options(training: TrainingConfig) -> dict[str, Any]:
     }
 
 
+def open_log(
+    folder: Path, config: AutoencoderRun | DiffusionRun, first: int, quiet: bool
+) -> RunLog:
+    """The log of a run that goes on from step `first`, with a run of W&B where one is wanted."""
+    if not config.training.wandb:
+        return RunLog(folder, first)
+    settings = config.model_dump(mode="json")
+    wandb = WandbLog(config.training.wandb, folder, settings, resumed=first > 0)
+    say(f"wandb      {wandb.where}", quiet)
+    return RunLog(folder, first, wandb)
+
+
 def run_steps(
     model: keras.Model,
     examples: Examples,
@@ -91,8 +104,8 @@ def run_steps(
     resume: bool,
     quiet: bool,
     strategy: tf.distribute.Strategy | None = None,
-) -> RunLog:
-    """Train a compiled model to `training.num_steps`; returns the run's log.
+) -> None:
+    """Train a compiled model to `training.num_steps`.
 
     The resolved configuration is written when all input was found good, and on resuming when
     the checkpoint fits it.
@@ -107,6 +120,7 @@ def run_steps(
         interrupt.Stopped: a signal came; the step that was under way is saved.
         Diverged: see `health`; the newest checkpoint is from before that.
         MemoryError: a step needs more than there is, with what to lower.
+        UserError: Weights & Biases does not take the run.
         OSError: a checkpoint or the log cannot be written; earlier checkpoints stay.
     """
     training = config.training
@@ -120,47 +134,48 @@ def run_steps(
     if crew.chief:
         with atomic_path(folder / CONFIG) as temporary:
             temporary.write_text(dump_config(config), "utf-8")
-    log = RunLog(folder, first) if crew.chief else NoLog(folder)
-    say(f"resumed at {first}", quiet or not first)
-    total = training.num_steps
-    saver = Saver(checkpoints, model, contract, training.keep_checkpoints, first, crew.chief)
-    picture = folder / "samples" / f"step-{first:08d}.png"
-    if first and (first % training.validate_every == 0 or first >= total) and not picture.exists():
-        validate(first, log)  # the run ended in the middle of it
-    if first >= total:
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        return log
+    log = open_log(folder, config, first, quiet) if crew.chief else NoLog(folder)
+    with log:
+        say(f"resumed at {first}", quiet or not first)
+        total = training.num_steps
+        saver = Saver(checkpoints, model, contract, training.keep_checkpoints, first, crew.chief)
+        picture = folder / "samples" / f"step-{first:08d}.png"
+        due = first % training.validate_every == 0 or first >= total
+        if first and due and not picture.exists():
+            validate(first, log)  # the run ended in the middle of it
+        if first >= total:
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+            return
 
-    def validate_unless_stopped(step: int) -> None:
-        with contextlib.suppress(interrupt.Stopped):
-            validate(step, log)
-        model.reset_metrics()  # else the next line of the log is about validation as well
+        def validate_unless_stopped(step: int) -> None:
+            with contextlib.suppress(interrupt.Stopped):
+                validate(step, log)
+            model.reset_metrics()  # else the next line of the log is about validation as well
 
-    progress = Progress(log, first, total, training.batch_size, training.log_every, quiet)
-    callbacks = [
-        Health(training, first, read_history(log.path)),
-        progress,
-        EverySteps(saver.save, first, total, training.checkpoint_every),
-        EverySteps(validate_unless_stopped, first, total, training.validate_every),
-        EverySteps(lambda step: saver.stop_if_told(step, agreed), first, total, 1),
-    ]
-    with warnings.catch_warnings(), interrupt.deferred(checking=agreed is None):
-        # Keras remarks that it does not shuffle a dataset; ours draws its own order.
-        warnings.filterwarnings("ignore", message=".*shuffle=True.*")
-        try:
-            model.fit(examples(first, total), verbose=0, callbacks=callbacks, shuffle=False)
-        except Diverged as error:
-            raise Diverged(f"{error} ({saver.newest()})") from None
-        except OSError as error:
-            raise OSError(f"{one_line(error)}; {saver.newest()}") from error
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            replicas = model.distribute_strategy.num_replicas_in_sync
-            raise MemoryError(less_memory(training, replicas)) from error
-        finally:
-            progress.bar.close()
-    return log
+        progress = Progress(log, first, total, training.batch_size, training.log_every, quiet)
+        callbacks = [
+            Health(training, first, read_history(log.path)),
+            progress,
+            EverySteps(saver.save, first, total, training.checkpoint_every),
+            EverySteps(validate_unless_stopped, first, total, training.validate_every),
+            EverySteps(lambda step: saver.stop_if_told(step, agreed), first, total, 1),
+        ]
+        with warnings.catch_warnings(), interrupt.deferred(checking=agreed is None):
+            # Keras remarks that it does not shuffle a dataset; ours draws its own order.
+            warnings.filterwarnings("ignore", message=".*shuffle=True.*")
+            try:
+                model.fit(examples(first, total), verbose=0, callbacks=callbacks, shuffle=False)
+            except Diverged as error:
+                raise Diverged(f"{error} ({saver.newest()})") from None
+            except OSError as error:
+                raise OSError(f"{one_line(error)}; {saver.newest()}") from error
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                replicas = model.distribute_strategy.num_replicas_in_sync
+                raise MemoryError(less_memory(training, replicas)) from error
+            finally:
+                progress.bar.close()
 
 
 def in_float32(model: keras.Model) -> keras.Model:

@@ -20,28 +20,37 @@ import tensorflow as tf
 
 from latentddpm.curves import LOG
 from latentddpm.files import atomic_path, read_json_lines
+from latentddpm.training.wandb_log import WandbLog
 
 
 class RunLog:
-    """Writes `log.jsonl` and TensorBoard events of a run folder, both with one call.
+    """Writes `log.jsonl` and TensorBoard events of a run folder, and W&B's if asked, in one call.
 
     A number that is not finite, or that nothing was measured for, is null in the first and left
-    out of the second.
+    out of the others. Leaving the `with` block ends W&B's.
 
     Args:
         folder: of the run.
         first: step that training goes on from; lines of later steps, which a killed run wrote
             after its last checkpoint, are dropped because they will be written again.
+        wandb: gets the same.
     """
 
-    def __init__(self, folder: Path, first: int = 0) -> None:
-        self.path = folder / LOG
+    def __init__(self, folder: Path, first: int = 0, wandb: WandbLog | None = None) -> None:
+        self.path, self.wandb = folder / LOG, wandb
         if self.path.is_file():
             lines = read_json_lines(self.path)
             kept = [_as_json(line) for line in lines if line["step"] <= first]
             with atomic_path(self.path) as temporary:
                 temporary.write_text("".join(kept), "utf-8")
         self.writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
+        if self.wandb is not None:
+            self.wandb.close(failed=kind is not None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one line of numbers.
@@ -56,11 +65,15 @@ class RunLog:
             for key, value in values.items():
                 if math.isfinite(value):
                     tf.summary.scalar(key, value)
+        if self.wandb is not None:
+            self.wandb.write(step, values)
 
     def picture(self, step: int, name: str, pixels: Any) -> None:
-        """A uint8 (H, W, 3) picture for TensorBoard."""
+        """A uint8 (H, W, 3) picture for TensorBoard and W&B."""
         with self._events(step):
             tf.summary.image(name, pixels[None])
+        if self.wandb is not None:
+            self.wandb.picture(step, name, pixels)
 
     @contextlib.contextmanager
     def _events(self, step: int) -> Iterator[None]:
@@ -73,10 +86,11 @@ class RunLog:
             raise OSError(f"TensorBoard events: {what}") from None
 
 
-class NoLog:
+class NoLog(contextlib.nullcontext):
     """The `RunLog` of a worker that is not the chief: it writes nothing."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(self)
         self.path = folder / LOG
 
     def write(self, step: int, values: dict[str, float]) -> None:

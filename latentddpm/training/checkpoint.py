@@ -78,6 +78,11 @@ def save(folder: Path, model: keras.Model, step: int, contract: Contract, keep: 
     return path
 
 
+def present(folder: Path) -> bool:
+    """Whether there is any checkpoint, whole or damaged."""
+    return bool(_checkpoints(folder))
+
+
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint that verifies; a warning says what is wrong with newer ones.
 

@@ -22,17 +22,16 @@ from latentddpm.models.functional import remade
 from latentddpm.models.tiling import is_out_of_memory
 from latentddpm.notes import say
 from latentddpm.training.callbacks import EverySteps
-from latentddpm.training.checkpoint import load_latest
+from latentddpm.training.checkpoint import load_latest, present
 from latentddpm.training.contract import Contract
 from latentddpm.training.distribute import agreement, crew_of
 from latentddpm.training.health import Diverged, Health, less_memory, read_history
 from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.progress import Progress
-from latentddpm.training.resume import CHECKPOINTS, Saver
+from latentddpm.training.resume import CHECKPOINTS, CONFIG, Saver
 from latentddpm.training.runlog import NoLog, RunLog
 from latentddpm.training.wandb_log import WandbLog
 
-CONFIG = "config.yaml"
 OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
 Examples = Callable[[int, int], tf.data.Dataset]
 """Training batches of steps `start` … `stop` − 1."""
@@ -129,7 +128,7 @@ def run_steps(
     quiet = quiet or not crew.chief
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
-    first = load_latest(checkpoints, model) if resume else 0
+    first = load_latest(checkpoints, model) if resume and present(checkpoints) else 0
     crew.barrier()  # before the chief drops a damaged checkpoint that others look at
     if crew.chief:
         with atomic_path(folder / CONFIG) as temporary:

@@ -6,34 +6,40 @@ Saver              while it trains: write what it takes to go on, and end when t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
 
 from latentddpm import interrupt
-from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.config import AutoencoderRun, DiffusionRun, load_config
 from latentddpm.data.catalog import Catalog
 from latentddpm.errors import UserError
+from latentddpm.modelfolder import LORA
 from latentddpm.notes import say
 from latentddpm.training import checkpoint
-from latentddpm.training.contract import Contract, compare
+from latentddpm.training.contract import COMMANDS, Contract, compare
 from latentddpm.training.health import Diverged
 
 CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
 
 
 def check_run(folder: Path, resume: bool) -> None:
-    """Refuse a run folder that is taken or, with `resume`, empty.
+    """Refuse a run folder that is taken or, with `resume`, finished without a checkpoint.
+
+    One that is empty, or was left before the first checkpoint, is neither: a script that always
+    passes `--resume` starts there.
 
     Raises:
-        UserError: the folder holds a run and `resume` was not asked, or the other way round.
+        UserError: the folder holds a run and `resume` was not asked; or nothing to go on from.
     """
-    held = any((folder / CHECKPOINTS).glob("step-*"))
+    held = checkpoint.present(folder / CHECKPOINTS)
     if held and not resume:
         raise UserError(f"{folder}: already holds a run; pass --resume, or another --out")
-    if resume and not held:
-        raise UserError(f"{folder}: no run to resume (it has no {CHECKPOINTS})")
+    if resume and not held and any((folder / name).exists() for name in ("model", LORA)):
+        raise UserError(f"{folder}: finished, with no checkpoint to resume; take another --out")
 
 
 def agree(
@@ -47,6 +53,8 @@ def agree(
 ) -> Contract:
     """What the run stands for; on resuming, once it is what the run was started with.
 
+    Before the first checkpoint that is known of the configuration alone.
+
     Called before anything is made for the run: what is refused has cost nothing.
 
     Args:
@@ -57,21 +65,32 @@ def agree(
         UserError: settings or data differ from those in the newest checkpoint.
     """
     contract = Contract.of(config, data)
-    found = checkpoint.newest_contract(folder / CHECKPOINTS) if resume else None
-    if found is None:
+    if not resume:
         return contract
-    step, old = found
+    found = checkpoint.newest_contract(folder / CHECKPOINTS)
+    step, old = found or (0, _started(folder, contract))
     try:
         refused, noted = compare(old, contract, step)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     if refused and not allow_changes:
+        known = f"that stopped at step {step}" if step else "that was started there"
         raise UserError(
-            f"{folder}: not the run that stopped at step {step}: {'; '.join(refused)}. Take that "
-            "back, or pass --allow-changes to go on with it"
+            f"{folder}: not the run {known}: {'; '.join(refused)}. Take that back, or pass "
+            "--allow-changes to go on with it"
         )
+    if not checkpoint.present(folder / CHECKPOINTS):
+        say(f"{folder}: no checkpoint yet, starting from the beginning", quiet)
     if refused or noted:
         say(f"going on from step {step} with {'; '.join(refused + noted)}", quiet)
+    return contract
+
+
+def _started(folder: Path, contract: Contract) -> Contract:
+    """What a run that has no checkpoint was started with: `contract`, but for its settings."""
+    for kind in COMMANDS.values():
+        with contextlib.suppress(UserError):
+            return Contract.of(load_config(kind, folder / CONFIG), contract.data)
     return contract
 
 

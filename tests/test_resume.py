@@ -1,0 +1,75 @@
+"""Whether a folder is that of the run that is to go on, and no other process trains in it."""
+
+import re
+
+import pytest
+from test_safety import Run, settings
+
+from latentddpm.config import DiffusionRun, dump_config
+from latentddpm.errors import UserError
+from latentddpm.training.contract import Contract
+from latentddpm.training.resume import CONFIG, agree, check_run
+
+FACTS = {"images": 40}
+
+
+def judge(folder, config, **options):
+    """`agree` to go on in a folder, once `check_run` has nothing against it."""
+    check_run(folder, resume=True)
+    options = {"resume": True, "allow_changes": False, "quiet": False, **options}
+    return agree(folder, config, FACTS, **options)
+
+
+def begun(folder, config):
+    """A run that was killed before its first checkpoint."""
+    folder.mkdir()
+    (folder / CONFIG).write_text(dump_config(config), "utf-8")
+    (folder / "log.jsonl").touch()
+    return folder
+
+
+# --- Before the first checkpoint: a script that is started again always says --resume ---------
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "caches", "begun"])
+def test_where_nothing_was_saved_it_starts_and_says_so(kind, tmp_path, capsys):
+    folder, config = tmp_path / "run", settings()
+    if kind == "begun":
+        begun(folder, config)
+    elif kind != "missing":
+        (folder / "catalog" if kind == "caches" else folder).mkdir(parents=True)
+    assert judge(folder, config) == Contract.of(config, FACTS), "another contract"
+    said = f"{folder}: no checkpoint yet, starting from the beginning\n"
+    assert capsys.readouterr().err == said, f"{kind}: expected {said!r}"
+    assert folder.exists() == (kind != "missing"), "looking made a folder"
+
+
+def test_it_trains_from_there(tmp_path):
+    run = Run(tmp_path, num_steps=2).run(resume=True)
+    assert list(run.log("loss")) == [1, 2], f"steps {list(run.log('loss'))}, expected both"
+
+
+def test_the_folder_of_another_configuration_is_refused(tmp_path, capsys):
+    folder = begun(tmp_path / "run", settings())
+    config = settings(batch_size=8, log_every=2)
+    with pytest.raises(UserError, match="not the run that was started there") as caught:
+        judge(folder, config)
+    said = str(caught.value)
+    assert "training.batch_size 4 → 8. Take that back" in said, f"{said}: names no key"
+    assert str(folder) in said, f"{said}: does not name the folder"
+    judge(folder, config, allow_changes=True)
+    said = capsys.readouterr().err
+    assert "training.batch_size 4 → 8" in said, f"{said!r}: expected what is different"
+
+
+def test_the_folder_of_the_other_trainer_is_refused(tmp_path):
+    folder = begun(tmp_path / "run", DiffusionRun())
+    with pytest.raises(UserError, match="run of train-diffusion, not of train-vae"):
+        judge(folder, settings(), allow_changes=True)
+
+
+@pytest.mark.parametrize("name", ["model", "lora.safetensors"])
+def test_a_finished_run_without_checkpoints_is_not_trained_over(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: finished, with no checkpoint")):
+        check_run(tmp_path, resume=True)

@@ -22,16 +22,18 @@ from latentddpm.modelfolder import LORA
 from latentddpm.startup import import_keras
 from latentddpm.usage import DATA_HELP, FOLDER, Commands, command
 
+strategy_option = click.option(
+    "--strategy",
+    default="auto",
+    show_default=True,
+    help="auto, one, mirrored, mirrored:N, multi-worker.",
+)
+
 
 def training_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of both trainers."""
     for option in (
-        click.option(
-            "--strategy",
-            default="auto",
-            show_default=True,
-            help="auto, one, mirrored, mirrored:N, multi-worker.",
-        ),
+        strategy_option,
         click.option("--precision", help="float32, bfloat16, float16 [default: the config's]."),
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
         click.option("--strict", is_flag=True, help="Refuse data with unreadable images."),
@@ -108,7 +110,7 @@ def train_vae(
         _echo_sizes(encoder=model.encoder, decoder=model.decoder)
         return
     devices = make_strategy(strategy)
-    with together(devices):
+    with together(devices, resumes=True):
         model = autoencoder.train_autoencoder(
             settings,
             data,
@@ -175,7 +177,7 @@ def train_diffusion(
         return
     folders = {"latents": latents, "catalog": catalog}
     devices = make_strategy(strategy)
-    with together(devices):
+    with together(devices, resumes=True):
         diffusion.train_diffusion(
             settings,
             data,
@@ -285,6 +287,7 @@ def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
     help="Decode in strips: auto (when memory is short), off, or their height in pixels.",
 )
 @click.option("--batch-size", type=int, default=16, show_default=True)
+@strategy_option
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")
 @click.option("--grid", is_flag=True, help="One picture, a row for each prompt.")

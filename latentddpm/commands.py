@@ -75,6 +75,7 @@ def generate_images(
     eta: float | None,
     sigma_spacing: str | None,
     tile: str = "auto",
+    strategy: str = "auto",
     **options: Any,
 ) -> list[Path]:
     """Make images and write them as PNG with their making inside; returns the files.
@@ -86,6 +87,8 @@ def generate_images(
         loras: "FILE" or "FILE:SCALE" of LoRA files to apply.
         eta, sigma_spacing: options of samplers.
         tile: as of `LatentDiffusion.generate`; nothing of the image depends on it.
+        strategy: of `training.distribute.make_strategy`. Of several processes each makes and
+            writes its own share of the images, and returns the files of that.
         options: of `LatentDiffusion.generate`, None where not given.
     """
     options["num_steps"] = steps
@@ -126,48 +129,60 @@ def generate_images(
             )
         for key, side in zip(("height", "width"), folder.image_size or (), strict=False):
             options[key] = side if options[key] is None else options[key]
-        seeds = image_seeds(options.pop("seed"), len(prompts) * options["num_images"])
+        seed = options.pop("seed")
+        each = [text for text in prompts for _ in range(options["num_images"])]
+        seeds = image_seeds(seed, len(each))
         targets = _targets(out, prompts, seeds, options["num_images"], grid)
         start = _start(files, options)
         with timed("import Keras"):
             import_keras()
             from latentddpm.pipeline import LatentDiffusion
-        with timed("load model"):
-            pipeline = LatentDiffusion.load(folder.path)
-            apply_loras(pipeline, changes)
-        settings = _settings(options, given, pipeline.defaults)
-        images = pipeline.generate(
-            list(prompts),
-            seed=seeds,
-            tile=tile,
-            batch_size=batch_size,
-            progress=not quiet,
-            **settings,
-            **(vars(start) if start else {}),
-        )
-        with timed("write"):
-            made = {
-                "latentddpm": latentddpm.__version__,
-                "model": _model_name(folder),
-                "model_digest": folder.digest,
-                **settings,
-                **_traces(files, start),
-                **({"loras": [one.trace() for one in changes]} if changes else {}),
-            }
-            if grid:
-                rows = np.split(images, len(prompts))
-                pictures = [make_grid(rows)]
-                records = [{**made, "prompts": list(prompts), "seed": seeds[0], "grid": True}]
-            else:
-                pictures = list(images)
-                each = [text for text in prompts for _ in range(settings["num_images"])]
-                records = [
-                    {**made, "prompts": [text], "seed": seed, "num_images": 1}
-                    for text, seed in zip(each, seeds, strict=True)
-                ]
-            for target, pixels, record in zip(targets, pictures, records, strict=True):
-                save_png(target, pixels, record)
-    if source and not quiet:
+            from latentddpm.training.distribute import crew_of, in_scope, make_strategy, together
+        devices = make_strategy(strategy)
+        crew = crew_of(devices)
+        if crew.count > 1 and (grid or seed is None):
+            need = "no --grid: each writes its own images" if grid else "--seed, the same in all"
+            raise UserError(f"--strategy multi-worker: {crew.count} processes need {need}")
+        with together(devices):
+            with timed("load model"), in_scope(devices):
+                pipeline = LatentDiffusion.load(folder.path)
+                apply_loras(pipeline, changes)
+            settings = _settings(options, given, pipeline.defaults)
+            share = crew.share(len(each))
+            each, seeds = (values[share.start : share.stop] for values in (each, seeds))
+            images = []
+            if each:
+                images = pipeline.generate(
+                    each,
+                    seed=seeds,
+                    tile=tile,
+                    batch_size=batch_size,
+                    progress=not quiet and crew.chief,
+                    **{**settings, "num_images": 1},
+                    **(vars(start) if start else {}),
+                )
+            with timed("write"):
+                made = {
+                    "latentddpm": latentddpm.__version__,
+                    "model": _model_name(folder),
+                    "model_digest": folder.digest,
+                    **settings,
+                    **_traces(files, start),
+                    **({"loras": [one.trace() for one in changes]} if changes else {}),
+                }
+                if grid:
+                    pictures = [make_grid(np.split(images, len(prompts)))]
+                    records = [{**made, "prompts": list(prompts), "seed": seeds[0], "grid": True}]
+                else:
+                    pictures, targets = list(images), targets[share.start : share.stop]
+                    records = [
+                        {**made, "prompts": [text], "seed": seed, "num_images": 1}
+                        for text, seed in zip(each, seeds, strict=True)
+                    ]
+                for target, pixels, record in zip(targets, pictures, records, strict=True):
+                    save_png(target, pixels, record)
+            crew.barrier()
+    if source and pictures and not quiet:
         print(_comparison(source, original, pictures[0]), file=sys.stderr)
     if timing:
         for name, seconds in spent.items():

@@ -9,7 +9,7 @@ seed s is the image of seed s + k, see `seeds`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,9 @@ OUTPUTS = ("images", "latents")
 class LatentDiffusion:
     """An autoencoder, a UNet and, for text, an encoder with its tokenizer.
 
+    Made or loaded in the `scope()` of a `tf.distribute` strategy, it splits every batch over the
+    replicas in its process.
+
     Args:
         autoencoder, unet, schedule: the parts.
         text_encoder, tokenizer: both or neither; None for an unconditional model.
@@ -86,7 +89,6 @@ class LatentDiffusion:
         self.image_size = image_size
         self.defaults = {**DEFAULTS, **(defaults or {})}
         self.digest = digest
-        self._functions: dict[str, tuple[Any, Callable]] = {}
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentDiffusion:
@@ -277,23 +279,17 @@ class LatentDiffusion:
         self, contexts: Sequence[np.ndarray] | None, guidance: Mapping[str, float]
     ) -> samplers.Denoiser:
         """The UNet as samplers call it, guided by `contexts` where there are any."""
+        predict = compiled(self.unet)
 
         def denoise(noisy_latents: Any, timesteps: Any, context: Any = None) -> Any:
             inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps}
             if context is not None:
                 inputs["context"] = context
-            return self._compiled("unet")(inputs)
+            return predict(inputs)
 
         if contexts is None:
             return denoise
         return ClassifierFreeGuidance(denoise, *contexts, **guidance)
-
-    def _compiled(self, part: str) -> Callable[[Mapping[str, Any]], Any]:
-        """The part as a compiled function, the same one until the part is replaced."""
-        network = getattr(self, part)
-        if self._functions.get(part, (None,))[0] is not network:
-            self._functions[part] = network, compiled(network)
-        return self._functions[part][1]
 
     def _encode(self, pixels: np.ndarray, tile: str | int) -> np.ndarray:
         """uint8 (H, W, 3) → the mode of its scaled latents, (1, h, w, c)."""
@@ -310,7 +306,7 @@ class LatentDiffusion:
             return None
         distinct = list(dict.fromkeys([negative_prompt, *prompts]))
         token_ids = self.tokenizer(distinct)
-        states = np.asarray(self._compiled("text_encoder")({"token_ids": token_ids}))
+        states = np.asarray(compiled(self.text_encoder)({"token_ids": token_ids}))
         rows = [distinct.index(text) for text in prompts]
         return states[rows], states[[distinct.index(negative_prompt)] * len(prompts)]
 

@@ -2,8 +2,8 @@
 """What `tests/test_distribute.py` runs in a process of its own, with four logical CPU devices.
 
 Trains the same on one device and on several, goes on from checkpoints on other numbers of
-replicas, and looks at what the networks of the replicas are given. Prints, as one JSON object,
-how far the results lie apart.
+replicas, looks at what the networks of the replicas are given, and draws images on one and two.
+Prints, as one JSON object, how far the results lie apart.
 """
 
 import json
@@ -31,8 +31,10 @@ from latentddpm.data.split import Selection
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.latent_space import LatentSpace
+from latentddpm.models.replicas import shared_out
 from latentddpm.models.train_step import TrainStep
 from latentddpm.models.unet import UNet
+from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import EverySteps
 from latentddpm.training.contract import Contract
@@ -274,6 +276,23 @@ def streams():
     }
 
 
+def shared(number):
+    """Whether four replicas give a batch of `number` examples back as one function does."""
+    inputs = {"a": normal(number, 2), "b": normal(number, 1, seed=1)}
+    function = shared_out(lambda parts: parts["a"] * parts["b"] + 1, strategy_of(4))
+    outputs = tf.function(function)(inputs).numpy()
+    return bool(np.array_equal(outputs, inputs["a"] * inputs["b"] + 1))
+
+
+def drawn(replicas):
+    """Three images: a number that two replicas do not share evenly."""
+    keras.utils.set_random_seed(1)
+    with strategy_of(replicas).scope():
+        parts = Autoencoder(**SIZES), UNet(**UNET), NoiseSchedule()
+    model = LatentDiffusion(*parts, image_size=(8, 8))
+    return model.generate(num_images=3, seed=5, num_steps=2).tolist()
+
+
 def main():
     alone, found = {}, {}
     for name, case in CASES.items():
@@ -284,7 +303,10 @@ def main():
         found[name] = difference(alone[key], train(**case))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = resumed(Path(folder))
-    print(json.dumps({"splits": found, "checkpoints": checkpoints, "streams": streams()}))
+    results = {"splits": found, "checkpoints": checkpoints, "streams": streams()}
+    results["shared"] = {number: shared(number) for number in (1, 3, 4, 6)}
+    results["drawn"] = {replicas: drawn(replicas) for replicas in (1, 2)}
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

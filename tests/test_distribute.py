@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TESTS = Path(__file__).parent
@@ -85,3 +86,16 @@ def test_any_split_trains_as_one_device(differences, case):
     for name, value in differences[case].items():
         limit = 1e-5
         assert value < limit, f"{case}: {name} is off by {value}, expected less than {limit}"
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 6])
+def test_four_replicas_share_any_number_of_examples(found, number):
+    assert found["shared"][str(number)], f"{number} examples come back changed, or in disorder"
+
+
+def test_images_of_two_replicas_are_those_of_one(found):
+    one, two = (np.array(found["drawn"][name]) for name in "12")
+    assert two.shape == (3, 8, 8, 3), f"expected three images of 8×8 pixels, got {two.shape}"
+    assert two.std(axis=(1, 2, 3)).min() > 1, "expected images that are not of one colour"
+    levels = np.abs(one - two).max()
+    assert levels <= 1, f"images of two replicas are {levels} of 255 off those of one"

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import yaml
 from conftest import EMOJI
+from PIL import Image
+from tiny import tiny_model
 
 from latentddpm.data.crew import Crew
 from latentddpm.data.examples import share
 from latentddpm.errors import UserError
 from latentddpm.files import read_json_lines
+from latentddpm.pictures import read_metadata
 from latentddpm.training.distribute import check_tf_config, make_strategy
 
 TESTS = Path(__file__).parent
@@ -187,3 +190,71 @@ def test_a_lost_worker_ends_the_other_and_a_restart_goes_on(tmp_path):
     steps = [line["step"] for line in read_json_lines(out / "log.jsonl") if "loss" in line]
     assert steps == list(range(1, last + 6)), f"expected every step once, got {steps[-20:]}"
     assert (out / "model" / "vae.keras").is_file(), "expected the chief to leave the model"
+
+
+# --- Images --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("untrained") / "model"
+    tiny_model().save(folder)
+    return folder
+
+
+def drawing(model, out, *more):
+    command = (COMMAND, "generate", "--model", model, "--prompt", "apple", "--out", out)
+    return (*command, "--seed", "0", "--strategy", "auto", *more)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_images_of_one(model, tmp_path):
+    """Three images, of which the chief's share is one; then one, and none for the chief."""
+    for count, shares in ((3, (1, 2)), (1, (0, 1))):
+        alone, together = tmp_path / f"alone-{count}", tmp_path / f"together-{count}"
+        more = ("--num-images", str(count), "--quiet")
+        workers = start(*drawing(model, together, *more))
+        processes = [*workers, *start(*drawing(model, alone, *more), workers=1)]
+        outputs = [process.communicate(timeout=300) for process in processes]
+        for process, (_, errors) in zip(processes, outputs, strict=True):
+            assert process.returncode == 0, f"expected every process to finish: {errors[-3000:]}"
+        lines = tuple(len(output.splitlines()) for output, _ in outputs[:2])
+        assert lines == shares, f"expected {shares} images of the two workers, got {lines}"
+        names = sorted(path.name for path in together.iterdir())
+        assert names == sorted(path.name for path in alone.iterdir()), f"other files: {names}"
+        for name in names:
+            one, other = (
+                np.asarray(Image.open(at / name)).astype(int) for at in (alone, together)
+            )
+            levels = np.abs(one - other).max()
+            assert levels <= 1, f"{name}: {levels} of 255 off the one of a single process"
+            assert read_metadata(alone / name) == read_metadata(together / name), name
+
+
+@pytest.mark.slow
+def test_a_worker_lost_while_drawing_is_noticed(model, tmp_path):
+    chief, other = start(*drawing(model, tmp_path / "out", "--num-images", "2", "--steps", "200"))
+    seen = ""
+    while "step/s" not in seen:
+        assert chief.poll() is None, f"the chief ended: {seen}"
+        seen += chief.stderr.read(1)
+    other.send_signal(signal.SIGKILL)
+    other.communicate()
+    _, errors = chief.communicate(timeout=120)
+    assert chief.returncode == 1, f"expected exit code 1, got {chief.returncode}: {errors[-500:]}"
+    line = errors.splitlines()[-1]
+    assert "lost another one" in line, f"expected a clear line: {errors[-500:]}"
+    assert "--resume" not in line, f"`generate` has no such option: {line}"
+    assert (tmp_path / "out" / "apple-0.png").is_file(), "expected the chief's share to be kept"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "words"), [((), "--seed"), (("--seed", "0", "--grid"), "--grid")]
+)
+def test_what_processes_have_to_agree_on(model, tmp_path, more, words):
+    command = (COMMAND, "generate", "--model", model, "--out", tmp_path, *more)
+    for process in start(*command):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 2, f"expected exit code 2, got {process.returncode}"
+        assert words in errors.splitlines()[-1], f"expected a line with {words}: {errors[-500:]}"

@@ -32,7 +32,7 @@ FLOW = [
     ["data.catalog", "data.scan", "data.captions", "data.split", "data.pack"],
     ["data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
-    ["models.compiled", "models.digest", "models.replicas", "models.train_step"],
+    ["models.replicas", "models.compiled", "models.digest", "models.train_step"],
     ["models.denoising_step"],
     ["models.layers", "models.attention", "models.functional", "models.archive"],
     ["models.transformer", "models.latent_space", "models.vocabulary", "models.tokenizer"],

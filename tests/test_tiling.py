@@ -198,6 +198,24 @@ def test_an_overflow_in_half_precision_is_decoded_again(autoencoder, tile):
     np.testing.assert_allclose(images, full.decode(latents), atol=1e-3)
 
 
+def test_black_in_half_precision_is_decoded_again(autoencoder):
+    """What is left of the last norm, times 1e-9, is zero in float16, and zero decodes to -2."""
+    half = tiny_autoencoder(dtype="mixed_float16")
+    half.set_weights(autoencoder.get_weights())
+    norm, last = (half.decoder.get_layer(name) for name in ("norm_out", "conv_out"))
+    norm.gamma.assign(norm.gamma * 1e-9)
+    last.conv.kernel.assign(last.conv.kernel * 1e10)
+    last.conv.bias.assign(np.full(3, -2.0))
+    full = tiny_autoencoder()
+    full.set_weights(half.get_weights())
+    latents = normal(1, 4, 4, 4)
+    assert (np.asarray(half.decode(latents)) == -2).all(), "float16 should have given black here"
+    with pytest.warns(UserWarning, match="1 of 1 images came out black or not finite in float16"):
+        images = decode(half, latents)
+    np.testing.assert_allclose(images, full.decode(latents), atol=1e-3)
+    assert images.max() > -1, "expected something to be seen in float32"
+
+
 def test_broken_weights_are_an_error(autoencoder):
     broken = tiny_autoencoder()
     broken.decoder.get_layer("conv_in").conv.bias.assign(np.full(16, np.nan))

@@ -25,6 +25,41 @@ def num_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """Those of its replicas that are in this process."""
+    if strategy.num_replicas_in_sync == 1:  # TensorFlow's default strategy lists no devices
+        return 1
+    return len(strategy.extended.worker_devices)
+
+
+def shared_out(
+    function: Callable[[Any], tf.Tensor], strategy: tf.distribute.Strategy
+) -> Callable[[Any], tf.Tensor]:
+    """`function` of a batch, of which each replica in this process computes a part.
+
+    Args:
+        function: a structure of tensors with the examples first → a tensor with them first.
+            Of fewer examples than replicas some see a blank one, which is left out again.
+    """
+    count = local_replicas(strategy)
+    if count == 1:
+        return function
+
+    def share(inputs: Any) -> tf.Tensor:
+        # The replicas of a process follow each other.
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group % count
+        size = tf.shape(tf.nest.flatten(inputs)[0])[0]
+        start, stop = index * size // count, (index + 1) * size // count
+        part = _map(lambda tensor: _with_a_blank(tensor[start:stop], stop - start), inputs)
+        return function(part)[: stop - start]
+
+    def whole(inputs: Any) -> tf.Tensor:
+        shares = strategy.run(share, args=(inputs,))
+        return tf.concat(strategy.experimental_local_results(shares), axis=0)
+
+    return whole
+
+
 def sum_over_slices(function: Slice, data: Any, count: int, unroll: bool = False) -> Any:
     """`function(slice, number)` summed over `count` slices of this replica's examples.
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder import LOGVAR_RANGE, Autoencoder
+from latentddpm.models.compiled import compiled, has_replicas
 from latentddpm.models.functional import remade
 from latentddpm.models.strips import run_in_strips
 
@@ -164,7 +165,9 @@ class _Half:
             free = available_memory() if tile == AUTO else None
             if free is None or self.bytes_of_one_pass(inputs.shape) < free:
                 try:
-                    return np.asarray(self.network(inputs), np.float32)
+                    several = len(inputs) > 1 and has_replicas(self.network)
+                    network = compiled(self.network) if several else self.network
+                    return np.asarray(network(inputs), np.float32)
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise

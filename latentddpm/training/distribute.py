@@ -1,4 +1,4 @@
-"""`--strategy`: on which devices, and in how many processes, a training runs.
+"""`--strategy`: on which devices, and in how many processes, a command runs.
 
     one           a single device
     mirrored      all GPUs of this machine, each holding the model and a share of every batch;
@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from latentddpm.data.crew import ALONE, Crew
@@ -55,6 +56,11 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         if not count:
             raise UserError("--strategy mirrored:0: expected at least one device")
     check_choice("--strategy", name, STRATEGIES)
+    if keras.backend.backend() != "tensorflow":
+        if name in ("auto", "one"):
+            return tf.distribute.get_strategy()
+        backend = keras.backend.backend()
+        raise UserError(f"--strategy {name}: needs KERAS_BACKEND=tensorflow, it is {backend}")
     several = "TF_CONFIG" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
     if name == "multi-worker" or (name == "auto" and several):
         return _multi_worker()
@@ -215,8 +221,11 @@ def _in_parts(count: int) -> Callable[..., tf.data.Dataset]:
 
 
 @contextlib.contextmanager
-def together(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
+def together(strategy: tf.distribute.Strategy | None, resumes: bool = False) -> Iterator[None]:
     """Turn what TensorFlow raises when a worker is gone into one line.
+
+    Args:
+        resumes: whether what runs in it takes `--resume`.
 
     Raises:
         ConnectionError: a worker was lost.
@@ -227,7 +236,8 @@ def together(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
     except LOST as error:
         if crew is ALONE:
             raise
+        again = " with --resume to go on from the newest checkpoint" if resumes else ""
         raise ConnectionError(
             f"worker {crew.index} of {crew.count} lost another one ({type(error).__name__}); "
-            "start all of them again with --resume to go on from the newest checkpoint"
+            f"start all of them again{again}"
         ) from error

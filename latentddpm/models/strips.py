@@ -11,8 +11,9 @@ all strips before the next one starts, so that both are as for the whole:
     attention         queries of a strip, keys and values of all
 
 What differs from one pass is the order of summation, about 1e-5. Feature maps wait in main
-memory, at most two of them; the device holds a strip. The double-sized input of a level's first
-block, the largest of all, is made twice and never kept.
+memory, whole, at most two of them (a block's input and what is between its convolutions), and a
+layer that keeps the shape writes over its input; the device holds a strip. The double-sized input
+of a level's first block, the largest of all, is made three times and never kept.
 """
 
 from __future__ import annotations
@@ -27,9 +28,6 @@ from tqdm import tqdm
 
 from latentddpm.models.attention import AttentionBlock, attention
 from latentddpm.models.layers import GroupNormalization, PaddedConv2D, ResnetBlock, Upsample
-
-Strips = list[np.ndarray | None]
-"""A feature map from top to bottom, (B, rows, W, C) each; None once it was used up."""
 
 
 def run_in_strips(
@@ -48,51 +46,70 @@ def run_in_strips(
     Raises:
         TypeError: the network has a layer that is not known here.
     """
-    strips: Strips = [inputs[:, top : top + rows] for top in range(0, inputs.shape[1], rows)]
-    upsample = None
+    source = _Map(inputs.copy(), rows)
     chain = [one for one in network.layers if not isinstance(one, layers.InputLayer)]
     bar = tqdm(chain, "strips", unit="layer", delay=2, disable=not progress, leave=False)
     with np.errstate(over="ignore", invalid="ignore"):  # as in one pass; the caller looks
         for layer in bar:
             if isinstance(layer, Upsample):
-                upsample = layer
-                continue
-            strips = _rule(layer)(layer, _Source(strips, upsample))
-            upsample = None
-    return np.concatenate(strips, axis=1).astype(np.float32, copy=False)
+                source = source._replace(upsample=layer)
+            else:
+                source = _rule(layer)(layer, source)
+    return source.values.astype(np.float32, copy=False)
 
 
-class _Source(NamedTuple):
-    """A feature map to be read strip by strip, doubled on the way by `upsample`."""
+class _Map(NamedTuple):
+    """A feature map (B, H, W, C) to be read in strips of so many rows from top to bottom, doubled
+    on the way by `upsample`.
 
-    strips: Strips
-    upsample: Upsample | None
+    One array for the map: where every strip is memory of its own, what is freed lies between what
+    is still in use and does not go back to the system.
+    """
+
+    values: np.ndarray
+    rows: int
+    upsample: Upsample | None = None
 
     def own(self) -> Iterator[Any]:
         """Each strip as it is."""
-        for strip, above, below in self.padded(keep=True):
+        for strip, above, below in self.padded():
             yield strip[:, above : strip.shape[1] - below]
 
-    def padded(self, keep: bool = False, above: bool = True) -> Iterator[tuple[Any, int, int]]:
+    def padded(self, above: bool = True) -> Iterator[tuple[Any, int, int]]:
         """Each strip with a row of the neighbour above and below, and how many rows these are.
 
-        At the image's edges there is none: there the convolution's own zeros are right. Strips
-        are let go of when they were read, unless they are to be kept for another time.
+        At the image's edges there is none: there the convolution's own zeros are right. A strip
+        may be written over once it was read.
         """
-        edge = None
-        for place, strip in enumerate(self.strips):
-            last = place + 1 == len(self.strips)
-            following = None if last else self.strips[place + 1][:, :1]
-            parts = [part for part in (edge, strip, following) if part is not None]
-            edge = strip[:, -1:].copy() if above else None
-            if not keep:
-                self.strips[place] = None
-            before, after = int(len(parts) > 1 and place > 0 and above), int(not last)
-            padded = np.concatenate(parts, axis=1)
+        height = self.values.shape[1]
+        edge = self.values[:, :0]
+        for top in range(0, height, self.rows):
+            padded = np.concatenate([edge, self.values[:, top : top + self.rows + 1]], axis=1)
+            before, after = edge.shape[1], int(top + self.rows < height)
+            if above:
+                edge = padded[:, padded.shape[1] - after - 1 : padded.shape[1] - after].copy()
             if self.upsample is not None:  # of two doubled rows the outer one lacks its neighbour
                 padded = self.upsample(padded)
                 padded = padded[:, before : padded.shape[1] - after]
             yield padded, before, after
+
+    def filled(self, strips: Iterator[np.ndarray], keep: bool = False) -> _Map:
+        """The map made of `strips`, one for each strip of this one.
+
+        Args:
+            keep: write it beside this map; else over it, where shape and type are the same.
+        """
+        values, top = self.values, 0
+        for strip in strips:
+            if top == 0:
+                rows = strip.shape[1]
+                height = values.shape[1] * rows // min(self.rows, values.shape[1])
+                shape = (len(strip), height, *strip.shape[2:])
+                if keep or (shape, strip.dtype) != (values.shape, values.dtype):
+                    values = np.empty(shape, strip.dtype)
+            values[:, top : top + strip.shape[1]] = strip
+            top += strip.shape[1]
+        return _Map(values, rows)
 
 
 class _Moments:
@@ -133,38 +150,40 @@ class _Moments:
 # --- The rules, one for each kind of layer -------------------------------------------------
 
 
-def _rule(layer: layers.Layer) -> Callable[[Any, _Source], Strips]:
+def _rule(layer: layers.Layer) -> Callable[[Any, _Map], _Map]:
     for kind, rule in RULES.items():
         if isinstance(layer, kind):
             return rule
     raise TypeError(f"{layer.name}: no rule to run a {type(layer).__name__} in strips")
 
 
-def _convolution(layer: PaddedConv2D, source: _Source) -> Strips:
-    if layer.stride > 1:  # its padding is below: the row above is not looked at
-        return [np.asarray(layer(strip)) for strip, *_ in source.padded(above=False)]
-    return [_inner(layer(strip), above, below) for strip, above, below in source.padded()]
+def _convolution(layer: PaddedConv2D, source: _Map) -> _Map:
+    # The padding of a stride is below: the row above is not looked at.
+    padded = source.padded(above=layer.stride == 1)
+    if layer.stride > 1:
+        return source.filled(np.asarray(layer(strip)) for strip, *_ in padded)
+    return source.filled(_inner(layer(strip), above, below) for strip, above, below in padded)
 
 
-def _resnet_block(block: ResnetBlock, source: _Source) -> Strips:
-    normalise = _normaliser(block.norm1, source)
-    hidden, residual, moments = [], [], _Moments()
-    for strip, above, below in source.padded():
-        convolved = _inner(block.conv1(ops.silu(normalise(strip))), above, below)
-        moments.add(convolved)
-        hidden.append(convolved)
-        own = strip[:, above : strip.shape[1] - below]
-        residual.append(np.asarray(own if block.shortcut is None else block.shortcut(own)))
-    normalise = moments.normaliser(block.norm2)
-    outputs = []
-    for place, (strip, above, below) in enumerate(_Source(hidden, None).padded()):
-        convolved = _inner(block.conv2(ops.silu(normalise(strip))), above, below)
-        outputs.append(residual[place] + convolved)
-        residual[place] = None
-    return outputs
+def _resnet_block(block: ResnetBlock, source: _Map) -> _Map:
+    moments = _Moments()
+
+    def first(normalise: Callable[[Any], Any]) -> Iterator[np.ndarray]:
+        for strip, above, below in source.padded():
+            convolved = _inner(block.conv1(ops.silu(normalise(strip))), above, below)
+            moments.add(convolved)
+            yield convolved
+
+    def second(normalise: Callable[[Any], Any]) -> Iterator[np.ndarray]:
+        for (strip, above, below), own in zip(hidden.padded(), source.own(), strict=True):
+            convolved = _inner(block.conv2(ops.silu(normalise(strip))), above, below)
+            yield np.asarray(own if block.shortcut is None else block.shortcut(own)) + convolved
+
+    hidden = source.filled(first(_normaliser(block.norm1, source)), keep=True)
+    return hidden.filled(second(moments.normaliser(block.norm2)))
 
 
-def _attention_block(block: AttentionBlock, source: _Source) -> Strips:
+def _attention_block(block: AttentionBlock, source: _Map) -> _Map:
     normalise = _normaliser(block.norm, source)
 
     def tokens(strip: Any) -> Any:
@@ -174,25 +193,25 @@ def _attention_block(block: AttentionBlock, source: _Source) -> Strips:
         ops.concatenate([projection(tokens(strip)) for strip in source.own()], axis=1)
         for projection in (block.key, block.value)
     )
-    outputs = []
-    for strip in source.own():
-        mixed = attention(block.query(tokens(strip)), keys, values, block.num_heads)
-        outputs.append(np.asarray(strip + ops.reshape(block.out(mixed), strip.shape)))
-    return outputs
+
+    def mixed(strip: Any) -> Any:
+        return attention(block.query(tokens(strip)), keys, values, block.num_heads)
+
+    return source.filled(
+        np.asarray(strip + ops.reshape(block.out(mixed(strip)), strip.shape))
+        for strip in source.own()
+    )
 
 
-def _group_norm(norm: GroupNormalization, source: _Source) -> Strips:
+def _group_norm(norm: GroupNormalization, source: _Map) -> _Map:
     return _pointwise(_normaliser(norm, source), source)
 
 
-def _pointwise(function: Callable[[Any], Any], source: _Source) -> Strips:
-    outputs = []
-    for strip, above, below in source.padded():
-        outputs.append(_inner(function(strip), above, below))
-    return outputs
+def _pointwise(function: Callable[[Any], Any], source: _Map) -> _Map:
+    return source.filled(np.asarray(function(strip)) for strip in source.own())
 
 
-def _normaliser(norm: GroupNormalization, source: _Source) -> Callable[[Any], Any]:
+def _normaliser(norm: GroupNormalization, source: _Map) -> Callable[[Any], Any]:
     moments = _Moments()
     for strip in source.own():
         moments.add(strip)

@@ -1,11 +1,17 @@
 """Whether a folder is that of the run that is to go on, and no other process trains in it."""
 
+import errno
+import fcntl
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from test_safety import Run, settings
 
 from latentddpm.config import DiffusionRun, dump_config
+from latentddpm.data.crew import claim
 from latentddpm.errors import UserError
 from latentddpm.training.contract import Contract
 from latentddpm.training.resume import CONFIG, agree, check_run
@@ -73,3 +79,64 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(name, tmp_path):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=re.escape(f"{tmp_path}: finished, with no checkpoint")):
         check_run(tmp_path, resume=True)
+
+
+# --- Two processes -----------------------------------------------------------------------------
+
+CLAIM = """
+import sys
+from pathlib import Path
+from latentddpm.data.crew import claim
+with claim(Path(sys.argv[1]), "trains"):
+    print("inside", flush=True)
+    sys.stdin.read()
+"""
+
+
+def other_process(folder):
+    """One that is in a run folder until its stdin ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", CLAIM, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_another_process_trains_in_is_refused(resume, tmp_path):
+    run = Run(tmp_path, num_steps=2)
+    with other_process(tmp_path) as other:
+        assert other.stdout.readline() == "inside\n", f"{other.communicate()}"
+        with pytest.raises(UserError, match="another process trains here") as caught:
+            run.run(resume=resume)
+        assert str(tmp_path) in str(caught.value), f"{caught.value}: does not name the folder"
+        assert not (tmp_path / CONFIG).exists(), "the second one wrote into the run"
+        other.kill()
+    run.run(resume=resume)  # what was killed leaves no lock behind
+
+
+def test_who_trains_keeps_others_out(tmp_path):
+    answers = []
+
+    def try_it(step, *_):
+        if step == 2:
+            answers.append(other_process(tmp_path).communicate())
+
+    Run(tmp_path, try_it, num_steps=3).run()
+    out, errors = answers[0]
+    assert not out, "another process got in"
+    assert "another process trains here" in errors, f"{errors[-300:]!r}"
+
+
+def test_where_nothing_can_be_locked_it_goes_on_with_a_warning(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = f"{tmp_path}: cannot be locked .No locks available.; see that no other process trains"
+    entered = False
+    with pytest.warns(UserWarning, match=said), claim(tmp_path, "trains"):
+        entered = True
+    assert entered, "expected to go on"

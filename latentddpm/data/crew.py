@@ -1,12 +1,18 @@
-"""Who makes a folder's files: one process at a time, or the processes of one job together."""
+"""Who makes a folder's files: one process at a time, or the processes of one job together.
+
+Locks are `flock`'s on `.lock` in the folder: the system ends them with their process, however that
+ends, so that none is ever left behind.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentddpm.errors import UserError
 from latentddpm.notes import say
 
 try:
@@ -44,11 +50,12 @@ class Crew:
 
 
 ALONE = Crew()
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def alone(folder: Path, name: str, quiet: bool) -> Iterator[None]:
-    """Wait until no other process is inside; the lock ends with its process, however it ends.
+    """Wait until no other process is inside.
 
     Args:
         name: what the message calls the folder while one waits.
@@ -56,10 +63,38 @@ def alone(folder: Path, name: str, quiet: bool) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"{name} {folder}: waiting for another process to finish it", quiet)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def claim(folder: Path, doing: str) -> Iterator[None]:
+    """As `alone`, for what there is no use in waiting for. Where nothing can be locked, a warning.
+
+    Args:
+        doing: what the other process does there, in the message.
+
+    Raises:
+        UserError: another process is inside.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process {doing} here; wait for its end") from None
+        except OSError as error:
+            warnings.warn(
+                f"{folder}: cannot be locked ({error.strerror}); see that no other process "
+                f"{doing} here",
+                stacklevel=3,
+            )
         yield

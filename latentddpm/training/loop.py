@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from latentddpm import interrupt
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump_config
+from latentddpm.data.crew import claim
 from latentddpm.errors import one_line
 from latentddpm.files import atomic_path
 from latentddpm.models.functional import remade
@@ -119,62 +120,67 @@ def run_steps(
         interrupt.Stopped: a signal came; the step that was under way is saved.
         Diverged: see `health`; the newest checkpoint is from before that.
         MemoryError: a step needs more than there is, with what to lower.
-        UserError: Weights & Biases does not take the run.
+        UserError: another process trains in the folder; Weights & Biases does not take the run.
         OSError: a checkpoint or the log cannot be written; earlier checkpoints stay.
     """
     training = config.training
     checkpoints = folder / CHECKPOINTS
     crew, agreed = crew_of(strategy), agreement(strategy)
     quiet = quiet or not crew.chief
-    with model.distribute_strategy.scope():
-        model.optimizer.build(model.trainable_variables)
-    first = load_latest(checkpoints, model) if resume and present(checkpoints) else 0
-    crew.barrier()  # before the chief drops a damaged checkpoint that others look at
-    if crew.chief:
-        with atomic_path(folder / CONFIG) as temporary:
-            temporary.write_text(dump_config(config), "utf-8")
-    log = open_log(folder, config, first, quiet) if crew.chief else NoLog(folder)
-    with log:
-        say(f"resumed at {first}", quiet or not first)
-        total = training.num_steps
-        saver = Saver(checkpoints, model, contract, training.keep_checkpoints, first, crew.chief)
-        picture = folder / "samples" / f"step-{first:08d}.png"
-        due = first % training.validate_every == 0 or first >= total
-        if first and due and not picture.exists():
-            validate(first, log)  # the run ended in the middle of it
-        if first >= total:
-            model.optimizer.finalize_variable_values(model.trainable_variables)
-            return
+    with claim(folder, "trains") if crew.chief else contextlib.nullcontext():
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+        first = load_latest(checkpoints, model) if resume and present(checkpoints) else 0
+        crew.barrier()  # before the chief drops a damaged checkpoint that others look at
+        if crew.chief:
+            with atomic_path(folder / CONFIG) as temporary:
+                temporary.write_text(dump_config(config), "utf-8")
+        log = open_log(folder, config, first, quiet) if crew.chief else NoLog(folder)
+        with log:
+            say(f"resumed at {first}", quiet or not first)
+            total = training.num_steps
+            saver = Saver(
+                checkpoints, model, contract, training.keep_checkpoints, first, crew.chief
+            )
+            picture = folder / "samples" / f"step-{first:08d}.png"
+            due = first % training.validate_every == 0 or first >= total
+            if first and due and not picture.exists():
+                validate(first, log)  # the run ended in the middle of it
+            if first >= total:
+                model.optimizer.finalize_variable_values(model.trainable_variables)
+                return
 
-        def validate_unless_stopped(step: int) -> None:
-            with contextlib.suppress(interrupt.Stopped):
-                validate(step, log)
-            model.reset_metrics()  # else the next line of the log is about validation as well
+            def validate_unless_stopped(step: int) -> None:
+                with contextlib.suppress(interrupt.Stopped):
+                    validate(step, log)
+                model.reset_metrics()  # else the next line of the log is about validation as well
 
-        progress = Progress(log, first, total, training.batch_size, training.log_every, quiet)
-        callbacks = [
-            Health(training, first, read_history(log.path)),
-            progress,
-            EverySteps(saver.save, first, total, training.checkpoint_every),
-            EverySteps(validate_unless_stopped, first, total, training.validate_every),
-            EverySteps(lambda step: saver.stop_if_told(step, agreed), first, total, 1),
-        ]
-        with warnings.catch_warnings(), interrupt.deferred(checking=agreed is None):
-            # Keras remarks that it does not shuffle a dataset; ours draws its own order.
-            warnings.filterwarnings("ignore", message=".*shuffle=True.*")
-            try:
-                model.fit(examples(first, total), verbose=0, callbacks=callbacks, shuffle=False)
-            except Diverged as error:
-                raise Diverged(f"{error} ({saver.newest()})") from None
-            except OSError as error:
-                raise OSError(f"{one_line(error)}; {saver.newest()}") from error
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                replicas = model.distribute_strategy.num_replicas_in_sync
-                raise MemoryError(less_memory(training, replicas)) from error
-            finally:
-                progress.bar.close()
+            progress = Progress(log, first, total, training.batch_size, training.log_every, quiet)
+            callbacks = [
+                Health(training, first, read_history(log.path)),
+                progress,
+                EverySteps(saver.save, first, total, training.checkpoint_every),
+                EverySteps(validate_unless_stopped, first, total, training.validate_every),
+                EverySteps(lambda step: saver.stop_if_told(step, agreed), first, total, 1),
+            ]
+            with warnings.catch_warnings(), interrupt.deferred(checking=agreed is None):
+                # Keras remarks that it does not shuffle a dataset; ours draws its own order.
+                warnings.filterwarnings("ignore", message=".*shuffle=True.*")
+                try:
+                    model.fit(
+                        examples(first, total), verbose=0, callbacks=callbacks, shuffle=False
+                    )
+                except Diverged as error:
+                    raise Diverged(f"{error} ({saver.newest()})") from None
+                except OSError as error:
+                    raise OSError(f"{one_line(error)}; {saver.newest()}") from error
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    replicas = model.distribute_strategy.num_replicas_in_sync
+                    raise MemoryError(less_memory(training, replicas)) from error
+                finally:
+                    progress.bar.close()
 
 
 def in_float32(model: keras.Model) -> keras.Model:

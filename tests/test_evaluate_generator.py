@@ -2,19 +2,26 @@
 
 import copy
 import dataclasses
+import json
 import os
 import signal
 
+import keras
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import tiny_model
 
 from latentddpm import interrupt
+from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions
 from latentddpm.data.scan import open_catalog
-from latentddpm.data.split import Selection
 from latentddpm.errors import UserError
+from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.generated import GeneratedImages, Setting, spread_prompts
+from latentddpm.evaluation.generator import References, evaluate_generator
+from latentddpm.evaluation.images import open_images
+from latentddpm.evaluation.nearest import nearest, share_nearer
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
 from latentddpm.pictures import read_metadata
 
@@ -43,7 +50,7 @@ def times(images):
 def test_what_is_drawn_is_reused_and_what_is_missing_is_drawn_the_same(model, tmp_path):
     images = images_of(model, tmp_path)
     images.draw(batch_size=2, quiet=True)
-    before, pixels = times(images), [images.read(k) for k in range(len(images))]
+    before, pixels = times(images), [*images.read(range(len(images)))]
     assert len(before) == len(PROMPTS), f"expected a file for each prompt, got {sorted(before)}"
 
     images.path(3).unlink()
@@ -53,7 +60,7 @@ def test_what_is_drawn_is_reused_and_what_is_missing_is_drawn_the_same(model, tm
     changed = {name for name, time in times(images).items() if time != before[name]}
     assert changed == redrawn, f"expected {redrawn} to be drawn again, it was {changed}"
     for k, old in enumerate(pixels):
-        np.testing.assert_array_equal(images.read(k), old, f"image {k} is another one now")
+        np.testing.assert_array_equal(images.read([k])[0], old, f"image {k} is another one now")
 
 
 def test_an_image_is_what_generate_makes_of_its_prompt_and_seed(model, tmp_path):
@@ -66,7 +73,7 @@ def test_an_image_is_what_generate_makes_of_its_prompt_and_seed(model, tmp_path)
     again = model.generate(
         told["prompts"] * 2, seed=[8, 3], **{key: told[key] for key in options}
     )[0]
-    worst = np.abs(again.astype(int) - images.read(1)).max()
+    worst = np.abs(again.astype(int) - images.read([1])[0]).max()
     assert worst <= 1, f"beside another one it differs by {worst} of 255, expected rounding only"
 
 
@@ -131,8 +138,8 @@ def test_a_signal_keeps_what_was_drawn(model, tmp_path, monkeypatch):
 def test_prompts_are_spread_evenly_and_more_go_on_where_fewer_ended(emoji_folder, tmp_path):
     catalog = open_catalog(emoji_folder, tmp_path / "catalog", quiet=True)
     captions = Captions(catalog, ["{text}", "{text}, {style} style"])
-    prompts = spread_prompts(captions, Selection(len(catalog)), 24)
-    assert prompts[:10] == spread_prompts(captions, Selection(len(catalog)), 10)
+    prompts = spread_prompts(captions, np.arange(len(catalog)), 24)
+    assert prompts[:10] == spread_prompts(captions, np.arange(len(catalog)), 10)
     known = {text: row for row in range(len(catalog)) for text in captions[row]}
     unknown = set(prompts) - set(known)
     assert not unknown, f"these are captions of no image: {unknown}"
@@ -185,3 +192,109 @@ def test_a_setting_that_cannot_be_drawn_is_told_before_anything_is(model):
     unconditional.text_encoder = None
     with pytest.raises(UserError, match="unconditional: there is no guidance"):
         Setting.of(unconditional, guidance_scale=4.0)
+
+
+# --- Nearest training images ---------------------------------------------------------------
+
+
+def test_nearest_is_what_looking_at_every_pair_finds():
+    numbers = np.random.default_rng(0)
+    samples, references = numbers.normal(size=(7, 5)), numbers.normal(size=(30, 5))
+    distances, found = nearest(samples, references, 3)
+    every = np.linalg.norm(samples[:, None] - references, axis=-1)
+    np.testing.assert_array_equal(found, np.argsort(every, axis=1)[:, :3])
+    np.testing.assert_allclose(distances, np.sort(every, axis=1)[:, :3], rtol=1e-9)
+
+
+def test_copies_are_told_from_new_images():
+    numbers = np.random.default_rng(1)
+    training, held_back, new = (numbers.normal(size=(n, 16)) for n in (800, 600, 600))
+    copies = training[:600] + 0.01 * numbers.normal(size=(600, 16))
+    known = References(training, held_back)
+    share = known.measure(new).near
+    assert 0.02 < share < 0.09, f"new images of the same kind: {share:.1%}, expected 5 % or so"
+    share = known.measure(np.concatenate([copies[:300], new[:300]])).near
+    assert 0.5 < share < 0.57, f"half of them copies: {share:.1%}, expected half and 2.5 %"
+    assert share_nearer(np.zeros(3), np.ones(3)) == 1, "all nearer: expected 1"
+
+
+def test_the_training_images_themselves_are_at_no_distance():
+    training = np.random.default_rng(2).normal(size=(50, 6))
+    same = References(training, None).measure(training)
+    assert same.frechet < 1e-9, f"Fréchet distance {same.frechet} of a set to itself"
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1), f"of a set to itself: {same}"
+    assert same.near is None, "no image is held back, so none says what is near"
+
+
+# --- The whole -----------------------------------------------------------------------------
+
+DATA = DataConfig(validation_fraction=0.3)
+SIZE = (32, 32)
+
+
+def sets_of(folder, tmp_path, limit=None):
+    """The emoji for training, and those held back."""
+    return [
+        open_images(folder, tmp_path / "catalog", SIZE, split=split, data=DATA, limit=limit)
+        for split in ("training", "validation")
+    ]
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Conv2D(12, 8, 8), keras.layers.GlobalAveragePooling2D()]
+    return Extractor("tiny", keras.Sequential(layers))
+
+
+def test_a_sweep_is_measured_once_and_told_whole(model, extractor, emoji_folder, tmp_path):
+    wide = next(emoji_folder.rglob("*.png"))
+    with Image.open(wide) as image:
+        image.resize((90, 40)).save(wide)
+    training, held_back = sets_of(emoji_folder, tmp_path)
+    settings = settings_of(model, parse_sweep(["steps=1,2", "guidance=2,3"]))
+    fewer = len(held_back)  # as many of the generated are measured, too
+    count = 2 * (fewer // 2 + 2)  # whole batches
+    prompts = spread_prompts(Captions(training.catalog), training.rows, count)
+    out, lines = tmp_path / "out", []
+
+    def evaluate():
+        lines.clear()
+        options = {"batch_size": 2, "quiet": True, "tell": lines.append}
+        sets = training, held_back, extractor
+        return evaluate_generator(model, settings, prompts, *sets, out, **options)
+
+    report = evaluate()
+    rows, floor = report["settings"], report["floor"]
+    told = [(row["num_steps"], row["guidance_scale"], row["count"]) for row in rows]
+    expected = [(s, scale, n) for scale in (2, 3) for s in (1, 2) for n in (count, fewer)]
+    assert told == expected, f"the table has rows for {told}"
+    assert floor["count"] == fewer, f"the floor is of {floor['count']} of {fewer} images held back"
+    assert all(np.isfinite([row["frechet"], row["kernel"], row["coverage"]]).all() for row in rows)
+    assert floor["frechet"] < min(row["frechet"] for row in rows), "noise beats held-back emoji"
+    assert "Fréchet distance (tiny)" in lines[0], f"the table does not name its extractor: {lines}"
+    assert len(lines) == 1 + 1 + 8, f"expected a heading, the floor and eight rows: {lines}"
+    assert json.loads(json.dumps(report)) == report, "the report is not made for JSON"
+
+    with Image.open(out / "nearest.png") as picture:
+        expected = (6 * 34 - 2, 8 * 34 - 2)
+        assert picture.size == expected, f"nearest.png is {picture.size}, expected 8 rows of 6"
+    with Image.open(out / "sweep.png") as picture:
+        assert picture.width > 600, "sweep.png: expected a panel for each number of steps"
+
+    drawn = {path: path.stat().st_mtime_ns for path in out.glob("[fg]*/**/*.[np]*")}
+    assert len(drawn) == 4 * count + 2, "expected those images, and two files of features"
+    again = evaluate()
+    changed = [path for path, time in drawn.items() if path.stat().st_mtime_ns != time]
+    assert not changed, f"made again without need: {changed}"
+    assert again == report, "the same images, other numbers"
+
+
+def test_too_few_images_are_refused_before_any_is_drawn(model, extractor, emoji_folder, tmp_path):
+    sets = *sets_of(emoji_folder, tmp_path, limit=4), extractor
+    settings = [Setting.of(model)]
+    with pytest.raises(UserError, match="5 images to generate, expected at least 6"):
+        evaluate_generator(model, settings, ["rocket"] * 5, *sets, tmp_path, quiet=True)
+    with pytest.raises(UserError, match=r"at least 6 images, not 4: .*--limit"):
+        evaluate_generator(model, settings, ["rocket"] * 6, *sets, tmp_path, quiet=True)
+    assert not (tmp_path / "generated").exists(), "images were drawn for nothing"

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 import latentddpm
 from latentddpm import interrupt
 from latentddpm.data.captions import Captions
-from latentddpm.data.split import Selection
+from latentddpm.data.images import read_image
 from latentddpm.errors import UserError
 from latentddpm.files import write_json
 from latentddpm.pictures import read_metadata, save_png
@@ -84,6 +83,9 @@ class GeneratedImages:
 
     Attributes:
         folder: of these images.
+
+    Raises:
+        UserError: the model does not say how large its images are.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class GeneratedImages:
     ) -> None:
         self.model, self.setting = model, setting
         self.prompts, self.seeds = prompts, image_seeds(seed, len(prompts))
-        height, width = model.image_size
+        if model.image_size is None:
+            raise UserError("this model names no size of its own; expected one trained here")
+        self._size = height, width = model.image_size
         self.making = {
             "latentddpm": latentddpm.__version__,
             "model_digest": model.digest,
@@ -122,10 +126,9 @@ class GeneratedImages:
         own = {"prompts": [self.prompts[k]], "seed": self.seeds[k], "num_images": 1}
         return {**self.making, **own}
 
-    def read(self, k: int) -> np.ndarray:
-        """Image k, uint8 (H, W, 3)."""
-        with Image.open(self.path(k)) as image:
-            return np.asarray(image.convert("RGB"))
+    def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Some of the images, uint8 (n, H, W, 3)."""
+        return np.stack([read_image(self.path(k), self._size) for k in numbers])
 
     def draw(self, batch_size: int = 16, quiet: bool = False, label: str | None = None) -> None:
         """Draw what is missing.
@@ -177,16 +180,19 @@ class GeneratedImages:
             return False
 
 
-def spread_prompts(captions: Captions, images: Selection, count: int) -> list[str]:
-    """Captions of images spread evenly over all of them, for any number of prompts.
+def spread_prompts(captions: Captions, rows: np.ndarray, count: int) -> list[str]:
+    """Captions of images spread evenly over `rows`, for any number of prompts.
 
     Prompt k is a caption of image ⌊n · frac(k · (√5 − 1) / 2)⌋ of n: every beginning of this
     sequence is spread out, so that more prompts go on where fewer ended. Of an image with several
     captions they take turns; one without has the empty prompt, as in training.
+
+    Args:
+        rows: of images in the catalog, (n,).
     """
-    numbers = (len(images) * (np.arange(count) * GOLDEN % 1)).astype(np.int64)
+    numbers = (len(rows) * (np.arange(count) * GOLDEN % 1)).astype(np.int64)
     prompts = []
-    for k, row in enumerate(images.rows(numbers)):
+    for k, row in enumerate(rows[numbers]):
         alternatives = captions[int(row)] or ("",)
         prompts.append(alternatives[k % len(alternatives)])
     return prompts

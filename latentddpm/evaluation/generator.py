@@ -1,0 +1,222 @@
+"""A generator against the images it was trained on: numbers, and what they would be at best.
+
+For each setting the features of generated images are compared with those of the training images
+by Fréchet and kernel distance, precision and recall, density and coverage. Most of these numbers
+depend on how many images there are, and none says by itself what is good. So images that were
+held back from training are measured in the same way, in the same number: a generator whose images
+are as good and as varied as the data's own comes to this floor, and what lies below it is copied.
+Where fewer images are held back than are generated, as many of the generated are measured too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentddpm import interrupt
+from latentddpm.errors import UserError
+from latentddpm.evaluation.extractors import Extractor
+from latentddpm.evaluation.features import Images, features_of, kept_features
+from latentddpm.evaluation.frechet import Statistics, frechet_distance
+from latentddpm.evaluation.generated import GeneratedImages, Setting
+from latentddpm.evaluation.images import ImageSet
+from latentddpm.evaluation.kernel import kernel_distance
+from latentddpm.evaluation.manifold import density_coverage, precision_recall
+from latentddpm.evaluation.nearest import nearest, share_nearer
+from latentddpm.evaluation.samples import check_count
+from latentddpm.evaluation.sweep_plot import plot_sweep
+from latentddpm.pictures import grid, save_png
+from latentddpm.pipeline import LatentDiffusion
+from latentddpm.plotting import new_figure
+
+FEATURES, GENERATED = "features", "generated"
+NEAREST, SWEEP = "nearest.png", "sweep.png"
+LEAST = 6  # images: density looks for the fifth neighbour of each
+SHOWN, NEIGHBOURS = 8, 5  # rows of the picture, and training images in each
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How one set of images compares with the training images.
+
+    Attributes:
+        count: of images.
+        frechet: see `frechet`.
+        kernel, kernel_error: the distance, and half of its 95 % confidence interval.
+        precision, recall, density, coverage: see `manifold`.
+        near: share that is nearer to a training image than all but 5 % of those held back; see
+            `nearest`. None where too few are held back.
+    """
+
+    count: int
+    frechet: float
+    kernel: float
+    kernel_error: float
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    near: float | None
+
+
+class References:
+    """What generated images are compared with.
+
+    Args:
+        training: features of images, (M, d).
+        held_back: of images kept out of training, (H, d), if any.
+
+    Attributes:
+        floor: whether so many are held back that they can be measured themselves.
+    """
+
+    def __init__(self, training: np.ndarray, held_back: np.ndarray | None) -> None:
+        check_count("density and coverage", len(training), LEAST)
+        self.training, self.held_back = training, held_back
+        self.floor = held_back is not None and len(held_back) >= LEAST
+        self._statistics = Statistics().add(training)
+        self._fresh = self._distances(held_back) if self.floor else None
+
+    def measure(self, features: np.ndarray) -> Measures:
+        """Compare a set of images, by its features (N, d), with the training images."""
+        kernel = kernel_distance(self.training, features)
+        low, high = kernel.interval
+        near = None
+        if self._fresh is not None:
+            near = share_nearer(self._distances(features), self._fresh)
+        return Measures(
+            len(features),
+            frechet_distance(self._statistics, Statistics().add(features)),
+            kernel.value,
+            (high - low) / 2,
+            *precision_recall(self.training, features),
+            *density_coverage(self.training, features),
+            near,
+        )
+
+    def _distances(self, features: np.ndarray) -> np.ndarray:
+        return nearest(features, self.training, 1)[0][:, 0]
+
+
+@interrupt.listening()
+def evaluate_generator(
+    model: LatentDiffusion,
+    settings: Sequence[Setting],
+    prompts: Sequence[str],
+    training: ImageSet,
+    held_back: ImageSet | None,
+    extractor: Extractor,
+    out: Path,
+    *,
+    seed: int = 0,
+    batch_size: int = 16,
+    quiet: bool = False,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Compare the images of every setting with the training images; a table of it, and pictures.
+
+    Args:
+        prompts: one for each image to generate; image k has `seed` + k.
+        training: what is compared with, at the size of the model.
+        held_back: images kept out of training, for the floor.
+        out: folder; images and features are found there again by the next call.
+        tell: takes the lines of the table as they are ready.
+
+    Returns:
+        The numbers of the table, for JSON.
+
+    Raises:
+        UserError: too few images, or several settings without matplotlib for their plot.
+        interrupt.Stopped: a signal came; what was drawn is kept.
+    """
+    if len(prompts) < LEAST:
+        raise UserError(f"{len(prompts)} images to generate, expected at least {LEAST}")
+    if len(settings) > 1:
+        new_figure(1, 1)  # a missing matplotlib is told now, not after hours of drawing
+    known = References(
+        kept_features(extractor, training, out / FEATURES, "training images", quiet),
+        held_back
+        and kept_features(extractor, held_back, out / FEATURES, "held-back images", quiet),
+    )
+    floor = known.measure(known.held_back[: len(prompts)]) if known.floor else None
+    report: dict[str, Any] = {
+        "frechet": extractor.frechet_name,
+        "kernel": extractor.kernel_name,
+        "training_images": len(training),
+        "seed": seed,
+        "floor": floor and asdict(floor),
+        "settings": [],
+    }
+    tell(heading(report))
+    if floor:
+        tell(table_row(None, floor))
+    lowest = np.inf
+    for number, setting in enumerate(settings, 1):
+        images = GeneratedImages(out / GENERATED, model, setting, prompts, seed)
+        images.draw(batch_size, quiet, f"{number}/{len(settings)} {setting}")
+        features = features_of(extractor, images, "features", quiet)
+        counts = {len(prompts), floor.count if floor else len(prompts)}
+        for count in sorted(counts, reverse=True):
+            measures = known.measure(features[:count])
+            report["settings"].append({**asdict(setting), **asdict(measures)})
+            tell(table_row(setting, measures))
+        if measures.frechet < lowest:
+            lowest = measures.frechet
+            save_png(out / NEAREST, beside_nearest(images, training, features, known.training))
+    if len(settings) > 1:
+        plot_sweep(out / SWEEP, report)
+    return report
+
+
+def beside_nearest(
+    images: Images, training: Images, features: np.ndarray, training_features: np.ndarray
+) -> np.ndarray:
+    """A picture: images that come nearest to training images, each with its nearest beside it."""
+    distances, numbers = nearest(features, training_features, NEIGHBOURS)
+    closest = np.argsort(distances[:, 0], kind="stable")[:SHOWN]
+    return grid(
+        [
+            np.concatenate([images.read(closest[k : k + 1]), training.read(numbers[closest[k]])])
+            for k in range(len(closest))
+        ]
+    )
+
+
+# --- The table -----------------------------------------------------------------------------
+
+
+def heading(report: dict[str, Any]) -> str:
+    """What the numbers of a report are, and the names of the table's columns."""
+    return "\n".join(
+        [
+            f"Fréchet    {report['frechet']}",
+            f"kernel     {report['kernel']}, ± 95 % confidence",
+            f"against    {report['training_images']} training images; seed {report['seed']}",
+            "held back  images kept out of training, as if they had been generated",
+            "near       share nearer to a training image than all but 5 % of those held back",
+            "",
+            f"{'sampler':16}{'steps':>6} {'spacing':9}{'guidance':>9}{'n':>7}{'Fréchet':>10}"
+            f"{'kernel':>11} {'±':9}{'precision':>10}{'recall':>8}{'density':>9}"
+            f"{'coverage':>10}{'near':>7}",
+        ]
+    )
+
+
+def table_row(setting: Setting | None, measures: Measures) -> str:
+    """A line of the table; without a setting, of the images held back."""
+    name = f"{'held back':41}"
+    if setting is not None:
+        name = (
+            f"{setting.sampler:16}{setting.num_steps:>6} {setting.timestep_spacing:9}"
+            f"{setting.guidance_scale:>9g}"
+        )
+    near = "-" if measures.near is None else f"{measures.near:.1%}"
+    return (
+        f"{name}{measures.count:>7}{measures.frechet:>10.4g}{measures.kernel:>11.3g} "
+        f"{measures.kernel_error:<9.2g}{measures.precision:>10.3f}{measures.recall:>8.3f}"
+        f"{measures.density:>9.3f}{measures.coverage:>10.3f}{near:>7}"
+    )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from latentddpm import __version__
+from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
 from latentddpm.errors import UserError
 from latentddpm.files import write_json
 from latentddpm.modelfolder import ModelFolder, read_model_folder
@@ -21,6 +23,35 @@ from latentddpm.startup import import_keras
 from latentddpm.usage import DATA_HELP, FOLDER, command
 
 RESULTS = "evaluation.json"
+COMPARED = "training"
+"""The split that generated images are compared with; those it leaves are their floor."""
+
+
+def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of --generator: which images are drawn, and how."""
+    for option in (
+        click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True),
+        click.option(
+            "--sweep",
+            multiple=True,
+            metavar="KEY=A,B,…",
+            help="Compare settings: steps, guidance, sampler, spacing; may be given repeatedly.",
+        ),
+        click.option("--guidance-scale", type=float, help="1 = none [default: the model's]."),
+        click.option(
+            "--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's]."
+        ),
+        click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's]."),
+        click.option(
+            "--steps", "num_steps", type=int, help="Sampler steps [default: the model's]."
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the first image."),
+        click.option(
+            "--num-images", type=int, default=500, show_default=True, help="To generate."
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 @click.command()
@@ -31,6 +62,9 @@ RESULTS = "evaluation.json"
 )
 @click.option("--nll", is_flag=True, help="Bits per dimension of the latents, a bound.")
 @click.option(
+    "--generator", is_flag=True, help="Generated images against training images, by features."
+)
+@click.option(
     "--extractor",
     metavar="NAME",
     help="Of features to compare sets of images by: inception, inception:FILE, hed, FILE.keras.",
@@ -40,9 +74,8 @@ RESULTS = "evaluation.json"
 )
 @click.option(
     "--split",
-    default="all",
-    show_default=True,
-    help="all, training, validation: as a training run with the next two splits them.",
+    help="all, training, validation: as a training run with the next two splits them "
+    f"[default: all; {COMPARED} with --generator].",
 )
 @click.option("--validation-fraction", type=float, default=0.05, show_default=True)
 @click.option("--validation-by", default="path", show_default=True, help="path or caption.")
@@ -53,7 +86,7 @@ RESULTS = "evaluation.json"
     "caption_templates",
     multiple=True,
     metavar="T",
-    help="As in data.caption_templates; the first caption of an image is taken.",
+    help="As in data.caption_templates; may be given repeatedly.",
 )
 @click.option(
     "--nll-timesteps",
@@ -64,15 +97,17 @@ RESULTS = "evaluation.json"
 )
 @click.option("--out", type=FOLDER, help=f"Folder for {RESULTS}, pictures and the catalog.")
 @click.option("--json", "machine", is_flag=True, help="JSON on stdout instead of tables.")
+@drawing_options
 @command
 def evaluate(
     model: Path,
     data: str,
     autoencoder: bool,
     nll: bool,
+    generator: bool,
     extractor: str | None,
     perceptual: str | None,
-    split: str,
+    split: str | None,
     validation_fraction: float,
     validation_by: str,
     limit: int | None,
@@ -82,40 +117,74 @@ def evaluate(
     out: Path | None,
     machine: bool,
     quiet: bool,
+    num_images: int,
+    seed: int,
+    sweep: tuple[str, ...],
+    batch_size: int,
+    **setting: Any,
 ) -> None:
     """Measure a model on images.
 
+    --generator draws images of their captions, keeps them in --out, and measures how near they
+    come to the training images, beside what images held back from training reach.
     Nothing is downloaded unless --extractor or --perceptual ask for it.
     """
     from latentddpm.config import AutoencoderRun, load_config
 
+    if generator and (out is None or extractor is None):
+        raise UserError("--generator: needs --extractor, and --out, where its images are kept")
+    if generator and split not in (None, COMPARED):
+        raise UserError(f"--split {split}: --generator compares with the {COMPARED} images")
+    split = split or (COMPARED if generator else "all")
     folder = read_model_folder(model)
     size = _size(folder, resolution)
     splitting = {"fraction": validation_fraction, "by": validation_by}
-    settings = [f"data.validation_{key}={value}" for key, value in splitting.items()]
-    splits = load_config(AutoencoderRun, None, tuple(settings)).data
+    overrides = [f"data.validation_{key}={value}" for key, value in splitting.items()]
+    splits = load_config(AutoencoderRun, None, tuple(overrides)).data
     import_keras()
     from latentddpm.evaluation.autoencoder import evaluate_autoencoder
     from latentddpm.evaluation.bound import evaluate_bound
     from latentddpm.evaluation.extractors import load_extractor
+    from latentddpm.evaluation.generator import evaluate_generator
     from latentddpm.evaluation.images import open_images
+    from latentddpm.evaluation.sweep import parse_sweep, settings_of
     from latentddpm.interop.perceptual import load_perceptual
     from latentddpm.models.archive import load_archive
     from latentddpm.models.autoencoder import Autoencoder
     from latentddpm.models.digest import weights_digest
     from latentddpm.pipeline import LatentDiffusion
 
-    whole = LatentDiffusion.load(model) if nll else None
+    whole = LatentDiffusion.load(folder.path) if nll or generator else None
+    settings = settings_of(whole, parse_sweep(sweep), **setting) if generator else []
     features = load_extractor(extractor) if extractor else None
     distance = load_perceptual(perceptual) if perceptual else None
+
+    def tell(text: str) -> None:
+        if not machine:
+            click.echo(text)
+
     with tempfile.TemporaryDirectory() as scratch:
         catalog = (out or Path(scratch)) / "catalog"
         images = open_images(
             data, catalog, size, split=split, data=splits, limit=limit, quiet=quiet
         )
-        reports = {}
+        facts = {
+            "model": str(model),
+            "model_digest": folder.digest,
+            "data": data,
+            "split": split,
+            "images": len(images),
+            "height": size[0],
+            "width": size[1],
+            "extractor": features and {"label": features.label, "digest": features.digest},
+            "perceptual": distance
+            and {"label": distance.label, "digest": weights_digest(distance)},
+        }
+        results = {"latentddpm": __version__, **facts}
+        tell(_heading(facts))
+
         if nll:
-            reports["bound"] = evaluate_bound(
+            report = evaluate_bound(
                 whole,
                 images,
                 caption_templates=caption_templates,
@@ -123,8 +192,10 @@ def evaluate(
                 out=out,
                 quiet=quiet,
             )
-        if autoencoder or not reports:
-            reports["autoencoder"] = evaluate_autoencoder(
+            tell(f"\nbound\n{report.text}")
+            results["bound"] = report.values
+        if autoencoder or not (nll or generator):
+            report = evaluate_autoencoder(
                 load_archive(folder.file("vae"), Autoencoder),
                 images,
                 perceptual=distance,
@@ -132,27 +203,27 @@ def evaluate(
                 out=out,
                 quiet=quiet,
             )
-    facts = {
-        "model": str(model),
-        "model_digest": folder.digest,
-        "data": data,
-        "split": split,
-        "images": len(images),
-        "height": size[0],
-        "width": size[1],
-        "extractor": features and {"label": features.label, "digest": features.digest},
-        "perceptual": distance and {"label": distance.label, "digest": weights_digest(distance)},
-    }
-    results = {"latentddpm": __version__, **facts}
-    results |= {name: report.values for name, report in reports.items()}
+            tell(f"\nautoencoder\n{report.text}")
+            results["autoencoder"] = report.values
+        if generator:
+            tell("\ngenerator")
+            results["generator"] = evaluate_generator(
+                whole,
+                settings,
+                images,
+                splits.model_copy(update={"caption_templates": list(caption_templates)}),
+                features,
+                out,
+                num_images=num_images,
+                seed=seed,
+                batch_size=batch_size,
+                quiet=quiet,
+                tell=tell,
+            )
     if out is not None:
         write_json(out / RESULTS, results)
     if machine:
         click.echo(json.dumps(results, indent=2, ensure_ascii=False))
-        return
-    click.echo(_heading(facts))
-    for name, report in reports.items():
-        click.echo(f"\n{name}\n{report.text}")
 
 
 def _size(folder: ModelFolder, resolution: int | None) -> tuple[int, int]:

@@ -9,13 +9,17 @@ import signal
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from conftest import EMOJI
 from PIL import Image
 from tiny import tiny_model
 
 from latentddpm import interrupt
+from latentddpm.cli import main
 from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions
 from latentddpm.data.scan import open_catalog
+from latentddpm.data.split import Selection, split_catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.generated import GeneratedImages, Setting, spread_prompts
@@ -25,6 +29,7 @@ from latentddpm.evaluation.nearest import nearest, share_nearer
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
 from latentddpm.pictures import read_metadata
 
+SIZE = (32, 32)
 PROMPTS = ["red apple", "cat face", "rocket", "red apple"]
 
 
@@ -37,7 +42,7 @@ def model():
 
 def images_of(model, root, prompts=PROMPTS, seed=7, **given):
     setting = Setting.of(model, num_steps=2, **given)
-    return GeneratedImages(root, model, setting, prompts, seed)
+    return GeneratedImages(root, model, setting, prompts, SIZE, seed)
 
 
 def times(images):
@@ -138,8 +143,8 @@ def test_a_signal_keeps_what_was_drawn(model, tmp_path, monkeypatch):
 def test_prompts_are_spread_evenly_and_more_go_on_where_fewer_ended(emoji_folder, tmp_path):
     catalog = open_catalog(emoji_folder, tmp_path / "catalog", quiet=True)
     captions = Captions(catalog, ["{text}", "{text}, {style} style"])
-    prompts = spread_prompts(captions, np.arange(len(catalog)), 24)
-    assert prompts[:10] == spread_prompts(captions, np.arange(len(catalog)), 10)
+    prompts = spread_prompts(captions, Selection(len(catalog)), 24)
+    assert prompts[:10] == spread_prompts(captions, Selection(len(catalog)), 10)
     known = {text: row for row in range(len(catalog)) for text in captions[row]}
     unknown = set(prompts) - set(known)
     assert not unknown, f"these are captions of no image: {unknown}"
@@ -229,15 +234,11 @@ def test_the_training_images_themselves_are_at_no_distance():
 # --- The whole -----------------------------------------------------------------------------
 
 DATA = DataConfig(validation_fraction=0.3)
-SIZE = (32, 32)
 
 
-def sets_of(folder, tmp_path, limit=None):
-    """The emoji for training, and those held back."""
-    return [
-        open_images(folder, tmp_path / "catalog", SIZE, split=split, data=DATA, limit=limit)
-        for split in ("training", "validation")
-    ]
+def training_images(folder, tmp_path, limit=None):
+    catalog = tmp_path / "catalog"
+    return open_images(folder, catalog, SIZE, split="training", data=DATA, limit=limit)
 
 
 @pytest.fixture(scope="module")
@@ -251,18 +252,16 @@ def test_a_sweep_is_measured_once_and_told_whole(model, extractor, emoji_folder,
     wide = next(emoji_folder.rglob("*.png"))
     with Image.open(wide) as image:
         image.resize((90, 40)).save(wide)
-    training, held_back = sets_of(emoji_folder, tmp_path)
+    training = training_images(emoji_folder, tmp_path)
     settings = settings_of(model, parse_sweep(["steps=1,2", "guidance=2,3"]))
-    fewer = len(held_back)  # as many of the generated are measured, too
-    count = 2 * (fewer // 2 + 2)  # whole batches
-    prompts = spread_prompts(Captions(training.catalog), training.rows, count)
+    fewer = len(split_catalog(training.catalog, DATA)[1])
+    count = 2 * (fewer // 2 + 2)  # more than are held back, in whole batches
     out, lines = tmp_path / "out", []
 
     def evaluate():
         lines.clear()
-        options = {"batch_size": 2, "quiet": True, "tell": lines.append}
-        sets = training, held_back, extractor
-        return evaluate_generator(model, settings, prompts, *sets, out, **options)
+        options = {"num_images": count, "batch_size": 2, "quiet": True, "tell": lines.append}
+        return evaluate_generator(model, settings, training, DATA, extractor, out, **options)
 
     report = evaluate()
     rows, floor = report["settings"], report["floor"]
@@ -290,11 +289,59 @@ def test_a_sweep_is_measured_once_and_told_whole(model, extractor, emoji_folder,
     assert again == report, "the same images, other numbers"
 
 
-def test_too_few_images_are_refused_before_any_is_drawn(model, extractor, emoji_folder, tmp_path):
-    sets = *sets_of(emoji_folder, tmp_path, limit=4), extractor
-    settings = [Setting.of(model)]
-    with pytest.raises(UserError, match="5 images to generate, expected at least 6"):
-        evaluate_generator(model, settings, ["rocket"] * 5, *sets, tmp_path, quiet=True)
+def test_what_cannot_be_measured_is_refused_before_any_is_drawn(
+    model, extractor, emoji_folder, tmp_path
+):
+    settings, out = [Setting.of(model)], tmp_path / "out"
+
+    def evaluate(images, num_images):
+        options = {"num_images": num_images, "quiet": True}
+        evaluate_generator(model, settings, images, DATA, extractor, out, **options)
+
+    with pytest.raises(UserError, match="--num-images: 5, expected at least 6"):
+        evaluate(training_images(emoji_folder, tmp_path), 5)
     with pytest.raises(UserError, match=r"at least 6 images, not 4: .*--limit"):
-        evaluate_generator(model, settings, ["rocket"] * 6, *sets, tmp_path, quiet=True)
-    assert not (tmp_path / "generated").exists(), "images were drawn for nothing"
+        evaluate(training_images(emoji_folder, tmp_path, limit=4), 6)
+    (emoji_folder / "metadata.jsonl").unlink()
+    with pytest.raises(UserError, match="emoji: no image has a caption to draw"):
+        evaluate(training_images(emoji_folder, tmp_path), 6)
+    assert not (out / "generated").exists(), "images were drawn for nothing"
+
+
+# --- The command ---------------------------------------------------------------------------
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--generator"], "--generator: needs --extractor, and --out"),
+        (["--generator", "--split", "validation"], "compares with the training images"),
+    ],
+)
+def test_the_command_refuses_in_one_line(options, message, tmp_path):
+    if len(options) > 1:
+        options = [*options, "--out", tmp_path / "out", "--extractor", "hed"]
+    answer = run("--model", "emoji-64", "--data", EMOJI, *options)
+    assert answer.exit_code == 2, f"exit code {answer.exit_code}, expected 2: {answer.output}"
+    assert message in answer.output, f"expected {message!r} in {answer.output!r}"
+    assert answer.output.count("\n") == 1, f"expected one line, got {answer.output!r}"
+
+
+@pytest.mark.slow
+def test_the_command_from_model_folder_to_table(model, tmp_path):
+    model.save(tmp_path / "model")
+    colours = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalMaxPooling2D()])
+    colours.save(tmp_path / "colours.keras")
+    options = ["--validation-fraction", "0.3", "--num-images", 6, "--sweep", "guidance=2,3"]
+    places = ["--extractor", tmp_path / "colours.keras", "--out", tmp_path / "out", "--quiet"]
+    answer = run("--model", tmp_path / "model", "--data", EMOJI, "--generator", *options, *places)
+    assert answer.exit_code == 0, answer.output
+    lines = answer.output.splitlines()
+    assert "(split training) at 32×32" in lines[1], f"not told what it is compared with: {lines}"
+    assert [line.split()[0] for line in lines[-3:]] == ["held", "ddim", "ddim"], lines
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text("utf-8"))
+    assert len(found["generator"]["settings"]) == 2, f"evaluation.json holds {found}"

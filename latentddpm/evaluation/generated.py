@@ -25,6 +25,7 @@ import latentddpm
 from latentddpm import interrupt
 from latentddpm.data.captions import Captions
 from latentddpm.data.images import read_image
+from latentddpm.data.split import Selection
 from latentddpm.errors import UserError
 from latentddpm.files import write_json
 from latentddpm.pictures import read_metadata, save_png
@@ -80,12 +81,10 @@ class GeneratedImages:
     Args:
         root: of the folders of all settings.
         prompts: one for each image.
+        size: (height, width).
 
     Attributes:
         folder: of these images.
-
-    Raises:
-        UserError: the model does not say how large its images are.
     """
 
     def __init__(
@@ -94,18 +93,17 @@ class GeneratedImages:
         model: LatentDiffusion,
         setting: Setting,
         prompts: Sequence[str],
-        seed: int,
+        size: tuple[int, int],
+        seed: int = 0,
     ) -> None:
         self.model, self.setting = model, setting
         self.prompts, self.seeds = prompts, image_seeds(seed, len(prompts))
-        if model.image_size is None:
-            raise UserError("this model names no size of its own; expected one trained here")
-        self._size = height, width = model.image_size
+        self.size = size
         self.making = {
             "latentddpm": latentddpm.__version__,
             "model_digest": model.digest,
-            "height": height,
-            "width": width,
+            "height": size[0],
+            "width": size[1],
             **asdict(setting),
             "sampler_options": default_options(setting.sampler, model.defaults),
             "guidance_rescale": model.defaults.get("guidance_rescale", 0.0),
@@ -128,7 +126,7 @@ class GeneratedImages:
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Some of the images, uint8 (n, H, W, 3)."""
-        return np.stack([read_image(self.path(k), self._size) for k in numbers])
+        return np.stack([read_image(self.path(k), self.size) for k in numbers])
 
     def draw(self, batch_size: int = 16, quiet: bool = False, label: str | None = None) -> None:
         """Draw what is missing.
@@ -159,6 +157,8 @@ class GeneratedImages:
                         [self.prompts[k] for k in batch],
                         seed=[self.seeds[k] for k in batch],
                         batch_size=batch_size,
+                        height=self.size[0],
+                        width=self.size[1],
                         **asdict(self.setting),
                     )
                 except interrupt.Stopped as signal:
@@ -180,19 +180,16 @@ class GeneratedImages:
             return False
 
 
-def spread_prompts(captions: Captions, rows: np.ndarray, count: int) -> list[str]:
-    """Captions of images spread evenly over `rows`, for any number of prompts.
+def spread_prompts(captions: Captions, images: Selection, count: int) -> list[str]:
+    """Captions of images spread evenly over all of a selection, for any number of prompts.
 
     Prompt k is a caption of image ⌊n · frac(k · (√5 − 1) / 2)⌋ of n: every beginning of this
     sequence is spread out, so that more prompts go on where fewer ended. Of an image with several
     captions they take turns; one without has the empty prompt, as in training.
-
-    Args:
-        rows: of images in the catalog, (n,).
     """
-    numbers = (len(rows) * (np.arange(count) * GOLDEN % 1)).astype(np.int64)
+    numbers = (len(images) * (np.arange(count) * GOLDEN % 1)).astype(np.int64)
     prompts = []
-    for k, row in enumerate(rows[numbers]):
+    for k, row in enumerate(images.rows(numbers)):
         alternatives = captions[int(row)] or ("",)
         prompts.append(alternatives[k % len(alternatives)])
     return prompts

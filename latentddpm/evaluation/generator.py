@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from latentddpm import interrupt
+from latentddpm.config import DataConfig
+from latentddpm.data.captions import Captions
+from latentddpm.data.split import split_catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.features import Images, features_of, kept_features
 from latentddpm.evaluation.frechet import Statistics, frechet_distance
-from latentddpm.evaluation.generated import GeneratedImages, Setting
-from latentddpm.evaluation.images import ImageSet
+from latentddpm.evaluation.generated import GeneratedImages, Setting, spread_prompts
+from latentddpm.evaluation.images import ImageSet, spread_images
 from latentddpm.evaluation.kernel import kernel_distance
 from latentddpm.evaluation.manifold import density_coverage, precision_recall
 from latentddpm.evaluation.nearest import nearest, share_nearer
@@ -106,12 +109,12 @@ class References:
 def evaluate_generator(
     model: LatentDiffusion,
     settings: Sequence[Setting],
-    prompts: Sequence[str],
     training: ImageSet,
-    held_back: ImageSet | None,
+    data: DataConfig,
     extractor: Extractor,
     out: Path,
     *,
+    num_images: int,
     seed: int = 0,
     batch_size: int = 16,
     quiet: bool = False,
@@ -120,9 +123,11 @@ def evaluate_generator(
     """Compare the images of every setting with the training images; a table of it, and pictures.
 
     Args:
-        prompts: one for each image to generate; image k has `seed` + k.
-        training: what is compared with, at the size of the model.
-        held_back: images kept out of training, for the floor.
+        training: what is compared with, at the size that images are drawn at; all images that
+            `data` leaves for training, or some of them.
+        data: which images of the catalog are held back, and how captions are made.
+        num_images: to draw at each setting, of captions spread over the training images; image k
+            has `seed` + k.
         out: folder; images and features are found there again by the next call.
         tell: takes the lines of the table as they are ready.
 
@@ -130,19 +135,30 @@ def evaluate_generator(
         The numbers of the table, for JSON.
 
     Raises:
-        UserError: too few images, or several settings without matplotlib for their plot.
+        UserError: too few images, none with a caption, or several settings without matplotlib
+            for their plot.
         interrupt.Stopped: a signal came; what was drawn is kept.
     """
-    if len(prompts) < LEAST:
-        raise UserError(f"{len(prompts)} images to generate, expected at least {LEAST}")
+    if num_images < LEAST:
+        raise UserError(f"--num-images: {num_images}, expected at least {LEAST}")
     if len(settings) > 1:
         new_figure(1, 1)  # a missing matplotlib is told now, not after hours of drawing
+    learned, kept_out = split_catalog(training.catalog, data)
+    prompts = [""] * num_images
+    if model.text_encoder is not None:
+        captions = Captions(training.catalog, data.caption_templates)
+        prompts = spread_prompts(captions, learned, num_images)
+        if not any(prompts):
+            raise UserError(f"{training.catalog.source.place}: no image has a caption to draw")
+    held_back = spread_images(training.catalog, kept_out, training.size, num_images)
+
     known = References(
         kept_features(extractor, training, out / FEATURES, "training images", quiet),
-        held_back
-        and kept_features(extractor, held_back, out / FEATURES, "held-back images", quiet),
+        kept_features(extractor, held_back, out / FEATURES, "held-back images", quiet)
+        if len(held_back)
+        else None,
     )
-    floor = known.measure(known.held_back[: len(prompts)]) if known.floor else None
+    floor = known.measure(known.held_back) if known.floor else None
     report: dict[str, Any] = {
         "frechet": extractor.frechet_name,
         "kernel": extractor.kernel_name,
@@ -156,10 +172,10 @@ def evaluate_generator(
         tell(table_row(None, floor))
     lowest = np.inf
     for number, setting in enumerate(settings, 1):
-        images = GeneratedImages(out / GENERATED, model, setting, prompts, seed)
+        images = GeneratedImages(out / GENERATED, model, setting, prompts, training.size, seed)
         images.draw(batch_size, quiet, f"{number}/{len(settings)} {setting}")
         features = features_of(extractor, images, "features", quiet)
-        counts = {len(prompts), floor.count if floor else len(prompts)}
+        counts = {num_images, floor.count if floor else num_images}
         for count in sorted(counts, reverse=True):
             measures = known.measure(features[:count])
             report["settings"].append({**asdict(setting), **asdict(measures)})

@@ -99,6 +99,13 @@ def open_images(
                 f"--split {split}: data.validation_fraction={data.validation_fraction} keeps "
                 f"out none of {len(found)} images; raise it, or evaluate on --split all"
             )
+    return spread_images(found, selection, size, limit)
+
+
+def spread_images(
+    catalog: Catalog, selection: Selection, size: tuple[int, int], limit: int | None = None
+) -> ImageSet:
+    """The images of a selection, at most `limit`, spread evenly over it."""
     count = min(limit or len(selection), len(selection))
     numbers = np.linspace(0, len(selection) - 1, count).round().astype(np.int64)
-    return ImageSet(found, selection.rows(numbers), size)
+    return ImageSet(catalog, selection.rows(numbers), size)

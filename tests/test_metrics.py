@@ -210,8 +210,8 @@ def test_too_few_samples_are_counted_in_one_line():
             Statistics().add(few[:1]).covariance
         ),
         "kernel distance needs at least 3 images, not 2": lambda: kernel_distance(few, few[:2]),
-        "precision and recall needs at least 4 images, not 3": lambda: precision_recall(few, few),
-        "density and coverage needs at least 6 images, not 3": lambda: density_coverage(few, few),
+        "precision/recall needs at least 4 images, not 3": lambda: precision_recall(few, few),
+        "density/coverage needs at least 6 images, not 3": lambda: density_coverage(few, few),
     }
     for message, call in cases.items():
         with pytest.raises(UserError, match=message):

@@ -20,7 +20,9 @@ Inception-v3, any other extractor is named beside the number.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +127,8 @@ def load_extractor(name: str) -> Extractor:
 
 def _downloaded_inception() -> Extractor:
     try:
-        network = keras.applications.InceptionV3(include_top=False, pooling="avg")
+        with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar
+            network = keras.applications.InceptionV3(include_top=False, pooling="avg")
     except Exception as error:  # of the network, the proxy, the file system, the file's digest
         reason = one_line(error)[:200] or type(error).__name__
         raise UserError(

@@ -47,7 +47,7 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> Pre
     Raises:
         UserError: a set of no more than k samples.
     """
-    real, generated = check_features("precision and recall", k + 1, real, generated)
+    real, generated = check_features("precision/recall", k + 1, real, generated)
     _, around_generated = _memberships(real, generated, k)
     _, around_real = _memberships(generated, real, k)
     return PrecisionRecall(float(np.mean(around_generated > 0)), float(np.mean(around_real > 0)))
@@ -64,7 +64,7 @@ def density_coverage(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Den
     Raises:
         UserError: a set of no more than k samples.
     """
-    real, generated = check_features("density and coverage", k + 1, real, generated)
+    real, generated = check_features("density/coverage", k + 1, real, generated)
     held, around = _memberships(real, generated, k)
     return DensityCoverage(float(around.mean() / k), float(np.mean(held > 0)))
 

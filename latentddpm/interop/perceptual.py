@@ -18,8 +18,10 @@ pickles are refused.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import h5py
@@ -146,7 +148,8 @@ def _expected() -> list[tuple[int, int, int, int]]:
 
 def _from_applications() -> list[Convolution]:
     try:
-        network = keras.applications.VGG16(weights="imagenet", include_top=False)
+        with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar
+            network = keras.applications.VGG16(weights="imagenet", include_top=False)
     except Exception as error:  # of the network, the proxy, the file system, the file's digest
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(

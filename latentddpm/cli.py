@@ -199,6 +199,9 @@ def train_diffusion(
 @click.option("--out", type=FOLDER, required=True, help="Folder of the latents cache.")
 @click.option("--catalog", type=FOLDER, help="Catalog to share [default: below OUT].")
 @click.option("--resolution", type=int, help="Side in pixels [default: the model's own].")
+@click.option("--aspect-buckets", is_flag=True, help="For data.aspect_buckets: true.")
+@click.option("--bucket-step", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--bucket-max-ratio", type=click.FloatRange(1), default=2.0, show_default=True)
 @click.option("--mirrored", is_flag=True, help="A second, mirrored row for each image.")
 @click.option(
     "--strategy", default="auto", show_default=True, help="multi-worker: a part in each process."
@@ -211,6 +214,9 @@ def encode(
     out: Path,
     catalog: Path | None,
     resolution: int | None,
+    aspect_buckets: bool,
+    bucket_step: int,
+    bucket_max_ratio: float,
     mirrored: bool,
     strategy: str,
     strict: bool,
@@ -223,6 +229,8 @@ def encode(
 
     devices = make_strategy(strategy)
     options = {"resolution": resolution, "mirrored": mirrored, "strategy": devices}
+    if aspect_buckets:
+        options["aspect_buckets"] = bucket_step, bucket_max_ratio
     with together(devices):
         cache = encode_folder(
             data, vae, out, catalog=catalog, **options, strict=strict, quiet=quiet

@@ -57,6 +57,16 @@ class DataConfig(Section):
     )
 
 
+class DiffusionData(DataConfig):
+    """`train-diffusion`'s own settings beside the common ones."""
+
+    aspect_buckets: bool = Field(
+        False, description="crop to the nearest of several shapes of the square's area"
+    )
+    bucket_step: int = Field(64, gt=0, description="sides of those shapes are multiples of it")
+    bucket_max_ratio: float = Field(2.0, ge=1, description="of their longer side to the shorter")
+
+
 class AutoencoderConfig(Section):
     """Sizes of the first stage; the defaults are Stable Diffusion's."""
 
@@ -219,7 +229,7 @@ class DiffusionRun(Section):
     """Everything `train-diffusion` is told."""
 
     init: str = INIT
-    data: DataConfig = DataConfig()
+    data: DiffusionData = DiffusionData()
     schedule: ScheduleConfig = ScheduleConfig()
     unet: UNetConfig = UNetConfig()
     text: TextConfig = TextConfig()

@@ -30,7 +30,7 @@ FLOW = [
     ["pictures", "data.images", "data.storage", "data.table", "data.keyindex", "data.crew"],
     ["data.metadata", "data.units", "data.folder", "data.shards", "data.records", "data.sources"],
     ["data.catalog", "data.scan", "data.captions", "data.split", "data.pack"],
-    ["data.draws"],
+    ["data.buckets", "data.turns", "data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
     ["models.replicas", "models.compiled", "models.digest", "models.train_step"],
     ["models.denoising_step"],
@@ -74,7 +74,15 @@ FLOW = [
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.
 TENSORFLOW = (
-    *("data.draws", "data.examples", "data.latents", "data.storage", "data.records", "data.pack"),
+    *(
+        "data.draws",
+        "data.turns",
+        "data.examples",
+        "data.latents",
+        "data.storage",
+        "data.records",
+        "data.pack",
+    ),
     *("training", "models.compiled", "models.replicas", "models.train_step"),
     "models.adversarial_step",
     *("interop.endpoints", "interop.saved_model", "interop.onnx", "interop.litert"),

@@ -10,6 +10,7 @@ Networks are deterministic functions of what comes out here; see `draws` for why
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,29 @@ def share(
     positions = tf.data.Dataset.range(steps * len(own)).map(place)
     positions = positions.concatenate(tf.data.Dataset.range(begin + tail.start, begin + tail.stop))
     return positions, size
+
+
+def shared(
+    places: range,
+    batch_size: int,
+    crew: Crew,
+    batches: Callable[[tf.data.Dataset, int], tf.data.Dataset],
+) -> tf.data.Dataset:
+    """This process's part of the batches of positions, as many of them as any process has.
+
+    Args:
+        batches: (positions, batch size) → batches. An empty one stands in where this process has
+            no part, because its neighbours count on it.
+    """
+    own = batches(*share(places.start, places.stop, batch_size, crew))
+    steps, rest = divmod(len(places), batch_size)
+    missing = (not crew.share(batch_size)) * steps + bool(rest and not crew.share(rest))
+    if not missing:
+        return own
+    blank = tf.nest.map_structure(
+        lambda spec: tf.zeros((0, *spec.shape[1:]), spec.dtype), own.element_spec
+    )
+    return own.concatenate(tf.data.Dataset.from_tensors(blank).repeat(missing))
 
 
 def to_unit_range(pixels: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,9 @@ Only what is certain is kept. A flip, a posterior sample mean + exp(logvar / 2) 
 scaling factor are applied at each use; a mirrored copy, whose moments are not the mirrored
 moments, is a second row. A cache folder holds
 
-    moments.npy   (rows, h, w, 2c): image i of the catalog is row i, its mirrored copy row n + i
+    moments.npy   (rows, h, w, 2c): image i of the catalog is row i, its mirrored copy row n + i;
+                  h × w is the square's, of which an image of another shape (see `data.buckets`)
+                  fills the first h' · w' places, in its own order
     contents.npy  (n, 32): the SHA-256 of each image
     index.json    what the rows are made of, and size and digest of moments.npy; written last
 
@@ -24,12 +26,13 @@ an autoencoder.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentddpm.data.buckets import Buckets
 from latentddpm.data.catalog import Catalog
 from latentddpm.data.crew import ALONE, Crew, alone
 from latentddpm.data.latents_build import Old, Rows, begin, fill, finish
@@ -60,7 +63,8 @@ class LatentsCache:
 
     Attributes:
         count: images; image i of the catalog is row i.
-        moments: read-only memory map (rows, h, w, 2c), mean before logvar.
+        moments: read-only memory map (rows, h, w, 2c), mean before logvar. Of all rows those
+            mean something whose image has that shape: see `shaped`.
         mirrored: whether every image has a second row, of its mirrored copy.
     """
 
@@ -73,6 +77,12 @@ class LatentsCache:
         """(h, w, c)."""
         height, width, channels = self.moments.shape[1:]
         return height, width, channels // 2
+
+    def shaped(self, height: int, width: int) -> LatentsCache:
+        """The same rows, for the images whose latents are height × width."""
+        rows, channels = len(self.moments), self.moments.shape[-1]
+        flat = self.moments.reshape(rows, -1)[:, : height * width * channels]
+        return replace(self, moments=flat.reshape(rows, height, width, channels))
 
     def row(self, index: int, mirrored: bool = False) -> int:
         """The row of image `index`, or of its mirrored copy."""
@@ -93,7 +103,7 @@ def prepare_latents(
     *,
     vae_digest: str,
     load_autoencoder: Callable[[], Autoencoder],
-    resolution: int,
+    resolution: int | Buckets,
     mirrored: bool = False,
     dtype: str = "float16",
     batch_size: int = 32,
@@ -109,6 +119,7 @@ def prepare_latents(
         cache: folder of the cache, made when missing.
         vae_digest: `weights_digest` of the autoencoder.
         load_autoencoder: called only when something must be encoded.
+        resolution: side of the square that images are cropped to, or the shapes they may take.
         dtype: "float16" rounds each number by less than 0.05 %; a million 32×32×4 latents
             then take 16 GB, in "float32" twice as much.
         quiet: no messages, no progress bars.
@@ -123,9 +134,11 @@ def prepare_latents(
     check_choice("dtype", dtype, DTYPES)
     if cache.exists() and not cache.is_dir():
         raise UserError(f"{cache}: is a file, not a folder for the latents cache")
+    buckets = resolution if isinstance(resolution, Buckets) else Buckets(resolution)
     key = Key(
         vae_digest=vae_digest,
-        resolution=resolution,
+        resolution=buckets.resolution,
+        buckets=buckets.others,
         transform=TRANSFORM_VERSION,
         dtype=dtype,
         mirrored=mirrored,

@@ -16,14 +16,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from latentddpm import interrupt
+from latentddpm.data.buckets import Buckets, Shape
 from latentddpm.data.catalog import Catalog
 from latentddpm.data.images import UnreadableImage, read_image
 from latentddpm.data.latents_index import (
@@ -46,6 +47,14 @@ READ_AHEAD = 3  # batches decoded while one is encoded
 WORKERS = min(32, os.cpu_count() or 1)
 
 
+class Wanted(NamedTuple):
+    """A row to be encoded at a shape, and how many rows are done once it and those before are."""
+
+    row: int
+    shape: Shape
+    done: int
+
+
 @dataclass(frozen=True, eq=False)
 class Old:
     """Moments whose rows may be copied, and which image each row is of."""
@@ -55,8 +64,8 @@ class Old:
 
 
 class Rows:
-    """Where a range of rows comes from: those before `done` are in partial.npy already, of the
-    others some are copied from `old`, the rest is to be encoded.
+    """Where a range of rows comes from: the first ones, up to `done`, are in partial.npy already,
+    of the others some are copied from `old`, the rest is to be encoded.
     """
 
     def __init__(self, cache: Path, catalog: Catalog, wanted: Index, rows: range, old: Old | None):
@@ -66,21 +75,23 @@ class Rows:
         )
         self.progress = cache / f"progress-{rows.start}-{rows.stop}.json"
         self.done = _progress(self.progress, wanted, rows)
-        self.todo = sum(int((old_rows < 0).sum()) for _, old_rows in self.blocks())
+        self.buckets = Buckets(wanted.key.resolution, wanted.key.buckets)
+        self.todo = sum(int((old < 0).sum()) for _, _, old in self.blocks())
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """First row and, for each row of a block, its row in the old moments or -1."""
-        digests = self.catalog.images["sha256"]
-        for start in range(self.done, self.rows.stop, BLOCK):
-            block = digests[start : min(start + BLOCK, self.rows.stop)]
-            yield (
-                start,
-                (
-                    np.full(len(block), -1, np.int64)
-                    if self.old is None
-                    else self.old.contents.rows(block)
-                ),
-            )
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows, the bucket of each, and its row in the old moments or -1, block by block.
+
+        In the order they are made in: inside a block those of one shape stand together.
+        """
+        digests, bucket = self.catalog.images["sha256"], self.buckets.of(self.catalog)
+        first = self.rows.start + (self.done - self.rows.start) // BLOCK * BLOCK
+        for start in range(first, self.rows.stop, BLOCK):
+            buckets = bucket(start, min(start + BLOCK, self.rows.stop))
+            order = np.argsort(buckets, kind="stable")[max(self.done - start, 0) :]
+            rows = start + order
+            known = self.old is not None
+            old = self.old.contents.rows(digests[rows]) if known else np.full(len(rows), -1)
+            yield rows, buckets[order], old
 
     def __str__(self) -> str:
         done = self.done - self.rows.start
@@ -99,7 +110,8 @@ def begin(
         shape = old.moments.shape[1:]
     else:
         autoencoder = load_autoencoder()
-        autoencoder.check_size(key.resolution, key.resolution)
+        for height, width in ((key.resolution, key.resolution), *key.buckets):
+            autoencoder.check_size(height, width)
         side = key.resolution // autoencoder.downsample_factor
         shape = (side, side, 2 * autoencoder.latent_channels)
     _allocate(cache / "partial.npy", (wanted.images * (1 + key.mirrored), *shape), key.dtype)
@@ -129,12 +141,14 @@ def fill(
             os.fsync(stream.fileno())
             write_json(rows.progress, done)
 
-        def copy_known() -> Iterator[int]:
+        def copy_known() -> Iterator[Wanted]:
             """Copy what is known on the way; gives the rows that are to be encoded."""
-            for start, old_rows in rows.blocks():
-                for row, old_row in enumerate(old_rows.tolist(), start):
+            done = rows.done
+            for block in rows.blocks():
+                for row, bucket, old_row in zip(*map(np.ndarray.tolist, block), strict=True):
+                    done += 1
                     if old_row < 0:
-                        yield row
+                        yield Wanted(row, rows.buckets.shapes[bucket], done)
                         continue
                     moments = rows.old.moments
                     write(row, moments[old_row])
@@ -144,9 +158,7 @@ def fill(
         saved = time.monotonic()
         idle = quiet or not rows.todo
         with tqdm(total=rows.todo, desc="encode", unit="image", disable=idle) as bar:
-            for batch, images in _image_batches(
-                rows.catalog, copy_known(), key.resolution, batch_size
-            ):
+            for batch, done, images in _image_batches(rows.catalog, copy_known(), batch_size):
                 whole = _padded(images, min(batch_size, rows.todo))
                 for first, side in ((0, 1), (count, -1))[: 1 + key.mirrored]:
                     moments = encode(whole[:, :, ::side])[: len(batch)]
@@ -156,11 +168,11 @@ def fill(
                 bar.update(len(batch))
                 told = interrupt.pending() is not None
                 if told or time.monotonic() - saved > SAVE_SECONDS:
-                    save_progress(batch[-1] + 1)
+                    save_progress(done)
                     saved = time.monotonic()
                 if told:
                     interrupt.check(
-                        f"stopped by a signal after {batch[-1] + 1} of {count} images; the same "
+                        f"stopped by a signal after {done} of {count} images; the same "
                         f"command goes on from there ({rows.cache})"
                     )
         save_progress(rows.rows.stop)
@@ -233,29 +245,32 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 
 
 def _image_batches(
-    catalog: Catalog, rows: Iterator[int], resolution: int, batch_size: int
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Rows and images, float32 (B, H, W, 3) in [-1, 1]; a few batches decoded ahead, the last
-    one shorter."""
+    catalog: Catalog, wanted: Iterator[Wanted], batch_size: int
+) -> Iterator[tuple[list[int], int, np.ndarray]]:
+    """Rows, what is done with them, and images, float32 (B, H, W, 3) in [-1, 1].
 
-    def read(row: int) -> np.ndarray:
+    A few batches are decoded ahead; the last one of a run of one shape may be shorter.
+    """
+
+    def read(row: int, shape: Shape) -> np.ndarray:
         try:
-            return read_image(catalog.read(row), resolution, name=catalog.where(row))
+            return read_image(catalog.read(row), shape, name=catalog.where(row))
         except UnreadableImage as error:
             raise UserError(f"{error}; mend or remove it") from error
         except OSError as error:
             raise UserError(f"{catalog.where(row)}: {error}; mend or remove it") from error
 
-    def stacked(batch: list[int], images: list[Future]) -> tuple[list[int], np.ndarray]:
+    def stacked(batch: list[Wanted], images: list[Future]) -> tuple[list[int], int, np.ndarray]:
         pixels = np.stack([future.result() for future in images])
-        return batch, pixels.astype(np.float32) / 127.5 - 1.0
+        return [one.row for one in batch], batch[-1].done, pixels.astype(np.float32) / 127.5 - 1.0
 
-    waiting: deque[tuple[list[int], list[Future]]] = deque()
+    waiting: deque[tuple[list[Wanted], list[Future]]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        while batch := list(islice(rows, batch_size)):
-            waiting.append((batch, [pool.submit(read, row) for row in batch]))
-            if len(waiting) > READ_AHEAD:
-                yield stacked(*waiting.popleft())
+        for _, run in groupby(wanted, lambda one: one.shape):
+            while batch := list(islice(run, batch_size)):
+                waiting.append((batch, [pool.submit(read, one.row, one.shape) for one in batch]))
+                if len(waiting) > READ_AHEAD:
+                    yield stacked(*waiting.popleft())
         while waiting:
             yield stacked(*waiting.popleft())
 

@@ -26,13 +26,17 @@ class _Record(pydantic.BaseModel):
 
 
 class Key(_Record):
-    """Everything but the images that decides what the moments are."""
+    """Everything but the images that decides what the moments are.
+
+    `buckets` are the shapes, (height, width), that images may take beside the square.
+    """
 
     vae_digest: str
     resolution: int
     transform: int
     dtype: str
     mirrored: bool
+    buckets: tuple[tuple[int, int], ...] = ()
 
 
 class Index(_Record):
@@ -86,6 +90,8 @@ def misfit(index: Index, wanted: Index) -> str:
         return "made with another autoencoder"
     if has.resolution != needs.resolution:
         return f"made at resolution {has.resolution}, not {needs.resolution}"
+    if has.buckets != needs.buckets:
+        return "made with other aspect-ratio buckets"
     if has.transform != needs.transform:
         return f"made with version {has.transform} of reading images, now {needs.transform}"
     if has.dtype != needs.dtype:

@@ -8,7 +8,7 @@ thing stay together; adding or removing other images never moves one between the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +22,9 @@ BLOCK = 1024  # images
 Rule = Callable[[int, int], np.ndarray]
 """Of the images `start` … `stop` − 1 of a catalog, which belong: bool (stop − start,)."""
 
+Label = Callable[[int, int], np.ndarray]
+"""Of the images `start` … `stop` − 1 of a catalog, which kind each is: int (stop − start,)."""
+
 
 class Selection:
     """The images of a catalog that a rule keeps, numbered 0, 1, … in its order.
@@ -29,16 +32,18 @@ class Selection:
     Args:
         count: images in the catalog.
         rule: None keeps all.
+        kept: how many of each block of `BLOCK` it keeps, where that is known.
     """
 
-    def __init__(self, count: int, rule: Rule | None = None) -> None:
+    def __init__(
+        self, count: int, rule: Rule | None = None, kept: Sequence[int] | None = None
+    ) -> None:
         self._rule = rule
         self._count = count
-        blocks = range(0, count, BLOCK)
-        if rule is None:
-            kept = [min(BLOCK, count - start) for start in blocks]
-        else:
-            kept = [int(rule(start, min(start + BLOCK, count)).sum()) for start in blocks]
+        if kept is None and rule is None:
+            kept = [stop - start for start, stop in self._blocks()]
+        elif kept is None:
+            kept = [int(rule(*block).sum()) for block in self._blocks()]
         self._ends = np.cumsum(np.array(kept, np.int64))
 
     def __len__(self) -> int:
@@ -60,6 +65,28 @@ class Selection:
     def row(self, number: int) -> int:
         """The row in the catalog of one image."""
         return int(self.rows(np.array([number]))[0])
+
+    def parts(self, label: Label, number: int) -> list[Selection]:
+        """The images of each label 0 … `number` − 1 by themselves, counted in one pass."""
+        if number == 1:
+            return [self]
+
+        def labels(start: int, stop: int) -> np.ndarray:
+            """−1 for what is not in this selection."""
+            found = label(start, stop)
+            return found if self._rule is None else np.where(self._rule(start, stop), found, -1)
+
+        def rule(wanted: int) -> Rule:
+            return lambda start, stop: labels(start, stop) == wanted
+
+        kept = np.zeros((number, len(self._ends)), np.int64)
+        for place, block in enumerate(self._blocks()):
+            kept[:, place] = np.bincount(labels(*block) + 1, minlength=number + 1)[1:]
+        return [Selection(self._count, rule(one), kept[one]) for one in range(number)]
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, self._count, BLOCK):
+            yield start, min(start + BLOCK, self._count)
 
 
 def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Selection]:

@@ -10,6 +10,7 @@ With `init` all of it starts from a finished model, see `finetune`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import tensorflow as tf
 from latentddpm import interrupt
 from latentddpm.config import DiffusionRun
 from latentddpm.data import examples
+from latentddpm.data.buckets import Shape, buckets_of, table
 from latentddpm.data.captions import Captions
 from latentddpm.data.draws import Draws
 from latentddpm.data.latents import LatentsCache, prepare_latents
 from latentddpm.data.scan import open_catalog
 from latentddpm.data.split import Selection, split_catalog
 from latentddpm.data.tokens import CaptionTokens, prepare_tokens
+from latentddpm.data.turns import Part, in_turns, one_by_one, stream_name
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
@@ -132,7 +135,11 @@ def train_diffusion(
         allow_changes=allow_changes,
         quiet=quiet,
     )
-    training_images, validation_images = split_catalog(catalog, config.data)
+    buckets = buckets_of(config.data)
+    split = split_catalog(catalog, config.data)
+    training_images, validation_images = (buckets.parts(images, catalog) for images in split)
+    if config.data.aspect_buckets:
+        say(table(training_images, validation_images, settings.batch_size), quiet)
     captions = Captions(catalog, config.data.caption_templates) if tokenizer else None
     tokens = prepare_tokens(captions, tokenizer, quiet, crew) if tokenizer else None
     prompts = grid_prompts(config, captions, tokens)
@@ -141,7 +148,7 @@ def train_diffusion(
         latents,
         vae_digest=vae_digest,
         load_autoencoder=lambda: load_archive(vae_file, Autoencoder),
-        resolution=config.data.resolution,
+        resolution=buckets,
         mirrored=config.data.flip,
         quiet=quiet,
         crew=crew,
@@ -166,12 +173,11 @@ def train_diffusion(
     )
 
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": sampled.autoencoder}
-    images = len(training_images), len(validation_images)
-    say(introduce(config, model, parts, images, out), quiet)
+    say(introduce(config, model, parts, tuple(map(len, split)), out), quiet)
 
     def validate(step: int, log: RunLog) -> None:
         with averaged_weights(model):
-            if len(validation_images):
+            if validation_images:
                 values = model.evaluate(
                     stream.validation(validation_images),
                     verbose=0,
@@ -234,41 +240,47 @@ class Examples:
         self.parts, self.strategy = (schedule, latent_space), strategy
         self.cache, self.tokens, self.config = cache, tokens, config
 
-    def training(self, images: Selection, start: int, stop: int) -> tf.data.Dataset:
-        """Batches of steps `start` … `stop` − 1."""
+    def training(
+        self, images: Mapping[Shape, Selection], start: int, stop: int
+    ) -> tf.data.Dataset:
+        """Batches of steps `start` … `stop` − 1, each of images of one shape."""
         settings = self.config.training
-        return self._batches(
-            images,
-            "train-diffusion",
-            range(start * settings.batch_size, stop * settings.batch_size),
-            **{name: getattr(settings, name) for name in RECIPE},
-        )
+        recipe = {name: getattr(settings, name) for name in RECIPE}
+        part = self._part(images, "train-diffusion", **recipe)
+        return feed(self.strategy, in_turns(images, start, stop, settings.batch_size, part))
 
-    def validation(self, images: Selection) -> tf.data.Dataset:
+    def validation(self, images: Mapping[Shape, Selection]) -> tf.data.Dataset:
         """Each held-back image once, with the same noise and timestep every time.
 
         Nothing of the recipe applies: runs that differ in it have comparable losses.
         """
-        return self._batches(images, "validation", range(len(images)))
+        return feed(self.strategy, one_by_one(images, self._part(images, "validation")))
 
-    def _batches(
-        self, images: Selection, stream: str, places: range, **recipe: float
-    ) -> tf.data.Dataset:
-        settings = self.config.training
-        positions, batch_size = examples.share(
-            places.start, places.stop, settings.batch_size, crew_of(self.strategy)
+    def _part(self, images: Mapping[Shape, Selection], name: str, **recipe: float) -> Part:
+        settings, factor = (
+            self.config.training,
+            self.config.data.resolution // self.cache.latent_shape[0],
         )
-        batches = examples.diffusion_examples(
-            self.cache,
-            images,
-            *self.parts,
-            batch_size=batch_size,
-            draws=Draws(settings.seed, stream),
-            positions=positions,
-            tokens=self.tokens,
-            **recipe,
-        )
-        return feed(self.strategy, batches)
+
+        def part(shape: Shape, first: int, last: int) -> tf.data.Dataset:
+            height, width = shape
+
+            def batches(positions: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+                return examples.diffusion_examples(
+                    self.cache.shaped(height // factor, width // factor),
+                    images[shape],
+                    *self.parts,
+                    batch_size=batch_size,
+                    draws=Draws(settings.seed, stream_name(name, shape)),
+                    positions=positions,
+                    tokens=self.tokens,
+                    **recipe,
+                )
+
+            crew = crew_of(self.strategy)
+            return examples.shared(range(first, last), settings.batch_size, crew, batches)
+
+        return part
 
 
 def grid_prompts(

@@ -189,11 +189,12 @@ def _summed(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
 def feed(strategy: tf.distribute.Strategy | None, dataset: tf.data.Dataset) -> Any:
     """What `fit` is given: one process's batches, of which each of its replicas takes a part.
 
-    In one process `fit` itself cuts batches up.
+    (Left to itself `fit` fills the parts of one batch up with examples of the next one, which
+    may be of another shape.)
     """
-    crew = crew_of(strategy)
-    if crew is ALONE:
+    if strategy is None or strategy.num_replicas_in_sync == 1:
         return dataset
+    crew = crew_of(strategy)
     # Of unknown length: one with fewer batches than others goes on with empty ones.
     own = dataset.filter(lambda *batch: True)
     local = strategy.num_replicas_in_sync // crew.count

@@ -7,6 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from latentddpm import interrupt
+from latentddpm.data.buckets import Buckets, make_buckets
 from latentddpm.data.latents import LatentsCache, prepare_latents
 from latentddpm.data.scan import open_catalog
 from latentddpm.errors import UserError
@@ -24,6 +25,7 @@ def encode_folder(
     *,
     catalog: Path | None = None,
     resolution: int | None = None,
+    aspect_buckets: tuple[int, float] | None = None,
     mirrored: bool = False,
     strict: bool = False,
     quiet: bool = False,
@@ -35,6 +37,7 @@ def encode_folder(
         data: a folder of images or shards; see `data.sources.open_source`.
         catalog: folder of the catalog, `out/catalog` by default.
         resolution: side in pixels; None for the size the autoencoder was trained at.
+        aspect_buckets: step and greatest ratio of `data.buckets`; None for squares alone.
         strategy: of several processes each encodes a part of the images.
 
     Raises:
@@ -46,6 +49,7 @@ def encode_folder(
         if source.image_size is None:
             raise UserError("--resolution: needed, this autoencoder names no size of its own")
         resolution = source.image_size[0]
+    buckets = make_buckets(resolution, *aspect_buckets) if aspect_buckets else Buckets(resolution)
     crew = crew_of(strategy)
     catalog = catalog or out / "catalog"
     catalog = open_catalog(data, catalog, strict=strict, quiet=quiet or not crew.chief, crew=crew)
@@ -56,7 +60,7 @@ def encode_folder(
         out,
         vae_digest=source.parts["vae"]["digest"],
         load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),
-        resolution=resolution,
+        resolution=buckets,
         mirrored=mirrored,
         quiet=quiet,
         crew=crew,

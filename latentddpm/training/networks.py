@@ -16,7 +16,8 @@ from typing import Any
 
 import keras
 
-from latentddpm.config import DiffusionRun
+from latentddpm.config import DiffusionData, DiffusionRun
+from latentddpm.data.buckets import buckets_of
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
 from latentddpm.modelfolder import ModelFolder, read_model_folder
@@ -104,7 +105,7 @@ def build_networks(
     dtype = layer_policy(config.training)
     if sources.base is not None:
         networks = base_networks(config, sources.base, dtype)
-        check_resolution(config.data.resolution, sources.vae_config, networks[0])
+        check_resolution(config.data, sources.vae_config, networks[0])
         return networks
     text_encoder, tokenizer = build_text(config)
     if text_encoder is not None and dtype != "float32":
@@ -118,7 +119,7 @@ def build_networks(
         )
     except ValueError as error:
         raise UserError(f"unet: {error}") from None
-    check_resolution(config.data.resolution, sources.vae_config, unet)
+    check_resolution(config.data, sources.vae_config, unet)
     return unet, text_encoder, tokenizer
 
 
@@ -150,16 +151,20 @@ def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int)
     return TextToLatents(inputs, prediction, name="text_to_latents")
 
 
-def check_resolution(resolution: int, vae_config: dict[str, Any], unet: UNet) -> None:
-    """Refuse a resolution that does not divide down to the UNet's lowest level.
+def check_resolution(data: DiffusionData, vae_config: dict[str, Any], unet: UNet) -> None:
+    """Refuse a resolution, or a step of buckets, that does not divide down to the UNet's lowest
+    level.
 
     Raises:
         UserError: naming the nearest valid sizes.
     """
     factor = 2 ** (len(vae_config["channel_multipliers"]) - 1) * unet.downsample_factor
-    if resolution % factor:
-        low = max(resolution // factor, 1) * factor
-        raise UserError(
-            f"data.resolution {resolution} is not a multiple of {factor}, the autoencoder's "
-            f"times the UNet's downsample factor; nearest valid: {low} or {low + factor}"
-        )
+    for key in ("resolution", "bucket_step")[: 1 + data.aspect_buckets]:
+        size = getattr(data, key)
+        if size % factor:
+            low = max(size // factor, 1) * factor
+            raise UserError(
+                f"data.{key} {size} is not a multiple of {factor}, the autoencoder's "
+                f"times the UNet's downsample factor; nearest valid: {low} or {low + factor}"
+            )
+    buckets_of(data)

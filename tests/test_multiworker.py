@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import yaml
 from conftest import EMOJI
 from PIL import Image
@@ -22,7 +23,7 @@ from latentddpm.data.examples import share
 from latentddpm.errors import UserError
 from latentddpm.files import read_json_lines
 from latentddpm.pictures import read_metadata
-from latentddpm.training.distribute import check_tf_config, make_strategy
+from latentddpm.training.distribute import check_tf_config, is_lost, make_strategy
 
 TESTS = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("latentddpm")
@@ -159,6 +160,22 @@ def test_a_lonely_worker_is_told_how_to_start(monkeypatch):
         make_strategy("multi-worker")
     with pytest.raises(UserError, match="did you mean 'mirrored'"):
         make_strategy("miror")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "lost"),
+    [
+        ("UnavailableError", "failed to connect to all addresses", True),
+        ("InternalError", "Collective ops is aborted by: worker 1 ended", True),
+        ("FailedPreconditionError", "RecvBuf expects a different device incarnation: 1", True),
+        ("InternalError", "Failed to launch CUDA kernel", False),
+        ("FailedPreconditionError", "Could not find variable dense/kernel.", False),
+        ("InvalidArgumentError", "Incompatible shapes: [2] vs. [3]", False),
+    ],
+)
+def test_an_error_of_our_own_is_no_lost_worker(kind, message, lost):
+    error = getattr(tf.errors, kind)(None, None, message)
+    assert is_lost(error) == lost, f"{kind}: {message}: expected {lost}"
 
 
 @pytest.mark.slow

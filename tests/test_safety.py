@@ -21,11 +21,11 @@ from limits import file_size_limit
 from safetensors.numpy import load_file
 
 from latentddpm import interrupt
-from latentddpm.config import AutoencoderRun
+from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.models.train_step import TrainStep
 from latentddpm.training import checkpoint, loop
 from latentddpm.training.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.contract import Contract
+from latentddpm.training.contract import FREE, Contract
 from latentddpm.training.health import PATIENCE, Diverged, less_memory
 from latentddpm.training.loop import compile_options, run_steps
 from latentddpm.usage import command
@@ -352,9 +352,29 @@ def test_out_of_memory_says_what_to_lower(tmp_path):
     ],
 )
 def test_what_to_lower_follows_from_the_run(training, replicas, words, absent):
-    text = less_memory(settings(**training).training, replicas)
+    text = less_memory(settings(**training), replicas)
     assert all(word in text for word in words), f"{text!r}, expected {words}"
     assert not any(word in text for word in absent), f"{text!r}, expected none of {absent}"
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 32])
+@pytest.mark.parametrize("kind", [AutoencoderRun, DiffusionRun])
+def test_what_it_advises_exists_and_may_be_changed(kind, batch_size, recompute):
+    unet = {"unet": {"recompute": recompute}} if kind is DiffusionRun else {}
+    config = kind.model_validate({"training": {"batch_size": batch_size}, **unet})
+    advice = less_memory(config).partition("; ")[2]
+    free, _, rest = advice.partition("--allow-changes")
+    named = [re.findall(r"(\w+\.\w+)(?:=(\w+))?", part) for part in (free, rest)]
+    settings = config.model_dump()
+    for key, value in named[0] + named[1]:
+        section, name = key.split(".")
+        assert name in settings[section], f"{key} is no setting of {kind.__name__}: {advice}"
+        now = str(settings[section][name]).lower()
+        assert value != now, f"{key} is {now} already: {advice}"
+    refused = [key for key, _ in named[0] if not key.startswith(FREE)]
+    assert not refused, f"{refused} would be refused on --resume: {advice}"
+    assert ("unet.recompute" in free) == (kind is DiffusionRun and not recompute), advice
 
 
 # --- What the process says -----------------------------------------------------------------

@@ -28,7 +28,7 @@ FREE = (
     *("training.checkpoint_every", "training.keep_checkpoints"),
     # The same sums in another order or another place: equal up to rounding.
     *("training.jit_compile", "training.accumulation_steps"),
-    *("training.recompute", "unet.recompute"),
+    "unet.recompute",
     # Pictures to look at, and the finished model's defaults.
     "samples.",
 )

@@ -35,10 +35,10 @@ LOST = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.InternalError,
 )
 """What collective operations raise when one of those they go on between has ended."""
+OF_OTHERS = re.compile("collective ops is aborted|incarnation|heartbeat|error received from peer")
+"""What an error of any other kind says then, in lower case; else it is this process's own."""
 PORT = 8888
 """Of the workers that Slurm starts; the next ones for several on a host."""
 
@@ -234,11 +234,16 @@ def together(strategy: tf.distribute.Strategy | None, resumes: bool = False) -> 
     crew = crew_of(strategy)
     try:
         yield
-    except LOST as error:
-        if crew is ALONE:
+    except tf.errors.OpError as error:
+        if crew is ALONE or not is_lost(error):
             raise
         again = " with --resume to go on from the newest checkpoint" if resumes else ""
         raise ConnectionError(
             f"worker {crew.index} of {crew.count} lost another one ({type(error).__name__}); "
             f"start all of them again{again}"
         ) from error
+
+
+def is_lost(error: tf.errors.OpError) -> bool:
+    """Whether an error says that another worker is gone."""
+    return isinstance(error, LOST) or bool(OF_OTHERS.search(error.message.lower()))

@@ -21,7 +21,7 @@ from typing import Any
 
 import keras
 
-from latentddpm.config import TrainingConfig
+from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
 from latentddpm.files import read_json_lines
 
 PATIENCE = 10
@@ -105,25 +105,30 @@ def read_history(log: Path) -> list[dict[str, Any]]:
     return read_json_lines(log) if log.is_file() else []
 
 
-def less_memory(settings: TrainingConfig, replicas: int = 1) -> str:
-    """One line on what to lower, and to how much, when a step does not fit into memory."""
+def less_memory(config: AutoencoderRun | DiffusionRun, replicas: int = 1) -> str:
+    """One line on what to lower, and to how much, when a step does not fit into memory.
+
+    First what leaves the numbers as they are, also of a run that is resumed.
+    """
+    settings = config.training
     share = math.ceil(settings.batch_size / replicas)
     held = math.ceil(share / settings.accumulation_steps)
-    ways = []
+    same, other = [], []
     if held > 1:
-        ways.append(
-            f"training.accumulation_steps={2 * settings.accumulation_steps} (the same numbers, "
-            f"{math.ceil(held / 2)} examples at a time)"
+        same.append(
+            f"training.accumulation_steps={2 * settings.accumulation_steps} "
+            f"({math.ceil(held / 2)} examples at a time)"
         )
-        ways.append(f"training.batch_size={max(settings.batch_size // 2, 1)}")
-    if not getattr(settings, "recompute", True):
-        ways.append("training.recompute=true (a third more time)")
+        other.append(f"training.batch_size={max(settings.batch_size // 2, 1)}")
+    if isinstance(config, DiffusionRun) and not config.unet.recompute:
+        same.append("unet.recompute=true (more time)")
     if settings.precision == "float32":
-        ways.append("training.precision=bfloat16 (about half)")
-    ways.append("a smaller data.resolution")
+        other.append("training.precision=bfloat16 (about half)")
+    other.append("a smaller data.resolution")
     each = f" on each of {replicas} replicas" if replicas > 1 else ""
+    ways = f"set {' or '.join(same)}, which changes no numbers; or" if same else "set"
     return (
         f"out of memory with {held} examples at a time{each} (training.batch_size "
-        f"{settings.batch_size}, accumulation_steps {settings.accumulation_steps}); "
-        f"lower one of: {', '.join(ways)}"
+        f"{settings.batch_size}, accumulation_steps {settings.accumulation_steps}); {ways}, on "
+        f"--resume with --allow-changes, {', '.join(other)}"
     )

@@ -178,7 +178,7 @@ def run_steps(
                     if not is_out_of_memory(error):
                         raise
                     replicas = model.distribute_strategy.num_replicas_in_sync
-                    raise MemoryError(less_memory(training, replicas)) from error
+                    raise MemoryError(less_memory(config, replicas)) from error
                 finally:
                     progress.bar.close()
 

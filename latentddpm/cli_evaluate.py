@@ -45,7 +45,13 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--steps", "num_steps", type=int, help="Sampler steps [default: the model's]."
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the first image."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Of the first image, and of all draws.",
+        ),
         click.option(
             "--num-images", type=int, default=500, show_default=True, help="To generate."
         ),
@@ -61,6 +67,7 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
     "--autoencoder", is_flag=True, help="PSNR, SSIM and more of reconstructions [default]."
 )
 @click.option("--nll", is_flag=True, help="Bits per dimension of the latents, a bound.")
+@click.option("--latents", is_flag=True, help="Pictures of where the latents lie.")
 @click.option(
     "--generator", is_flag=True, help="Generated images against training images, by features."
 )
@@ -95,6 +102,12 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
     show_default=True,
     help="At most so many an image; all, with as many as the schedule has.",
 )
+@click.option("--projection", default="tsne", show_default=True, help="Of --latents: tsne, umap.")
+@click.option(
+    "--group-by",
+    metavar="COLUMN",
+    help="Of the metadata, colours --latents [default: the first word of the caption].",
+)
 @click.option("--out", type=FOLDER, help=f"Folder for {RESULTS}, pictures and the catalog.")
 @click.option("--json", "machine", is_flag=True, help="JSON on stdout instead of tables.")
 @drawing_options
@@ -104,6 +117,7 @@ def evaluate(
     data: str,
     autoencoder: bool,
     nll: bool,
+    latents: bool,
     generator: bool,
     extractor: str | None,
     perceptual: str | None,
@@ -114,6 +128,8 @@ def evaluate(
     resolution: int | None,
     caption_templates: tuple[str, ...],
     nll_timesteps: int,
+    projection: str,
+    group_by: str | None,
     out: Path | None,
     machine: bool,
     quiet: bool,
@@ -136,6 +152,8 @@ def evaluate(
     if generator and split not in (None, COMPARED):
         raise UserError(f"--split {split}: --generator compares with the {COMPARED} images")
     split = split or (COMPARED if generator else "all")
+    if latents and out is None:
+        raise UserError("--latents: leaves pictures; name a folder with --out")
     folder = read_model_folder(model)
     size = _size(folder, resolution)
     splitting = {"fraction": validation_fraction, "by": validation_by}
@@ -147,6 +165,7 @@ def evaluate(
     from latentddpm.evaluation.extractors import load_extractor
     from latentddpm.evaluation.generator import evaluate_generator
     from latentddpm.evaluation.images import open_images
+    from latentddpm.evaluation.projection import project_latents
     from latentddpm.evaluation.sweep import parse_sweep, settings_of
     from latentddpm.interop.perceptual import load_perceptual
     from latentddpm.models.archive import load_archive
@@ -155,6 +174,7 @@ def evaluate(
     from latentddpm.pipeline import LatentDiffusion
 
     whole = LatentDiffusion.load(folder.path) if nll or generator else None
+    vae = whole.autoencoder if whole else load_archive(folder.file("vae"), Autoencoder)
     settings = settings_of(whole, parse_sweep(sweep), **setting) if generator else []
     features = load_extractor(extractor) if extractor else None
     distance = load_perceptual(perceptual) if perceptual else None
@@ -189,14 +209,27 @@ def evaluate(
                 images,
                 caption_templates=caption_templates,
                 num_timesteps=nll_timesteps,
+                seed=seed,
                 out=out,
                 quiet=quiet,
             )
             tell(f"\nbound\n{report.text}")
             results["bound"] = report.values
-        if autoencoder or not (nll or generator):
+        if latents:
+            report = project_latents(
+                vae,
+                images,
+                out,
+                projection=projection,
+                group_by=group_by,
+                seed=seed,
+                quiet=quiet,
+            )
+            tell(f"\nlatents\n{report.text}")
+            results["latents"] = report.values
+        if autoencoder or not (nll or latents or generator):
             report = evaluate_autoencoder(
-                load_archive(folder.file("vae"), Autoencoder),
+                vae,
                 images,
                 perceptual=distance,
                 extractor=features,

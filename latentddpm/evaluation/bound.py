@@ -218,7 +218,7 @@ def _plot(path: Path, bands: list[dict[str, Any]]) -> str:
     middle = [(band["first"] + band["last"]) / 2 for band in bands[1:]]
     for name, label in VARIANCES.items():
         axes.plot(middle, [band[name] for band in bands[1:]], label=label)
-    axes.set(xlabel="timestep", ylabel="KL term (bits per dimension)", yscale="log")
+    axes.set(xlabel="timestep", ylabel="KL term (bits per dimension)", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:

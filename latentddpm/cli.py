@@ -102,12 +102,14 @@ def train_vae(
     )
     import_keras()
     from latentddpm.training import autoencoder
-    from latentddpm.training.distribute import make_strategy, together
+    from latentddpm.training.distribute import crew_of, make_strategy, together
 
     if dry_run:
         settings, model = autoencoder.build_autoencoder(settings)
         click.echo(dump_config(settings), nl=False)
-        _echo_sizes(encoder=model.encoder, decoder=model.decoder)
+        adversary = autoencoder.build_adversary(settings)
+        judge = adversary and adversary.discriminator
+        _echo_sizes(encoder=model.encoder, decoder=model.decoder, discriminator=judge)
         return
     devices = make_strategy(strategy)
     with together(devices, resumes=True):
@@ -122,10 +124,11 @@ def train_vae(
             quiet=quiet,
             strategy=devices,
         )
-    if model.latent_statistics is None:
-        return  # a worker that is not the chief
-    _note(quiet, f"latent std {model.latent_statistics['std']:.4f}: ", nl=False)
-    _note(quiet, f"scaling_factor {model.scaling_factor:.5f} is stored in the model")
+    if not crew_of(devices).chief:
+        return
+    if settings.training.train == "all":
+        _note(quiet, f"latent std {model.latent_statistics['std']:.4f}: ", nl=False)
+        _note(quiet, f"scaling_factor {model.scaling_factor:.5f} is stored in the model")
     click.echo(out / "model")
 
 

@@ -3,7 +3,7 @@
 Every field has a default, so a file holds only what differs. An unknown key is an error
 that names the nearest known one; nothing is guessed or ignored. The sections mirror the
 constructors they feed: `autoencoder:` holds the arguments of `Autoencoder`, `unet:` those
-of `UNet`, `schedule:` those of `NoiseSchedule`.
+of `UNet`, `schedule:` those of `NoiseSchedule`, `adversarial:` those of `Adversary`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Section(pydantic.BaseModel):
 
 
 Multipliers = Annotated[list[pydantic.PositiveInt], Field(min_length=1)]
+Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+"""Decay of AdamW's two moments."""
 
 
 class DataConfig(Section):
@@ -75,6 +77,37 @@ class AutoencoderConfig(Section):
     num_res_blocks: int = Field(2, gt=0)
     latent_channels: int = Field(4, gt=0)
     norm_groups: int = Field(32, gt=0)
+
+
+class PerceptualConfig(Section):
+    """A perceptual distance between image and reconstruction, as a term of the loss."""
+
+    source: str = Field(
+        "none", description="none, imagenet, hed, or a file of VGG16: .safetensors, .h5, .keras"
+    )
+    weight: float = Field(1.0, ge=0, description="0: measured at validation, not trained with")
+
+
+class AdversarialConfig(Section):
+    """A discriminator to train the autoencoder against."""
+
+    weight: float = Field(0.0, ge=0, description="of the generator's loss; 0: no discriminator")
+    loss: Literal["hinge", "vanilla"] = "hinge"
+    start_step: int = Field(0, ge=0, description="steps without it: first a good reconstruction")
+    adaptive: bool = Field(True, description="weigh so that both terms pull at the decoder alike")
+    r1_weight: float = Field(0.0, ge=0, description="of the penalty on the slope at real images")
+
+
+class DiscriminatorConfig(Section):
+    """Sizes of the PatchGAN discriminator and how it learns; the defaults are the field's."""
+
+    channels: int = Field(64, gt=0)
+    num_layers: int = Field(3, gt=0, description="3 see 70 pixels a logit, 2 see 34")
+    norm: Literal["group", "instance", "none"] = "group"
+    norm_groups: int = Field(32, gt=0)
+    spectral_norm: bool = False
+    learning_rate: float | None = Field(None, gt=0, description="null: the autoencoder's")
+    betas: Betas = [0.5, 0.9]
 
 
 class UNetConfig(Section):
@@ -147,6 +180,7 @@ class TrainingConfig(Section):
     optimizer: Literal["adamw", "adafactor", "lion"] = Field(
         "adamw", description="adafactor holds less than one number a weight, lion one, adamw two"
     )
+    betas: Betas = Field([0.9, 0.999], description="of adamw: decay of its two moments")
     learning_rate: float = Field(1e-4, gt=0)
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(500, ge=0)
@@ -177,6 +211,9 @@ class TrainingConfig(Section):
 class AutoencoderTraining(TrainingConfig):
     """`train-vae`'s own settings beside the common ones."""
 
+    train: Literal["all", "decoder"] = Field(
+        "all", description="decoder: of the model that init names; latents keep their meaning"
+    )
     reconstruction_loss: Literal["l1", "l2"] = "l1"
     kl_weight: float = Field(1e-6, ge=0)
 
@@ -222,6 +259,9 @@ class AutoencoderRun(Section):
     init: str = INIT
     data: DataConfig = DataConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
     training: AutoencoderTraining = AutoencoderTraining()
 
 

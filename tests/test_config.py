@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from latentddpm.config import (
+    AdversarialConfig,
     AutoencoderConfig,
     AutoencoderRun,
     DiffusionRun,
+    DiscriminatorConfig,
     ScheduleConfig,
     UNetConfig,
     dump_config,
@@ -170,6 +172,21 @@ def test_wrong_values_say_what_is_expected(override, parts):
     names(refused(overrides=(override,)), *parts)
 
 
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("perceptual.weight=-1", ("perceptual.weight", "greater than or equal to 0", "got -1")),
+        ("adversarial.weight=-0.5", ("adversarial.weight", "greater than or equal to 0")),
+        ("adversarial.loss=wgan", ("adversarial.loss", "'hinge' or 'vanilla'", "got 'wgan'")),
+        ("discriminator.norm=batch", ("discriminator.norm", "'group'", "got 'batch'")),
+        ("discriminator.betas=[0.5]", ("discriminator.betas", "at least 2 items")),
+        ("training.train=encoder", ("training.train", "'all' or 'decoder'", "got 'encoder'")),
+    ],
+)
+def test_wrong_values_of_the_recipe(override, parts):
+    names(refused(AutoencoderRun, overrides=(override,)), *parts)
+
+
 @pytest.mark.parametrize("override", ["training.seed", "=3", "", "training.seed 3"])
 def test_an_override_needs_a_key_and_a_value(override):
     names(refused(overrides=(override,)), f"--set {override}", "section.key=value")
@@ -218,15 +235,21 @@ def test_sections_fit_the_constructors_they_feed():
     import inspect
 
     from latentddpm.diffusion.schedule import NoiseSchedule
+    from latentddpm.models.adversarial import Adversary
     from latentddpm.models.autoencoder import Autoencoder
+    from latentddpm.models.discriminator import PatchDiscriminator
     from latentddpm.models.unet import UNet
 
-    for section, target in (
-        (AutoencoderConfig, Autoencoder),
-        (UNetConfig, UNet),
-        (ScheduleConfig, NoiseSchedule),
+    of_its_optimizer = {"learning_rate", "betas"}
+    for section, target, others in (
+        (AutoencoderConfig, Autoencoder, set()),
+        (AdversarialConfig, Adversary, set()),
+        (DiscriminatorConfig, PatchDiscriminator, of_its_optimizer),
+        (UNetConfig, UNet, set()),
+        (ScheduleConfig, NoiseSchedule, set()),
     ):
-        strangers = set(section.model_fields) - set(inspect.signature(target).parameters)
+        parameters = inspect.signature(target).parameters
+        strangers = set(section.model_fields) - set(parameters) - others
         assert not strangers, f"{section.__name__}: {target.__name__} takes no {strangers}"
     assert NoiseSchedule(**ScheduleConfig().model_dump()).get_config() == (
         NoiseSchedule().get_config()

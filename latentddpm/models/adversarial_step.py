@@ -108,7 +108,7 @@ def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
         adversary.discriminator.trainable_variables,
         discriminator_gradients,
         number,
-        tf.logical_and(active, updated),
+        playing=tf.logical_and(active, updated),
     )
     once = {
         "adaptive_weight": weight,

@@ -232,7 +232,7 @@ class Autoencoder(TrainStep, keras.Model):
         self.adversary = adversary
         self.term_names = (
             *("loss", "reconstruction", "kl", "mse"),
-            *["perceptual"] * bool(self.perceptual),
+            *([perceptual.term] if perceptual else ()),
             *(TERMS if adversary else ()),
         )
         super().compile(optimizer=optimizer, **kwargs)
@@ -244,7 +244,10 @@ class Autoencoder(TrainStep, keras.Model):
     def loss_terms(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
     ) -> dict[str, Any]:
-        """`loss` = `reconstruction` + `kl_weight` · `kl` [+ weight · `perceptual`]; `mse`."""
+        """`loss` = `reconstruction` + `kl_weight` · `kl` [+ weight · perceptual]; `mse`.
+
+        The perceptual distance goes by its own name; of weight 0 it is only measured.
+        """
         images, reconstruction = x["images"], y_pred["reconstruction"]
         error = ops.mean(self.reconstruction_loss.call(images, reconstruction))
         kl = ops.mean(self.kl_loss.call(y_pred["mean"], y_pred["logvar"]))
@@ -254,9 +257,10 @@ class Autoencoder(TrainStep, keras.Model):
             "kl": kl,
             "mse": ops.mean(ops.square(images - reconstruction)),
         }
-        if self.perceptual:
-            terms["perceptual"] = ops.mean(self.perceptual.distance(reconstruction, images))
-            terms["loss"] += self.perceptual.weight * terms["perceptual"]
+        if self.perceptual and (self.perceptual.weight or not training):
+            distance, weight = self.perceptual.distance, self.perceptual.weight
+            terms[distance.term] = ops.mean(distance(reconstruction, images))
+            terms["loss"] += weight * terms[distance.term]
         return terms
 
     def train_step(self, *arguments: Any) -> dict[str, Any]:

@@ -132,7 +132,8 @@ class PatchDiscriminator(FunctionalModel):
                 hidden = GroupNormalization(
                     groups, epsilon=1e-5, dtype=dtype, name=f"norm_{level}"
                 )(hidden)
-            hidden = layers.LeakyReLU(LEAK, dtype=dtype, name=f"act_{level}")(hidden)
+            # LeakyReLU; its own gradient, inside a condition, is one TensorFlow complains about.
+            hidden = ops.maximum(hidden, LEAK * hidden)
         logits = _convolution(hidden, 1, 1, spectral_norm, "float32", "logits")
         super().__init__(inputs, logits, config, name=name)
 

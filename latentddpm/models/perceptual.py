@@ -16,6 +16,7 @@ to print. `interop.perceptual` reads the weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,8 @@ class PerceptualDistance(keras.Model):
     """The distance above. Its weights are never trained.
 
     Args:
-        label: what it is called in logs, such as "LPIPS (vgg16)".
+        label: what it is called, such as "LPIPS (vgg16)"; the key of a log is `term`, such as
+            "lpips_vgg16".
         mean, std: of the standardisation that the convolutions were trained with, per channel
             of RGB in [-1, 1].
 
@@ -101,6 +103,7 @@ class PerceptualDistance(keras.Model):
         kwargs.setdefault("name", "perceptual_distance")
         super().__init__(autocast=False, trainable=False, **kwargs)
         self.label = label
+        self.term = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
         self.mean, self.std = list(mean), list(std)
         self.features = VGG16Features(mean, std, dtype=self.dtype_policy)
         self.features.trainable = False

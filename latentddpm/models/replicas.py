@@ -121,6 +121,7 @@ def apply_gradients(
     number: tf.Tensor,
     healthy: tf.Tensor | bool = True,
     reduced: bool = False,
+    playing: tf.Tensor | bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One step of an optimizer, unless something in it is not finite; called by each replica.
 
@@ -129,6 +130,7 @@ def apply_gradients(
         number: examples of the global batch, which the gradients are divided by.
         healthy: False leaves the update out.
         reduced: the gradients are summed over the replicas already.
+        playing: False leaves everything as it is, the loss scale too.
 
     Returns:
         The gradient's global norm (before clipping), and whether the update was made. If not,
@@ -145,7 +147,8 @@ def apply_gradients(
     scale = 1.0 / (number * optimizer.scale_loss(tf.constant(1.0)))
     squares = [tf.reduce_sum(tf.square(tf.cast(part, tf.float32))) for part in parts]
     norm = tf.sqrt(tf.add_n(squares)) * scale
-    healthy = tf.logical_and(healthy, tf.math.is_finite(norm))
+    playing = tf.convert_to_tensor(playing)
+    healthy = playing & healthy & tf.math.is_finite(norm)
     if inner.global_clipnorm:
         scale *= tf.minimum(1.0, inner.global_clipnorm / norm)
     parts = [part * tf.cast(scale, part.dtype) for part in parts]
@@ -156,17 +159,25 @@ def apply_gradients(
         else:
             inner.apply(parts, variables)
 
-    def decide(strategy: tf.distribute.Strategy, healthy: Any, parts: list[Any]) -> None:
+    def decide(
+        strategy: tf.distribute.Strategy, healthy: Any, playing: Any, parts: list[Any]
+    ) -> None:
         # Where all replicas meet: a condition inside one of them could not hold an update.
         def make() -> None:
             strategy.extended.call_for_each_replica(update, args=tuple(parts))
             _grow(optimizer)
 
-        with _summed(inner):
-            healthy = strategy.experimental_local_results(healthy)[0]
-            tf.cond(healthy, make, lambda: _shrink(optimizer))
+        def shrink() -> None:
+            _shrink(optimizer)
 
-    tf.distribute.get_replica_context().merge_call(decide, args=(healthy, parts))
+        with _summed(inner):
+            healthy, playing = (
+                strategy.experimental_local_results(flag)[0] for flag in (healthy, playing)
+            )
+            tf.cond(healthy, make, lambda: tf.cond(playing, shrink, lambda: None))
+
+    replica = tf.distribute.get_replica_context()
+    replica.merge_call(decide, args=(healthy, playing, parts))
     return norm, healthy
 
 

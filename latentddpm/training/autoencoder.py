@@ -1,11 +1,13 @@
 """`train-vae`: a folder of images → an autoencoder whose latent scale was measured.
 
 Images are read, encoded, sampled and decoded; the loss is reconstruction + KL (see
-`models.autoencoder`). At the end the moments of the whole training set give
+`models.autoencoder`), with a perceptual distance and a discriminator where they are asked for
+(`models.adversarial_step`). At the end the moments of the whole training set give
 
     scaling_factor = 1 / std(raw latents)        over samples, so var = E[σ²] + Var[μ]
 
-(Rombach et al. 2022, appendix D.1), stored in the model with per-channel statistics.
+(Rombach et al. 2022, appendix D.1), stored in the model with per-channel statistics. Where the
+decoder alone is trained, latents and all that was learned of them stay as they are.
 """
 
 from __future__ import annotations
@@ -26,10 +28,14 @@ from latentddpm.data.draws import Draws
 from latentddpm.data.scan import open_catalog
 from latentddpm.data.split import Selection, split_catalog
 from latentddpm.errors import UserError
+from latentddpm.interop.perceptual import describe, load_perceptual
 from latentddpm.modelfolder import read_model_folder
+from latentddpm.models.adversarial import Adversary
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.models.functional import remade
+from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
 from latentddpm.notes import say
 from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
@@ -40,6 +46,7 @@ from latentddpm.training.loop import (
     compile_options,
     in_float32,
     layer_policy,
+    make_optimizer,
     run_steps,
 )
 from latentddpm.training.progress import introduce
@@ -61,6 +68,8 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
     """
     keras.utils.set_random_seed(config.training.seed)
     base = read_model_folder(config.init) if config.init else None
+    if base is None and config.training.train == "decoder":
+        raise UserError("training.train=decoder: of which model? name it: init=MODEL or --init")
     if base is not None:
         config = adopt_autoencoder(config, base)
     dtype = layer_policy(config.training)
@@ -72,7 +81,60 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
         except ValueError as error:
             raise UserError(f"autoencoder: {error}") from None
     model.check_size(config.data.resolution, config.data.resolution)
+    model.encoder.trainable = config.training.train == "all"
     return config, model
+
+
+def build_adversary(config: AutoencoderRun) -> Adversary | None:
+    """The discriminator of a configuration with its optimizer; None without one.
+
+    The optimizer is the autoencoder's, but for rate, betas and averages; its clock, which the
+    rate follows, starts with the discriminator's first step.
+
+    Raises:
+        UserError: sizes that do not fit each other, or the resolution.
+    """
+    options, sizes, training = config.adversarial, config.discriminator, config.training
+    if not options.weight:
+        return None
+    needed = 8 * 2 ** (sizes.num_layers - 1)
+    if config.data.resolution < needed:
+        raise UserError(
+            f"discriminator.num_layers: {sizes.num_layers} need a data.resolution of at least "
+            f"{needed}, got {config.data.resolution}; take fewer"
+        )
+    own = {"learning_rate", "betas"}
+    try:
+        network = PatchDiscriminator(**sizes.model_dump(exclude=own), dtype=layer_policy(training))
+    except ValueError as error:
+        raise UserError(f"discriminator: {error}") from None
+    changes = {
+        "learning_rate": sizes.learning_rate or training.learning_rate,
+        "betas": sizes.betas,
+        "num_steps": max(training.num_steps - options.start_step, 1),
+        "ema_momentum": 0.0,
+    }
+    optimizer = make_optimizer(training.model_copy(update=changes))
+    if training.precision == "float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    network.compile(optimizer)
+    return Adversary(network, **options.model_dump())
+
+
+def build_perceptual(config: AutoencoderRun) -> PerceptualDistance | None:
+    """The perceptual distance of a configuration; None without one.
+
+    Raises:
+        UserError: its weights cannot be had, or the resolution.
+    """
+    if config.perceptual.source == "none":
+        return None
+    if config.data.resolution < SMALLEST_SIDE:
+        raise UserError(
+            f"perceptual.source: VGG16 needs a data.resolution of at least {SMALLEST_SIDE}, got "
+            f"{config.data.resolution}"
+        )
+    return load_perceptual(config.perceptual.source, layer_policy(config.training))
 
 
 @interrupt.listening()
@@ -107,10 +169,14 @@ def train_autoencoder(
     with in_scope(strategy):
         config, model = build_autoencoder(config)
         settings = config.training
+        perceptual = build_perceptual(config)
         model.compile(
             **compile_options(settings),
             reconstruction_loss=settings.reconstruction_loss,
             kl_weight=settings.kl_weight,
+            perceptual=perceptual,
+            perceptual_weight=config.perceptual.weight,
+            adversary=build_adversary(config),
         )
     crew = crew_of(strategy)
     quiet = quiet or not crew.chief
@@ -118,10 +184,13 @@ def train_autoencoder(
     catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, crew=crew)
     if crew.chief:
         catalog.report()
-    by_caption = config.data.validation_by == "caption"
-    facts = {"captions": catalog.row_digest} if by_caption else {}
+    facts = {}
     if config.init:
         facts["init"] = read_model_folder(config.init).digest
+    if perceptual:
+        facts["perceptual distance"] = describe(perceptual)
+    if config.data.validation_by == "caption":
+        facts["captions"] = catalog.row_digest
     contract = agree(
         out,
         config,
@@ -164,8 +233,12 @@ def train_autoencoder(
         )
 
     parts = {"encoder": model.encoder, "decoder": model.decoder}
+    if model.adversary:
+        parts["discriminator"] = model.adversary.discriminator
     images = len(training_images), len(validation_images)
     say(introduce(config, model, parts, images, out), quiet)
+    if perceptual:
+        say(f"distance   {describe(perceptual)}", quiet)
 
     def validate(step: int, log: RunLog) -> None:
         if not len(validation_images):
@@ -198,13 +271,26 @@ def train_autoencoder(
     )
     model = in_float32(model)
     if crew.chief:
-        statistics = measure_latents(model, in_order(training_images))
-        model.scaling_factor = 1.0 / statistics["std"]
-        model.latent_statistics = statistics
-        size = config.data.resolution, config.data.resolution
-        LatentDiffusion(model, None, None, image_size=size).save(out / "model")
+        if settings.train == "all":
+            statistics = measure_latents(model, in_order(training_images))
+            model.scaling_factor = 1.0 / statistics["std"]
+            model.latent_statistics = statistics
+        whole_model(config, model).save(out / "model")
     crew.barrier()
     return model
+
+
+def whole_model(config: AutoencoderRun, autoencoder: Autoencoder) -> LatentDiffusion:
+    """What a run leaves: the autoencoder; where its latents are those of `init`, with all that
+    `init` has beside it."""
+    if config.training.train == "decoder":
+        base = read_model_folder(config.init)
+        if "unet" in base.parts:
+            whole = LatentDiffusion.load(base.path)
+            whole.autoencoder = autoencoder
+            return whole
+    size = config.data.resolution, config.data.resolution
+    return LatentDiffusion(autoencoder, None, None, image_size=size)
 
 
 def reconstruction_grid(model: Autoencoder, dataset: tf.data.Dataset) -> np.ndarray:

@@ -7,7 +7,8 @@ step counts only when the scale is down to 1 and there is nothing left to try.
 
 A loss explodes when its mean over `log_every` steps is `EXPLODED` times the median of the last
 `REMEMBERED` such means, given `KNOWN` of them. A batch of one image that trains on a hard timestep
-comes to 20 times the median; what diverges passes 100 within a few steps.
+comes to 20 times the median; what diverges passes 100 within a few steps. Against a discriminator
+the reconstruction is judged in the loss's place.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ class Health(keras.callbacks.Callback):
         lines = list(history)
         self.settings, self.step, self.in_a_row = settings, first, 0
         self.skipped = max((int(line.get("skipped", 0)) for line in lines), default=0)
-        known = [line["loss"] for line in lines if line.get("loss") is not None]
-        self.losses = deque((abs(loss) for loss in known if math.isfinite(loss)), REMEMBERED)
+        known = [_judged(line) for line in lines]
+        known = [abs(loss) for loss in known if loss is not None and math.isfinite(loss)]
+        self.losses = deque(known, REMEMBERED)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += 1
@@ -69,7 +71,7 @@ class Health(keras.callbacks.Callback):
         if self.skipped:
             logs["skipped"] = self.skipped
         if self.step % self.settings.log_every == 0:
-            self._judge(logs.get("loss", math.nan))
+            self._judge(_judged(logs))
 
     def _skip(self, logs: dict[str, Any]) -> None:
         if logs.get("loss_scale", 1.0) > 1.0:
@@ -98,6 +100,14 @@ class Health(keras.callbacks.Callback):
                 f"{usual:.4g}; lower training.learning_rate, and go on from a checkpoint before"
             )
         self.losses.append(abs(loss))
+
+
+def _judged(line: Mapping[str, float | None]) -> float | None:
+    """The loss; of an adversarial one, which has no sign and no scale, the reconstruction.
+
+    None, in a line of the log, stands for a number that was not finite.
+    """
+    return line.get("reconstruction" if "generator" in line else "loss", math.nan)
 
 
 def read_history(log: Path) -> list[dict[str, Any]]:

@@ -54,8 +54,10 @@ def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
             training.num_steps,
             alpha=1.0 if training.learning_rate_schedule == "constant" else 0.0,
         )
+    betas = dict(zip(("beta_1", "beta_2"), training.betas, strict=True))
     optimizer = OPTIMIZERS[training.optimizer](
         rate,
+        **(betas if training.optimizer == "adamw" else {}),
         weight_decay=training.weight_decay,
         global_clipnorm=training.clip_norm,
         use_ema=training.ema_momentum > 0,

@@ -127,7 +127,8 @@ def introduce(
         images: how many to train on, and how many were held back.
     """
     training = config.training
-    trained = {id(variable) for variable in model.trainable_variables}
+    along = getattr(model, "checkpoint_groups", dict)().values()
+    trained = {id(variable) for group in (model.trainable_variables, *along) for variable in group}
 
     def size(network: keras.Model) -> str:
         own = sum(math.prod(v.shape) for v in network.variables if id(v) in trained)

@@ -206,6 +206,10 @@ class TrainingConfig(Section):
     validate_every: int = Field(2000, gt=0)
     checkpoint_every: int = Field(1000, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
+    best_metric: Literal["loss", "none"] = Field(
+        "loss", description="of validation: the best checkpoint by it is kept beside the newest"
+    )
+    keep_best: bool = Field(False, description="finish with the best checkpoint, not the last")
 
 
 class AutoencoderTraining(TrainingConfig):
@@ -213,6 +217,9 @@ class AutoencoderTraining(TrainingConfig):
 
     train: Literal["all", "decoder"] = Field(
         "all", description="decoder: of the model that init names; latents keep their meaning"
+    )
+    best_metric: Literal["loss", "psnr", "ssim", "perceptual", "none"] = Field(
+        "loss", description="of validation: the best checkpoint by it is kept beside the newest"
     )
     reconstruction_loss: Literal["l1", "l2"] = "l1"
     kl_weight: float = Field(1e-6, ge=0)

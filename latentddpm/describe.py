@@ -65,6 +65,9 @@ def _describe_run(path: Path) -> Iterable[str]:
             if what == "loss" and values.argmin() < len(values) - 1:
                 more += f"; lowest {values.min():.5g} at step {steps[values.argmin()]}"
             yield f"validation {what} {values[-1]:.5g} at step {steps[-1]}{more}"
+    for kept in sorted(path.glob("checkpoints/best/step-*"))[-1:]:
+        step = int(kept.name.removeprefix("step-"))
+        yield f"best       step {step}, in {kept.relative_to(path)}"
     finished = (path / "model").is_dir() or (path / LORA).is_file()
     yield f"model      {'finished' if finished else 'not finished'}"
 

@@ -15,6 +15,7 @@ from latentddpm.files import write_json
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import averaged_weights
 from latentddpm.training.contract import Contract, compare
+from latentddpm.training.resume import Best, Saver
 
 FILES = (checkpoint.STATE, checkpoint.RUN, checkpoint.MANIFEST)
 CONTRACT = Contract("train-vae", {"training": {"seed": 3}}, {"images": 40})
@@ -131,6 +132,57 @@ def test_a_model_without_averages_is_refused(two):
     folder, _ = two
     with pytest.raises(UserError, match="has shape"):
         checkpoint.load_latest(folder, network(use_ema=False))
+
+
+# --- The best ------------------------------------------------------------------------------
+
+
+def best_of(folder, model, first=0, history=(), metric="loss"):
+    return Best(Saver(folder, model, CONTRACT, 2, first), metric, first, history)
+
+
+def lines(**losses):
+    return [{"step": int(step[1:]), "validation_loss": loss} for step, loss in losses.items()]
+
+
+def test_the_checkpoint_that_validated_best_is_kept(tmp_path):
+    model, states = network(), {}
+    best = best_of(tmp_path, model)
+    for line in lines(_10=0.5, _20=0.3, _30=0.4, _40=0.3, _50=float("nan")):
+        states[line["step"]] = state(train(model, seed=line["step"]))
+        best.offer(line["step"], line)
+    assert names(tmp_path / "best") == ["step-00000020"], "expected the first of the lowest"
+    again = network(seed=1)
+    checkpoint.restore(tmp_path / "best" / "step-00000020", again)
+    assert_same(again, states[20], "it is not the state that was measured")
+    assert not checkpoint.latest(tmp_path), "the best one stands among those to resume from"
+
+
+def test_a_resumed_run_has_to_beat_what_it_kept(tmp_path):
+    model = train(network())
+    best_of(tmp_path, model).offer(20, {"validation_loss": 0.3})
+    best = best_of(tmp_path, model, 30, lines(_20=0.3, _30=0.4))
+    best.offer(40, {"validation_loss": 0.35})
+    assert names(tmp_path / "best") == ["step-00000020"], "a worse one took its place"
+    best.offer(50, {"validation_loss": 0.2})
+    assert names(tmp_path / "best") == ["step-00000050"], "a better one did not"
+
+
+def test_what_a_killed_run_left_is_put_right(tmp_path):
+    """A best of steps that are taken again goes; one that was measured, but not kept, comes."""
+    model = train(network())
+    best_of(tmp_path, model).offer(50, {"validation_loss": 0.1})
+    best_of(tmp_path, model, 40, lines(_30=0.3))
+    assert not names(tmp_path / "best"), "a step that was not taken yet is the best"
+    best_of(tmp_path, model, 40, lines(_30=0.3, _40=0.2))
+    assert names(tmp_path / "best") == ["step-00000040"], "what the log calls best is not kept"
+
+
+def test_psnr_is_best_when_high(tmp_path):
+    best = best_of(tmp_path, train(network()), metric="psnr")
+    for step, value in ((10, 20.0), (20, 22.0), (30, 21.0)):
+        best.offer(step, {"validation_psnr": value})
+    assert names(tmp_path / "best") == ["step-00000020"], "expected the highest"
 
 
 # --- Keeping -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 What runs step by step, without graphs, takes a third of the time; the slow tests compile.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 from tiny import few_emoji, tiny_autoencoder, tiny_model
 
 from latentddpm.config import AutoencoderRun, parse_config
+from latentddpm.describe import describe
 from latentddpm.errors import UserError
 from latentddpm.files import read_json_lines
 from latentddpm.models.adversarial import TERMS
@@ -51,6 +53,7 @@ CONFIG = {
         "warmup_steps": 0,
         "ema_momentum": 0.5,
         "log_every": 1,
+        "validate_every": 1,
         "checkpoint_every": 1,
         "keep_checkpoints": STEPS,
     },
@@ -114,6 +117,8 @@ def assert_same_run(out, other):
     for line in [*logs[0], *logs[1]]:
         line.pop("examples_per_second", None)
     assert logs[0] == logs[1], "the logs differ"
+    best, again = (sorted((folder / "checkpoints" / "best").iterdir()) for folder in (out, other))
+    assert [path.name for path in best] == [path.name for path in again], "another one is best"
 
 
 def weights(one, other):
@@ -125,8 +130,8 @@ def copy_until(out, step, other):
     shutil.copytree(out, other)
     for later in range(step + 1, STEPS + 1):
         shutil.rmtree(other / "checkpoints" / f"step-{later:08d}")
+        (other / "samples" / f"step-{later:08d}.png").unlink(missing_ok=True)
     shutil.rmtree(other / "model")
-    shutil.rmtree(other / "samples")
     return other
 
 
@@ -135,7 +140,7 @@ def copy_until(out, step, other):
 
 def test_the_discriminator_joins_and_all_is_logged(run):
     lines = read_json_lines(run / "log.jsonl")
-    first, last = lines[0], lines[STEPS - 1]
+    first, last = ([line for line in lines if "loss" in line][place] for place in (0, -1))
     assert {*TERMS, "reconstruction", "kl", "loss", "gradient_norm"} <= set(last), "not logged"
     assert not any(first[name] for name in TERMS), f"it started at once: {first}"
     assert last["adaptive_weight"] > 0, f"the adversary has no weight: {last}"
@@ -150,6 +155,33 @@ def test_it_goes_on_as_if_it_had_not_been_stopped(run, step, data, tmp_path):
     again = copy_until(run, step, tmp_path / "again")
     train_step_by_step(data, again, settings(), resume=True)
     assert_same_run(run, again)
+
+
+def test_validation_measures_likeness(run):
+    last = read_json_lines(run / "log.jsonl")[-1]
+    assert -1 < last["validation_ssim"] < 1, f"no SSIM among {last}"
+    assert 0 < last["validation_psnr"] < 60, f"no PSNR among {last}"
+    assert not {f"validation_{name}" for name in TERMS} & set(last), "the adversary is validated"
+
+
+def test_the_finished_model_may_be_the_best_one(run, data, tmp_path):
+    """A run that is done, of which the log says that step 1 was best, is finished with that."""
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    lines = read_json_lines(again / "log.jsonl")
+    for line in lines:
+        if line["step"] == 1 and "validation_loss" in line:
+            line["validation_loss"] = 0.01
+    (again / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    best = again / "checkpoints" / "best"
+    shutil.rmtree(best)
+    shutil.copytree(again / "checkpoints" / "step-00000001", best / "step-00000001")
+    train_step_by_step(data, again, settings(training__keep_best=True), resume=True)
+    found = load_archive(again / "model" / "vae.keras", Autoencoder).get_weights()
+    # After one step the average of the weights are the weights.
+    for place, weight in enumerate(found):
+        np.testing.assert_array_equal(weight, state(run, 1)[f"model/{place}"])
+    assert "best       step 1, in checkpoints/best/step-00000001" in describe(again)
 
 
 def test_the_decoder_alone(run, data, tmp_path):
@@ -192,6 +224,11 @@ def test_a_new_decoder_comes_with_the_rest_of_its_model(tmp_path):
     ("build", "changes", "parts"),
     [
         (build_autoencoder, {"training__train": "decoder"}, ("training.train=decoder", "init")),
+        (
+            build_perceptual,
+            {"training__best_metric": "perceptual"},
+            ("training.best_metric=perceptual", "perceptual.source"),
+        ),
         (build_adversary, {"discriminator__num_layers": 3}, ("num_layers", "at least 32", "16")),
         (build_adversary, {"discriminator__norm_groups": 3}, ("discriminator", "norm_groups=3")),
         (build_perceptual, {"perceptual__source": "vgg"}, ("'vgg'", "'imagenet'", "no such file")),
@@ -227,6 +264,19 @@ def test_the_discriminator_has_an_optimizer_of_its_own():
     assert not optimizer.use_ema, "averages that nobody looks at"
     rate = optimizer._learning_rate
     np.testing.assert_allclose([rate(0), rate(STEPS - START)], [0.01, 0.0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"training__best_metric": "none"}, "training.best_metric"),
+        ({"data__validation_fraction": 0}, "data.validation_fraction"),
+    ],
+)
+def test_a_best_model_needs_something_to_be_best_at(changes, part, data, tmp_path):
+    with pytest.raises(UserError, match=r"training\.keep_best") as caught:
+        train(data, tmp_path / "run", settings(training__keep_best=True, **changes))
+    assert part in str(caught.value), f"{caught.value}: does not name {part}"
 
 
 # --- Compiled: precision, micro-batches, replicas, VGG16 -------------------------------------

@@ -28,13 +28,14 @@ from latentddpm.data.draws import Draws
 from latentddpm.data.scan import open_catalog
 from latentddpm.data.split import Selection, split_catalog
 from latentddpm.errors import UserError
+from latentddpm.evaluation.similarity import WINDOW, psnr, ssim
 from latentddpm.interop.perceptual import describe, load_perceptual
 from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.adversarial import Adversary
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.discriminator import PatchDiscriminator
-from latentddpm.models.functional import remade
+from latentddpm.models.functional import freeze, remade
 from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
 from latentddpm.notes import say
 from latentddpm.pictures import grid, save_png, to_pixels
@@ -50,11 +51,13 @@ from latentddpm.training.loop import (
     run_steps,
 )
 from latentddpm.training.progress import introduce
-from latentddpm.training.resume import agree, check_run, data_facts
+from latentddpm.training.resume import agree, check_best, check_run, data_facts
 from latentddpm.training.runlog import RunLog
 from latentddpm.training.wandb_log import import_wandb
 
 GRID_IMAGES = 16
+MEASURED_IMAGES = 64
+"""Held-back images, always the same, that PSNR and SSIM are the means over."""
 
 
 def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencoder]:
@@ -81,7 +84,8 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
         except ValueError as error:
             raise UserError(f"autoencoder: {error}") from None
     model.check_size(config.data.resolution, config.data.resolution)
-    model.encoder.trainable = config.training.train == "all"
+    if config.training.train == "decoder":
+        freeze(model.encoder)
     return config, model
 
 
@@ -128,6 +132,8 @@ def build_perceptual(config: AutoencoderRun) -> PerceptualDistance | None:
         UserError: its weights cannot be had, or the resolution.
     """
     if config.perceptual.source == "none":
+        if config.training.best_metric == "perceptual":
+            raise UserError("training.best_metric=perceptual: needs a perceptual.source")
         return None
     if config.data.resolution < SMALLEST_SIDE:
         raise UserError(
@@ -200,6 +206,7 @@ def train_autoencoder(
         quiet=quiet,
     )
     training_images, validation_images = split_catalog(catalog, config.data)
+    check_best(settings, len(validation_images))
     factor = model.downsample_factor
     size = config.data.resolution // factor
     common = {
@@ -232,6 +239,9 @@ def train_autoencoder(
             selection=images, draws=None, positions=positions, batch_size=own, **common
         )
 
+    best_metric = settings.best_metric
+    if best_metric == "perceptual":
+        best_metric = perceptual.term
     parts = {"encoder": model.encoder, "decoder": model.decoder}
     if model.adversary:
         parts["discriminator"] = model.adversary.discriminator
@@ -240,9 +250,9 @@ def train_autoencoder(
     if perceptual:
         say(f"distance   {describe(perceptual)}", quiet)
 
-    def validate(step: int, log: RunLog) -> None:
+    def validate(step: int, log: RunLog) -> dict[str, float]:
         if not len(validation_images):
-            return
+            return {}
         with averaged_weights(model):
             values = model.evaluate(
                 feed(strategy, in_order(validation_images, crew=crew)),
@@ -250,13 +260,15 @@ def train_autoencoder(
                 callbacks=[StopEvaluation()] if crew.count == 1 else None,
                 return_dict=True,
             )
-            values["psnr"] = 10.0 * math.log10(4.0 / max(values["mse"], 1e-12))
-            log.write(step, {f"validation_{key}": v for key, v in values.items()})
             if not crew.chief:
-                return
-            picture = reconstruction_grid(model, in_order(validation_images, GRID_IMAGES))
+                return {}
+            pairs = reconstruct(model, in_order(validation_images, MEASURED_IMAGES))
+        values = {f"validation_{key}": v for key, v in {**values, **likeness(*pairs)}.items()}
+        log.write(step, values)
+        picture = reconstruction_grid(*pairs)
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "reconstructions", picture)
+        return values
 
     run_steps(
         model,
@@ -264,6 +276,7 @@ def train_autoencoder(
         config,
         out,
         validate,
+        best_metric=best_metric,
         contract=contract,
         resume=resume,
         quiet=quiet,
@@ -293,14 +306,34 @@ def whole_model(config: AutoencoderRun, autoencoder: Autoencoder) -> LatentDiffu
     return LatentDiffusion(autoencoder, None, None, image_size=size)
 
 
-def reconstruction_grid(model: Autoencoder, dataset: tf.data.Dataset) -> np.ndarray:
-    """Originals above their reconstructions, uint8."""
-    batch = next(iter(dataset.unbatch().batch(GRID_IMAGES)))["images"]
-    half = max(len(batch) // 2, 1)
-    decoded = model.decode(model.to_latents(model.encode(batch)[0]))
-    pairs = to_pixels(batch), to_pixels(decoded)
-    rows = [part[i : i + half] for i in range(0, len(batch), half) for part in pairs]
-    return grid([row for row in rows if len(row)])
+def reconstruct(
+    model: Autoencoder, dataset: tf.data.Dataset
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Images and their reconstructions, uint8, in batches."""
+    originals, decoded = [], []
+    for batch in dataset:
+        latents = model.to_latents(model.encode(batch["images"])[0])
+        originals.append(to_pixels(batch["images"]))
+        decoded.append(to_pixels(model.decode(latents)))
+    return originals, decoded
+
+
+def likeness(originals: list[np.ndarray], decoded: list[np.ndarray]) -> dict[str, float]:
+    """Mean PSNR in dB and, where images are large enough for it, mean SSIM."""
+    measures = {"psnr": psnr, "ssim": ssim}
+    if min(originals[0].shape[1:3]) < WINDOW:
+        del measures["ssim"]
+    return {
+        name: float(np.mean(np.concatenate([*map(measure, decoded, originals)])))
+        for name, measure in measures.items()
+    }
+
+
+def reconstruction_grid(originals: list[np.ndarray], decoded: list[np.ndarray]) -> np.ndarray:
+    """The first originals above their reconstructions, uint8."""
+    pairs = [np.concatenate(part)[:GRID_IMAGES] for part in (originals, decoded)]
+    half = max(len(pairs[0]) // 2, 1)
+    return grid([part[i : i + half] for i in range(0, len(pairs[0]), half) for part in pairs])
 
 
 def measure_latents(model: Autoencoder, dataset: tf.data.Dataset) -> dict[str, Any]:

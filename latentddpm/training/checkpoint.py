@@ -72,7 +72,7 @@ def save(folder: Path, model: keras.Model, step: int, contract: Contract, keep: 
     if problem:
         raise OSError(f"{path}: does not read back as written: {problem}")
     # Only earlier ones: a damaged later one, from which a resume fell back, takes no place.
-    earlier = [old for old in _checkpoints(folder) if _step(old) < step]
+    earlier = [old for old in _checkpoints(folder) if step_of(old) < step]
     for old in earlier[keep - 1 :]:
         shutil.rmtree(old)
     return path
@@ -97,6 +97,13 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps, which will be taken again."""
+    for path in _checkpoints(folder):
+        if step_of(path) > step:
+            shutil.rmtree(path)
+
+
 def newest_contract(folder: Path) -> tuple[int, Contract] | None:
     """Step and contract of the newest checkpoint whose contract verifies, weights unread.
 
@@ -105,7 +112,7 @@ def newest_contract(folder: Path) -> tuple[int, Contract] | None:
     """
     for path in _checkpoints(folder):
         if not verify(path, (RUN,)):
-            return _step(path), read_contract(path)
+            return step_of(path), read_contract(path)
     return None
 
 
@@ -138,7 +145,7 @@ def restore(path: Path, model: keras.Model) -> int:
         )
     for name, variable in variables.items():
         variable.assign(state[name])
-    return _step(path)
+    return step_of(path)
 
 
 def read_contract(path: Path) -> Contract:
@@ -166,7 +173,7 @@ def verify(path: Path, names: tuple[str, ...] = FILES) -> str | None:
                 "the version of latentddpm that wrote it, or start anew"
             )
         whole = own == _own_digest(manifest) and set(files) == {*FILES}
-        if not whole or manifest["step"] != _step(path):
+        if not whole or manifest["step"] != step_of(path):
             return f"{MANIFEST} is not of this checkpoint"
     except UserError:
         raise
@@ -195,10 +202,11 @@ def _own_digest(manifest: dict[str, Any]) -> str:
 def _checkpoints(folder: Path) -> list[Path]:
     """Newest first."""
     found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
-    return sorted(found, key=_step, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, which its name says."""
     return int(path.name.removeprefix("step-"))
 
 

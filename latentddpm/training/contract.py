@@ -26,6 +26,7 @@ COMMANDS: dict[str, type[AutoencoderRun] | type[DiffusionRun]] = {
 FREE = (
     *("training.log_every", "training.validate_every", "training.on_nan", "training.wandb"),
     *("training.checkpoint_every", "training.keep_checkpoints"),
+    *("training.best_metric", "training.keep_best"),
     # The same sums in another order or another place: equal up to rounding.
     *("training.jit_compile", "training.accumulation_steps"),
     "unet.recompute",

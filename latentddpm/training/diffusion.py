@@ -44,7 +44,7 @@ from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.loop import compile_options, in_float32, run_steps
 from latentddpm.training.networks import build_networks, read_sources, with_text
 from latentddpm.training.progress import introduce
-from latentddpm.training.resume import agree, check_run, data_facts
+from latentddpm.training.resume import agree, check_best, check_run, data_facts
 from latentddpm.training.runlog import RunLog
 from latentddpm.training.wandb_log import import_wandb
 
@@ -137,6 +137,7 @@ def train_diffusion(
     )
     buckets = buckets_of(config.data)
     split = split_catalog(catalog, config.data)
+    check_best(settings, len(split[1]))
     training_images, validation_images = (buckets.parts(images, catalog) for images in split)
     if config.data.aspect_buckets:
         say(table(training_images, validation_images, settings.batch_size), quiet)
@@ -175,7 +176,8 @@ def train_diffusion(
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": sampled.autoencoder}
     say(introduce(config, model, parts, tuple(map(len, split)), out), quiet)
 
-    def validate(step: int, log: RunLog) -> None:
+    def validate(step: int, log: RunLog) -> dict[str, float]:
+        values = {}
         with averaged_weights(model):
             if validation_images:
                 values = model.evaluate(
@@ -184,12 +186,14 @@ def train_diffusion(
                     callbacks=[StopEvaluation()] if crew.count == 1 else None,
                     return_dict=True,
                 )
-                log.write(step, {f"validation_{key}": v for key, v in values.items()})
+                values = {f"validation_{key}": value for key, value in values.items()}
+                log.write(step, values)
             if not crew.chief:
-                return
+                return values
             picture = sample_grid(sampled, prompts, config)
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "samples", picture)
+        return values
 
     run_steps(
         model,
@@ -197,6 +201,7 @@ def train_diffusion(
         config,
         out,
         validate,
+        best_metric=settings.best_metric,
         contract=contract,
         resume=resume,
         quiet=quiet,

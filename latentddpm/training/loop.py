@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from latentddpm.models.functional import remade
 from latentddpm.models.tiling import is_out_of_memory
 from latentddpm.notes import say
 from latentddpm.training.callbacks import EverySteps
-from latentddpm.training.checkpoint import load_latest, present
+from latentddpm.training.checkpoint import latest, load_latest, present, restore
 from latentddpm.training.contract import Contract
 from latentddpm.training.distribute import agreement, crew_of
 from latentddpm.training.health import Diverged, Health, less_memory, read_history
 from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.progress import Progress
-from latentddpm.training.resume import CHECKPOINTS, CONFIG, Saver
+from latentddpm.training.resume import BEST, CHECKPOINTS, CONFIG, Best, Saver
 from latentddpm.training.runlog import NoLog, RunLog
 from latentddpm.training.wandb_log import WandbLog
 
@@ -100,23 +100,28 @@ def run_steps(
     examples: Examples,
     config: AutoencoderRun | DiffusionRun,
     folder: Path,
-    validate: Callable[[int, RunLog], None],
+    validate: Callable[[int, RunLog], Mapping[str, float]],
     *,
     contract: Contract,
     resume: bool,
     quiet: bool,
     strategy: tf.distribute.Strategy | None = None,
+    best_metric: str = "none",
 ) -> None:
     """Train a compiled model to `training.num_steps`.
 
     The resolved configuration is written when all input was found good, and on resuming when
     the checkpoint fits it.
-    After it the model holds the averaged weights (Keras puts them there at the end of `fit`).
+    After it the model holds the averaged weights, with `training.keep_best` those of the best
+    checkpoint.
 
     Args:
-        validate: leaves a picture in `samples` when it is done.
+        validate: gives what it wrote into the log, and leaves a picture in `samples` when it is
+            done.
         contract: what `agree` gave.
         strategy: that the model was made under. Of several processes the chief writes.
+        best_metric: by which of `validate`'s numbers, `validation_` left out, the best checkpoint
+            is kept; "none" keeps none.
 
     Raises:
         interrupt.Stopped: a signal came; the step that was under way is saved.
@@ -146,20 +151,36 @@ def run_steps(
             )
             picture = folder / "samples" / f"step-{first:08d}.png"
             due = first % training.validate_every == 0 or first >= total
-            if first and due and not picture.exists():
-                validate(first, log)  # the run ended in the middle of it
-            if first >= total:
+            history = read_history(log.path)
+            best = None
+            if crew.chief and best_metric != "none":
+                best = Best(saver, best_metric, first, history)
+
+            def validated(step: int) -> None:
+                values = validate(step, log)
+                if best is not None:
+                    best.offer(step, values)
+
+            def finish() -> None:
+                if training.keep_best:
+                    crew.barrier()
+                    restore(latest(checkpoints / BEST), model)
                 model.optimizer.finalize_variable_values(model.trainable_variables)
+
+            if first and due and not picture.exists():
+                validated(first)  # the run ended in the middle of it
+            if first >= total:
+                finish()
                 return
 
             def validate_unless_stopped(step: int) -> None:
                 with contextlib.suppress(interrupt.Stopped):
-                    validate(step, log)
+                    validated(step)
                 model.reset_metrics()  # else the next line of the log is about validation as well
 
             progress = Progress(log, first, total, training.batch_size, training.log_every, quiet)
             callbacks = [
-                Health(training, first, read_history(log.path)),
+                Health(training, first, history),
                 progress,
                 EverySteps(saver.save, first, total, training.checkpoint_every),
                 EverySteps(validate_unless_stopped, first, total, training.validate_every),
@@ -183,6 +204,7 @@ def run_steps(
                     raise MemoryError(less_memory(config, replicas)) from error
                 finally:
                     progress.bar.close()
+            finish()
 
 
 def in_float32(model: keras.Model) -> keras.Model:

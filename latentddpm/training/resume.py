@@ -2,18 +2,21 @@
 
 check_run, agree   before anything is made: is this the run that is meant?
 Saver              while it trains: write what it takes to go on, and end when told to
+Best               beside that, the checkpoint that validated best
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from latentddpm import interrupt
-from latentddpm.config import AutoencoderRun, DiffusionRun, load_config
+from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, load_config
 from latentddpm.data.catalog import Catalog
 from latentddpm.errors import UserError
 from latentddpm.modelfolder import LORA
@@ -22,8 +25,9 @@ from latentddpm.training import checkpoint
 from latentddpm.training.contract import COMMANDS, Contract, compare
 from latentddpm.training.health import Diverged
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
 CONFIG = "config.yaml"
+HIGHER_IS_BETTER = ("psnr", "ssim")
 
 
 def check_run(folder: Path, resume: bool) -> None:
@@ -94,6 +98,21 @@ def _started(folder: Path, contract: Contract) -> Contract:
     return contract
 
 
+def check_best(training: TrainingConfig, held_back: int) -> None:
+    """Refuse to finish with the best checkpoint where there can be none.
+
+    Raises:
+        UserError: nothing is measured, or nothing to measure it on.
+    """
+    if training.keep_best and training.best_metric == "none":
+        raise UserError("training.keep_best: needs a training.best_metric that says what is best")
+    if training.keep_best and not held_back:
+        raise UserError(
+            "training.keep_best: no image is held back to validate on; raise "
+            "data.validation_fraction"
+        )
+
+
 def data_facts(catalog: Catalog, **more: str) -> dict[str, int | str]:
     """What `Contract.data` says of a catalog's images, and `more` digests."""
     return {
@@ -155,3 +174,46 @@ class Saver:
         if not self.step:
             return "no checkpoint was written yet"
         return f"--resume goes on from {self.folder / f'step-{self.step:08d}'}"
+
+
+class Best:
+    """Keeps the checkpoint that validated best, in `best/` beside the newest ones.
+
+    What it has to beat is in the log, so that a run that was stopped goes on with it.
+
+    Args:
+        saver: of the run.
+        metric: "loss" or another one of validation.
+        first: step that training goes on from; the steps after it are taken again.
+        history: the lines of the run's log up to there.
+    """
+
+    def __init__(
+        self, saver: Saver, metric: str, first: int, history: Iterable[Mapping[str, Any]]
+    ) -> None:
+        folder = saver.folder / BEST
+        self.saver = Saver(folder, saver.model, saver.contract, keep=1, first=0)
+        self.key, self.higher = f"validation_{metric}", metric in HIGHER_IS_BETTER
+        checkpoint.drop_after(folder, first)
+        kept = checkpoint.latest(folder)
+        known = {line["step"]: line for line in history if line.get(self.key) is not None}
+        self.cost = self._cost(known.get(checkpoint.step_of(kept), {}) if kept else {})
+        self.offer(first, known.get(first, {}))  # it may have ended between the two
+
+    def offer(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep the state of `step`, that gave these `values`, unless an earlier one was as good.
+
+        Raises:
+            Diverged, OSError: see `Saver.save`.
+        """
+        cost = self._cost(values)
+        if cost < self.cost:
+            self.saver.save(step)
+            self.cost = cost
+
+    def _cost(self, values: Mapping[str, float]) -> float:
+        """What is to be low, as exact as in the log; infinite where nothing was measured."""
+        value = float(f"{values.get(self.key, math.nan):.6g}")
+        if not math.isfinite(value):
+            return math.inf
+        return -value if self.higher else value

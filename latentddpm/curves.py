@@ -123,12 +123,10 @@ def _draw(axes: Axes, name: str, curves: Mapping[str, Mapping[str, Curve]]) -> N
         if name in found:
             steps, values = found[name]
             seen += [np.percentile(values, [2, 98]), smooth(values)]
-            exact = name == "learning_rate"
-            line = values if exact else seen[-1]
+            line = values if name == "learning_rate" else seen[-1]
+            label = f"{labels[0]} {line[-1]:.4g}"
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(
-                *(steps, line), color=colour, linewidth=1.6, label=f"{labels[0]} {line[-1]:.4g}"
-            )
+            axes.plot(steps, line, color=colour, linewidth=1.6, label=label)
         if VALIDATION + name in found:
             steps, values = found[VALIDATION + name]
             seen.append(values)
@@ -155,7 +153,7 @@ def _dress(axes: Axes, name: str, seen: np.ndarray) -> None:
     axes.margins(x=0.01)
     low, high = seen.min(), seen.max()
     if name in FROM_ZERO:
-        axes.set_ylim(0.0, 1.08 * high)
+        axes.set_ylim(0.0, 1.08 * high or 1.0)
         if name == "learning_rate":
             axes.yaxis.set_major_formatter(lambda rate, place: f"{rate:.1e}" if rate else "0")
     elif low > 0 and high > WIDE * low:

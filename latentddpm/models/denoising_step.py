@@ -3,9 +3,9 @@
     ℓᵢ = mean (ε̂ᵢ − εᵢ)²        L = (1/B) Σᵢ ℓᵢ        L_q = (1/n_q) Σ {ℓᵢ : tᵢ in quartile q}
     q  = 1 + ⌊4 tᵢ / T⌋          so that L = Σ_q n_q L_q / B
 
-Little noise (q = 1) is hard to tell from the image and much (q = 4) is easy to see: the losses
-of single timesteps lie orders of magnitude apart (Nichol & Dhariwal 2021, fig. 2), and the mean
-over all of them moves little where one of them still learns, or has begun to diverge.
+Little noise (q = 1) is hard to tell from the image and much (q = 4) is easy to see: of a network
+that predicts noise the losses of single timesteps lie far apart (Nichol & Dhariwal 2021, fig. 2),
+and the mean over all hides where one of them still learns, or has begun to diverge.
 """
 
 from __future__ import annotations

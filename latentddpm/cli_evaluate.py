@@ -30,6 +30,11 @@ COMPARED = "training"
 def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of --generator: which images are drawn, and how."""
     for option in (
+        click.option(
+            "--clip",
+            type=FOLDER,
+            help="Local folder of a CLIPModel, to score images and captions.",
+        ),
         click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True),
         click.option(
             "--sweep",
@@ -137,6 +142,7 @@ def evaluate(
     seed: int,
     sweep: tuple[str, ...],
     batch_size: int,
+    clip: Path | None,
     **setting: Any,
 ) -> None:
     """Measure a model on images.
@@ -152,6 +158,8 @@ def evaluate(
     if generator and split not in (None, COMPARED):
         raise UserError(f"--split {split}: --generator compares with the {COMPARED} images")
     split = split or (COMPARED if generator else "all")
+    if clip is not None and not generator:
+        raise UserError("--clip: scores generated images with their captions; add --generator")
     if latents and out is None:
         raise UserError("--latents: leaves pictures; name a folder with --out")
     folder = read_model_folder(model)
@@ -167,6 +175,7 @@ def evaluate(
     from latentddpm.evaluation.images import open_images
     from latentddpm.evaluation.projection import project_latents
     from latentddpm.evaluation.sweep import parse_sweep, settings_of
+    from latentddpm.interop.clip_towers import load_clip_towers
     from latentddpm.interop.perceptual import load_perceptual
     from latentddpm.models.archive import load_archive
     from latentddpm.models.autoencoder import Autoencoder
@@ -178,6 +187,7 @@ def evaluate(
     settings = settings_of(whole, parse_sweep(sweep), **setting) if generator else []
     features = load_extractor(extractor) if extractor else None
     distance = load_perceptual(perceptual) if perceptual else None
+    towers = load_clip_towers(clip) if clip else None
 
     def tell(text: str) -> None:
         if not machine:
@@ -248,6 +258,7 @@ def evaluate(
                 features,
                 out,
                 num_images=num_images,
+                towers=towers,
                 seed=seed,
                 batch_size=batch_size,
                 quiet=quiet,

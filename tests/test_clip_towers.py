@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from latentddpm.errors import UserError
-from latentddpm.evaluation.clip_score import clip_score
+from latentddpm.evaluation.clip_score import clip_score, clip_scores
 from latentddpm.interop.clip_towers import load_clip_towers
 from latentddpm.models.tokenizer import PromptTooLong
 
@@ -60,6 +60,13 @@ def test_clip_score_is_the_cosine_of_its_pair(towers):
     np.testing.assert_allclose(actual, 100 * np.maximum(cosines, 0), rtol=0, atol=1e-3)
     with pytest.raises(ValueError, match="4 images and 1 captions"):
         clip_score(towers, pixels, ["a cat"])
+
+    class Kept:
+        def read(self, numbers):
+            return pixels[numbers]
+
+    many = clip_scores(towers, Kept(), [captions[0], "", captions[2], captions[3]], "", quiet=True)
+    np.testing.assert_allclose(many, [actual[0], np.nan, actual[2], actual[3]], atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from latentddpm.data.split import Selection, split_catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.generated import GeneratedImages, Setting, spread_prompts
-from latentddpm.evaluation.generator import References, evaluate_generator
+from latentddpm.evaluation.generator import References, evaluate_generator, heading, table_row
 from latentddpm.evaluation.images import open_images
 from latentddpm.evaluation.nearest import nearest, share_nearer
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
@@ -308,6 +308,23 @@ def test_what_cannot_be_measured_is_refused_before_any_is_drawn(
     assert not (out / "generated").exists(), "images were drawn for nothing"
 
 
+def test_clip_scores_are_a_column_of_their_own():
+    """The mean and its standard error, of images with a caption; no column without a CLIP."""
+    numbers = np.random.default_rng(0)
+    training, features = numbers.normal(size=(2, 40, 4))
+    scores = np.where(np.arange(40) < 10, np.nan, numbers.normal(25, 2, 40))
+    measures = References(training, None).measure(features, scores)
+    assert measures.clip == pytest.approx(scores[10:].mean())
+    assert measures.clip_error == pytest.approx(scores[10:].std(ddof=1) / 30**0.5)
+    bare = References(training, None).measure(features)
+    assert (bare.clip, bare.clip_error) == (None, None)
+    report = {"frechet": "F", "kernel": "K", "training_images": 40, "seed": 0, "clip": None}
+    told = {**report, "clip": {"label": "tiny", "digest": "0" * 64}}
+    for kind, row, words in ((report, bare, False), (told, measures, True)):
+        head, line = heading(kind).splitlines(), table_row(None, row)
+        assert ("CLIP" in head[-1]) == ("tiny" in head[0]) == ("±" in line) == words, (head, line)
+
+
 # --- The command ---------------------------------------------------------------------------
 
 
@@ -319,6 +336,7 @@ def run(*arguments):
     ("options", "message"),
     [
         (["--generator"], "--generator: needs --extractor, and --out"),
+        (["--clip=."], "--clip: scores generated images with their captions; add --generator"),
         (["--generator", "--split", "validation"], "compares with the training images"),
     ],
 )
@@ -337,11 +355,18 @@ def test_the_command_from_model_folder_to_table(model, tmp_path):
     colours = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalMaxPooling2D()])
     colours.save(tmp_path / "colours.keras")
     options = ["--validation-fraction", "0.3", "--num-images", 6, "--sweep", "guidance=2,3"]
+    clip = ["--clip", EMOJI.parent / "golden" / "clip_towers" / "model"]
     places = ["--extractor", tmp_path / "colours.keras", "--out", tmp_path / "out", "--quiet"]
-    answer = run("--model", tmp_path / "model", "--data", EMOJI, "--generator", *options, *places)
+    answer = run(
+        "--model", tmp_path / "model", "--data", EMOJI, "--generator", *options, *places, *clip
+    )
     assert answer.exit_code == 0, answer.output
-    lines = answer.output.splitlines()
+    lines = answer.stdout.splitlines()
     assert "(split training) at 32×32" in lines[1], f"not told what it is compared with: {lines}"
     assert [line.split()[0] for line in lines[-3:]] == ["held", "ddim", "ddim"], lines
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text("utf-8"))
     assert len(found["generator"]["settings"]) == 2, f"evaluation.json holds {found}"
+    assert found["generator"]["clip"]["label"] == "model", "expected the CLIP to be named"
+    rows = [found["generator"]["floor"], *found["generator"]["settings"]]
+    assert all(row["clip"] >= 0 and row["clip_error"] >= 0 for row in rows), "scores of all rows"
+    assert lines[-4].endswith("CLIP ± error"), f"expected a column for it: {lines[-4]}"

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
-from latentddpm.interop.clip_towers import ClipTowers
+from latentddpm.evaluation.features import Images
+from latentddpm.interop.clip_towers import BATCH, ClipTowers
 
 
 def clip_score(towers: ClipTowers, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
@@ -35,3 +37,26 @@ def clip_score(towers: ClipTowers, images: np.ndarray, captions: Sequence[str]) 
     rows = [texts.index(caption) for caption in captions]
     seen, said = towers.embed_images(images), towers.embed_texts(texts)[rows]
     return 100 * np.maximum(np.sum(seen * said, axis=1, dtype="float64"), 0)
+
+
+def clip_scores(
+    towers: ClipTowers, images: Images, captions: Sequence[str], label: str, quiet: bool = False
+) -> np.ndarray:
+    """`clip_score` of images that are read in batches; NaN where the caption is empty.
+
+    Args:
+        label: of the progress bar, which is shown after two seconds.
+
+    Returns:
+        float64 (N,).
+    """
+    scores = np.full(len(captions), np.nan)
+    told = np.flatnonzero([bool(caption) for caption in captions])
+    options = {"unit": "image", "delay": 2, "leave": False, "disable": quiet}
+    with tqdm(desc=label, total=len(told), **options) as bar:
+        for start in range(0, len(told), BATCH):
+            batch = told[start : start + BATCH]
+            said = [captions[k] for k in batch]
+            scores[batch] = clip_score(towers, images.read(batch), said)
+            bar.update(len(batch))
+    return scores

@@ -22,6 +22,7 @@ from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions
 from latentddpm.data.split import split_catalog
 from latentddpm.errors import UserError
+from latentddpm.evaluation.clip_score import clip_scores
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.features import Images, features_of, kept_features
 from latentddpm.evaluation.frechet import Statistics, frechet_distance
@@ -32,6 +33,7 @@ from latentddpm.evaluation.manifold import density_coverage, precision_recall
 from latentddpm.evaluation.nearest import nearest, share_nearer
 from latentddpm.evaluation.samples import check_count
 from latentddpm.evaluation.sweep_plot import plot_sweep
+from latentddpm.interop.clip_towers import ClipTowers
 from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.plotting import new_figure
@@ -53,6 +55,8 @@ class Measures:
         precision, recall, density, coverage: see `manifold`.
         near: share that is nearer to a training image than all but 5 % of those held back; see
             `nearest`. None where too few are held back.
+        clip, clip_error: mean CLIP score of images with their captions, and its standard error;
+            see `clip_score`. None without a CLIP.
     """
 
     count: int
@@ -64,6 +68,8 @@ class Measures:
     density: float
     coverage: float
     near: float | None
+    clip: float | None = None
+    clip_error: float | None = None
 
 
 class References:
@@ -84,8 +90,12 @@ class References:
         self._statistics = Statistics().add(training)
         self._fresh = self._distances(held_back) if self.floor else None
 
-    def measure(self, features: np.ndarray) -> Measures:
-        """Compare a set of images, by its features (N, d), with the training images."""
+    def measure(self, features: np.ndarray, scores: np.ndarray | None = None) -> Measures:
+        """Compare a set of images, by its features (N, d), with the training images.
+
+        Args:
+            scores: CLIP scores of the images, (N,); NaN for one without a caption.
+        """
         kernel = kernel_distance(self.training, features)
         low, high = kernel.interval
         near = None
@@ -99,10 +109,18 @@ class References:
             *precision_recall(self.training, features),
             *density_coverage(self.training, features),
             near,
+            *(() if scores is None else _mean_and_error(scores[np.isfinite(scores)])),
         )
 
     def _distances(self, features: np.ndarray) -> np.ndarray:
         return nearest(features, self.training, 1)[0][:, 0]
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
+    """The mean and its standard error; None for what too few values do not have."""
+    if len(values) < 2:
+        return None, None
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 @interrupt.listening()
@@ -115,6 +133,7 @@ def evaluate_generator(
     out: Path,
     *,
     num_images: int,
+    towers: ClipTowers | None = None,
     seed: int = 0,
     batch_size: int = 16,
     quiet: bool = False,
@@ -128,6 +147,7 @@ def evaluate_generator(
         data: which images of the catalog are held back, and how captions are made.
         num_images: to draw at each setting, of captions spread over the training images; image k
             has `seed` + k.
+        towers: CLIP, to score images with their captions by.
         out: folder; images and features are found there again by the next call.
         tell: takes the lines of the table as they are ready.
 
@@ -141,6 +161,8 @@ def evaluate_generator(
     """
     if num_images < LEAST:
         raise UserError(f"--num-images: {num_images}, expected at least {LEAST}")
+    if towers is not None and model.text_encoder is None:
+        raise UserError("--clip: this model is unconditional: no image has words to be held to")
     if len(settings) > 1:
         new_figure(1, 1)  # a missing matplotlib is told now, not after hours of drawing
     learned, kept_out = split_catalog(training.catalog, data)
@@ -158,10 +180,15 @@ def evaluate_generator(
         if len(held_back)
         else None,
     )
-    floor = known.measure(known.held_back) if known.floor else None
+    scores = None
+    if known.floor and towers is not None:
+        own = [next(iter(captions[int(row)]), "") for row in held_back.rows]
+        scores = clip_scores(towers, held_back, own, "CLIP of held-back images", quiet)
+    floor = known.measure(known.held_back, scores) if known.floor else None
     report: dict[str, Any] = {
         "frechet": extractor.frechet_name,
         "kernel": extractor.kernel_name,
+        "clip": towers and {"label": towers.label, "digest": towers.digest},
         "training_images": len(training),
         "seed": seed,
         "floor": floor and asdict(floor),
@@ -175,9 +202,11 @@ def evaluate_generator(
         images = GeneratedImages(out / GENERATED, model, setting, prompts, training.size, seed)
         images.draw(batch_size, quiet, f"{number}/{len(settings)} {setting}")
         features = features_of(extractor, images, "features", quiet)
+        if towers is not None:
+            scores = clip_scores(towers, images, prompts, "CLIP", quiet)
         counts = {num_images, floor.count if floor else num_images}
         for count in sorted(counts, reverse=True):
-            measures = known.measure(features[:count])
+            measures = known.measure(features[:count], None if towers is None else scores[:count])
             report["settings"].append({**asdict(setting), **asdict(measures)})
             tell(table_row(setting, measures))
         if measures.frechet < lowest:
@@ -207,8 +236,11 @@ def beside_nearest(
 
 def heading(report: dict[str, Any]) -> str:
     """What the numbers of a report are, and the names of the table's columns."""
+    clip = report["clip"]
+    words = [f"CLIP       score by {clip['label']}, weights {clip['digest'][:12]}"] if clip else []
     return "\n".join(
         [
+            *words,
             f"Fréchet    {report['frechet']}",
             f"kernel     {report['kernel']}, ± 95 % confidence",
             f"against    {report['training_images']} training images; seed {report['seed']}",
@@ -217,7 +249,7 @@ def heading(report: dict[str, Any]) -> str:
             "",
             f"{'sampler':16}{'steps':>6} {'spacing':9}{'guidance':>9}{'n':>7}{'Fréchet':>10}"
             f"{'kernel':>11} {'±':9}{'precision':>10}{'recall':>8}{'density':>9}"
-            f"{'coverage':>10}{'near':>7}",
+            f"{'coverage':>10}{'near':>7}{'  CLIP ± error' if clip else ''}",
         ]
     )
 
@@ -231,8 +263,9 @@ def table_row(setting: Setting | None, measures: Measures) -> str:
             f"{setting.guidance_scale:>9g}"
         )
     near = "-" if measures.near is None else f"{measures.near:.1%}"
+    clip = "" if measures.clip is None else f"{measures.clip:>6.2f} ± {measures.clip_error:<5.2g}"
     return (
         f"{name}{measures.count:>7}{measures.frechet:>10.4g}{measures.kernel:>11.3g} "
         f"{measures.kernel_error:<9.2g}{measures.precision:>10.3f}{measures.recall:>8.3f}"
-        f"{measures.density:>9.3f}{measures.coverage:>10.3f}{near:>7}"
+        f"{measures.density:>9.3f}{measures.coverage:>10.3f}{near:>7}{clip}"
     )

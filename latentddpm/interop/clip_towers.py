@@ -64,11 +64,13 @@ class ClipTowers:
     """Images and texts as vectors of length one in one space.
 
     Attributes:
+        label: which CLIP it is, the name of its folder.
         image_encoder: `{"images": (B, side, side, 3)}`, standardised, → (B, 1 + patches, d).
         image_projection, text_projection: float32 (d, p), of each tower's own d.
         side: what images are scaled and cropped to, pixels.
     """
 
+    label: str
     image_encoder: keras.Model
     text_encoder: TextEncoder
     tokenizer: ClipTokenizer
@@ -145,6 +147,7 @@ def load_clip_towers(folder: str | Path) -> ClipTowers:
         assign(variable, read_float32(tensors, IMAGE_PREFIX + name))
     image_projection, text_projection = (read_float32(tensors, name).T for name in projections)
     return ClipTowers(
+        folder.resolve().name,
         image_encoder,
         text_encoder,
         tokenizer,

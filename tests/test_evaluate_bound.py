@@ -79,11 +79,20 @@ def whole(model, tmp_path_factory):
 
 def test_bound_of_a_model_on_images(whole):
     values = whole.values
+    assert values["without_caption"] == 0
     assert (values["dimensions"], values["timesteps_per_image"]) == (4 * 4 * 4, 6)
     assert [band["first"] for band in values["terms"]] == [0, 1, 2, 3, 4, 5], "all timesteps"
     assert all(band["posterior"] >= 0 for band in values["terms"][1:]), "a KL is not negative"
     assert all(np.isfinite(list(values[name].values())).all() for name in ("posterior", "beta"))
-    for word in ("prior", "KL terms", "L_0", "64 dimensions", "may be negative", "bound.png"):
+    for word in (
+        "none of 2 images without a caption",
+        "prior",
+        "KL terms",
+        "L_0",
+        "64 dimensions",
+        "may be negative",
+        "bound.png",
+    ):
         assert word in whole.text, f"no {word!r} in:\n{whole.text}"
 
 
@@ -112,6 +121,7 @@ def test_captions_and_seeds_count(model, catalog, whole, tmp_path, monkeypatch):
 def test_model_without_words(catalog, whole):
     report = evaluate_bound(short(tiny_model(text=False)), images(catalog, 0, 39), quiet=True)
     assert report.values["caption_templates"] is None
+    assert "2 of 2 images without a caption" in report.text
     assert report.values["prior"] == pytest.approx(whole.values["prior"]), "the same latents"
 
 

@@ -94,7 +94,8 @@ def evaluate_bound(
     factor = model.autoencoder.downsample_factor
     shape = (*(side // factor for side in images.size), model.autoencoder.latent_channels)
     edges = timestep_bands(model.schedule, num_timesteps)
-    contexts = _contexts(model, images, caption_templates)
+    prompts = _prompts(model, images, caption_templates)
+    contexts = _contexts(model, prompts)
     network = compiled(model.unet)
     parts = []
     for number, pixels in enumerate(images.batches(BATCH, "bound", quiet)):
@@ -109,7 +110,8 @@ def evaluate_bound(
         "dimensions": int(np.prod(shape)),
         "timesteps_per_image": len(edges) - 1,
         "seed": seed,
-        "caption_templates": None if contexts is None else list(caption_templates),
+        "caption_templates": None if prompts is None else list(caption_templates),
+        "without_caption": len(images) if prompts is None else prompts.count(""),
         **summary(model.schedule, edges, measured),
     }
     text = _table(values)
@@ -118,14 +120,20 @@ def evaluate_bound(
     return Report(text, values)
 
 
-def _contexts(
+def _prompts(
     model: LatentDiffusion, images: ImageSet, templates: Sequence[str]
-) -> np.ndarray | None:
-    """Text states of the images' first captions, (N, L, d); None for a model without words."""
+) -> list[str] | None:
+    """The images' first captions, "" for one without; None for a model that takes no words."""
     if model.text_encoder is None:
         return None
     captions = Captions(images.catalog, templates)
-    prompts = [next(iter(captions[int(row)]), "") for row in images.rows]
+    return [next(iter(captions[int(row)]), "") for row in images.rows]
+
+
+def _contexts(model: LatentDiffusion, prompts: Sequence[str] | None) -> np.ndarray | None:
+    """Text states of prompts, (N, L, d)."""
+    if prompts is None:
+        return None
     encode_text = compiled(model.text_encoder)
     return np.concatenate(
         [
@@ -201,10 +209,12 @@ def _table(values: dict[str, Any]) -> str:
         rows.append([label, *(shown(column[key]) for column in columns)])
     rows.append(["  ± standard error", *(shown(column["standard_error"]) for column in columns)])
     rows.append(["rate: bound − H(posterior)", *(shown(column["rate"]) for column in columns)])
+    bare = values["without_caption"]
     return (
-        f"{aligned(rows)}\n{values['dimensions']} dimensions, "
-        f"{values['timesteps_per_image']} timesteps an image; continuous latents: the bound is "
-        "one of a density and may be negative"
+        f"{aligned(rows)}\n"
+        f"{values['dimensions']} dimensions, {values['timesteps_per_image']} timesteps an image; "
+        f"{bare or 'none'} of {values['images']} images without a caption\n"
+        "continuous latents: the bound is one of a density and may be negative"
     )
 
 

@@ -118,6 +118,7 @@ def test_captions_and_seeds_count(model, catalog, whole, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()), "expected nothing to be written"
 
 
+@pytest.mark.slow
 def test_model_without_words(catalog, whole):
     report = evaluate_bound(short(tiny_model(text=False)), images(catalog, 0, 39), quiet=True)
     assert report.values["caption_templates"] is None

@@ -14,7 +14,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = tuple(
@@ -83,9 +83,17 @@ def deferred(checking: bool = True) -> Iterator[None]:
     check()
 
 
-def pending() -> int | None:
-    """The signal that has been noted, if any."""
-    return _State.received
+def pending(agreed: Callable[[bool], bool] | None = None) -> int | None:
+    """The signal that has been noted, if any.
+
+    Args:
+        agreed: whether any of several processes says yes; all of them have to ask. One that was
+            not told itself answers SIGUSR1.
+    """
+    told = _State.received
+    if agreed is None:
+        return told
+    return (told or SIGNALS[-1]) if agreed(told is not None) else None
 
 
 def check(message: str = "") -> None:

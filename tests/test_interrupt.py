@@ -6,14 +6,19 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from conftest import EMOJI
 from tiny import tiny_autoencoder
 
 from latentddpm import interrupt
 from latentddpm.data.latents import prepare_latents
 from latentddpm.data.scan import open_catalog
+from latentddpm.files import read_json_lines
+from latentddpm.training import checkpoint
 
 SCRIPT = """
 import signal, sys, time
@@ -153,3 +158,32 @@ def test_an_encoding_notes_how_far_it_came_and_goes_on(emoji_folder, tmp_path):
     assert len(encoded) == 5, f"{len(encoded)} batches of 8 for 40 images, some were done twice"
     whole = prepare(tmp_path / "whole").moments
     np.testing.assert_array_equal(moments, whole, "not the moments of an encoding in one go")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_the_command_saves_the_step_it_is_in_and_says_so(name, code, tmp_path):
+    config = {
+        "data": {"resolution": 32},
+        "autoencoder": {"channels": 8, "channel_multipliers": [1, 2], "norm_groups": 4},
+        "training": {"num_steps": 100_000, "batch_size": 2, "log_every": 1},
+    }
+    (tmp_path / "vae.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    run = tmp_path / "run"
+    arguments = ("train-vae", "--data", EMOJI, "--config", tmp_path / "vae.yaml", "--out", run)
+    command = Path(sys.executable).with_name("latentddpm")
+    with subprocess.Popen(
+        [command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not (run / "log.jsonl").is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == code, f"{name}: {process.returncode}, not {code}: {errors}"
+    assert not output, f"{name}: {output!r} on stdout"
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None, f"{name}: no valid checkpoint: {errors}"
+    assert str(newest) in errors.splitlines()[-1], f"{name}: {errors} does not name {newest}"
+    step = read_json_lines(run / "log.jsonl")[-1]["step"]
+    assert newest.name == f"step-{step:08d}", f"{name}: {newest.name}, the last step was {step}"

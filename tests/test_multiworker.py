@@ -23,6 +23,7 @@ from latentddpm.data.examples import share
 from latentddpm.errors import UserError
 from latentddpm.files import read_json_lines
 from latentddpm.pictures import read_metadata
+from latentddpm.training import checkpoint
 from latentddpm.training.distribute import check_tf_config, is_lost, make_strategy
 
 TESTS = Path(__file__).parent
@@ -178,18 +179,34 @@ def test_an_error_of_our_own_is_no_lost_worker(kind, message, lost):
     assert is_lost(error) == lost, f"{kind}: {message}: expected {lost}"
 
 
-@pytest.mark.slow
-def test_a_lost_worker_ends_the_other_and_a_restart_goes_on(tmp_path):
-    (tmp_path / "vae.yaml").write_text(yaml.safe_dump(CONFIG))
-    out = tmp_path / "run"
-    command = (COMMAND, "train-vae", "--data", EMOJI, "--config", tmp_path / "vae.yaml")
-    command = (*command, "--out", out, "--quiet", "--strategy", "multi-worker")
+def train_two(folder):
+    """A long run of `train-vae` in two processes, with its command, folder and a checkpoint."""
+    (folder / "vae.yaml").write_text(yaml.safe_dump(CONFIG))
+    out = folder / "run"
+    command = (COMMAND, "train-vae", "--data", EMOJI, "--config", folder / "vae.yaml")
+    command = (*command, "--out", out, "--quiet", "--strategy", "multi-worker", "--resume")
     chief, other = start(*command)
     deadline = time.monotonic() + 300
     while not list(out.glob("checkpoints/step-*")):
         assert time.monotonic() < deadline, "expected a checkpoint within five minutes"
         assert chief.poll() is None, f"the chief ended: {chief.communicate()[1][-3000:]}"
         time.sleep(0.2)
+    return command, out, chief, other
+
+
+def goes_on(command, out, last):
+    """The run, started again, takes five steps more and ends with every step logged once."""
+    for process in start(*command, "--set", f"training.num_steps={last + 5}"):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, f"expected the restart to finish: {errors[-3000:]}"
+    steps = [line["step"] for line in read_json_lines(out / "log.jsonl") if "loss" in line]
+    assert steps == list(range(1, last + 6)), f"expected every step once, got {steps[-20:]}"
+    assert (out / "model" / "vae.keras").is_file(), "expected the chief to leave the model"
+
+
+@pytest.mark.slow
+def test_a_lost_worker_ends_the_other_and_a_restart_goes_on(tmp_path):
+    command, out, chief, other = train_two(tmp_path)
     other.send_signal(signal.SIGKILL)
     other.communicate()
     killed = time.monotonic()
@@ -197,16 +214,24 @@ def test_a_lost_worker_ends_the_other_and_a_restart_goes_on(tmp_path):
     assert time.monotonic() - killed < 60, "expected the chief to end within a minute"
     assert chief.returncode == 1, f"expected exit code 1, got {chief.returncode}"
     assert "lost another one" in errors.splitlines()[-1], f"expected a clear line: {errors[-500:]}"
+    goes_on(command, out, read_json_lines(out / "log.jsonl")[-1]["step"])
 
-    last = read_json_lines(out / "log.jsonl")[-1]["step"]
-    more = ("--resume", "--set", f"training.num_steps={last + 5}")
-    again = start(*command, *more)
-    for process in again:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, f"expected the restart to finish: {errors[-3000:]}"
-    steps = [line["step"] for line in read_json_lines(out / "log.jsonl") if "loss" in line]
-    assert steps == list(range(1, last + 6)), f"expected every step once, got {steps[-20:]}"
-    assert (out / "model" / "vae.keras").is_file(), "expected the chief to leave the model"
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_saves_and_ends_both_and_a_restart_goes_on(tmp_path):
+    command, out, chief, other = train_two(tmp_path)
+    other.send_signal(signal.SIGTERM)
+    for process, code, name in ((chief, 138, "chief"), (other, 143, "worker that was told")):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == code, f"{name}: {process.returncode}, not {code}: {errors}"
+        last = errors.splitlines()[-1]
+        assert "stopped by a signal after step" in last, f"{name}: expected a clear line: {last}"
+    newest = checkpoint.latest(out / "checkpoints")
+    step = int(newest.name.removeprefix("step-"))
+    assert str(newest) in last, f"{last}: expected to be told of {newest}"
+    logged = read_json_lines(out / "log.jsonl")[-1]["step"]
+    assert step == logged, f"saved step {step}, expected the last one that was trained, {logged}"
+    goes_on(command, out, step)
 
 
 # --- Images --------------------------------------------------------------------------------

@@ -151,6 +151,20 @@ def kill_at(step, number=signal.SIGTERM):
 # --- Signals -------------------------------------------------------------------------------
 
 
+def test_processes_leave_a_validation_at_the_same_batch(tmp_path):
+    """Any of them may have been told; each asks after every batch."""
+    asked = []
+
+    def agreed(mine):
+        asked.append(mine)
+        return len(asked) == 3  # another process was told
+
+    run = Run(tmp_path)
+    with pytest.raises(interrupt.Stopped):
+        run.model.evaluate(run.examples(0, 20), verbose=0, callbacks=[StopEvaluation(agreed)])
+    assert asked == [False] * 3, f"asked {asked}, expected once a batch until one says yes"
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_saves_the_step_and_resuming_is_exact(name, whole, tmp_path):
     run = Run(tmp_path, kill_at(10, getattr(signal, name)))

@@ -41,7 +41,7 @@ from latentddpm.notes import say
 from latentddpm.pictures import grid, save_png, to_pixels
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.distribute import crew_of, feed, in_scope
+from latentddpm.training.distribute import agreement, crew_of, feed, in_scope
 from latentddpm.training.finetune import adopt_autoencoder
 from latentddpm.training.loop import (
     compile_options,
@@ -257,7 +257,7 @@ def train_autoencoder(
             values = model.evaluate(
                 feed(strategy, in_order(validation_images, crew=crew)),
                 verbose=0,
-                callbacks=[StopEvaluation()] if crew.count == 1 else None,
+                callbacks=[StopEvaluation(agreement(strategy))],
                 return_dict=True,
             )
             if not crew.chief:

@@ -37,10 +37,22 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
 
 
 class StopEvaluation(keras.callbacks.Callback):
-    """A signal need not wait for the end of a long validation."""
+    """A signal need not wait for the end of a long validation.
+
+    Args:
+        agreed: of `distribute.agreement`; several processes stop at the same batch.
+
+    Raises:
+        interrupt.Stopped: from within `evaluate`.
+    """
+
+    def __init__(self, agreed: Callable[[bool], bool] | None = None) -> None:
+        super().__init__()
+        self.agreed = agreed
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        interrupt.check()
+        if signal := interrupt.pending(self.agreed):
+            raise interrupt.Stopped(signal)
 
 
 class EverySteps(keras.callbacks.Callback):

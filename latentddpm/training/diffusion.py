@@ -39,7 +39,7 @@ from latentddpm.notes import say
 from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
 from latentddpm.training.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.distribute import crew_of, feed, in_scope
+from latentddpm.training.distribute import agreement, crew_of, feed, in_scope
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.loop import compile_options, in_float32, run_steps
 from latentddpm.training.networks import build_networks, read_sources, with_text
@@ -183,14 +183,15 @@ def train_diffusion(
                 values = model.evaluate(
                     stream.validation(validation_images),
                     verbose=0,
-                    callbacks=[StopEvaluation()] if crew.count == 1 else None,
+                    callbacks=[StopEvaluation(agreement(strategy))],
                     return_dict=True,
                 )
                 values = {f"validation_{key}": value for key, value in values.items()}
                 log.write(step, values)
             if not crew.chief:
                 return values
-            picture = sample_grid(sampled, prompts, config)
+            with interrupt.deferred():  # the chief draws alone, and may stop drawing alone
+                picture = sample_grid(sampled, prompts, config)
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "samples", picture)
         return values

@@ -131,7 +131,7 @@ def less_memory(config: AutoencoderRun | DiffusionRun, replicas: int = 1) -> str
         )
         other.append(f"training.batch_size={max(settings.batch_size // 2, 1)}")
     if isinstance(config, DiffusionRun) and not config.unet.recompute:
-        same.append("unet.recompute=true (more time)")
+        same.append("unet.recompute=true (a fifth more time)")
     if settings.precision == "float32":
         other.append("training.precision=bfloat16 (about half)")
     other.append("a smaller data.resolution")

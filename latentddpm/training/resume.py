@@ -159,15 +159,12 @@ class Saver:
         Raises:
             interrupt.Stopped: it has.
         """
-        signal = interrupt.pending()
-        if not (agreed(signal is not None) if agreed else signal is not None):
+        signal = interrupt.pending(agreed)
+        if signal is None:
             return
         if self.step != step:
             self.save(step)
-        raise interrupt.Stopped(
-            signal or interrupt.SIGNALS[-1],
-            f"stopped by a signal after step {step}; {self.newest()}",
-        )
+        raise interrupt.Stopped(signal, f"stopped by a signal after step {step}; {self.newest()}")
 
     def newest(self) -> str:
         """Where to go on from, for messages."""

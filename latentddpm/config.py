@@ -111,7 +111,7 @@ class DiscriminatorConfig(Section):
 
 
 class UNetConfig(Section):
-    """Sizes of the denoiser; the defaults train on one GPU (about 60 M parameters)."""
+    """Sizes of the denoiser; the defaults train on one GPU (about 90 M parameters)."""
 
     channels: int = Field(128, gt=0)
     channel_multipliers: Multipliers = [1, 2, 3, 4]

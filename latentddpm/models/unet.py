@@ -79,8 +79,9 @@ class UNet(DenoisingStep, FunctionalModel):
         norm_groups: of every group norm.
         dropout: rate inside the ResnetBlocks.
         zero_init: start every residual branch, and the output, at zero.
-        recompute: forget what the blocks computed until the way back needs it again: less
-            memory in training, about a third more time. Not kept with the model.
+        recompute: forget what the blocks computed until the way back needs it again: an example
+            takes a third of the memory in training, a step a fifth more time (measured, see
+            docs/benchmarks.md). Not kept with the model.
         norm_epsilon: of the group norms, but for those in front of transformer blocks (1e-6).
 
     Call arguments:

@@ -28,6 +28,7 @@ from latentddpm.data.draws import Draws
 from latentddpm.data.examples import diffusion_examples, positions
 from latentddpm.data.latents import LatentsCache
 from latentddpm.data.split import Selection
+from latentddpm.data.turns import in_turns, one_by_one
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.latent_space import LatentSpace
@@ -38,6 +39,7 @@ from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training import checkpoint
 from latentddpm.training.callbacks import EverySteps
 from latentddpm.training.contract import Contract
+from latentddpm.training.distribute import feed
 from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 
 SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
@@ -168,6 +170,29 @@ CASES = {
     },
     "autoencoder, 2 replicas": {"kind": "autoencoder", "replicas": 2},
 }
+
+
+def train_shapes(replicas):
+    """`train` on images of two shapes in turns, as the trainers feed them."""
+
+    def part(shape, first, last):
+        def images(place):
+            pixels = tf.random.stateless_normal((*shape, 3), (place, shape[0]))
+            return pixels, pixels[:, ::-1]
+
+        return tf.data.Dataset.range(first, last).map(images).batch(BATCH)
+
+    strategy, sizes = strategy_of(replicas), {(4, 2): range(7), (2, 4): range(4)}
+    with strategy.scope():
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((None, None, 3))
+        model = Small(inputs, keras.layers.Conv2D(3, 3, padding="same")(inputs))
+        model.compile(adamw(), loss="mse")
+    examples = feed(strategy, in_turns(sizes, 0, 2 * STEPS, BATCH, part))
+    logs = model.fit(examples, steps_per_epoch=2 * STEPS, verbose=0, shuffle=False).history
+    held_out = feed(strategy, one_by_one(sizes, part))  # batches of 5, 2 and 4
+    tested = model.evaluate(held_out, steps=3, verbose=0)
+    return model.get_weights(), {"loss": logs["loss"][-1], "tested": tested}
 
 
 # --- Checkpoints ---------------------------------------------------------------------------
@@ -301,6 +326,7 @@ def main():
         if key not in alone:
             alone[key] = train(**same)
         found[name] = difference(alone[key], train(**case))
+    found["4 replicas, two shapes"] = difference(train_shapes(1), train_shapes(4))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = resumed(Path(folder))
     results = {"splits": found, "checkpoints": checkpoints, "streams": streams()}

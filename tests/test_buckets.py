@@ -354,7 +354,7 @@ def test_fit_takes_a_batch_of_each_shape(folder, tmp_path, monkeypatch):
     sizes = {"channels": 4, "channel_multipliers": (1, 1), "num_res_blocks": 1, "norm_groups": 2}
     unet = UNet(**sizes, attention_levels=(1,), num_heads=1)
     unet.compile("sgd", loss="mse")
-    unet.fit(stream.training(training, 0, 6), verbose=0, shuffle=False)
+    unet.fit(stream.training(training, 0, 6), steps_per_epoch=6, verbose=0, shuffle=False)
     loss = unet.evaluate(stream.validation(validation), verbose=0, return_dict=True)["loss"]
     errors = [
         float(np.mean(np.square(unet(inputs) - target), axis=(1, 2, 3)).sum())

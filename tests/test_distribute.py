@@ -43,7 +43,7 @@ def differences(found):
 
 
 def test_every_case_was_run(differences):
-    assert len(differences) == 13, f"expected the cases of replicas.py, got {list(differences)}"
+    assert len(differences) == 14, f"expected the cases of replicas.py, got {list(differences)}"
 
 
 @pytest.mark.parametrize("change", ["2 → 1", "2 → 4", "1 → 2"])
@@ -79,6 +79,7 @@ def test_replicas_are_given_different_noise_and_timesteps(found):
         "2 micro-batches, XLA",
         "unet, 2 replicas, 2 micro-batches",
         "autoencoder, 2 replicas",
+        "4 replicas, two shapes",
     ],
 )
 def test_any_split_trains_as_one_device(differences, case):

@@ -256,6 +256,7 @@ def train_autoencoder(
         with averaged_weights(model):
             values = model.evaluate(
                 feed(strategy, in_order(validation_images, crew=crew)),
+                steps=math.ceil(len(validation_images) / settings.batch_size),
                 verbose=0,
                 callbacks=[StopEvaluation(agreement(strategy))],
                 return_dict=True,

@@ -10,6 +10,7 @@ With `init` all of it starts from a finished model, see `finetune`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,10 @@ def train_diffusion(
             if validation_images:
                 values = model.evaluate(
                     stream.validation(validation_images),
+                    steps=sum(
+                        math.ceil(len(images) / settings.batch_size)
+                        for images in validation_images.values()
+                    ),
                     verbose=0,
                     callbacks=[StopEvaluation(agreement(strategy))],
                     return_dict=True,

@@ -191,7 +191,11 @@ def run_steps(
                 warnings.filterwarnings("ignore", message=".*shuffle=True.*")
                 try:
                     model.fit(
-                        examples(first, total), verbose=0, callbacks=callbacks, shuffle=False
+                        examples(first, total),
+                        steps_per_epoch=total - first,
+                        verbose=0,
+                        callbacks=callbacks,
+                        shuffle=False,
                     )
                 except Diverged as error:
                     raise Diverged(f"{error} ({saver.newest()})") from None

@@ -65,7 +65,7 @@ def main() -> None:
 
     \b
     From your images to your model:
-      latentddpm train-vae       --data DIR --config configs/emoji-64-vae.yaml --out runs/vae
+      latentddpm train-vae       --data DIR --config configs/small-64-vae.yaml --out runs/vae
       latentddpm train-diffusion --data DIR --vae runs/vae --config ... --out runs/ldm
       latentddpm generate        --prompt "red apple" --model runs/ldm
     """

@@ -16,13 +16,16 @@ import tensorflow as tf
 import yaml
 from conftest import EMOJI
 from PIL import Image
-from tiny import tiny_model
+from tiny import tiny_autoencoder, tiny_model
 
 from latentddpm.data.crew import Crew
 from latentddpm.data.examples import share
 from latentddpm.errors import UserError
 from latentddpm.files import read_json_lines
+from latentddpm.models.archive import load_archive
+from latentddpm.models.unet import UNet
 from latentddpm.pictures import read_metadata
+from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training import checkpoint
 from latentddpm.training.distribute import check_tf_config, is_lost, make_strategy
 
@@ -232,6 +235,65 @@ def test_a_signal_to_one_worker_saves_and_ends_both_and_a_restart_goes_on(tmp_pa
     logged = read_json_lines(out / "log.jsonl")[-1]["step"]
     assert step == logged, f"saved step {step}, expected the last one that was trained, {logged}"
     goes_on(command, out, step)
+
+
+LDM = {
+    "data": CONFIG["data"],
+    "unet": {
+        "channels": 16,
+        "channel_multipliers": [1, 2],
+        "num_res_blocks": 1,
+        "attention_levels": [1],
+        "num_heads": 2,
+        "norm_groups": 4,
+    },
+    "text": {
+        "source": "scratch",
+        "context_length": 16,
+        "hidden_dim": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+    },
+    "training": {
+        "num_steps": 6,
+        "batch_size": 5,
+        "warmup_steps": 0,
+        "learning_rate": 1e-3,
+        "ema_momentum": 0.5,
+        "log_every": 1,
+        "validate_every": 6,
+    },
+    "samples": {"prompts": ["red apple"], "images_per_prompt": 1, "num_steps": 2},
+}
+
+
+@pytest.mark.slow
+def test_encode_and_train_diffusion_in_two_processes_are_those_of_one(tmp_path):
+    """Moments bit for bit; losses, validation and weights to the rounding of sums."""
+    vae = tiny_autoencoder()
+    LatentDiffusion(vae, None, None, image_size=(32, 32)).save(tmp_path / "vae")
+    (tmp_path / "ldm.yaml").write_text(yaml.safe_dump(LDM))
+    places = ("--data", EMOJI, "--vae", tmp_path / "vae", "--quiet")
+    for workers in (1, 2):
+        latents, out = tmp_path / f"latents-{workers}", tmp_path / f"ldm-{workers}"
+        train = ("--config", tmp_path / "ldm.yaml", "--latents", latents)
+        for command in (("encode", "--out", latents), ("train-diffusion", *train, "--out", out)):
+            for process in start(COMMAND, *command, *places, workers=workers):
+                _, errors = process.communicate(timeout=300)
+                assert process.returncode == 0, f"{workers} processes: {errors[-3000:]}"
+    one, two = (np.load(tmp_path / f"latents-{n}" / "moments.npy") for n in (1, 2))
+    np.testing.assert_array_equal(two, one, err_msg="other moments")
+    logs = [read_json_lines(tmp_path / f"ldm-{n}" / "log.jsonl") for n in (1, 2)]
+    assert len(logs[0]) == len(logs[1]) == 7, f"expected six steps and a validation: {logs}"
+    for line, other in zip(*logs, strict=True):
+        for name, value in line.items():
+            if name != "examples_per_second" and value is not None:
+                assert other[name] == pytest.approx(value, rel=1e-5), f"{line['step']}: {name}"
+    one, two = (
+        load_archive(tmp_path / f"ldm-{n}" / "model" / "unet.keras", UNet).weights for n in (1, 2)
+    )
+    for mine, other in zip(two, one, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-5, err_msg=other.path)
 
 
 # --- Images --------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ have to be there again, and to be the same.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 import latentddpm
 from latentddpm.choices import SAMPLERS
+from latentddpm.data.crew import ALONE, Crew
 from latentddpm.errors import UserError, check_choice
 from latentddpm.files import file_digest
 from latentddpm.initimage import InitImage, read_init_image
@@ -137,14 +140,11 @@ def generate_images(
         with timed("import Keras"):
             import_keras()
             from latentddpm.pipeline import LatentDiffusion
-            from latentddpm.training.distribute import crew_of, in_scope, make_strategy, together
-        devices = make_strategy(strategy)
-        crew = crew_of(devices)
-        if crew.count > 1 and (grid or seed is None):
-            need = "no --grid: each writes its own images" if grid else "--seed, the same in all"
-            raise UserError(f"--strategy multi-worker: {crew.count} processes need {need}")
-        with together(devices):
-            with timed("load model"), in_scope(devices):
+        with _devices(strategy) as crew:
+            if crew.count > 1 and (grid or seed is None):
+                need = "no --grid: each writes its own" if grid else "--seed, the same in all"
+                raise UserError(f"--strategy multi-worker: {crew.count} processes need {need}")
+            with timed("load model"):
                 pipeline = LatentDiffusion.load(folder.path)
                 apply_loras(pipeline, changes)
             settings = _settings(options, given, pipeline.defaults)
@@ -188,6 +188,24 @@ def generate_images(
         for name, seconds in spent.items():
             print(f"{seconds:8.2f} s  {name}", file=sys.stderr)
     return targets
+
+
+@contextlib.contextmanager
+def _devices(strategy: str) -> Iterator[Crew]:
+    """Networks made in it compute on the devices of a strategy, in one process of a crew."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        from latentddpm.training.distribute import crew_of, in_scope, make_strategy, together
+
+        devices = make_strategy(strategy)
+        with together(devices), in_scope(devices):
+            yield crew_of(devices)
+    elif strategy in ("auto", "one"):
+        yield ALONE
+    else:
+        raise UserError(f"--strategy {strategy}: needs KERAS_BACKEND=tensorflow, not {backend}")
 
 
 def _check_metadata(source: Path, metadata: Any) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -225,6 +226,12 @@ def test_another_sampler_takes_its_own_options(model, tmp_path):
 )
 def test_options_that_do_not_apply_are_refused(options, words, model, tmp_path):
     refused(generate(model, "--quiet", "--out", tmp_path / "out.png", *options), *words)
+
+
+def test_other_backends_have_one_device(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    options = ("--quiet", "--out", tmp_path / "out.png", "--strategy", "mirrored:2")
+    refused(generate(model, *options), "mirrored:2", "KERAS_BACKEND=tensorflow", "jax")
 
 
 @pytest.mark.parametrize(

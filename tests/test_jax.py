@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from tiny import tiny_model
 
 from latentddpm.models.archive import save_archive
 from latentddpm.models.autoencoder import Autoencoder
@@ -127,3 +128,20 @@ print(error, *losses)
     )
     assert float(error) < 1e-5, f"JAX and TensorFlow differ by {error}"
     check_loss(losses)
+
+
+def test_images_are_those_of_tensorflow(tmp_path):
+    """From a model folder, where TensorFlow need not be installed."""
+    model = tiny_model()
+    model.save(tmp_path / "model")
+    settings = {"num_images": 2, "seed": 0, "num_steps": 2}
+    script = f"""
+from pathlib import Path
+from latentddpm.pipeline import LatentDiffusion
+model = LatentDiffusion.load(Path(sys.argv[1]).with_suffix(""))
+images = model.generate("apple", **{settings})
+print(images.shape == data["images"].shape, np.abs(images.astype(int) - data["images"]).max())
+"""
+    same_shape, levels = under_jax(tmp_path, script, images=model.generate("apple", **settings))
+    assert same_shape == "True", "JAX gives images of another shape"
+    assert int(levels) <= 1, f"images of JAX and TensorFlow are {levels} of 255 apart"

@@ -61,6 +61,14 @@ def test_decoding_in_strips_equals_the_whole(autoencoder, rows):
     )
 
 
+def test_attention_of_few_rows_at_a_time(autoencoder, monkeypatch):
+    """As for an image so large that the scores of a strip are too many: here two rows of five."""
+    monkeypatch.setattr("latentddpm.models.strips.MOST_SCORES", 2 * 9 * 12 * 9)
+    latents = normal(1, 12, 9, 4)
+    whole = np.asarray(autoencoder.decoder(latents))
+    np.testing.assert_allclose(run_in_strips(autoencoder.decoder, latents, 5), whole, atol=CLOSE)
+
+
 @pytest.mark.parametrize("rows", [8, 24, 64, 72])
 def test_encoding_in_strips_equals_the_whole(autoencoder, rows):
     images = normal(2, 72, 40, 3)

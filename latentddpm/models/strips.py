@@ -29,6 +29,9 @@ from tqdm import tqdm
 from latentddpm.models.attention import AttentionBlock, attention
 from latentddpm.models.layers import GroupNormalization, PaddedConv2D, ResnetBlock, Upsample
 
+MOST_SCORES = 1 << 24
+"""Of queries with keys, at a time: TensorFlow keeps the memory that its operations once needed."""
+
 
 def run_in_strips(
     network: keras.Model, inputs: np.ndarray, rows: int, progress: bool = False
@@ -185,22 +188,25 @@ def _resnet_block(block: ResnetBlock, source: _Map) -> _Map:
 
 def _attention_block(block: AttentionBlock, source: _Map) -> _Map:
     normalise = _normaliser(block.norm, source)
+    batch, height, width, channels = source.values.shape
 
     def tokens(strip: Any) -> Any:
-        return ops.reshape(normalise(strip), (strip.shape[0], -1, strip.shape[-1]))
+        return ops.reshape(normalise(strip), (batch, -1, channels))
 
-    keys, values = (
-        ops.concatenate([projection(tokens(strip)) for strip in source.own()], axis=1)
-        for projection in (block.key, block.value)
-    )
+    def gathered(projection: layers.Layer) -> Any:
+        hidden = (np.asarray(projection(normalise(strip))) for strip in source.own())
+        values = source.filled(hidden, keep=True).values
+        return ops.convert_to_tensor(values.reshape(batch, -1, channels))
 
-    def mixed(strip: Any) -> Any:
-        return attention(block.query(tokens(strip)), keys, values, block.num_heads)
+    keys, values = gathered(block.key), gathered(block.value)
 
-    return source.filled(
-        np.asarray(strip + ops.reshape(block.out(mixed(strip)), strip.shape))
-        for strip in source.own()
-    )
+    def attended(strip: Any) -> np.ndarray:
+        mixed = attention(block.query(tokens(strip)), keys, values, block.num_heads)
+        return np.asarray(strip + ops.reshape(block.out(mixed), strip.shape))
+
+    scores_of_a_row = batch * block.num_heads * width * height * width
+    few = source._replace(rows=min(source.rows, max(MOST_SCORES // scores_of_a_row, 1)))
+    return few.filled(map(attended, few.own()))._replace(rows=source.rows)
 
 
 def _group_norm(norm: GroupNormalization, source: _Map) -> _Map:

@@ -31,7 +31,7 @@ Tile = str | int
 # What one pass needs beside its weights, in float32 feature maps of the widest block at full
 # size; measured with Stable Diffusion's autoencoder (docs/generate.md).
 MAPS_OF_ONE_PASS = 8
-STRIP_PIXELS = 1 << 16  # at 256 channels a feature map of 64 MiB, and a few of them at a time
+STRIP_PIXELS = 1 << 15  # at 256 channels a feature map of 32 MiB, and some ten of them at a time
 
 
 def decode(
@@ -242,7 +242,7 @@ def available_memory() -> int | None:
     On an accelerator its own allocator reports when it runs out. A CPU's process is killed
     instead, so there the size is judged beforehand.
     """
-    if keras.distribution.list_devices("gpu"):
+    if not keras.distribution.list_devices()[0].lower().startswith("cpu"):
         return None
     lines = [line for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
     free = [1024 * int(line.split()[1]) for line in lines]  # stated in kB

@@ -21,7 +21,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from latentddpm.data.crew import ALONE, Crew
@@ -56,11 +55,6 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         if not count:
             raise UserError("--strategy mirrored:0: expected at least one device")
     check_choice("--strategy", name, STRATEGIES)
-    if keras.backend.backend() != "tensorflow":
-        if name in ("auto", "one"):
-            return tf.distribute.get_strategy()
-        backend = keras.backend.backend()
-        raise UserError(f"--strategy {name}: needs KERAS_BACKEND=tensorflow, it is {backend}")
     several = "TF_CONFIG" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
     if name == "multi-worker" or (name == "auto" and several):
         return _multi_worker()

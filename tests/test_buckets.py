@@ -328,6 +328,7 @@ def run(steps=6, **data):
     return parse_config(DiffusionRun, settings)
 
 
+@pytest.mark.slow  # traces the step once a shape
 def test_fit_takes_a_batch_of_each_shape(folder, tmp_path, monkeypatch):
     """Training and validation: one trace, shapes in turns, every held-back image once."""
     config = run()

@@ -29,7 +29,6 @@ import argparse
 import functools
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -45,7 +44,7 @@ from latentddpm.models.text import build_text_encoder
 from latentddpm.models.unet import UNet
 
 CAFFE = {"mean": (-0.0299608, -0.0840863, -0.1847922), "std": (1 / 127.5,) * 3}
-STEPS = int(os.environ.get("STEPS", 100))  # of one scan
+STEPS = 100  # of one scan
 AUTOENCODER = {
     "channels": 32,
     "channel_multipliers": (1, 2, 4),

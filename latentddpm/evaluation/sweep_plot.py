@@ -43,8 +43,8 @@ def plot_sweep(path: Path, report: dict[str, Any]) -> None:
         if floor is not None:
             panel.axhline(floor["frechet"], color="gray", linestyle="--", label="held back")
         panel.set(title=f"{AXES[other]} {value:g}, {spacing}", xlabel=AXES[across])
-        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
+    panels[0].set_ylim(bottom=0)  # of all panels, now that each has drawn its lines
     panels[0].set_ylabel(f"{report['frechet']}, n = {count}")
     panels[-1].legend()
     with atomic_path(path) as temporary:

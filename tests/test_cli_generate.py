@@ -274,7 +274,7 @@ def test_a_remembered_path_is_only_a_name(model, pictures):
         (("generate", "--steps"), ("--steps", "argument")),
         (("export", "--out", "x"), ("--model", "missing")),
         (("info",), ("PATH", "missing")),
-        (("info", "a", "b"), ("unexpected", "b")),
+        (("doctor", "a", "b"), ("unexpected", "b")),
         (("genrate",), ("'genrate'", "did you mean 'generate'", "'info'")),
         (("--vesrion",), ("--vesrion", "did you mean '--version'")),
     ],

@@ -12,8 +12,8 @@ A hundred steps are one `lax.scan`: drawing images, mirroring, noise and updates
 the GPU. The learning rates fall as cosines of the time that is given, not of a number of steps,
 because time is what a borrowed machine is measured in. Moving averages of the weights are kept.
 
-    export KERAS_BACKEND=jax
-    python examples/train_with_jax.py train DATA.npz OUT --seconds 380
+    python examples/train_with_jax.py prepare DATA.npz emoji-128              (on TensorFlow)
+    KERAS_BACKEND=jax python examples/train_with_jax.py train DATA.npz OUT --seconds 380
     python examples/train_with_jax.py pack DATA.npz OUT weights/emoji-64      (on TensorFlow)
 
 Compiling takes longer than training: with JAX_COMPILATION_CACHE_DIR set, `compile DATA.npz OUT`
@@ -335,6 +335,34 @@ def load_arrays(path):
     return [found[number] for number in range(len(found))]
 
 
+def prepare(settings):
+    """DATA.npz of a folder of captioned images with styles, split as configs/emoji-64-*.yaml do."""
+    from latentddpm.config import DataConfig
+    from latentddpm.data.captions import Captions
+    from latentddpm.data.images import read_image
+    from latentddpm.data.scan import open_catalog
+    from latentddpm.data.split import split_catalog
+    from latentddpm.interop.perceptual import load_perceptual
+    from latentddpm.models.tokenizer import ClipTokenizer
+
+    catalog = open_catalog(settings.out, settings.data.with_suffix(".catalog"))
+    split = DataConfig(validation_fraction=0.03, validation_by="caption")
+    kept_out = split_catalog(catalog, split)[1]
+    held = np.zeros(len(catalog), bool)
+    held[kept_out.rows(np.arange(len(kept_out)))] = True
+    captions = Captions(catalog, ["{text}", "{text}, {style} style"])
+    tokenizer = ClipTokenizer(16)
+    weights = load_perceptual("hed").get_weights()
+    np.savez(
+        settings.data,
+        images=np.stack([read_image(catalog.read(k), settings.side) for k in range(len(catalog))]),
+        ids=np.stack([tokenizer(list(captions[k])) for k in range(len(catalog))]),
+        held=held,
+        empty=tokenizer([""])[0],
+        **{f"perceptual_{k}": array.astype(np.float16) for k, array in enumerate(weights)},
+    )
+
+
 def train(settings):
     """Everything, into the folder OUT."""
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -415,10 +443,11 @@ def pack(settings):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("train", "compile", "pack"))
+    parser.add_argument("what", choices=("prepare", "train", "compile", "pack"))
     parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="of prepare: the folder of images")
     parser.add_argument("folder", type=Path, nargs="?", help="of pack: the model folder")
+    parser.add_argument("--side", type=int, default=64, help="of prepare: pixels")
     parser.add_argument("--seconds", type=float, default=380, help="for everything")
     parser.add_argument(
         "--vae-seconds", type=float, default=45, help="for the steps of the first stage"
@@ -430,7 +459,8 @@ def main():
     parser.add_argument("--perceptual", type=float, default=0.5)
     parser.add_argument("--dropout", type=float, default=0.05)
     settings = parser.parse_args()
-    {"train": train, "compile": compile_second, "pack": pack}[settings.what](settings)
+    steps = {"prepare": prepare, "train": train, "compile": compile_second, "pack": pack}
+    steps[settings.what](settings)
 
 
 if __name__ == "__main__":

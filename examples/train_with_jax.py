@@ -336,7 +336,7 @@ def load_arrays(path):
 
 
 def prepare(settings):
-    """DATA.npz of a folder of captioned images with styles, split as configs/emoji-64-*.yaml do."""
+    """DATA.npz of a folder of captioned, styled images, split as configs/emoji-64-*.yaml do."""
     from latentddpm.config import DataConfig
     from latentddpm.data.captions import Captions
     from latentddpm.data.images import read_image

@@ -36,6 +36,7 @@ import keras
 import numpy as np
 
 from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.interop.perceptual import CAFFE
 from latentddpm.models.autoencoder import Autoencoder, GaussianKL
 from latentddpm.models.functional import remade
 from latentddpm.models.layers import blank_weights
@@ -43,7 +44,6 @@ from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.models.text import build_text_encoder
 from latentddpm.models.unet import UNet
 
-CAFFE = {"mean": (-0.0299608, -0.0840863, -0.1847922), "std": (1 / 127.5,) * 3}
 STEPS = 100  # of one scan
 AUTOENCODER = {
     "channels": 32,

@@ -16,6 +16,7 @@ import tensorflow as tf
 import yaml
 from conftest import EMOJI
 from PIL import Image
+from test_cli import LDM_CONFIG
 from tiny import tiny_autoencoder, tiny_model
 
 from latentddpm.data.crew import Crew
@@ -238,22 +239,8 @@ def test_a_signal_to_one_worker_saves_and_ends_both_and_a_restart_goes_on(tmp_pa
 
 
 LDM = {
+    **LDM_CONFIG,
     "data": CONFIG["data"],
-    "unet": {
-        "channels": 16,
-        "channel_multipliers": [1, 2],
-        "num_res_blocks": 1,
-        "attention_levels": [1],
-        "num_heads": 2,
-        "norm_groups": 4,
-    },
-    "text": {
-        "source": "scratch",
-        "context_length": 16,
-        "hidden_dim": 16,
-        "num_layers": 1,
-        "num_heads": 2,
-    },
     "training": {
         "num_steps": 6,
         "batch_size": 5,

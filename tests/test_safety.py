@@ -21,6 +21,7 @@ from limits import file_size_limit
 from safetensors.numpy import load_file
 
 from latentddpm import interrupt
+from latentddpm.cli.usage import command
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.models.train_step import TrainStep
 from latentddpm.training import checkpoint, loop
@@ -28,7 +29,6 @@ from latentddpm.training.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.contract import FREE, Contract
 from latentddpm.training.health import PATIENCE, Diverged, less_memory
 from latentddpm.training.loop import compile_options, run_steps
-from latentddpm.usage import command
 
 STEPS = 24
 

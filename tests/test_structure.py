@@ -69,7 +69,7 @@ FLOW = [
     ["training.networks", "training.autoencoder", "training.encode", "training.diffusion"],
     ["training"],
     ["evaluation"],
-    ["usage", "commands", "describe_data", "describe", "cli_evaluate", "cli", "__main__"],
+    ["commands", "describe_data", "describe", "cli", "__main__"],
 ]
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.

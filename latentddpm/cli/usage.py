@@ -10,16 +10,12 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from latentddpm.errors import UserError, check_choice, nearest, one_line
 from latentddpm.notes import say
-
-FOLDER = click.Path(path_type=Path)
-DATA_HELP = "Folder of images, or of shards; a shard; a pattern such as a-{00..99}.tar."
 
 NO_MEMORY = "ResourceExhaustedError"
 """TensorFlow's; known by its name, for this module imports nothing heavy."""

@@ -16,11 +16,12 @@ import click
 
 from latentddpm import __version__
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
+from latentddpm.cli.options import FOLDER, data_option, model_option
+from latentddpm.cli.usage import command
 from latentddpm.errors import UserError
 from latentddpm.files import write_json
 from latentddpm.modelfolder import ModelFolder, read_model_folder
 from latentddpm.startup import import_keras
-from latentddpm.usage import DATA_HELP, FOLDER, command
 
 RESULTS = "evaluation.json"
 COMPARED = "training"
@@ -66,8 +67,8 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.option("--model", type=FOLDER, required=True, help="Model folder or ready model.")
-@click.option("--data", required=True, metavar="PLACE", help=DATA_HELP)
+@model_option
+@data_option
 @click.option(
     "--autoencoder", is_flag=True, help="PSNR, SSIM and more of reconstructions [default]."
 )

@@ -1,0 +1,129 @@
+"""Images before training: looked through, packed into shards, encoded into latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from latentddpm.cli.options import FOLDER, catalog_option, data_option, strict_option
+from latentddpm.cli.usage import command
+from latentddpm.errors import UserError
+from latentddpm.notes import say
+from latentddpm.startup import import_keras
+
+
+@click.command()
+@click.argument("data", metavar="DATA")
+@click.option("--resolution", type=int, help="Report images with a side below so many pixels.")
+@click.option(
+    "--caption-template",
+    "templates",
+    multiple=True,
+    metavar="T",
+    help="As in data.caption_templates; may be given repeatedly.",
+)
+@click.option("--context-length", type=int, default=77, show_default=True, help="Tokens that fit.")
+@click.option("--examples", type=int, help="Files named of each kind [default: 3; all in JSON].")
+@click.option("--json", "machine", is_flag=True, help="JSON on stdout instead of the table.")
+@click.option("--strict", is_flag=True, help="Exit with 2 when there are errors.")
+@command
+def doctor(
+    data: str,
+    resolution: int | None,
+    templates: tuple[str, ...],
+    context_length: int,
+    examples: int | None,
+    machine: bool,
+    strict: bool,
+    quiet: bool,
+) -> None:
+    """Look through captioned images for what training would stumble over.
+
+    DATA is what --data takes elsewhere. Nothing in it is changed.
+    """
+    from latentddpm.data.doctor import examine
+    from latentddpm.data.doctor_report import as_json, as_text
+    from latentddpm.data.findings import ERROR
+
+    if examples is not None and examples < 0:
+        raise UserError(f"--examples: {examples}, expected 0 or more")
+    report = examine(
+        data,
+        resolution=resolution,
+        templates=templates,
+        context_length=context_length,
+        limit=examples if examples is not None else None if machine else 3,
+        quiet=quiet,
+    )
+    click.echo(as_json(report) if machine else as_text(report))
+    if strict and any(report.of(ERROR)):
+        raise click.exceptions.Exit(2)
+
+
+@click.command()
+@data_option
+@click.option("--out", type=FOLDER, required=True, help="New folder for the shards.")
+@click.option(
+    "--format",
+    "kind",
+    default="tar",
+    show_default=True,
+    help="tar (WebDataset), tfrecord, array-record.",
+)
+@click.option("--shard-size", default="512MB", show_default=True, help="Bytes a shard.")
+@command
+def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
+    """Pack captioned images into shards, for sets of millions."""
+    from latentddpm.data import pack as packing
+
+    size = packing.parse_size(shard_size)
+    count, shards = packing.pack(data, out, kind=kind, shard_size=size, quiet=quiet)
+    say(f"{count} images in {shards} {kind} shards", quiet)
+    click.echo(out)
+
+
+@click.command()
+@data_option
+@click.option("--vae", type=FOLDER, required=True, help="Model folder or finished train-vae run.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the latents cache.")
+@catalog_option
+@click.option("--resolution", type=int, help="Side in pixels [default: the model's own].")
+@click.option("--aspect-buckets", is_flag=True, help="For data.aspect_buckets: true.")
+@click.option("--bucket-step", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--bucket-max-ratio", type=click.FloatRange(1), default=2.0, show_default=True)
+@click.option("--mirrored", is_flag=True, help="A second, mirrored row for each image.")
+@click.option(
+    "--strategy", default="auto", show_default=True, help="multi-worker: a part in each process."
+)
+@strict_option
+@command
+def encode(
+    data: str,
+    vae: Path,
+    out: Path,
+    catalog: Path | None,
+    resolution: int | None,
+    aspect_buckets: bool,
+    bucket_step: int,
+    bucket_max_ratio: float,
+    mirrored: bool,
+    strategy: str,
+    strict: bool,
+    quiet: bool,
+) -> None:
+    """Encode images into a latents cache for train-diffusion."""
+    import_keras()
+    from latentddpm.training.distribute import make_strategy, together
+    from latentddpm.training.encode import encode_folder
+
+    devices = make_strategy(strategy)
+    options = {"resolution": resolution, "mirrored": mirrored, "strategy": devices}
+    if aspect_buckets:
+        options["aspect_buckets"] = bucket_step, bucket_max_ratio
+    with together(devices):
+        cache = encode_folder(
+            data, vae, out, catalog=catalog, **options, strict=strict, quiet=quiet
+        )
+    say(f"{cache.count} images, latents {'×'.join(map(str, cache.latent_shape))}", quiet)
+    click.echo(out)

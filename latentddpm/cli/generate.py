@@ -1,0 +1,59 @@
+"""Images from a finished model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
+from latentddpm.cli.options import FOLDER, strategy_option
+from latentddpm.cli.usage import command
+
+
+@click.command()
+@click.option("--prompt", "prompts", multiple=True, help="What to show; may be given repeatedly.")
+@click.option("--negative-prompt", default=None, help="What to lead away from.")
+@click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-64].")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA file or run to apply; may be given repeatedly.",
+)
+@click.option("--num-images", type=int, help="Images per prompt [default: 1].")
+@click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
+@click.option("--steps", type=int, help="Sampler steps [default: the model's].")
+@click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's].")
+@click.option("--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's].")
+@click.option("--sigma-spacing", help=f"Of samplers in sigma: {', '.join(SIGMA_SPACINGS)}.")
+@click.option("--eta", type=float, help="Of ddim: 0 draws no noise, 1 as much as ddpm.")
+@click.option("--guidance-scale", type=float, help="1 = none [default: the model's].")
+@click.option("--guidance-rescale", type=float, help="0 = none, 0.7 against overexposure.")
+@click.option("--init-image", type=FOLDER, help="Picture to start from.")
+@click.option(
+    "--strength", type=float, help="How far to go from it [default: 0.75; 1 with --mask]."
+)
+@click.option("--mask", type=FOLDER, help="Of --init-image: white is repainted, black is kept.")
+@click.option("--height", type=int, help="Pixels [default: the model's].")
+@click.option("--width", type=int, help="Pixels [default: the model's].")
+@click.option(
+    "--tile",
+    default="auto",
+    show_default=True,
+    help="Decode in strips: auto (when memory is short), off, or their height in pixels.",
+)
+@click.option("--batch-size", type=int, default=16, show_default=True)
+@strategy_option
+@click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
+@click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")
+@click.option("--grid", is_flag=True, help="One picture, a row for each prompt.")
+@click.option("--timing", is_flag=True, help="Say where the time went.")
+@command
+def generate(quiet: bool, timing: bool, **options: Any) -> None:
+    """Make images from words, and from pictures."""
+    from latentddpm.commands import generate_images
+
+    for path in generate_images(**options, quiet=quiet, timing=timing):
+        click.echo(path)

@@ -1,0 +1,126 @@
+"""Finished models: described, merged with LoRA files, read from and written for others."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import click
+
+from latentddpm.cli.options import FOLDER, model_option
+from latentddpm.cli.usage import command
+from latentddpm.errors import UserError
+from latentddpm.notes import say
+from latentddpm.startup import import_keras
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw runs' curves: .png, .svg, .pdf.")
+@command
+def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
+    """Describe a PNG made here, a model, a run, latents, a catalog or shards."""
+    from latentddpm.describe import describe
+
+    if plot is not None:
+        from latentddpm.curves import plot_runs
+
+        plot_runs([Path(path) for path in paths], plot)
+    click.echo("\n\n".join(describe(path, quiet) for path in paths))
+
+
+@click.command()
+@model_option
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    required=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA file or run; may be given repeatedly.",
+)
+@click.option("--storage", default="float32", show_default=True, help="float16 halves the files.")
+@click.option("--out", type=FOLDER, required=True, help="New folder.")
+@command
+def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: bool) -> None:
+    """Write a model with LoRA files in its weights."""
+    from latentddpm.loras import apply_loras, read_loras
+
+    chosen = read_loras(loras)
+    import_keras()
+    from latentddpm.interop.diffusers import check_new
+    from latentddpm.pipeline import LatentDiffusion
+
+    check_new(out)
+    merged = LatentDiffusion.load(model)
+    apply_loras(merged, chosen)
+    merged.save(out, storage)
+    click.echo(out)
+
+
+@click.command()
+@click.option(
+    "--from",
+    "source",
+    type=FOLDER,
+    metavar="PATH",
+    help="Diffusers folder, a part of one, or a Stable Diffusion 1.x .safetensors file.",
+)
+@click.option("--variant", help="Of the weight files in the folder, such as fp16.")
+@click.option("--to", "target", help="diffusers; with --model.")
+@click.option("--model", type=FOLDER, help="Model folder or ready model to write for others.")
+@click.option("--storage", default="float32", show_default=True, help="float16 halves the files.")
+@click.option("--out", type=FOLDER, required=True, help="New folder.")
+@command
+def convert(
+    source: Path | None,
+    variant: str | None,
+    target: str | None,
+    model: Path | None,
+    storage: str,
+    out: Path,
+    quiet: bool,
+) -> None:
+    """Read diffusers and Stable Diffusion 1.x weights, or write them.
+
+    \b
+    latentddpm convert --from stable-diffusion-v1-5 --out runs/sd15
+    latentddpm convert --to diffusers --model runs/ldm --out runs/ldm-diffusers
+    """
+    reads, writes = source is not None, target is not None or model is not None
+    if reads == writes or (writes and None in (target, model)):
+        raise UserError("convert: expected --from PATH, or --to diffusers with --model DIR")
+    if writes and variant is not None:
+        raise UserError("--variant: chooses files to read; it goes with --from")
+    import_keras()
+    from latentddpm.interop.convert import convert_from, convert_to
+
+    if source is not None:
+        convert_from(source, out, variant=variant, storage=storage, quiet=quiet)
+    else:
+        convert_to(target, model, out, storage=storage, quiet=quiet)
+    click.echo(out)
+
+
+@click.command()
+@model_option
+@click.option(
+    "--format",
+    "kind",
+    default="keras",
+    show_default=True,
+    help="keras, saved-model, onnx, litert.",
+)
+@click.option("--storage", default="float32", show_default=True, help="float16 halves .keras.")
+@click.option("--out", type=FOLDER, required=True, help="New folder.")
+@command
+def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None:
+    """Write a model for other programs, checked against the original."""
+    import_keras()
+    from latentddpm.interop.export import check_request
+    from latentddpm.interop.export import export as write
+    from latentddpm.pipeline import LatentDiffusion
+
+    check_request(out, kind, storage)
+    write(LatentDiffusion.load(model), out, kind, storage, functools.partial(say, quiet=quiet))
+    click.echo(out)

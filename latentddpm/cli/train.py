@@ -1,0 +1,142 @@
+"""The two trainings: the autoencoder, then the UNet in its latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from latentddpm.cli.options import (
+    FOLDER,
+    catalog_option,
+    data_option,
+    strategy_option,
+    strict_option,
+)
+from latentddpm.cli.usage import command
+from latentddpm.modelfolder import LORA
+from latentddpm.notes import say
+from latentddpm.startup import import_keras
+
+if TYPE_CHECKING:
+    from latentddpm.config import Run
+
+
+def training_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of both trainers."""
+    for option in (
+        strategy_option,
+        click.option("--precision", help="float32, bfloat16, float16 [default: the config's]."),
+        click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
+        strict_option,
+        click.option("--on-nan", help="stop or skip: a loss or gradient that is not finite."),
+        click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases as well."),
+        click.option(
+            "--allow-changes", is_flag=True, help="With --resume: other settings or data."
+        ),
+        click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
+        click.option("--set", "overrides", multiple=True, metavar="K=V", help="Override a.b=c."),
+        click.option("--init", type=FOLDER, help="Model folder to fine-tune."),
+        click.option("--config", type=FOLDER, help="YAML with what differs from the defaults."),
+        click.option("--out", type=FOLDER, required=True, help="Run folder."),
+        catalog_option,
+        data_option,
+    ):
+        function = option(function)
+    return function
+
+
+@click.command("train-vae")
+@training_options
+@command
+def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: Any) -> None:
+    """Train the autoencoder: images to latents and back."""
+    from latentddpm.config import AutoencoderRun
+
+    settings, run = _settings(AutoencoderRun, **options)
+    import_keras()
+    from latentddpm.training import autoencoder
+    from latentddpm.training.distribute import crew_of, make_strategy, together
+
+    if dry_run:
+        settings, model = autoencoder.build_autoencoder(settings)
+        adversary = autoencoder.build_adversary(settings)
+        judge = adversary and adversary.discriminator
+        _echo(settings, encoder=model.encoder, decoder=model.decoder, discriminator=judge)
+        return
+    devices = make_strategy(strategy)
+    with together(devices, resumes=True):
+        model = autoencoder.train_autoencoder(
+            settings, out=out, **run, strategy=devices, quiet=quiet
+        )
+    if not crew_of(devices).chief:
+        return
+    if settings.training.train == "all":
+        std, scale = model.latent_statistics["std"], model.scaling_factor
+        say(f"latent std {std:.4f}: scaling_factor {scale:.5f} is stored in the model", quiet)
+    click.echo(out / "model")
+
+
+@click.command("train-diffusion")
+@training_options
+@click.option(
+    "--vae", type=FOLDER, help="Model folder or finished train-vae run [default: that of --init]."
+)
+@click.option("--latents", type=FOLDER, help="Latents cache [default: OUT/latents].")
+@command
+def train_diffusion(
+    vae: Path | None, out: Path, strategy: str, dry_run: bool, quiet: bool, **options: Any
+) -> None:
+    """Train the UNet (and its text encoder) in the latent space."""
+    from latentddpm.config import DiffusionRun
+
+    settings, run = _settings(DiffusionRun, **options)
+    import_keras()
+    from latentddpm.training import diffusion, networks
+    from latentddpm.training.distribute import make_strategy, together
+
+    if dry_run:
+        settings, sources = networks.read_sources(settings, vae)
+        diffusion.build_schedule(settings)
+        unet, text_encoder, _ = networks.build_networks(settings, sources)
+        _echo(settings, unet=unet, text_encoder=text_encoder)
+        return
+    devices = make_strategy(strategy)
+    with together(devices, resumes=True):
+        diffusion.train_diffusion(settings, vae=vae, out=out, **run, strategy=devices, quiet=quiet)
+    click.echo(out / (LORA if settings.lora.rank else "model"))
+
+
+def _settings(
+    kind: type[Run],
+    *,
+    config: Path | None,
+    init: Path | None,
+    overrides: tuple[str, ...],
+    precision: str | None,
+    on_nan: str | None,
+    wandb: str | None,
+    **run: Any,
+) -> tuple[Run, dict[str, Any]]:
+    """What is learned, from the options that say it; and the other options, for the trainer.
+
+    The settings of training that have an option of their own come behind those of `--set`.
+    """
+    from latentddpm.config import load_config
+
+    own = {"precision": precision, "on_nan": on_nan, "wandb": wandb}
+    own = [f"training.{key}={value}" for key, value in own.items() if value is not None]
+    return load_config(kind, config, (*overrides, *own), init=init), run
+
+
+def _echo(settings: Any, **parts: Any) -> None:
+    """What `--dry-run` prints: all settings, and the sizes of the networks."""
+    from latentddpm.config import dump_config
+
+    click.echo(dump_config(settings), nl=False)
+    click.echo("parameters:")
+    for name, part in parts.items():
+        if part is not None:
+            click.echo(f"  {name}: {part.count_params()}")

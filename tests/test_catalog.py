@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from latentddpm.config import DataConfig
-from latentddpm.data import scan
+from latentddpm.data import unit_reader
 from latentddpm.data.captions import Captions
 from latentddpm.data.catalog import MANIFEST
 from latentddpm.data.crew import Crew
@@ -50,7 +50,7 @@ class Bench:
             save(self.data / name, seed)
             (self.data / name).with_suffix(".txt").write_text(f"picture {seed}")
         self.settle()
-        examine = scan._examine
+        examine = unit_reader.examine
 
         def noted(entry):
             if self.fail_after is not None and len(self.decoded) >= self.fail_after:
@@ -58,7 +58,7 @@ class Bench:
             self.decoded.append(entry.name)
             return examine(entry)
 
-        monkeypatch.setattr(scan, "_examine", noted)
+        monkeypatch.setattr(unit_reader, "examine", noted)
 
     def settle(self):
         """Let everything be old enough to be trusted."""

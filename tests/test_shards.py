@@ -431,13 +431,14 @@ def test_shards_of_several_kinds_are_refused(packed, tmp_path):
 def test_only_a_changed_shard_is_read_again(packed, tmp_path, monkeypatch):
     import os
 
-    from latentddpm.data import scan
+    from latentddpm.data import unit_reader
 
     shutil.copytree(packed / "tar", tmp_path / "tar")
     for path in (tmp_path / "tar").iterdir():
         os.utime(path, (1e9, 1e9))
-    whole, decoded, examine = catalog_of(tmp_path / "tar", tmp_path / "c"), [], scan._examine
-    monkeypatch.setattr(scan, "_examine", lambda e: decoded.append(e.where) or examine(e))
+    whole, decoded = catalog_of(tmp_path / "tar", tmp_path / "c"), []
+    examine = unit_reader.examine
+    monkeypatch.setattr(unit_reader, "examine", lambda e: decoded.append(e.where) or examine(e))
     catalog_of(tmp_path / "tar", tmp_path / "c")
     assert decoded == [], "decoded again"
     os.utime(tmp_path / "tar" / "shard-000001.tar", (2e9 - 1e9 + 5, 2e9 - 1e9 + 5))

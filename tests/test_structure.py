@@ -29,7 +29,8 @@ FLOW = [
     # Pictures and words as they lie on disk.
     ["pictures", "data.images", "data.storage", "data.table", "data.keyindex", "data.crew"],
     ["data.metadata", "data.units", "data.folder", "data.shards", "data.records", "data.sources"],
-    ["data.catalog", "data.scan", "data.captions", "data.split", "data.pack"],
+    ["data.ahead", "data.catalog", "data.noted", "data.unit_reader", "data.catalog_writer"],
+    ["data.scan", "data.captions", "data.split", "data.pack"],
     ["data.buckets", "data.turns", "data.draws"],
     # Networks know no schedule, the schedule and samplers know no network.
     ["models.replicas", "models.compiled", "models.digest", "models.train_step"],

@@ -30,7 +30,7 @@ import pydantic
 from latentddpm.data.metadata import FILE_NAME, TEXT, Row
 from latentddpm.data.storage import order
 from latentddpm.data.table import Schema, Table
-from latentddpm.data.units import Source
+from latentddpm.data.units import MetadataStamp, Source
 from latentddpm.errors import UserError
 from latentddpm.files import file_digest
 
@@ -74,7 +74,7 @@ class Manifest(pydantic.BaseModel):
     images: int
     units: int
     unreadable: int
-    metadata: list[list[str | int]]
+    metadata: MetadataStamp
     columns: list[str]
     sidecars: bool
     notes: list[str]

@@ -15,9 +15,7 @@ import tempfile
 import time
 import warnings
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from latentddpm.data import storage
+from latentddpm.data.ahead import ahead
 from latentddpm.data.alike import Looks, look
 from latentddpm.data.captions import Templates
 from latentddpm.data.findings import KINDS, Finding, Report
@@ -34,10 +33,6 @@ from latentddpm.data.sources import open_source
 from latentddpm.data.units import Entry, Source, is_image
 from latentddpm.errors import UserError
 from latentddpm.models.tokenizer import ClipTokenizer
-
-WORKERS = min(32, os.cpu_count() or 1)
-WINDOW = 8  # images a worker that are read ahead, and
-WINDOW_BYTES = 1 << 28  # what they may weigh together
 
 
 class _Seen(NamedTuple):
@@ -107,7 +102,8 @@ class _Pass:
             self.names, self.name_ends = names, array("Q")
             metadata = self.source.open_metadata(Path(scratch))
             self.columns.update(metadata.columns)
-            for entry, seen in ahead(self._seen, self._entries(units, metadata)):
+            entries = ((entry, entry) for entry in self._entries(units, metadata))
+            for entry, seen in ahead(self._seen, entries):
                 self._add(entry, seen)
                 bar.update(entry.size if in_bytes else 1)
             self._about_words(metadata)
@@ -237,32 +233,6 @@ class _Pass:
         start = self.name_ends[index - 1] if index else 0
         self.names.seek(start)
         return self.names.read(self.name_ends[index] - start).decode("utf-8", "surrogateescape")
-
-
-def ahead(
-    function: Callable[[Entry], _Seen], entries: Iterable[Entry]
-) -> Iterator[tuple[Entry, _Seen]]:
-    """`function` of each entry, in order, computed in parallel a bounded way ahead."""
-    waiting: deque[tuple[Entry, Future]] = deque()
-    weight = 0
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            for entry in entries:
-                waiting.append((entry, pool.submit(function, entry)))
-                weight += entry.size
-                while waiting and (
-                    waiting[0][1].done()
-                    or len(waiting) > WINDOW * WORKERS
-                    or weight > WINDOW_BYTES
-                ):
-                    first, seen = waiting.popleft()
-                    weight -= first.size
-                    yield first, seen.result()
-            for first, seen in waiting:
-                yield first, seen.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def describe_file(data: bytes, name: str) -> tuple[str, list[tuple[str, str]]]:

@@ -15,7 +15,7 @@ from latentddpm.data.metadata import (
     metadata_files,
     with_sidecar,
 )
-from latentddpm.data.units import IMAGE_SUFFIXES, Entry, Unit, is_image
+from latentddpm.data.units import IMAGE_SUFFIXES, Entry, MetadataStamp, Unit, is_image
 from latentddpm.errors import UserError
 
 SIDECAR_SUFFIX = ".txt"
@@ -29,7 +29,7 @@ class Folder:
     def __init__(self, place: str) -> None:
         self.place = place
 
-    def metadata_stamp(self) -> list[list[str | int]]:
+    def metadata_stamp(self) -> MetadataStamp:
         return [
             [name, *storage.stamp(storage.join(self.place, name))]
             for name in metadata_files(self.place)

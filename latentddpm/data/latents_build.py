@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from latentddpm import interrupt
+from latentddpm.data.ahead import WORKERS
 from latentddpm.data.buckets import Buckets, Shape
 from latentddpm.data.catalog import Catalog
 from latentddpm.data.images import UnreadableImage, read_image
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 30.0  # between two notes of how far an encoding has come
 READ_AHEAD = 3  # batches decoded while one is encoded
-WORKERS = min(32, os.cpu_count() or 1)
 
 
 class Wanted(NamedTuple):

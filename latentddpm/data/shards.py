@@ -28,7 +28,7 @@ from latentddpm.data.metadata import (
     image_name,
     with_sidecar,
 )
-from latentddpm.data.units import Entry, Unit, is_image
+from latentddpm.data.units import Entry, MetadataStamp, Unit, is_image
 from latentddpm.errors import UserError
 
 ZEROS = bytes(tarfile.BLOCKSIZE)
@@ -48,7 +48,7 @@ class Shards:
     def __init__(self, place: str, folder: str, names: list[str]) -> None:
         self.place, self.folder, self.names = place, folder, names
 
-    def metadata_stamp(self) -> list[list[str | int]]:
+    def metadata_stamp(self) -> MetadataStamp:
         return []
 
     def open_metadata(self, scratch: Path) -> MetadataTable:

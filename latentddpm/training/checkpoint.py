@@ -9,8 +9,8 @@ A checkpoint is staged under another name, flushed to the disk and renamed when 
 ones go only after the new one verifies. The newest that verifies is the latest. The position in
 the data is not stored: it follows from the step (see `data.draws`). Nothing in it depends on
 how many replicas or processes trained: any number goes on from it. With several processes one
-writes and all read. Weights of `init` that do not train, such as those under a LoRA, are left out:
-they are read from there again, and the contract holds its digest.
+writes and all read. Weights that were read and do not train (those under a LoRA, a text encoder
+of CLIP) are left out: they are read again, and the contract holds their digest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from latentddpm.files import atomic_folder, atomic_path, file_digest, write_json
 from latentddpm.models.functional import is_frozen
 from latentddpm.training.contract import Contract
 
-FORMAT = 2
+FORMAT = 3
 STATE = "state.safetensors"
 RUN = "run.json"
 MANIFEST = "manifest.json"

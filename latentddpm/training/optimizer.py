@@ -82,7 +82,9 @@ class FlatAdamW(keras.optimizers.AdamW):
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
-        self._trainable_variables = list(variables)
+        # Into Keras's own list: a list assigned is looked through, and the weights would be among
+        # the optimizer's variables, and twice in every checkpoint.
+        self._trainable_variables.extend(variables)
         self._trainable_variables_indices = {
             self._var_key(variable): index for index, variable in enumerate(variables)
         }

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import keras
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
-from tiny import few_emoji, tiny_autoencoder, tiny_model
+from tiny import few_emoji, step_by_step, tiny_autoencoder, tiny_model
 
 from latentddpm.config import AutoencoderRun, parse_config
 from latentddpm.describe import describe
@@ -81,13 +80,8 @@ def train(data, out, config, **options):
 
 
 def train_step_by_step(*arguments, **options):
-    tf.config.run_functions_eagerly(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Even though the `tf.config.experimental")
-            return train(*arguments, **options)
-    finally:
-        tf.config.run_functions_eagerly(False)
+    with step_by_step():
+        return train(*arguments, **options)
 
 
 @pytest.fixture(scope="module")

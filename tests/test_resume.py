@@ -4,16 +4,27 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 
+import keras
 import pytest
+from safetensors.numpy import load_file
 from test_safety import Run, settings
+from tiny import SIZE, UNET, few_emoji, step_by_step, tiny_autoencoder
 
-from latentddpm.config import DiffusionRun, dump_config
+from latentddpm.config import DiffusionRun, dump_config, parse_config
 from latentddpm.data.crew import claim
 from latentddpm.errors import UserError
-from latentddpm.training.contract import Contract
+from latentddpm.interop.clip import write_text_encoder
+from latentddpm.modelfolder import read_model_folder
+from latentddpm.models.digest import weights_digest
+from latentddpm.models.text import build_text_encoder
+from latentddpm.models.tokenizer import ClipTokenizer
+from latentddpm.pipeline import LatentDiffusion
+from latentddpm.training.contract import SHOWN, Contract
+from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.resume import CONFIG, agree, check_run
 
 FACTS = {"images": 40}
@@ -79,6 +90,83 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(name, tmp_path):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=re.escape(f"{tmp_path}: finished, with no checkpoint")):
         check_run(tmp_path, resume=True)
+
+
+# --- A text encoder that was read and does not train -------------------------------------------
+
+STEPS = 2
+
+
+def write_clip(folder, seed=0):
+    keras.utils.set_random_seed(seed)
+    encoder = build_text_encoder(hidden_dim=16, num_layers=1, num_heads=2, context_length=16)
+    parts = folder / "text_encoder", folder / "tokenizer"
+    write_text_encoder(encoder, ClipTokenizer(16), *parts)
+
+
+@pytest.fixture(scope="module")
+def clip_run(tmp_path_factory):
+    """A folder with `clip` and a `run` of two steps on it, what goes on with it, its model."""
+    lab = tmp_path_factory.mktemp("lab")
+    few_emoji(lab / "data")
+    LatentDiffusion(tiny_autoencoder(), None, None, image_size=SIZE).save(lab / "vae")
+    write_clip(lab / "clip")
+    unet = {key: value for key, value in UNET.items() if key != "zero_init"}
+    training = {
+        "num_steps": STEPS,
+        "batch_size": 4,
+        "warmup_steps": 0,
+        "checkpoint_every": 1,
+        "precision": "bfloat16",
+    }
+    config = {
+        "data": {"resolution": SIZE[0], "validation_fraction": 0},
+        "unet": unet,
+        "text": {"source": "clip", "path": str(lab / "clip")},
+        "training": training,
+        "samples": {"prompts": ["red apple"], "images_per_prompt": 1, "num_steps": 1},
+    }
+    sources = parse_config(DiffusionRun, config), lab / "data", lab / "vae"
+
+    def train(out, resume=False):
+        options = {"latents": lab / "latents", "quiet": True, "resume": resume}
+        with step_by_step():
+            return train_diffusion(*sources, out, **options)
+
+    return lab, train, train(lab / "run")
+
+
+def state_of(run, step=STEPS):
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "state.safetensors")
+
+
+def test_a_text_encoder_that_does_not_train_is_read_again(clip_run, tmp_path):
+    """It stays out of checkpoints, and the run goes on with it to the same bytes."""
+    lab, train, model = clip_run
+    run = lab / "run"
+    held = sum(array.size for array in state_of(run).values())
+    trains = model.unet.count_params()
+    assert held == 4 * trains + 1, f"{held} numbers for {trains} that train"
+    again = tmp_path / "again"
+    shutil.copytree(run, again, ignore=shutil.ignore_patterns("model", f"step-{STEPS:08d}*"))
+    train(again, resume=True)
+    one, other = state_of(run), state_of(again)
+    unequal = [key for key, array in one.items() if array.tobytes() != other[key].tobytes()]
+    assert not unequal, f"after resuming {unequal[:5]} differ"
+    parts = (read_model_folder(folder).parts["text_encoder"] for folder in (run, again))
+    one, other = (part["digest"] for part in parts)
+    assert one == other, "another text encoder in the finished model"
+
+
+def test_another_text_encoder_in_the_same_place_is_refused(clip_run, tmp_path):
+    lab, train, model = clip_run
+    shutil.copytree(lab / "run", tmp_path / "again")
+    write_clip(lab / "clip", seed=1)
+    with pytest.raises(UserError, match="not the run that stopped at step 2") as caught:
+        train(tmp_path / "again", resume=True)
+    write_clip(lab / "clip")
+    known = weights_digest(model.text_encoder)[:SHOWN]
+    assert f"text encoder {known} → " in str(caught.value), f"{caught.value}: not named"
 
 
 # --- Two processes -----------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from latentddpm.errors import UserError
 from latentddpm.modelfolder import LORA, ModelFolder
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.digest import weights_digest
 from latentddpm.models.latent_space import LatentSpace
 from latentddpm.notes import say
 from latentddpm.pictures import grid, save_png
@@ -128,6 +129,8 @@ def train_diffusion(
     facts = {"captions": catalog.row_digest} if tokenizer or by_caption else {}
     if sources.base is not None:
         facts["init"] = sources.base.digest
+    elif text_encoder is not None and not config.text.trained:
+        facts["text encoder"] = weights_digest(text_encoder)
     contract = agree(
         out,
         config,

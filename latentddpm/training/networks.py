@@ -24,7 +24,7 @@ from latentddpm.modelfolder import ModelFolder, read_model_folder
 from latentddpm.models.archive import read_config
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.denoising_step import DenoisingStep
-from latentddpm.models.functional import remade
+from latentddpm.models.functional import freeze, remade
 from latentddpm.models.text import TextEncoder, build_text_encoder, load_preset
 from latentddpm.models.tokenizer import ClipTokenizer
 from latentddpm.models.unet import UNet
@@ -85,9 +85,7 @@ def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer 
         return encoder, ClipTokenizer(text.context_length)
     if not text.path:
         raise UserError(f"text.path: needed with text.source={text.source}")
-    encoder, tokenizer = (load_clip_folder if text.source == "clip" else load_preset)(text.path)
-    encoder.trainable = text.trained
-    return encoder, tokenizer
+    return (load_clip_folder if text.source == "clip" else load_preset)(text.path)
 
 
 def build_networks(
@@ -110,6 +108,8 @@ def build_networks(
     text_encoder, tokenizer = build_text(config)
     if text_encoder is not None and dtype != "float32":
         text_encoder = remade(text_encoder, dtype=dtype)
+    if text_encoder is not None and not config.text.trained:
+        freeze(text_encoder)
     try:
         unet = UNet(
             **config.unet.model_dump(),

@@ -168,7 +168,7 @@ def generate_images(
                     "model_digest": folder.digest,
                     **settings,
                     **_traces(files, start),
-                    **({"loras": [one.trace() for one in changes]} if changes else {}),
+                    **({"loras": pipeline.loras} if changes else {}),
                 }
                 if grid:
                     pictures = [make_grid(np.split(images, len(prompts)))]

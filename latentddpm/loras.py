@@ -27,16 +27,10 @@ class Lora:
     Attributes:
         path: the file.
         scale: 1 as it was trained, 0 not at all; may be more, or negative.
-        sha256: of the file.
     """
 
     path: Path
     scale: float
-    sha256: str
-
-    def trace(self) -> dict[str, Any]:
-        """What a PNG says of it."""
-        return {"file": self.path.name, "sha256": self.sha256, "scale": self.scale}
 
 
 def read_loras(options: Iterable[str]) -> list[Lora]:
@@ -59,7 +53,7 @@ def read_loras(options: Iterable[str]) -> list[Lora]:
         path = path / LORA if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"--lora {option}: {path}: no such file")
-        found.append(Lora(path, scale, file_digest(path)))
+        found.append(Lora(path, scale))
     return found
 
 
@@ -83,7 +77,7 @@ def remembered_loras(source: Path | None, traces: Iterable[Any]) -> list[Lora]:
                 f"{source}: was made with {name} (SHA-256 {str(sha256)[:12]}), which is not "
                 f"beside it; give it with --lora FILE:{scale:g}"
             )
-        found.append(Lora(path, scale, sha256))
+        found.append(Lora(path, scale))
     return found
 
 

@@ -68,6 +68,11 @@ class LatentDiffusion:
         text_encoder, tokenizer: both or neither; None for an unconditional model.
         image_size: (height, width) drawn by default, the size it was trained at.
         defaults: of `generate`: the keys of `DEFAULTS`, `sampler_options`, `guidance_rescale`.
+
+    Attributes:
+        digest: of the model folder it was loaded from, None where it was put together.
+        loras: what `interop.merge_lora` has added to the weights since: each file's name, SHA-256
+            and scale.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class LatentDiffusion:
         self.image_size = image_size
         self.defaults = {**DEFAULTS, **(defaults or {})}
         self.digest = digest
+        self.loras: list[dict[str, Any]] = []
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentDiffusion:

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import EMOJI
 from test_bound import gaussian_bound, least_error
-from tiny import SIZE, tiny_model
+from tiny import SIZE, tiny_lora, tiny_model
 
 from latentddpm.cli import main
 from latentddpm.data.scan import open_catalog
@@ -19,6 +19,7 @@ from latentddpm.evaluation import bound
 from latentddpm.evaluation.bound import Measured, evaluate_bound, summary
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.report import Report
+from latentddpm.interop.lora import merge_lora
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,14 @@ def test_a_sample_of_the_timesteps_estimates_the_bound():
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory):
-    """What the command prints and leaves, of the first and the last emoji at all timesteps."""
+    """What the command prints and leaves, of the first and the last emoji at all timesteps, with
+    a LoRA, which `model` has from here on."""
     folder = tmp_path_factory.mktemp("command")
     model.save(folder / "model")
+    lora = tiny_lora(folder / "style.safetensors")
+    merge_lora(model, lora, 0.5)
     arguments = ["--model", folder / "model", "--data", EMOJI, "--out", folder, "--limit", 2]
+    arguments += ["--lora", f"{lora}:0.5"]
     result = CliRunner().invoke(main, ["evaluate", *map(str, arguments), "--nll", "--quiet"])
     assert result.exit_code == 0, result.stderr
     assert (folder / "bound.png").stat().st_size > 5000, "expected a plot"
@@ -85,6 +90,7 @@ def test_bound_of_a_model_on_images(whole):
     assert all(band["posterior"] >= 0 for band in values["terms"][1:]), "a KL is not negative"
     assert all(np.isfinite(list(values[name].values())).all() for name in ("posterior", "beta"))
     for word in (
+        "with style.safetensors:0.5 (SHA-256 ",
         "none of 2 images without a caption",
         "prior",
         "KL terms",

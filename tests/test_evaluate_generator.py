@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import EMOJI
 from PIL import Image
-from tiny import tiny_model
+from tiny import tiny_lora, tiny_model
 
 from latentddpm import interrupt
 from latentddpm.cli import main
@@ -101,6 +101,18 @@ def test_another_model_or_prompt_finds_no_image_of_this_one(model, tmp_path):
     changed = images_of(model, tmp_path, ["green apple", *PROMPTS[1:]])
     assert changed.path(0) != images.path(0), "two prompts share a file"
     assert changed.path(1) == images.path(1), "the same prompt, seed and model: another file"
+
+
+def test_another_lora_or_scale_finds_no_image_of_this_one(model, tmp_path):
+    def folder(*loras):
+        other = copy.copy(model)
+        other.loras = [{"file": "x", "sha256": sha256, "scale": scale} for sha256, scale in loras]
+        return images_of(other, tmp_path).folder
+
+    changes = [[], [("aa", 1.0)], [("aa", 0.5)], [("bb", 1.0)], [("aa", 1.0), ("bb", 1.0)]]
+    folders = {folder(*loras) for loras in changes}
+    assert len(folders) == len(changes), f"{len(folders)} folders for {len(changes)} changes"
+    assert folder() == images_of(model, tmp_path).folder, "without a LoRA: the model's own"
 
 
 def test_a_file_of_another_making_under_the_same_name_is_drawn_again(model, tmp_path):
@@ -336,6 +348,8 @@ def run(*arguments):
     ("options", "message"),
     [
         (["--generator"], "--generator: needs --extractor, and --out"),
+        (["--lora=x"], "--lora: changes what --generator and --nll measure; add one of them"),
+        (["--nll", "--lora=x:0.5"], "--lora x:0.5: x: no such file"),
         (["--clip=."], "--clip: scores generated images with their captions; add --generator"),
         (["--generator", "--split", "validation"], "compares with the training images"),
     ],
@@ -356,16 +370,28 @@ def test_the_command_from_model_folder_to_table(model, tmp_path):
     colours.save(tmp_path / "colours.keras")
     options = ["--validation-fraction", "0.3", "--num-images", 6, "--sweep", "guidance=2,3"]
     clip = ["--clip", EMOJI.parent / "golden" / "clip_towers" / "model"]
+    lora = ["--lora", f"{tiny_lora(tmp_path / 'style.safetensors')}:0.5"]
     places = ["--extractor", tmp_path / "colours.keras", "--out", tmp_path / "out", "--quiet"]
     answer = run(
-        "--model", tmp_path / "model", "--data", EMOJI, "--generator", *options, *places, *clip
+        "--model",
+        tmp_path / "model",
+        "--data",
+        EMOJI,
+        "--generator",
+        *options,
+        *places,
+        *clip,
+        *lora,
     )
     assert answer.exit_code == 0, answer.output
     lines = answer.stdout.splitlines()
-    assert "(split training) at 32×32" in lines[1], f"not told what it is compared with: {lines}"
+    assert lines[1].startswith("with style.safetensors:0.5 (SHA-256 "), f"no LoRA in {lines}"
+    assert "(split training) at 32×32" in lines[2], f"not told what it is compared with: {lines}"
     assert [line.split()[0] for line in lines[-3:]] == ["held", "ddim", "ddim"], lines
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text("utf-8"))
     assert len(found["generator"]["settings"]) == 2, f"evaluation.json holds {found}"
+    drawn = read_metadata(next((tmp_path / "out" / "generated").glob("*/*.png")))
+    assert drawn["loras"] == found["loras"], f"drawn with {drawn['loras']}, told {found['loras']}"
     assert found["generator"]["clip"]["label"] == "model", "expected the CLIP to be named"
     rows = [found["generator"]["floor"], *found["generator"]["settings"]]
     assert all(row["clip"] >= 0 and row["clip_error"] >= 0 for row in rows), "scores of all rows"

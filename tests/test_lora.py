@@ -1,5 +1,7 @@
 """LoRA: a change that starts at nothing, trains alone, and is the same merged as beside."""
 
+import copy
+import hashlib
 import shutil
 
 import keras
@@ -145,6 +147,15 @@ def test_merged_equals_unmerged(model, changed, file):
     np.testing.assert_allclose(
         predict(model.unet), before, atol=1e-5, err_msg="merged and taken out"
     )
+
+
+def test_a_model_remembers_what_was_merged(base, file):
+    model = copy.copy(base)
+    model.unet, model.loras = remade(base.unet), []
+    merge_lora(model, file, 0.5)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    expected = [{"file": "all.safetensors", "sha256": digest, "scale": 0.5}]
+    assert model.loras == expected, f"it remembers {model.loras}"
 
 
 def test_the_change_is_the_formula(model, file):

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from conftest import EMOJI
+from safetensors.numpy import save_file
 
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder import Autoencoder
@@ -82,6 +83,15 @@ def step_by_step():
             yield
     finally:
         tf.config.run_functions_eagerly(False)
+
+
+def tiny_lora(path, seed=0):
+    """A LoRA file for `tiny_model`, of rank 2, that shows; under kohya's names."""
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    down, up = np.random.default_rng(seed).normal(size=(2, 2, 32)).astype("float32")
+    halves = {"lora_down": down, "lora_up": np.ascontiguousarray(up.T)}
+    save_file({f"{stem}.{half}.weight": matrix for half, matrix in halves.items()}, path)
+    return path
 
 
 def few_emoji(folder, count=10):

@@ -16,7 +16,7 @@ import click
 
 from latentddpm import __version__
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
-from latentddpm.cli.options import FOLDER, data_option, model_option
+from latentddpm.cli.options import FOLDER, data_option, lora_option, model_option
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError
 from latentddpm.files import write_json
@@ -68,6 +68,7 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @model_option
+@lora_option
 @data_option
 @click.option(
     "--autoencoder", is_flag=True, help="PSNR, SSIM and more of reconstructions [default]."
@@ -120,6 +121,7 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
 @command
 def evaluate(
     model: Path,
+    loras: tuple[str, ...],
     data: str,
     autoencoder: bool,
     nll: bool,
@@ -153,6 +155,7 @@ def evaluate(
     Nothing is downloaded unless --extractor or --perceptual ask for it.
     """
     from latentddpm.config import AutoencoderRun, load_config
+    from latentddpm.loras import apply_loras, read_loras
 
     if generator and (out is None or extractor is None):
         raise UserError("--generator: needs --extractor, and --out, where its images are kept")
@@ -163,6 +166,9 @@ def evaluate(
         raise UserError("--clip: scores generated images with their captions; add --generator")
     if latents and out is None:
         raise UserError("--latents: leaves pictures; name a folder with --out")
+    if loras and not (nll or generator):
+        raise UserError("--lora: changes what --generator and --nll measure; add one of them")
+    changes = read_loras(loras)
     folder = read_model_folder(model)
     size = _size(folder, resolution)
     splitting = {"fraction": validation_fraction, "by": validation_by}
@@ -184,6 +190,8 @@ def evaluate(
     from latentddpm.pipeline import LatentDiffusion
 
     whole = LatentDiffusion.load(folder.path) if nll or generator else None
+    if changes:
+        apply_loras(whole, changes)
     vae = whole.autoencoder if whole else load_archive(folder.file("vae"), Autoencoder)
     settings = settings_of(whole, parse_sweep(sweep), **setting) if generator else []
     features = load_extractor(extractor) if extractor else None
@@ -202,6 +210,7 @@ def evaluate(
         facts = {
             "model": str(model),
             "model_digest": folder.digest,
+            "loras": whole.loras if whole else [],
             "data": data,
             "split": split,
             "images": len(images),
@@ -284,6 +293,10 @@ def _heading(facts: dict[str, Any]) -> str:
     height, width = facts["height"], facts["width"]
     lines = [
         f"{facts['model']} (digest {facts['model_digest']})",
+        *(
+            f"with {lora['file']}:{lora['scale']:g} (SHA-256 {lora['sha256'][:12]})"
+            for lora in facts["loras"]
+        ),
         f"on {facts['images']} images of {facts['data']} (split {facts['split']}) "
         f"at {height}×{width}",
     ]

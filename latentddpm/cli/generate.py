@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
-from latentddpm.cli.options import FOLDER, strategy_option
+from latentddpm.cli.options import FOLDER, lora_option, strategy_option
 from latentddpm.cli.usage import command
 
 
@@ -15,13 +15,7 @@ from latentddpm.cli.usage import command
 @click.option("--prompt", "prompts", multiple=True, help="What to show; may be given repeatedly.")
 @click.option("--negative-prompt", default=None, help="What to lead away from.")
 @click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-64].")
-@click.option(
-    "--lora",
-    "loras",
-    multiple=True,
-    metavar="FILE[:SCALE]",
-    help="LoRA file or run to apply; may be given repeatedly.",
-)
+@lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
 @click.option("--steps", type=int, help="Sampler steps [default: the model's].")

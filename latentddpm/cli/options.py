@@ -21,6 +21,13 @@ strict_option = click.option("--strict", is_flag=True, help="Refuse data with un
 model_option = click.option(
     "--model", type=FOLDER, required=True, help="Model folder or ready model."
 )
+lora_option = click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA file or run to apply; may be given repeatedly.",
+)
 strategy_option = click.option(
     "--strategy",
     default="auto",

@@ -3,10 +3,10 @@
     setting    sampler, steps, spacing, guidance             one folder for each, and each model
     image k    prompt k, seed + k                            one PNG in it, named by both
 
-An image is a function of its model, setting, prompt and seed (see `seeds`); all four are in its
-metadata, by which a file is known to be the image that is wanted. So a drawing that was
-interrupted goes on, more images come on top of those that are there, and another model or
-setting finds none. `latentddpm generate --from` makes any of them again.
+An image is a function of its model (and the LoRA files merged into it), setting, prompt and seed
+(see `seeds`); all are in its metadata, by which a file is known to be the image that is wanted.
+So a drawing that was interrupted goes on, more images come on top of those that are there, and
+another model, LoRA or setting finds none. `latentddpm generate --from` makes any of them again.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class GeneratedImages:
             **asdict(setting),
             "sampler_options": default_options(setting.sampler, model.defaults),
             "guidance_rescale": model.defaults.get("guidance_rescale", 0.0),
+            **({"loras": model.loras} if model.loras else {}),
         }
         digest = hashlib.sha256(json.dumps(self.making, sort_keys=True).encode()).hexdigest()
         name = f"{setting.sampler}-{setting.num_steps}-{setting.guidance_scale:g}-{digest[:8]}"

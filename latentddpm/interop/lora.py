@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from latentddpm.errors import UserError, check_choice, nearest
-from latentddpm.files import atomic_path
+from latentddpm.files import atomic_path, file_digest
 from latentddpm.interop.clip import linear_maps
 from latentddpm.interop.networks import rows_of
 from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
@@ -142,7 +142,7 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
 
     A file made for another model of the same shapes is used, with a warning: what was trained on
     Stable Diffusion is meant for its descendants too. What does not fit by shape is refused
-    before a weight is changed.
+    before a weight is changed. `model.loras` remembers it.
 
     Raises:
         UserError: no LoRA file, or one that changes something this model does not have.
@@ -170,6 +170,8 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
         factor = scale * _alpha(tensors, keys, metadata, len(down)) / len(down)
         kernel = kernels[stem][1]
         kernel.assign_add(factor * (up @ down).T.reshape(kernel.shape))
+    name = Path(path).name
+    model.loras.append({"file": name, "sha256": file_digest(path), "scale": scale})
 
 
 def read_lora_metadata(path: str | Path) -> dict[str, str]:

@@ -294,7 +294,7 @@ def test_a_sweep_is_measured_once_and_told_whole(model, extractor, emoji_folder,
         assert picture.width > 600, "sweep.png: expected a panel for each number of steps"
 
     drawn = {path: path.stat().st_mtime_ns for path in out.glob("[fg]*/**/*.[np]*")}
-    assert len(drawn) == 4 * count + 2, "expected those images, and two files of features"
+    assert len(drawn) == 4 * count + 6, "expected those images, and features of each set"
     again = evaluate()
     changed = [path for path, time in drawn.items() if path.stat().st_mtime_ns != time]
     assert not changed, f"made again without need: {changed}"

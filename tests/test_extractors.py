@@ -75,6 +75,19 @@ def test_the_digest_is_that_of_the_weights():
     assert len(digests) == 2, f"expected one digest for each set of weights, got {digests}"
 
 
+def test_the_digest_of_a_file_is_that_of_its_graph_too(tmp_path):
+    """Two networks without weights; the same one saved again."""
+    path = tmp_path / "a.keras"
+    digests = []
+    for pooling in (keras.layers.GlobalMaxPooling2D, keras.layers.GlobalAveragePooling2D):
+        keras.Sequential([keras.Input((None, None, 3)), pooling()]).save(path)
+        digests.append(load_extractor(str(path)).digest)
+        keras.saving.load_model(path).save(path)
+        again = load_extractor(str(path)).digest
+        assert again == digests[-1], f"{pooling.__name__}: saved again, another digest"
+    assert digests[0] != digests[1], "maxima and means have one digest"
+
+
 def test_models_that_fit_no_images_are_refused(tmp_path):
     message = refused(saved(tmp_path / "grey.keras", (None, None, 1)))
     assert "grey.keras: takes and gives [(None, None, None, 1), (None, 1)]; expected" in message

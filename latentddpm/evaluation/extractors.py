@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -52,6 +53,7 @@ class Extractor:
         network: (B, H, W, 3) in [-1, 1] → (B, d).
         side: height and width that images are resized to first; None leaves them as they are.
         is_inception: whether it is ImageNet's Inception-v3.
+        graph: what its label and weights do not tell of it.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Extractor:
         network: Callable,
         side: tuple[int, int] | None = None,
         is_inception: bool = False,
+        graph: str = "",
     ) -> None:
-        self.label, self.is_inception = label, is_inception
+        self.label, self.is_inception, self._graph = label, is_inception, graph
         images = keras.Input((None, None, 3), name="images", dtype="float32")
         hidden = images
         if side is not None:
@@ -80,8 +83,8 @@ class Extractor:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the weights, in hexadecimal."""
-        digest = hashlib.sha256()
+        """SHA-256 over the graph and the weights, in hexadecimal."""
+        digest = hashlib.sha256(self._graph.encode())
         for variable in self._network.weights:
             digest.update(np.asarray(ops.convert_to_numpy(variable), np.float32).tobytes())
         return digest.hexdigest()
@@ -179,11 +182,12 @@ def _from_archive(path: Path) -> Extractor:
     inputs = getattr(network, "inputs", None) or []
     outputs = getattr(network, "outputs", None) or []
     shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]
+    graph = json.dumps(network.get_config(), sort_keys=True)
     match shapes:
         case [(None, None, None, 3), (None, int())]:
-            return Extractor(path.stem, network)
+            return Extractor(path.stem, network, graph=graph)
         case [(None, int() as height, int() as width, 3), (None, int())]:
-            return Extractor(path.stem, network, (height, width))
+            return Extractor(path.stem, network, (height, width), graph=graph)
     raise UserError(
         f"{path}: takes and gives {shapes}; expected one batch of images "
         "(None, H, W, 3) and one of features (None, d)"

@@ -1,65 +1,104 @@
-"""Features of sets of images: batch by batch, and kept for the next time."""
+"""Features of sets of images: block by block, each kept for the next time.
+
+    key of a block = what computes (release, label, digest) + the images' size and contents
+
+Contents are the SHA-256 of the images' files, by which pixels are known whatever the files are
+called. A call that was interrupted goes on from its last block, and of more images only those
+are new that come after the last whole block.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from latentddpm.evaluation.extractors import BATCH, Extractor
-from latentddpm.evaluation.images import ImageSet
+import latentddpm
 from latentddpm.files import atomic_path
+
+FEATURES = "features"
+"""The folder of kept features, below that of an evaluation."""
+
+BLOCK = 256
+"""Images whose features are kept together."""
+
+BATCH = 32
 
 
 class Images(Protocol):
-    """Images of one size that are read when they are asked for."""
+    """Images of one size that are read when they are asked for.
+
+    Attributes:
+        size: (height, width).
+    """
+
+    size: tuple[int, int]
 
     def __len__(self) -> int: ...
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
         """Some of them, uint8 (n, H, W, 3)."""
 
+    def contents(self, numbers: np.ndarray) -> Sequence[str]:
+        """The SHA-256 of the file of each, in hexadecimal."""
 
-def features_of(
-    extractor: Extractor, images: Images, label: str, quiet: bool = False
+
+class Network(Protocol):
+    """What turns images into features.
+
+    Attributes:
+        label: its name.
+        digest: tells it from others of that name.
+    """
+
+    label: str
+    digest: str
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Of uint8 (n, H, W, 3), n ≥ 1: float32 (n, d)."""
+
+
+def kept_features(
+    network: Network, images: Images, folder: Path, label: str, quiet: bool = False
 ) -> np.ndarray:
-    """Features of all images, float32 (N, d).
+    """Features of all images, float32 (N, d), found in `folder` or computed and left there.
 
     Args:
         images: one or more.
         label: of the progress bar, which is shown after two seconds.
     """
-    numbers, parts = np.arange(len(images)), []
+    key = [latentddpm.__version__, network.label, network.digest, images.size]
+    blocks = []
     with tqdm(
         desc=label, total=len(images), unit="image", delay=2, leave=False, disable=quiet
     ) as bar:
-        for start in range(0, len(images), BATCH):
-            batch = images.read(numbers[start : start + BATCH])
-            parts.append(extractor.features(batch))
-            bar.update(len(batch))
-    return np.concatenate(parts)
+        for start in range(0, len(images), BLOCK):
+            numbers = np.arange(start, min(start + BLOCK, len(images)))
+            named = json.dumps([*key, list(images.contents(numbers))])
+            path = folder / f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.npy"
+            features = _read(path)
+            if features is None:
+                parts = []
+                for first in range(0, len(numbers), BATCH):
+                    batch = numbers[first : first + BATCH]
+                    parts.append(network.features(images.read(batch)))
+                    bar.update(len(batch))
+                features = np.concatenate(parts)
+                with atomic_path(path) as temporary:
+                    np.save(temporary, features)
+            blocks.append(features)
+            bar.update(start + len(numbers) - bar.n)
+    return np.concatenate(blocks)
 
 
-def kept_features(
-    extractor: Extractor, images: ImageSet, folder: Path, label: str, quiet: bool = False
-) -> np.ndarray:
-    """The same, found again in `folder` by the next call for these images and this extractor."""
-    key = [
-        extractor.label,
-        extractor.digest,
-        images.catalog.digest,
-        images.rows.tolist(),
-        images.size,
-    ]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    path = folder / f"{digest[:16]}.npy"
-    if path.is_file():
+def _read(path: Path) -> np.ndarray | None:
+    """Features that were kept; None where there are none, or where the file is damaged."""
+    try:
         return np.load(path, allow_pickle=False)
-    features = features_of(extractor, images, label, quiet)
-    with atomic_path(path) as temporary:
-        np.save(temporary, features)
-    return features
+    except (FileNotFoundError, ValueError, EOFError):
+        return None

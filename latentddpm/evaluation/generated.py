@@ -27,7 +27,7 @@ from latentddpm.data.captions import Captions
 from latentddpm.data.images import read_image
 from latentddpm.data.split import Selection
 from latentddpm.errors import UserError
-from latentddpm.files import write_json
+from latentddpm.files import file_digest, write_json
 from latentddpm.pictures import read_metadata, save_png
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.sampling import default_options, make_sampler
@@ -128,6 +128,10 @@ class GeneratedImages:
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Some of the images, uint8 (n, H, W, 3)."""
         return np.stack([read_image(self.path(k), self.size) for k in numbers])
+
+    def contents(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        """The SHA-256 of the file of each, in hexadecimal."""
+        return [file_digest(self.path(k)) for k in numbers]
 
     def draw(self, batch_size: int = 16, quiet: bool = False, label: str | None = None) -> None:
         """Draw what is missing.

@@ -24,7 +24,7 @@ from latentddpm.data.split import split_catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.clip_score import clip_scores
 from latentddpm.evaluation.extractors import Extractor
-from latentddpm.evaluation.features import Images, features_of, kept_features
+from latentddpm.evaluation.features import FEATURES, Images, kept_features
 from latentddpm.evaluation.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.generated import GeneratedImages, Setting, spread_prompts
 from latentddpm.evaluation.images import ImageSet, spread_images
@@ -38,7 +38,7 @@ from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.plotting import new_figure
 
-FEATURES, GENERATED = "features", "generated"
+GENERATED = "generated"
 NEAREST, SWEEP = "nearest.png", "sweep.png"
 LEAST = 6  # images: density looks for the fifth neighbour of each
 SHOWN, NEIGHBOURS = 8, 5  # rows of the picture, and training images in each
@@ -201,7 +201,7 @@ def evaluate_generator(
     for number, setting in enumerate(settings, 1):
         images = GeneratedImages(out / GENERATED, model, setting, prompts, training.size, seed)
         images.draw(batch_size, quiet, f"{number}/{len(settings)} {setting}")
-        features = features_of(extractor, images, "features", quiet)
+        features = kept_features(extractor, images, out / FEATURES, "features", quiet)
         if towers is not None:
             scores = clip_scores(towers, images, prompts, "CLIP", quiet)
         counts = {num_images, floor.count if floor else num_images}

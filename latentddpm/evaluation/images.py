@@ -55,6 +55,12 @@ class ImageSet:
         except UnreadableImage as error:
             raise UserError(str(error)) from None
 
+    def contents(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+        """The SHA-256 of the file of each, in hexadecimal."""
+        return [
+            digest.tobytes().hex() for digest in self.catalog.images["sha256"][self.rows[numbers]]
+        ]
+
     def batches(self, batch_size: int, label: str, quiet: bool = False) -> Iterator[np.ndarray]:
         """All images in order, with a progress bar of that label on stderr."""
         with tqdm(desc=label, total=len(self), unit="image", disable=quiet) as bar:

@@ -21,17 +21,18 @@ from PIL import Image
 from latentddpm.data.captions import Captions
 from latentddpm.data.metadata import text_entries
 from latentddpm.errors import UserError, check_choice, nearest
+from latentddpm.evaluation.features import FEATURES, kept_features
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.report import Report, shown
 from latentddpm.evaluation.samples import check_count
 from latentddpm.files import atomic_path
 from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.digest import weights_digest
 from latentddpm.models.tiling import encode
 from latentddpm.pictures import from_pixels, save_png
 from latentddpm.plotting import new_figure
 
 PROJECTIONS = ("tsne", "umap")
-BATCH = 16
 COMPONENTS = 50
 PERPLEXITY = 30
 NEIGHBOURS = 10
@@ -39,6 +40,20 @@ COLOURED = 10  # groups with a colour of their own; matplotlib has as many
 OTHER, NONE = "other", "(none)"
 POINTS, PICTURES = "latents.png", "latents-images.png"
 CELLS, SIDE = 40, 36  # of the picture made of images: cells in a row, pixels of each
+
+
+class Modes:
+    """The modes of images' latents, scaled, as features for `kept_features`."""
+
+    label = "latents"
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self.autoencoder, self.digest = autoencoder, weights_digest(autoencoder)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Of uint8 (n, H, W, 3): float32 (n, h·w·c)."""
+        mean, _ = encode(self.autoencoder, from_pixels(images))
+        return np.asarray(self.autoencoder.to_latents(mean)).reshape(len(images), -1)
 
 
 def project_latents(
@@ -54,7 +69,7 @@ def project_latents(
     """Draw the images' latents in the plane: as coloured points, and as the images themselves.
 
     Args:
-        out: folder of the two pictures.
+        out: folder of the two pictures; latents are found there again by the next call.
         projection: "tsne", or "umap" where umap-learn is installed.
         group_by: a column of the metadata; None for the first word of the first caption.
         seed: of the projection.
@@ -67,12 +82,7 @@ def project_latents(
     groups, by = image_groups(images, group_by)
     flatten = _projection(projection, seed, len(images))
     new_figure(1, 1)  # what is not installed is told now, not when everything is encoded
-    latents = np.concatenate(
-        [
-            autoencoder.to_latents(encode(autoencoder, from_pixels(pixels))[0])
-            for pixels in images.batches(BATCH, "encode", quiet)
-        ]
-    ).reshape(len(images), -1)
+    latents = kept_features(Modes(autoencoder), images, out / FEATURES, "encode", quiet)
     known = np.array(groups) != NONE
     same, chance = agreement(latents[known], [name for name in groups if name != NONE])
     places = flatten(latents)

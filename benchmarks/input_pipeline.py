@@ -32,7 +32,7 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.latent_space import LatentSpace
-from latentddpm.training import autoencoder, diffusion, networks
+from latentddpm.training import autoencoder_networks, diffusion, diffusion_networks
 from latentddpm.training.loop import make_optimizer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -94,7 +94,7 @@ def measure(
 
     config = load_config(AutoencoderRun, CONFIGS / "emoji-64-vae.yaml")
     batch_size = config.training.batch_size
-    config, model = autoencoder.build_autoencoder(config)
+    config, model = autoencoder_networks.build_autoencoder(config)
     model.compile(make_optimizer(config.training))
     stream = examples.image_examples(
         catalog,
@@ -110,9 +110,9 @@ def measure(
 
     config = load_config(DiffusionRun, CONFIGS / "emoji-64-diffusion.yaml")
     batch_size = config.training.batch_size
-    config, sources = networks.read_sources(config, options.vae)
+    config, sources = diffusion_networks.read_sources(config, options.vae)
     source, vae_config = sources.vae, sources.vae_config
-    unet, text_encoder, tokenizer = networks.build_networks(config, sources)
+    unet, text_encoder, tokenizer = diffusion_networks.build_networks(config, sources)
     model = diffusion.with_text(unet, text_encoder, tokenizer.context_length)
     model.compile(make_optimizer(config.training), loss="mse")
     cache = prepare_latents(

@@ -31,7 +31,7 @@ from latentddpm.models.unet import UNet
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.contract import Contract, compare
 from latentddpm.training.diffusion import Examples, train_diffusion
-from latentddpm.training.networks import check_resolution
+from latentddpm.training.diffusion_networks import check_resolution
 
 NUMBERS = np.random.default_rng(0)
 

@@ -17,8 +17,8 @@ from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline import LatentDiffusion
-from latentddpm.training import autoencoder, diffusion
-from latentddpm.training.networks import Sources, build_networks, read_sources, with_text
+from latentddpm.training import autoencoder_networks, diffusion
+from latentddpm.training.diffusion_networks import Sources, build_networks, read_sources, with_text
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def refused(lab, *overrides, vae=None, kind=DiffusionRun):
     config = settings(lab, *overrides, kind=kind)
     build = partial(read_sources, vae=vae)
     if kind is AutoencoderRun:
-        build = autoencoder.build_autoencoder
+        build = autoencoder_networks.build_autoencoder
     with pytest.raises(UserError) as caught:
         build(config)
     assert "\n" not in str(caught.value), f"expected one line, got {caught.value}"
@@ -123,7 +123,7 @@ def test_bfloat16_keeps_the_weights(lab):
 
 
 def test_train_vae_starts_from_a_models_autoencoder(lab):
-    config, model = autoencoder.build_autoencoder(settings(lab, kind=AutoencoderRun))
+    config, model = autoencoder_networks.build_autoencoder(settings(lab, kind=AutoencoderRun))
     same(model, tiny_autoencoder(), "autoencoder")
     assert config.autoencoder.channels == AUTOENCODER["channels"], "expected the model's sizes"
     assert config.data.resolution == SIZE[0], "expected the size it was trained at"

@@ -25,7 +25,7 @@ from latentddpm.models.unet import UNet
 from latentddpm.pictures import read_metadata
 from latentddpm.pipeline import LatentDiffusion
 from latentddpm.training.diffusion import train_diffusion
-from latentddpm.training.networks import build_networks, read_sources
+from latentddpm.training.diffusion_networks import build_networks, read_sources
 
 ATTENTION = ("query", "key", "value", "out")
 QUERY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

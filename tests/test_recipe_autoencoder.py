@@ -25,12 +25,11 @@ from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
 from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.pipeline import LatentDiffusion
-from latentddpm.training.autoencoder import (
+from latentddpm.training.autoencoder import train_autoencoder, whole_model
+from latentddpm.training.autoencoder_networks import (
     build_adversary,
     build_autoencoder,
     build_perceptual,
-    train_autoencoder,
-    whole_model,
 )
 from latentddpm.training.contract import Contract
 

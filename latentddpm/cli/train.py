@@ -57,12 +57,12 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
 
     settings, run = _settings(AutoencoderRun, **options)
     import_keras()
-    from latentddpm.training import autoencoder
+    from latentddpm.training import autoencoder, autoencoder_networks
     from latentddpm.training.distribute import crew_of, make_strategy, together
 
     if dry_run:
-        settings, model = autoencoder.build_autoencoder(settings)
-        adversary = autoencoder.build_adversary(settings)
+        settings, model = autoencoder_networks.build_autoencoder(settings)
+        adversary = autoencoder_networks.build_adversary(settings)
         judge = adversary and adversary.discriminator
         _echo(settings, encoder=model.encoder, decoder=model.decoder, discriminator=judge)
         return
@@ -94,13 +94,13 @@ def train_diffusion(
 
     settings, run = _settings(DiffusionRun, **options)
     import_keras()
-    from latentddpm.training import diffusion, networks
+    from latentddpm.training import diffusion, diffusion_networks
     from latentddpm.training.distribute import make_strategy, together
 
     if dry_run:
-        settings, sources = networks.read_sources(settings, vae)
+        settings, sources = diffusion_networks.read_sources(settings, vae)
         diffusion.build_schedule(settings)
-        unet, text_encoder, _ = networks.build_networks(settings, sources)
+        unet, text_encoder, _ = diffusion_networks.build_networks(settings, sources)
         _echo(settings, unet=unet, text_encoder=text_encoder)
         return
     devices = make_strategy(strategy)

@@ -41,10 +41,10 @@ from latentddpm.notes import say
 from latentddpm.pictures import grid, save_png
 from latentddpm.pipeline import DEFAULTS, LatentDiffusion
 from latentddpm.training.callbacks import StopEvaluation, averaged_weights
+from latentddpm.training.diffusion_networks import build_networks, read_sources, with_text
 from latentddpm.training.distribute import agreement, crew_of, feed, in_scope
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.loop import compile_options, in_float32, run_steps
-from latentddpm.training.networks import build_networks, read_sources, with_text
 from latentddpm.training.progress import introduce
 from latentddpm.training.resume import agree, check_best, check_run, data_facts
 from latentddpm.training.runlog import RunLog

@@ -1,0 +1,107 @@
+"""The networks of an autoencoder's run: from scratch, or of a finished model.
+
+    images ─► autoencoder ─► reconstructions ─┬─► PerceptualDistance
+                                              └─► Adversary: discriminator and its optimizer
+
+Only the autoencoder is always there, and only it is left in the end.
+"""
+
+from __future__ import annotations
+
+import keras
+
+from latentddpm.config import AutoencoderRun
+from latentddpm.errors import UserError
+from latentddpm.interop.perceptual import load_perceptual
+from latentddpm.modelfolder import read_model_folder
+from latentddpm.models.adversarial import Adversary
+from latentddpm.models.archive import load_archive
+from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.discriminator import PatchDiscriminator
+from latentddpm.models.functional import freeze, remade
+from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
+from latentddpm.training.finetune import adopt_autoencoder
+from latentddpm.training.loop import layer_policy, make_optimizer
+
+
+def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencoder]:
+    """The autoencoder of a configuration: untrained, reproducible by its seed, or that of `init`.
+
+    Returns:
+        The configuration as well, once it agrees with `init`.
+
+    Raises:
+        UserError: sizes that do not fit each other, the resolution, or `init`.
+    """
+    keras.utils.set_random_seed(config.training.seed)
+    base = read_model_folder(config.init) if config.init else None
+    if base is None and config.training.train == "decoder":
+        raise UserError("training.train=decoder: of which model? name it: init=MODEL or --init")
+    if base is not None:
+        config = adopt_autoencoder(config, base)
+    dtype = layer_policy(config.training)
+    if base is not None:
+        model = remade(load_archive(base.file("vae"), Autoencoder), dtype=dtype)
+    else:
+        try:
+            model = Autoencoder(**config.autoencoder.model_dump(), dtype=dtype)
+        except ValueError as error:
+            raise UserError(f"autoencoder: {error}") from None
+    model.check_size(config.data.resolution, config.data.resolution)
+    if config.training.train == "decoder":
+        freeze(model.encoder)
+    return config, model
+
+
+def build_adversary(config: AutoencoderRun) -> Adversary | None:
+    """The discriminator of a configuration with its optimizer; None without one.
+
+    The optimizer is the autoencoder's, but for rate, betas and averages; its clock, which the
+    rate follows, starts with the discriminator's first step.
+
+    Raises:
+        UserError: sizes that do not fit each other, or the resolution.
+    """
+    options, sizes, training = config.adversarial, config.discriminator, config.training
+    if not options.weight:
+        return None
+    needed = 8 * 2 ** (sizes.num_layers - 1)
+    if config.data.resolution < needed:
+        raise UserError(
+            f"discriminator.num_layers: {sizes.num_layers} need a data.resolution of at least "
+            f"{needed}, got {config.data.resolution}; take fewer"
+        )
+    own = {"learning_rate", "betas"}
+    try:
+        network = PatchDiscriminator(**sizes.model_dump(exclude=own), dtype=layer_policy(training))
+    except ValueError as error:
+        raise UserError(f"discriminator: {error}") from None
+    changes = {
+        "learning_rate": sizes.learning_rate or training.learning_rate,
+        "betas": sizes.betas,
+        "num_steps": max(training.num_steps - options.start_step, 1),
+        "ema_momentum": 0.0,
+    }
+    optimizer = make_optimizer(training.model_copy(update=changes))
+    if training.precision == "float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    network.compile(optimizer)
+    return Adversary(network, **options.model_dump())
+
+
+def build_perceptual(config: AutoencoderRun) -> PerceptualDistance | None:
+    """The perceptual distance of a configuration; None without one.
+
+    Raises:
+        UserError: its weights cannot be had, or the resolution.
+    """
+    if config.perceptual.source == "none":
+        if config.training.best_metric == "perceptual":
+            raise UserError("training.best_metric=perceptual: needs a perceptual.source")
+        return None
+    if config.data.resolution < SMALLEST_SIDE:
+        raise UserError(
+            f"perceptual.source: VGG16 needs a data.resolution of at least {SMALLEST_SIDE}, got "
+            f"{config.data.resolution}"
+        )
+    return load_perceptual(config.perceptual.source, layer_policy(config.training))

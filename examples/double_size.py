@@ -8,9 +8,9 @@ what they meant:
     decoder   the old one, then twice the size
 
 Outside, everything begins as near to that as its form allows: the decoder repeats its last
-features twice in each direction, the encoder averages pairs of pixels, up to one row and column of
-its reach (see `pairs_averaged`). Then the encoder alone learns, by the squared error of the moments
-(distillation; Hinton et al. 2015):
+features twice in each direction, the encoder averages pairs of pixels, up to one row and column
+of its reach (see `pairs_averaged`). Then the encoder alone learns, by the squared error of the
+moments (distillation; Hinton et al. 2015):
 
     loss = mean |mean − mean_old|² + 0.01 · mean |logvar − logvar_old|²
 
@@ -74,7 +74,7 @@ def doubled(old: Autoencoder) -> Autoencoder:
 
 
 def inward(name: str) -> str:
-    """`down_0_block_1` → `down_1_block_1`: what a layer of the old network is called in the new."""
+    """`down_0_block_1` → `down_1_block_1`: what the new network calls a layer of the old one."""
     direction, *rest = name.split("_", 2)
     if direction not in ("down", "up"):
         return name
@@ -97,20 +97,17 @@ def pairs_averaged(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if width < 4 * colours:
         raise ValueError(f"{width} channels, needed are {4 * colours}")
     taps = {"pair": np.array([0.0, 0.5, 0.5]), "before": np.array([1.0, 0.0, 0.0])}
-    seen = {-1: ("before", 0), 0: ("pair", 0), 1: ("pair", 2)}  # what, and at which row
-    place = {
-        names: index
-        for index, names in enumerate((a, b) for a in taps for b in taps)
-    }
+    kept = [(rows, columns) for rows in taps for columns in taps]
     first = np.zeros((3, 3, colours, width))
-    for (rows, columns), index in place.items():
+    for index, (rows, columns) in enumerate(kept):
         for colour in range(colours):
             first[:, :, colour, index * colours + colour] = np.outer(taps[rows], taps[columns])
+    seen = [("before", 0), ("pair", 0), ("pair", 2)]  # of pairs i − 1, i, i + 1: what, and where
     second = np.zeros((3, 3, width, width))
-    for row, (rows, at) in seen.items():
-        for column, (columns, there) in seen.items():
-            index = colours * place[rows, columns]
-            second[at, there, index : index + colours] += kernel[row + 1, column + 1]
+    for row, (rows, at) in enumerate(seen):
+        for column, (columns, there) in enumerate(seen):
+            start = kept.index((rows, columns)) * colours
+            second[at, there, start : start + colours] += kernel[row, column]
     return first, second
 
 

@@ -94,6 +94,9 @@ class AdversarialConfig(Section):
     weight: float = Field(0.0, ge=0, description="of the generator's loss; 0: no discriminator")
     loss: Literal["hinge", "vanilla"] = "hinge"
     start_step: int = Field(0, ge=0, description="steps without it: first a good reconstruction")
+    warmup_steps: int = Field(
+        0, ge=0, description="after start_step, over which the weight rises from 0"
+    )
     adaptive: bool = Field(True, description="weigh so that both terms pull at the decoder alike")
     r1_weight: float = Field(0.0, ge=0, description="of the penalty on the slope at real images")
 

@@ -118,6 +118,26 @@ def test_a_step_equals_its_formulas(perceptual, loss):
     assert logs["random_vgg16"] > 0, "the perceptual term is not logged"
 
 
+def test_the_discriminator_gets_its_say_little_by_little():
+    """A step of plain descent is linear in the weight: a quarter of it is a quarter of the way."""
+    adversary = build(start_step=3, warmup_steps=4, adaptive=False).adversary
+    shares = [float(adversary.share(step)) for step in range(9)]
+    assert shares == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1], f"got {shares}"
+
+    def kernel(**options):
+        model = build(adaptive=False, **options)
+        fit(model, batch())
+        return np.asarray(model.decoder.last_kernel)
+
+    without, whole, quarter = (
+        kernel(weight=0.0),
+        kernel(weight=0.8),
+        kernel(warmup_steps=4, weight=0.8),
+    )
+    np.testing.assert_allclose(quarter - without, (whole - without) / 4, atol=1e-6)
+    assert np.abs(whole - without).max() > 1e-4, "the adversarial term moves nothing"
+
+
 def test_the_terms_move_the_autoencoder(perceptual):
     """diffusers' script takes the perceptual loss without gradients: there it moves nothing."""
     plain, watched, played = (

@@ -10,7 +10,11 @@ weighed against the reconstruction at the last layer θ_L of the decoder (Esser 
 
     λ = ‖∇_{θ_L} L_rec‖ / (‖∇_{θ_L} L_G‖ + δ),   clipped to [0, 10⁴],   δ = 10⁻⁴
 
-so that both pull at the decoder alike, whatever the scale of logits.
+so that both pull at the decoder alike, whatever the scale of logits. A discriminator that has
+learned nothing yet pulls at random, and λ makes that as strong; over `warmup_steps` n from
+`start_step` t₀ on, the generator's loss therefore counts a share that rises,
+
+    w_t = λ · min(1, (t − t₀ + 1) / n)                                  0 before t₀
 
     R1 (Mescheder et al. 2018): L_D += γ/2 · E‖∇_x D(x)‖²   of the mean logit, on real images only
 """
@@ -46,9 +50,10 @@ class Adversary:
 
     Attributes:
         discriminator: tells reconstructions from images; compiled with an optimizer of its own.
-        weight: of the generator's loss, on top of λ.
+        weight: of the generator's loss, on top of w_t.
         loss: "hinge" or "vanilla".
         start_step: the first step of the autoencoder's optimizer with an adversary.
+        warmup_steps: over which the discriminator gets its say.
         adaptive: weigh with λ; else λ = 1.
         r1_weight: γ.
 
@@ -61,12 +66,13 @@ class Adversary:
     weight: float = 0.5
     loss: str = "hinge"
     start_step: int = 0
+    warmup_steps: int = 0
     adaptive: bool = True
     r1_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, LOSSES)
-        for name in ("weight", "start_step", "r1_weight"):
+        for name in ("weight", "start_step", "warmup_steps", "r1_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")
         if not self.discriminator.compiled:
@@ -84,6 +90,11 @@ class Adversary:
             "discriminator": self.discriminator.variables,
             "discriminator_optimizer": self.optimizer.variables,
         }
+
+    def share(self, step: Any) -> Any:
+        """Of the generator's loss at a step of the autoencoder's optimizer, 0 … 1."""
+        played = ops.cast(step - self.start_step + 1, "float32")
+        return ops.clip(played / max(self.warmup_steps, 1), 0.0, 1.0)
 
     def generator_loss(self, fake_logits: Any) -> Any:
         """L_G of each image: logits (B, h, w, 1) → (B,)."""

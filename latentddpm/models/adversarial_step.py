@@ -6,7 +6,7 @@ the autoencoder through x̂ alone, so one pass back through it carries both:
 
     s_rec = ∂L_rec/∂x̂        s_G = ∂L_G/∂x̂               back through VGG16 and D
     λ     = ‖s_rec · ∂x̂/∂θ_L‖ / (‖s_G · ∂x̂/∂θ_L‖ + δ)    the last layer only
-    ∇θ    = (s_rec + λ w s_G) · ∂x̂/∂θ + ∇θ (w_KL L_KL)    the whole autoencoder
+    ∇θ    = (s_rec + w_t w s_G) · ∂x̂/∂θ + ∇θ (w_KL L_KL)    the whole autoencoder
 
 λ belongs to the global batch: the two gradients at the last layer are summed over micro-batches
 and replicas before their norms are taken. With several micro-batches (`accumulation_steps`) the
@@ -58,7 +58,7 @@ class Round:
         return [self.tape.gradient(end, variable.value, output_gradients=pull) for pull in pulls]
 
     def gradients(self, variables: list[keras.Variable], weight: tf.Tensor) -> list[tf.Tensor]:
-        """∇θ, with `weight` = λ w."""
+        """∇θ, with `weight` = w_t w."""
         pull = dict(self.pull)
         pull["reconstruction"] += weight * self.generator_pull
         return self.tape.gradient(
@@ -89,7 +89,7 @@ def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
         return sums, played[0].terms
 
     (at_last, discriminator_gradients), terms, number = model.over_batch(*arguments, play)
-    weight = tf.cast(active, tf.float32)
+    weight = adversary.share(model.optimizer.iterations)
     if adversary.adaptive:
         scale = model.optimizer.scale_loss(number)
         weight *= adaptive_weight(*(pull / scale for pull in replicas.all_reduce(at_last)))

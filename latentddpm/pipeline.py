@@ -322,6 +322,15 @@ class LatentDiffusion:
         width = default[1] if width is None else width
         if height is None or width is None:
             raise UserError("height and width: this model names no size of its own; give both")
+        self.check_size(height, width)
+        return height, width
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse pixels that the autoencoder or the UNet cannot divide.
+
+        Raises:
+            UserError: naming the nearest valid sizes.
+        """
         self.autoencoder.check_size(height, width)
         coarsest = self.autoencoder.downsample_factor * self.unet.downsample_factor
         for name, pixels in (("height", height), ("width", width)):
@@ -331,7 +340,6 @@ class LatentDiffusion:
                     f"{name} {pixels} is not a multiple of {coarsest}, the autoencoder's times "
                     f"the UNet's downsample factor; nearest valid: {low} or {low + coarsest}"
                 )
-        return height, width
 
 
 def _given(latents: np.ndarray, seeds: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:

@@ -81,7 +81,9 @@ def test_splits_are_those_of_training(folder):
     assert validation, "expected some of forty images to be kept out"
     assert training | validation == set(range(40)), "expected the splits to cover all"
     assert not training & validation, "expected no image in both"
-    with pytest.raises(UserError, match=r"validation_fraction=0\.0 keeps out none of 40 images"):
+    with pytest.raises(
+        UserError, match="--validation-fraction 0 by path leaves it none of 40 images"
+    ):
         emoji(folder, split="validation", data=DataConfig(validation_fraction=0.0))
     with pytest.raises(UserError, match="did you mean 'validation'"):
         emoji(folder, split="valid")
@@ -204,7 +206,10 @@ def test_the_command_prints_a_table_and_leaves_its_numbers(folder, tmp_path):
         (("--validation-fraction", 2), "data.validation_fraction"),
         (("--validation-by", "name"), "data.validation_by"),
         (("--resolution", 30), "30"),
+        (("--resolution", 0), "--resolution"),
         (("--limit", 0), "--limit"),
+        (("--sweep", "steps=1,2"), "--sweep: is for --generator, which was not asked for"),
+        (("--nll", "--extractor", "hed"), "--extractor: is for --autoencoder or --generator"),
     ],
 )
 def test_what_does_not_fit_is_one_line(folder, options, message):

@@ -185,6 +185,8 @@ def test_a_sweep_is_every_combination(model):
     assert settings[0] == Setting("ddim", 2, "trailing", 1.0), f"first is {settings[0]}"
     assert settings[-1] == Setting("unipc", 3, "trailing", 2.5), f"last is {settings[-1]}"
     assert settings_of(model, {}) == [Setting.of(model)], "no sweep: one setting"
+    with pytest.raises(UserError, match="steps is given as 5 as well"):
+        settings_of(model, swept, num_steps=5)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +243,10 @@ def test_the_training_images_themselves_are_at_no_distance():
     assert same.frechet < 1e-9, f"Fréchet distance {same.frechet} of a set to itself"
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1), f"of a set to itself: {same}"
     assert same.near is None, "no image is held back, so none says what is near"
+    told = heading(
+        {**dict.fromkeys(("frechet", "kernel", "seed", "floor", "clip")), "training_images": 50}
+    )
+    assert "held back  fewer than 6 images: nothing says what is good, or near" in told
 
 
 # --- The whole -----------------------------------------------------------------------------
@@ -330,7 +336,8 @@ def test_clip_scores_are_a_column_of_their_own():
     assert measures.clip_error == pytest.approx(scores[10:].std(ddof=1) / 30**0.5)
     bare = References(training, None).measure(features)
     assert (bare.clip, bare.clip_error) == (None, None)
-    report = {"frechet": "F", "kernel": "K", "training_images": 40, "seed": 0, "clip": None}
+    report = {"frechet": "F", "kernel": "K", "training_images": 40, "seed": 0}
+    report = {**report, "floor": None, "clip": None}
     told = {**report, "clip": {"label": "tiny", "digest": "0" * 64}}
     for kind, row, words in ((report, bare, False), (told, measures, True)):
         head, line = heading(kind).splitlines(), table_row(None, row)
@@ -348,14 +355,14 @@ def run(*arguments):
     ("options", "message"),
     [
         (["--generator"], "--generator: needs --extractor, and --out"),
-        (["--lora=x"], "--lora: changes what --generator and --nll measure; add one of them"),
+        (["--lora=x"], "--lora: is for --generator or --nll, which was not asked for"),
         (["--nll", "--lora=x:0.5"], "--lora x:0.5: x: no such file"),
-        (["--clip=."], "--clip: scores generated images with their captions; add --generator"),
+        (["--clip=."], "--clip: is for --generator, which was not asked for"),
         (["--generator", "--split", "validation"], "compares with the training images"),
     ],
 )
 def test_the_command_refuses_in_one_line(options, message, tmp_path):
-    if len(options) > 1:
+    if options[1:] and options[0] == "--generator":
         options = [*options, "--out", tmp_path / "out", "--extractor", "hed"]
     answer = run("--model", "emoji-64", "--data", EMOJI, *options)
     assert answer.exit_code == 2, f"exit code {answer.exit_code}, expected 2: {answer.output}"

@@ -88,6 +88,15 @@ def test_the_digest_of_a_file_is_that_of_its_graph_too(tmp_path):
     assert digests[0] != digests[1], "maxima and means have one digest"
 
 
+def test_images_that_are_too_small_are_told(tmp_path):
+    layers = [keras.Input((None, None, 3)), keras.layers.Conv2D(2, 9)]
+    keras.Sequential([*layers, keras.layers.GlobalMaxPooling2D()]).save(tmp_path / "nine.keras")
+    extractor = load_extractor(str(tmp_path / "nine.keras"))
+    extractor.check_size(9, 12)
+    with pytest.raises(UserError, match="nine takes no images of 8×12: too small"):
+        extractor.check_size(8, 12)
+
+
 def test_models_that_fit_no_images_are_refused(tmp_path):
     message = refused(saved(tmp_path / "grey.keras", (None, None, 1)))
     assert "grey.keras: takes and gives [(None, None, None, 1), (None, 1)]; expected" in message

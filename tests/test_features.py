@@ -1,6 +1,8 @@
 """Features that are kept: computed once, and never taken for those of something else."""
 
 import copy
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from conftest import EMOJI
 from PIL import Image
 
 import latentddpm
+from latentddpm import interrupt
 from latentddpm.evaluation import features
 from latentddpm.evaluation.features import kept_features
 from latentddpm.evaluation.images import ImageSet, open_images
@@ -97,11 +100,12 @@ def test_what_was_interrupted_goes_on_from_its_last_block(tmp_path):
     class Interrupted(Colours):
         def features(self, images):
             if self.shown >= 10:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
             return super().features(images)
 
     images = emoji(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
+    told = "6 of 20 features done; the same command goes on from there"
+    with interrupt.listening(), pytest.raises(interrupt.Stopped, match=told):
         kept(images, tmp_path, Interrupted())
     assert kept(images, tmp_path) == 20 - 6, "expected the first block of six to be kept"
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from latentddpm import __version__
-from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
+from latentddpm.cli.evaluate_options import check_used, drawing_options
 from latentddpm.cli.options import FOLDER, data_option, lora_option, model_option
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError
@@ -26,44 +25,6 @@ from latentddpm.startup import import_keras
 RESULTS = "evaluation.json"
 COMPARED = "training"
 """The split that generated images are compared with; those it leaves are their floor."""
-
-
-def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Options of --generator: which images are drawn, and how."""
-    for option in (
-        click.option(
-            "--clip",
-            type=FOLDER,
-            help="Local folder of a CLIPModel, to score images and captions.",
-        ),
-        click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True),
-        click.option(
-            "--sweep",
-            multiple=True,
-            metavar="KEY=A,B,…",
-            help="Compare settings: steps, guidance, sampler, spacing; may be given repeatedly.",
-        ),
-        click.option("--guidance-scale", type=float, help="1 = none [default: the model's]."),
-        click.option(
-            "--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's]."
-        ),
-        click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's]."),
-        click.option(
-            "--steps", "num_steps", type=int, help="Sampler steps [default: the model's]."
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0, 2**32 - 1),
-            default=0,
-            show_default=True,
-            help="Of the first image, and of all draws.",
-        ),
-        click.option(
-            "--num-images", type=int, default=500, show_default=True, help="To generate."
-        ),
-    ):
-        function = option(function)
-    return function
 
 
 @click.command()
@@ -94,7 +55,9 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--validation-fraction", type=float, default=0.05, show_default=True)
 @click.option("--validation-by", default="path", show_default=True, help="path or caption.")
 @click.option("--limit", type=click.IntRange(1), help="Images at most, spread evenly over all.")
-@click.option("--resolution", type=int, help="Side in pixels [default: the model's own].")
+@click.option(
+    "--resolution", type=click.IntRange(1), help="Side in pixels [default: the model's own]."
+)
 @click.option(
     "--caption-template",
     "caption_templates",
@@ -157,17 +120,16 @@ def evaluate(
     from latentddpm.config import AutoencoderRun, load_config
     from latentddpm.loras import apply_loras, read_loras
 
+    autoencoder = autoencoder or not (nll or latents or generator)
+    parts = {"autoencoder": autoencoder, "nll": nll, "latents": latents, "generator": generator}
+    check_used({part for part, wanted in parts.items() if wanted})
     if generator and (out is None or extractor is None):
         raise UserError("--generator: needs --extractor, and --out, where its images are kept")
     if generator and split not in (None, COMPARED):
         raise UserError(f"--split {split}: --generator compares with the {COMPARED} images")
     split = split or (COMPARED if generator else "all")
-    if clip is not None and not generator:
-        raise UserError("--clip: scores generated images with their captions; add --generator")
     if latents and out is None:
         raise UserError("--latents: leaves pictures; name a folder with --out")
-    if loras and not (nll or generator):
-        raise UserError("--lora: changes what --generator and --nll measure; add one of them")
     changes = read_loras(loras)
     folder = read_model_folder(model)
     size = _size(folder, resolution)
@@ -193,14 +155,22 @@ def evaluate(
     if changes:
         apply_loras(whole, changes)
     vae = whole.autoencoder if whole else load_archive(folder.file("vae"), Autoencoder)
+    (whole or vae).check_size(*size)
     settings = settings_of(whole, parse_sweep(sweep), **setting) if generator else []
     features = load_extractor(extractor) if extractor else None
+    if features:
+        features.check_size(*size)
     distance = load_perceptual(perceptual) if perceptual else None
     towers = load_clip_towers(clip) if clip else None
 
     def tell(text: str) -> None:
         if not machine:
             click.echo(text)
+
+    def keep(part: str, values: dict[str, Any]) -> None:
+        results[part] = values
+        if out is not None:
+            write_json(out / RESULTS, results)
 
     with tempfile.TemporaryDirectory() as scratch:
         catalog = (out or Path(scratch)) / "catalog"
@@ -234,7 +204,7 @@ def evaluate(
                 quiet=quiet,
             )
             tell(f"\nbound\n{report.text}")
-            results["bound"] = report.values
+            keep("bound", report.values)
         if latents:
             report = project_latents(
                 vae,
@@ -246,8 +216,8 @@ def evaluate(
                 quiet=quiet,
             )
             tell(f"\nlatents\n{report.text}")
-            results["latents"] = report.values
-        if autoencoder or not (nll or latents or generator):
+            keep("latents", report.values)
+        if autoencoder:
             report = evaluate_autoencoder(
                 vae,
                 images,
@@ -257,10 +227,10 @@ def evaluate(
                 quiet=quiet,
             )
             tell(f"\nautoencoder\n{report.text}")
-            results["autoencoder"] = report.values
+            keep("autoencoder", report.values)
         if generator:
             tell("\ngenerator")
-            results["generator"] = evaluate_generator(
+            values = evaluate_generator(
                 whole,
                 settings,
                 images,
@@ -274,8 +244,7 @@ def evaluate(
                 quiet=quiet,
                 tell=tell,
             )
-    if out is not None:
-        write_json(out / RESULTS, results)
+            keep("generator", values)
     if machine:
         click.echo(json.dumps(results, indent=2, ensure_ascii=False))
 

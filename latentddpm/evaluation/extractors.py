@@ -81,6 +81,20 @@ class Extractor:
         ]
         return np.concatenate([ops.convert_to_numpy(batch) for batch in batches])
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images that are too small for the network's convolutions and poolings.
+
+        Raises:
+            UserError: naming the size.
+        """
+        try:
+            images = keras.KerasTensor((None, height, width, 3))
+            self._network.compute_output_spec({"images": images})
+        except ValueError:
+            raise UserError(
+                f"--extractor: {self.label} takes no images of {height}×{width}: too small"
+            ) from None
+
     @property
     def digest(self) -> str:
         """SHA-256 over the graph and the weights, in hexadecimal."""
@@ -121,7 +135,8 @@ def load_extractor(name: str) -> Extractor:
     path = Path(name)
     if path.suffix == ".keras" and path.is_file():
         return _from_archive(path)
-    hint = ": no such file" if path.suffix == ".keras" else nearest(name, (INCEPTION, HED))
+    known = f" is not known{nearest(name, (INCEPTION, HED))}"
+    hint = ": no such file" if path.suffix == ".keras" else known
     raise UserError(
         f"--extractor {name!r}{hint}; choose {INCEPTION!r}, '{INCEPTION}:FILE', {HED!r} "
         "or a .keras file"

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import latentddpm
+from latentddpm import interrupt
 from latentddpm.files import atomic_path
 
 FEATURES = "features"
@@ -71,29 +72,44 @@ def kept_features(
     Args:
         images: one or more.
         label: of the progress bar, which is shown after two seconds.
+
+    Raises:
+        interrupt.Stopped: a signal came; the blocks before it are kept.
     """
     key = [latentddpm.__version__, network.label, network.digest, images.size]
-    blocks = []
-    with tqdm(
-        desc=label, total=len(images), unit="image", delay=2, leave=False, disable=quiet
-    ) as bar:
-        for start in range(0, len(images), BLOCK):
-            numbers = np.arange(start, min(start + BLOCK, len(images)))
-            named = json.dumps([*key, list(images.contents(numbers))])
-            path = folder / f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.npy"
-            features = _read(path)
-            if features is None:
-                parts = []
-                for first in range(0, len(numbers), BATCH):
-                    batch = numbers[first : first + BATCH]
-                    parts.append(network.features(images.read(batch)))
-                    bar.update(len(batch))
-                features = np.concatenate(parts)
-                with atomic_path(path) as temporary:
-                    np.save(temporary, features)
-            blocks.append(features)
-            bar.update(start + len(numbers) - bar.n)
+    blocks, kept = [], 0
+    try:
+        with tqdm(
+            desc=label, total=len(images), unit="image", delay=2, leave=False, disable=quiet
+        ) as bar:
+            while kept < len(images):
+                numbers = np.arange(kept, min(kept + BLOCK, len(images)))
+                named = json.dumps([*key, list(images.contents(numbers))])
+                path = folder / f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.npy"
+                features = _read(path)
+                if features is None:
+                    features = _features(network, images, numbers, bar)
+                    with atomic_path(path) as temporary:
+                        np.save(temporary, features)
+                blocks.append(features)
+                kept += len(numbers)
+                bar.update(kept - bar.n)
+    except interrupt.Stopped as signal:
+        raise interrupt.Stopped(
+            signal.number,
+            f"stopped by a signal with {kept} of {len(images)} {label} done; the same command "
+            f"goes on from there ({folder})",
+        ) from None
     return np.concatenate(blocks)
+
+
+def _features(network: Network, images: Images, numbers: np.ndarray, bar: tqdm) -> np.ndarray:
+    parts = []
+    for start in range(0, len(numbers), BATCH):
+        batch = numbers[start : start + BATCH]
+        parts.append(network.features(images.read(batch)))
+        bar.update(len(batch))
+    return np.concatenate(parts)
 
 
 def _read(path: Path) -> np.ndarray | None:

@@ -84,7 +84,6 @@ class References:
     """
 
     def __init__(self, training: np.ndarray, held_back: np.ndarray | None) -> None:
-        check_count("density and coverage", len(training), LEAST)
         self.training, self.held_back = training, held_back
         self.floor = held_back is not None and len(held_back) >= LEAST
         self._statistics = Statistics().add(training)
@@ -161,6 +160,7 @@ def evaluate_generator(
     """
     if num_images < LEAST:
         raise UserError(f"--num-images: {num_images}, expected at least {LEAST}")
+    check_count("density and coverage", len(training), LEAST)
     if towers is not None and model.text_encoder is None:
         raise UserError("--clip: this model is unconditional: no image has words to be held to")
     if len(settings) > 1:
@@ -201,7 +201,7 @@ def evaluate_generator(
     for number, setting in enumerate(settings, 1):
         images = GeneratedImages(out / GENERATED, model, setting, prompts, training.size, seed)
         images.draw(batch_size, quiet, f"{number}/{len(settings)} {setting}")
-        features = kept_features(extractor, images, out / FEATURES, "features", quiet)
+        features = kept_features(extractor, images, out / FEATURES, "drawn images", quiet)
         if towers is not None:
             scores = clip_scores(towers, images, prompts, "CLIP", quiet)
         counts = {num_images, floor.count if floor else num_images}
@@ -238,14 +238,19 @@ def heading(report: dict[str, Any]) -> str:
     """What the numbers of a report are, and the names of the table's columns."""
     clip = report["clip"]
     words = [f"CLIP       score by {clip['label']}, weights {clip['digest'][:12]}"] if clip else []
+    floor = [
+        "held back  images kept out of training, as if they had been generated",
+        "near       share nearer to a training image than all but 5 % of those held back",
+    ]
+    if not report["floor"]:
+        floor = [f"held back  fewer than {LEAST} images: nothing says what is good, or near"]
     return "\n".join(
         [
             *words,
             f"Fréchet    {report['frechet']}",
             f"kernel     {report['kernel']}, ± 95 % confidence",
             f"against    {report['training_images']} training images; seed {report['seed']}",
-            "held back  images kept out of training, as if they had been generated",
-            "near       share nearer to a training image than all but 5 % of those held back",
+            *floor,
             "",
             f"{'sampler':16}{'steps':>6} {'spacing':9}{'guidance':>9}{'n':>7}{'Fréchet':>10}"
             f"{'kernel':>11} {'±':9}{'precision':>10}{'recall':>8}{'density':>9}"

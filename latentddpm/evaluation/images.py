@@ -102,8 +102,9 @@ def open_images(
         selection = split_catalog(found, data)[SPLITS.index(split) - 1]
         if not len(selection):
             raise UserError(
-                f"--split {split}: data.validation_fraction={data.validation_fraction} keeps "
-                f"out none of {len(found)} images; raise it, or evaluate on --split all"
+                f"--split {split}: --validation-fraction {data.validation_fraction:g} by "
+                f"{data.validation_by} leaves it none of {len(found)} images; change it, or "
+                "evaluate on --split all"
             )
     return spread_images(found, selection, size, limit)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from latentddpm import interrupt
 from latentddpm.data.captions import Captions
 from latentddpm.data.metadata import text_entries
 from latentddpm.errors import UserError, check_choice, nearest
@@ -56,6 +57,7 @@ class Modes:
         return np.asarray(self.autoencoder.to_latents(mean)).reshape(len(images), -1)
 
 
+@interrupt.listening()
 def project_latents(
     autoencoder: Autoencoder,
     images: ImageSet,
@@ -76,13 +78,14 @@ def project_latents(
 
     Raises:
         UserError: too few images, no such column, a library that is not installed.
+        interrupt.Stopped: a signal came; what was encoded is kept.
     """
     check_choice("--projection", projection, PROJECTIONS)
     check_count("a picture of latents", len(images), NEIGHBOURS + 2)
     groups, by = image_groups(images, group_by)
     flatten = _projection(projection, seed, len(images))
     new_figure(1, 1)  # what is not installed is told now, not when everything is encoded
-    latents = kept_features(Modes(autoencoder), images, out / FEATURES, "encode", quiet)
+    latents = kept_features(Modes(autoencoder), images, out / FEATURES, "latents", quiet)
     known = np.array(groups) != NONE
     same, chance = agreement(latents[known], [name for name in groups if name != NONE])
     places = flatten(latents)

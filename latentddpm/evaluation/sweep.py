@@ -45,8 +45,13 @@ def settings_of(
     """Every combination of what is swept; the rest is as given, else the model's default.
 
     Raises:
-        UserError: see `Setting.of`; before anything is drawn.
+        UserError: what is swept is given as well, or see `Setting.of`; before anything is drawn.
     """
+    for key, name in KEYS.items():
+        if name in swept and fixed.get(name) is not None:
+            raise UserError(
+                f"--sweep {key}=…: {key} is given as {fixed[name]} as well; leave one out"
+            )
     return [
         Setting.of(model, **{**fixed, **dict(zip(swept, values, strict=True))})
         for values in itertools.product(*swept.values())

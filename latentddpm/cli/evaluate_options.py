@@ -1,0 +1,79 @@
+"""Options of `evaluate` for some of its parts, and which parts those are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+from click.core import ParameterSource
+
+from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
+from latentddpm.cli.options import FOLDER
+from latentddpm.errors import UserError
+
+USED_BY = {
+    "loras": ("generator", "nll"),
+    "extractor": ("autoencoder", "generator"),
+    "perceptual": ("autoencoder",),
+    "caption_templates": ("generator", "nll"),
+    "nll_timesteps": ("nll",),
+    **dict.fromkeys(("projection", "group_by"), ("latents",)),
+    **dict.fromkeys(("num_images", "sweep", "batch_size", "clip"), ("generator",)),
+    **dict.fromkeys(
+        ("num_steps", "sampler", "timestep_spacing", "guidance_scale"), ("generator",)
+    ),
+}
+"""The parts that an option is for; given without any of them it is refused."""
+
+
+def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of --generator: which images are drawn, and how."""
+    for option in (
+        click.option(
+            "--clip",
+            type=FOLDER,
+            help="Local folder of a CLIPModel, to score images and captions.",
+        ),
+        click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True),
+        click.option(
+            "--sweep",
+            multiple=True,
+            metavar="KEY=A,B,…",
+            help="Compare settings: steps, guidance, sampler, spacing; may be given repeatedly.",
+        ),
+        click.option("--guidance-scale", type=float, help="1 = none [default: the model's]."),
+        click.option(
+            "--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's]."
+        ),
+        click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's]."),
+        click.option(
+            "--steps", "num_steps", type=int, help="Sampler steps [default: the model's]."
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Of the first image, and of all draws.",
+        ),
+        click.option(
+            "--num-images", type=int, default=500, show_default=True, help="To generate."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def check_used(parts: set[str]) -> None:
+    """Refuse options that none of the parts asked for would look at.
+
+    Raises:
+        UserError: naming the parts that would.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        users = USED_BY.get(parameter.name)
+        given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if users and given and not parts & set(users):
+            wanted = " or ".join(f"--{part}" for part in users)
+            raise UserError(f"{parameter.opts[0]}: is for {wanted}, which was not asked for")

@@ -241,7 +241,7 @@ def test_the_estimate_grows_with_the_pixels(autoencoder):
 # --- What users ask for --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tile", ["no", 0, -8, "", None, "12x12"])
+@pytest.mark.parametrize("tile", ["no", 0, -8, 8.5, True, "", None, "12x12"])
 def test_a_tile_that_is_none(autoencoder, tile):
     with pytest.raises(UserError, match=r"tile: .*expected 'auto', 'off' or the height"):
         decode(autoencoder, normal(1, 4, 4, 4), tile)

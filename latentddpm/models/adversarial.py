@@ -16,7 +16,8 @@ learned nothing yet pulls at random, and λ makes that as strong; over `warmup_s
 
     w_t = λ · min(1, (t − t₀ + 1) / n)                                  0 before t₀
 
-    R1 (Mescheder et al. 2018): L_D += γ/2 · E‖∇_x D(x)‖²   of the mean logit, on real images only
+Where discriminators run away, R1 holds them (Mescheder et al. 2018): L_D gains γ/2 · E‖∇_x D(x)‖²,
+of the mean logit of an image, on real images only.
 """
 
 from __future__ import annotations
@@ -31,11 +32,10 @@ from latentddpm.errors import check_choice
 from latentddpm.models.discriminator import PatchDiscriminator
 
 LOSSES = ("hinge", "vanilla")
-TERMS = (
-    *("generator", "discriminator", "logits_real", "logits_fake"),
-    *("adaptive_weight", "discriminator_gradient_norm"),
-)
-"""What a step logs beside the autoencoder's own terms: L_G, L_D, mean logits, λ, ‖∇L_D‖."""
+JUDGED = ("generator", "discriminator", "logits_real", "logits_fake")
+TERMS = (*JUDGED, "adaptive_weight", "discriminator_gradient_norm")
+"""What a step logs beside the autoencoder's own terms: L_G, L_D without R1, mean logits, λ (0
+before the discriminator is there), ‖∇L_D‖."""
 
 DELTA = 1e-4
 MAX_WEIGHT = 1e4

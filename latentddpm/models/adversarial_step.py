@@ -28,7 +28,7 @@ import keras
 import tensorflow as tf
 
 from latentddpm.models import replicas
-from latentddpm.models.adversarial import Adversary, adaptive_weight
+from latentddpm.models.adversarial import JUDGED, Adversary, adaptive_weight
 from latentddpm.models.train_step import dense_gradients
 
 
@@ -136,18 +136,16 @@ def _play(model: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> Round:
 
     adversary: Adversary = model.adversary
     images, reconstruction = x["images"], outputs["reconstruction"]
-    unseen = tf.zeros(()), tf.zeros(()), tf.zeros(()), tf.zeros(())
-    generator_pull, gradients, played = tf.cond(
+    generator_pull, gradients, judged = tf.cond(
         active,
         lambda: _against(adversary, images, reconstruction, total, number),
         lambda: (
             tf.zeros_like(reconstruction),
             [tf.zeros(v.shape, v.dtype) for v in adversary.discriminator.trainable_variables],
-            unseen,
+            [tf.zeros(()) for _ in JUDGED],
         ),
     )
-    names = "generator", "discriminator", "logits_real", "logits_fake"
-    terms = {**terms, **dict(zip(names, played, strict=True))}
+    terms = {**terms, **dict(zip(JUDGED, judged, strict=True))}
     return Round(tape, outputs, pull, generator_pull, gradients, terms)
 
 
@@ -157,8 +155,8 @@ def _against(
     reconstruction: tf.Tensor,
     total: Callable[[tf.Tensor], tf.Tensor],
     number: tf.Tensor,
-) -> tuple[tf.Tensor, list[tf.Tensor], tuple[tf.Tensor, ...]]:
-    """∂L_G/∂x̂, the discriminator's gradients, and the terms of the log.
+) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+    """∂L_G/∂x̂, the discriminator's gradients, and the terms `JUDGED`.
 
     Each image is judged once: the two losses share the logits, not the variables they move.
     """
@@ -173,13 +171,12 @@ def _against(
         else:
             real, penalty = network(images, training=True), 0.0
         discriminator = tf.reduce_mean(adversary.discriminator_loss(real, fake))
-        judged = adversary.optimizer.scale_loss(
-            (discriminator + adversary.r1_weight * penalty) * number
-        )
+        loss = discriminator + adversary.r1_weight * penalty
+        discriminator_total = adversary.optimizer.scale_loss(loss * number)
     return (
         tape.gradient(generator_total, reconstruction),
-        dense_gradients(tape, judged, network.trainable_variables),
-        (generator, discriminator, tf.reduce_mean(real), tf.reduce_mean(fake)),
+        dense_gradients(tape, discriminator_total, network.trainable_variables),
+        [generator, discriminator, tf.reduce_mean(real), tf.reduce_mean(fake)],
     )
 
 

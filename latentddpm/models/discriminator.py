@@ -28,12 +28,17 @@ from keras import initializers, layers, ops
 
 from latentddpm.errors import check_choice
 from latentddpm.models.functional import FunctionalModel, constructor_arguments
-from latentddpm.models.layers import PACKAGE, GroupNormalization, Shape
+from latentddpm.models.layers import PACKAGE, Shape, group_norm
 
 NORMS = ("group", "instance", "none")
 LEAK = 0.2
 MAX_WIDTH = 8
 """The widest layer, in units of `channels`."""
+
+
+def smallest_side(num_layers: int) -> int:
+    """Sides of images that a discriminator of so many layers gives 2×2 logits for."""
+    return 4 * 2**num_layers
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -61,9 +66,10 @@ class SpectralConv2D(layers.Conv2D):
 
     def call(self, inputs):
         left, right = (ops.stop_gradient(vector) for vector in self._vectors())
-        matrix = ops.reshape(self.kernel, (-1, self.filters))
-        sigma = ops.sum(left * ops.matmul(matrix, right))
-        outputs = self.convolution_op(inputs, self.kernel / ops.cast(sigma, self.kernel.dtype))
+        matrix = self._matrix()
+        matrix = matrix / ops.sum(left * ops.matmul(matrix, right))
+        kernel = ops.reshape(ops.cast(matrix, self.compute_dtype), self.kernel.shape)
+        outputs = self.convolution_op(inputs, kernel)
         return outputs if self.bias is None else outputs + self.bias
 
     # A Keras convolution would store kernel and bias only.
@@ -75,9 +81,13 @@ class SpectralConv2D(layers.Conv2D):
 
     def _vectors(self) -> tuple[Any, Any]:
         """v and u after one more iteration, from the stored u."""
-        matrix = ops.reshape(self.kernel, (-1, self.filters))
-        left = _unit(ops.matmul(matrix, ops.cast(self.direction, matrix.dtype)))
+        matrix = self._matrix()
+        left = _unit(ops.matmul(matrix, ops.cast(self.direction, "float32")))
         return left, _unit(ops.matmul(ops.transpose(matrix), left))
+
+    def _matrix(self) -> Any:
+        """W, in float32 whatever the layer computes in."""
+        return ops.cast(ops.reshape(self.kernel, (-1, self.filters)), "float32")
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -92,7 +102,7 @@ class PatchDiscriminator(FunctionalModel):
         spectral_norm: divide every kernel by its largest singular value.
 
     Call arguments:
-        inputs: (B, H, W, image_channels) in [-1, 1], sides of at least 8 · 2^(num_layers − 1).
+        inputs: (B, H, W, image_channels) in [-1, 1], sides of at least `smallest_side`.
 
     Returns:
         Logits (B, h, w, 1), float32; large where a patch looks real.
@@ -127,11 +137,7 @@ class PatchDiscriminator(FunctionalModel):
             hidden = _convolution(hidden, width, stride, spectral_norm, dtype, f"conv_{level}")
             if level > 0 and norm != "none":
                 groups = width if norm == "instance" else min(norm_groups, width)
-                if width % groups:
-                    raise ValueError(f"norm_groups={groups} does not divide {width} channels")
-                hidden = GroupNormalization(
-                    groups, epsilon=1e-5, dtype=dtype, name=f"norm_{level}"
-                )(hidden)
+                hidden = group_norm(width, groups, 1e-5, dtype=dtype, name=f"norm_{level}")(hidden)
             # LeakyReLU; its own gradient, inside a condition, is one TensorFlow complains about.
             hidden = ops.maximum(hidden, LEAK * hidden)
         logits = _convolution(hidden, 1, 1, spectral_norm, "float32", "logits")

@@ -23,6 +23,7 @@ from latentddpm.errors import UserError
 from latentddpm.models.autoencoder import LOGVAR_RANGE, Autoencoder
 from latentddpm.models.compiled import compiled, has_replicas
 from latentddpm.models.functional import remade
+from latentddpm.models.latent_space import LatentSpace
 from latentddpm.models.strips import run_in_strips
 
 AUTO, OFF = "auto", "off"
@@ -50,7 +51,7 @@ def decode(
     decoder, factor = autoencoder.decoder, autoencoder.downsample_factor
     rows = _rows(tile, factor)
     latents = np.asarray(latents, np.float32)
-    raw = latents / np.float32(autoencoder.scaling_factor)
+    raw = LatentSpace(autoencoder.scaling_factor).to_raw(latents)
 
     def run(network: keras.Model) -> np.ndarray:
         return _Half(network, autoencoder, "decode", 1, factor).run(raw, tile, rows, progress)
@@ -116,8 +117,8 @@ def check_tile(tile: Any) -> Tile:
     if tile in (AUTO, OFF):
         return tile
     try:
-        height = int(tile)
-    except (TypeError, ValueError):
+        height = int(str(tile))  # of a number as well: 64.5 is none
+    except ValueError:
         height = 0
     if height < 1:
         raise UserError(

@@ -17,7 +17,7 @@ from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.adversarial import Adversary
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.models.discriminator import PatchDiscriminator
+from latentddpm.models.discriminator import PatchDiscriminator, smallest_side
 from latentddpm.models.functional import freeze, remade
 from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
 from latentddpm.training.finetune import adopt_autoencoder
@@ -65,7 +65,7 @@ def build_adversary(config: AutoencoderRun) -> Adversary | None:
     options, sizes, training = config.adversarial, config.discriminator, config.training
     if not options.weight:
         return None
-    needed = 8 * 2 ** (sizes.num_layers - 1)
+    needed = smallest_side(sizes.num_layers)
     if config.data.resolution < needed:
         raise UserError(
             f"discriminator.num_layers: {sizes.num_layers} need a data.resolution of at least "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from latentddpm.errors import UserError
 from latentddpm.files import file_digest
 from latentddpm.modelfolder import LORA
+from latentddpm.provenance import beside
 
 if TYPE_CHECKING:
     from latentddpm.pipeline import LatentDiffusion
@@ -70,8 +71,7 @@ def remembered_loras(source: Path | None, traces: Iterable[Any]) -> list[Lora]:
             scale = float(trace["scale"])
         except (TypeError, KeyError, ValueError):
             raise UserError(f"{source}: its metadata has loras: {trace!r:.100}") from None
-        places = [source.parent / name, Path(name)]
-        path = next((path for path in places if path.is_file()), None)
+        path = beside(source, name)
         if path is None or file_digest(path) != sha256:
             raise UserError(
                 f"{source}: was made with {name} (SHA-256 {str(sha256)[:12]}), which is not "

@@ -49,7 +49,7 @@ FLOW = [
     ["data.latents_index", "data.latents_build", "data.latents", "data.examples"],
     ["data"],
     # Where all parts meet: the model folder and `generate`, which training and interop end in.
-    ["modelfolder", "seeds", "initimage", "sampling", "pipeline"],
+    ["modelfolder", "seeds", "initimage", "provenance", "sampling", "pipeline"],
     ["interop"],
     ["evaluation.extractors"],
     ["loras"],
@@ -71,7 +71,7 @@ FLOW = [
     ["training.diffusion_networks", "training.encode", "training.diffusion"],
     ["training"],
     ["evaluation"],
-    ["commands", "describe_data", "describe", "cli", "__main__"],
+    ["generation", "describe_data", "describe", "cli", "__main__"],
 ]
 
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.

@@ -1,9 +1,4 @@
-"""What `generate` does around the one call: options, files, metadata.
-
-A PNG made here carries all that is needed to make it again: `--from` reads it back. Of a
-picture it started from, and of its mask, it carries the name and the SHA-256: those two files
-have to be there again, and to be the same.
-"""
+"""What `generate` does around the one call: options, files, and what goes into them."""
 
 from __future__ import annotations
 
@@ -21,45 +16,17 @@ import latentddpm
 from latentddpm.choices import SAMPLERS
 from latentddpm.data.crew import ALONE, Crew
 from latentddpm.errors import UserError, check_choice
-from latentddpm.files import file_digest
 from latentddpm.initimage import InitImage, read_init_image
 from latentddpm.loras import apply_loras, read_loras, remembered_loras
-from latentddpm.modelfolder import ModelFolder, read_model_folder, ready_models
+from latentddpm.modelfolder import read_model_folder
 from latentddpm.pictures import grid as make_grid
-from latentddpm.pictures import read_metadata, save_png
+from latentddpm.pictures import save_png
+from latentddpm.provenance import comparison, input_file, model_name, read_making, traces
 from latentddpm.seeds import image_seeds
 from latentddpm.startup import import_keras
 from latentddpm.timing import collect, timed
 
 DEFAULT_MODEL = "emoji-64"
-NUMBER = (int, float)
-# Of the metadata that `--from` needs, and that it may find.
-MAKING = {"prompts": list, "seed": int, "model_digest": str}
-OTHER_MAKING = {
-    "model": str,
-    "negative_prompt": str,
-    "num_steps": int,
-    "sampler": str,
-    "timestep_spacing": str,
-    "sampler_options": dict,
-    "guidance_scale": NUMBER,
-    "guidance_rescale": NUMBER,
-    "height": int,
-    "width": int,
-    "num_images": int,
-    "init_image": str,
-    "init_image_sha256": str,
-    "strength": NUMBER,
-    "mask": str,
-    "mask_sha256": str,
-    "loras": list,
-}
-SAMPLER_OPTIONS = {
-    "eta": NUMBER,
-    "sigma_spacing": str,
-    "steps_offset": int,
-    "set_alpha_to_one": bool,
-}
 
 
 def generate_images(
@@ -99,8 +66,7 @@ def generate_images(
     given = {key: value for key, value in given.items() if value is not None}
     remembered, original = {}, None
     if source:
-        remembered = read_metadata(source)
-        _check_metadata(source, remembered)
+        remembered = read_making(source)
         with Image.open(source) as image:
             original = np.asarray(image.convert("RGB"))  # `out` may be the same file
         own_sampler = options["sampler"] in (None, remembered.get("sampler"))
@@ -118,7 +84,7 @@ def generate_images(
         check_choice("sampler", options["sampler"], SAMPLERS)
     _check_out(out, 1 if grid else len(prompts) * options["num_images"])
     files = {
-        name: _input_file(name, path, source, remembered)
+        name: input_file(name, path, source, remembered)
         for name, path in (("init_image", init_image), ("mask", mask))
     }
     changes = read_loras(loras) or remembered_loras(source, remembered.get("loras") or [])
@@ -164,10 +130,10 @@ def generate_images(
             with timed("write"):
                 made = {
                     "latentddpm": latentddpm.__version__,
-                    "model": _model_name(folder),
+                    "model": model_name(folder),
                     "model_digest": folder.digest,
                     **settings,
-                    **_traces(files, start),
+                    **traces(files, start),
                     **({"loras": pipeline.loras} if changes else {}),
                 }
                 if grid:
@@ -183,7 +149,7 @@ def generate_images(
                     save_png(target, pixels, record)
             crew.barrier()
     if source and pictures and not quiet:
-        print(_comparison(source, original, pictures[0]), file=sys.stderr)
+        print(comparison(source, original, pictures[0]), file=sys.stderr)
     if timing:
         for name, seconds in spent.items():
             print(f"{seconds:8.2f} s  {name}", file=sys.stderr)
@@ -206,54 +172,6 @@ def _devices(strategy: str) -> Iterator[Crew]:
         yield ALONE
     else:
         raise UserError(f"--strategy {strategy}: needs KERAS_BACKEND=tensorflow, not {backend}")
-
-
-def _check_metadata(source: Path, metadata: Any) -> None:
-    """Refuse a file whose making cannot be repeated: anyone can write a PNG."""
-    for key in MAKING:
-        if not isinstance(metadata, dict) or key not in metadata:
-            raise UserError(f"{source}: its metadata has no {key}")
-    for key, kind in {**MAKING, **OTHER_MAKING}.items():
-        value = metadata.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise UserError(f"{source}: its metadata has {key}: {value!r}")
-    for key, value in (metadata.get("sampler_options") or {}).items():
-        kind = SAMPLER_OPTIONS.get(key)
-        if (
-            kind is None
-            or not isinstance(value, kind)
-            or (isinstance(value, bool) != (kind is bool))
-        ):
-            raise UserError(f"{source}: its metadata has sampler_options {key}: {value!r}")
-
-
-def _input_file(
-    name: str, given: Path | None, source: Path | None, remembered: dict[str, Any]
-) -> Path | None:
-    """The picture to start from, or its mask: the one given, or the one `source` remembers.
-
-    Raises:
-        UserError: it is gone, or is not the one that `source` was made from.
-    """
-    own, digest = remembered.get(name), remembered.get(f"{name}_sha256")
-    if own is None:
-        return given
-    option = f"--{name.replace('_', '-')}"
-    if given is None:
-        own = Path(own).name  # a name, not a path: anyone can write a PNG
-        places = [source.parent / own, Path(own)]
-        given = next((path for path in places if path.is_file()), None)
-        if given is None:
-            raise UserError(
-                f"{source}: was made from {own} (SHA-256 {str(digest)[:12]}), which is not "
-                f"beside it; give it with {option}"
-            )
-    if given.is_file() and file_digest(given) != digest:
-        raise UserError(
-            f"{given}: is not the {own} that {source} was made from "
-            f"(SHA-256 {str(digest)[:12]}); give that one with {option}"
-        )
-    return given
 
 
 def _start(files: dict[str, Path | None], options: dict[str, Any]) -> InitImage | None:
@@ -282,16 +200,6 @@ def _settings(
     return {**settings, "sampler_options": {**own, **given}}
 
 
-def _traces(files: dict[str, Path | None], start: InitImage | None) -> dict[str, Any]:
-    """What a PNG says about the picture it started from."""
-    traces = {}
-    for name, path in files.items():
-        if path is not None:
-            traces[name] = path.name
-            traces[f"{name}_sha256"] = file_digest(path)
-    return traces if start is None else {**traces, "strength": start.strength}
-
-
 def _check_out(out: Path | None, count: int) -> None:
     """Refuse a name for `count` pictures that is not a folder or one PNG."""
     if out is None or not out.suffix or out.is_dir():
@@ -317,19 +225,3 @@ def _targets(
 
 def _slug(text: str) -> str:
     return re.sub(r"\W+", "-", text.lower()).strip("-")[:48] or "image"
-
-
-def _model_name(folder: ModelFolder) -> str:
-    """How to find the model again: a ready model by its name, another by its path."""
-    if folder.path.parent in ready_models():
-        return folder.path.name
-    return str(folder.path)
-
-
-def _comparison(source: Path, original: np.ndarray, pixels: np.ndarray) -> str:
-    if original.shape != pixels.shape:
-        return f"another size than {source}"
-    largest = int(np.abs(original.astype(int) - pixels).max())
-    if largest == 0:
-        return f"every pixel as in {source}"
-    return f"differs from {source} by at most {largest} of 255"

@@ -207,6 +207,9 @@ def test_a_sweep_that_makes_no_sense(options, message):
 def test_a_setting_that_cannot_be_drawn_is_told_before_anything_is(model):
     with pytest.raises(UserError, match="num_steps"):
         settings_of(model, {"num_steps": [2, 0]})
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(UserError, match="guidance_scale: expected a number of at least 0"):
+            settings_of(model, {"guidance_scale": [2.0, wrong]})
     unconditional = copy.copy(model)
     unconditional.text_encoder = None
     with pytest.raises(UserError, match="unconditional: there is no guidance"):

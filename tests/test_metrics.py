@@ -219,6 +219,8 @@ def test_too_few_samples_are_counted_in_one_line():
 
 
 def test_features_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="of pairs: 4 and 5 samples"):
+        paired_kernel_distance(np.zeros((4, 2)), np.zeros((5, 2)))
     with pytest.raises(ValueError, match="of one d"):
         samples.check_features("kernel distance", 3, np.zeros((4, 2)), np.zeros((4, 3)))
     with pytest.raises(ValueError, match="not finite"):

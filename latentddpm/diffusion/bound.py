@@ -85,7 +85,7 @@ def timestep_bands(schedule: NoiseSchedule, count: int | None = None) -> np.ndar
         timestep that holds more than its share makes for fewer bands than `count`.
 
     Raises:
-        UserError: fewer than 2 bands, or a schedule of one timestep.
+        UserError: fewer than 2 bands.
     """
     last = schedule.num_train_timesteps
     if count is None or count >= last:

@@ -30,6 +30,16 @@ from latentddpm.errors import UserError
 Array = Any
 
 
+def check_guidance_scale(guidance_scale: float) -> None:
+    """Refuse what is no guidance scale.
+
+    Raises:
+        UserError: it is negative or not finite.
+    """
+    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise UserError(f"guidance_scale: expected a number of at least 0, got {guidance_scale!r}")
+
+
 class ClassifierFreeGuidance:
     """A `denoiser(noisy_latents, timesteps)` for samplers, guided by a context.
 
@@ -64,10 +74,7 @@ class ClassifierFreeGuidance:
         guidance_scale: float,
         guidance_rescale: float = 0.0,
     ) -> None:
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise UserError(
-                f"guidance_scale: expected a number of at least 0, got {guidance_scale!r}"
-            )
+        check_guidance_scale(guidance_scale)
         if not 0 <= guidance_rescale <= 1:
             raise UserError(
                 f"guidance_rescale: expected 0 (none) to 1 (all), got {guidance_rescale!r}"

@@ -71,10 +71,10 @@ def evaluate_autoencoder(
     labels = {**LABELS, **({"perceptual": perceptual.label} if perceptual else {})}
     each: dict[str, list[np.ndarray]] = {name: [] for name in labels}
     features = []  # of batches: (2, B, d)
-    latents = Statistics()
+    statistics = Statistics()  # of the latents at every position
     for originals in images.batches(BATCH, "reconstruct", quiet):
-        codes, rebuilt = reconstruct(autoencoder, originals)
-        latents.add(codes.reshape(-1, codes.shape[-1]))
+        latents, rebuilt = reconstruct(autoencoder, originals)
+        statistics.add(latents.reshape(-1, latents.shape[-1]))
         for name, measure in (("psnr", psnr), ("ssim", ssim), ("rmse", rmse)):
             each[name].append(measure(rebuilt, originals))
         if perceptual is not None:
@@ -87,7 +87,7 @@ def evaluate_autoencoder(
     parts = [_per_image(labels, values)]
     if extractor is not None:
         parts.append(_distances(extractor, *np.concatenate(features, axis=1)))
-    parts.append(_latents(latents))
+    parts.append(_latents(statistics))
     if out is not None:
         key = "perceptual" if perceptual else "psnr"
         order = np.argsort(values[key] if perceptual else -values[key], kind="stable")
@@ -168,7 +168,7 @@ def _save_grid(
     pictures, names = [], {}
     for title, numbers in zip(GROUPS, groups, strict=True):
         originals = images.read(numbers)
-        pictures += [grid([originals, reconstruct(autoencoder, originals)[1]])]
+        pictures.append(grid([originals, reconstruct(autoencoder, originals)[1]]))
         names[title] = [images.where(number) for number in numbers]
     gap = np.full((GROUP_GAP, *pictures[0].shape[1:]), 255, np.uint8)
     best, median, worst = pictures

@@ -33,9 +33,9 @@ def clip_score(towers: ClipTowers, images: np.ndarray, captions: Sequence[str]) 
     """
     if len(images) != len(captions):
         raise ValueError(f"clip_score: {len(images)} images and {len(captions)} captions")
-    texts = list(dict.fromkeys(captions))
-    rows = [texts.index(caption) for caption in captions]
-    seen, said = towers.embed_images(images), towers.embed_texts(texts)[rows]
+    rows = {text: row for row, text in enumerate(dict.fromkeys(captions))}
+    texts = towers.embed_texts(list(rows))
+    seen, said = towers.embed_images(images), texts[[rows[caption] for caption in captions]]
     return 100 * np.maximum(np.sum(seen * said, axis=1, dtype="float64"), 0)
 
 

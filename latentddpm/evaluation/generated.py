@@ -26,6 +26,7 @@ from latentddpm import interrupt
 from latentddpm.data.captions import Captions
 from latentddpm.data.images import read_image
 from latentddpm.data.split import Selection
+from latentddpm.diffusion.guidance import check_guidance_scale
 from latentddpm.errors import UserError
 from latentddpm.files import file_digest, write_json
 from latentddpm.pictures import read_metadata, save_png
@@ -60,13 +61,13 @@ class Setting:
                 "there is no guidance, expected 1"
             )
         setting = cls(**{name: model.defaults[name] for name in cls.__annotations__} | given)
+        check_guidance_scale(setting.guidance_scale)
         make_sampler(
             model.schedule,
             model.defaults,
             setting.sampler,
             setting.num_steps,
             setting.timestep_spacing,
-            None,
         )
         return setting
 

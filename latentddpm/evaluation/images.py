@@ -42,7 +42,8 @@ class ImageSet:
         """Some of the images, by their numbers here: uint8 (n, H, W, 3).
 
         Raises:
-            UserError: a file that cannot be read any more, though it could be scanned.
+            UserError: a file that is no image any more, though it was one when it was scanned.
+            OSError: one that is not there any more.
         """
 
         def pixels(row: int) -> np.ndarray:

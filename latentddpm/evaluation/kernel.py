@@ -73,8 +73,11 @@ def paired_kernel_distance(x: np.ndarray, y: np.ndarray) -> KernelDistance:
 
     Raises:
         UserError: fewer samples.
+        ValueError: not as many of one as of the other.
     """
     x, y = check_features("kernel distance", LEAST, x, y)
+    if len(x) != len(y):
+        raise ValueError(f"kernel distance of pairs: {len(x)} and {len(y)} samples")
     n = len(x)
     sums = _sums(x, x) + _sums(y, y) - _sums(x, y) - _sums(y, x)
     sums -= _own(x, x) + _own(y, y) - 2 * _own(x, y)

@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"  # offline, `transformers` hands out an empty CLIP tokenizer
 
 import shutil
+import time
 from pathlib import Path
 
 import keras
@@ -36,3 +37,9 @@ def emoji_folder(tmp_path):
     folder = tmp_path / "emoji"
     shutil.copytree(EMOJI, folder, ignore=shutil.ignore_patterns("*.md"))
     return folder
+
+
+def age(path, seconds=60):
+    """Date a file back: too young time stamps are not trusted."""
+    past = time.time() - seconds
+    os.utime(path, (past, past))

@@ -10,6 +10,7 @@ import time
 import nasty
 import numpy as np
 import pytest
+from conftest import age
 from PIL import Image
 
 from latentddpm.config import DataConfig
@@ -32,12 +33,6 @@ def save(path, seed, side=4):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     Image.fromarray(pixels).save(path, compress_level=0)
-
-
-def age(path, seconds=60):
-    """Date a file back: too young time stamps are not trusted."""
-    past = time.time() - seconds
-    os.utime(path, (past, past))
 
 
 class Bench:

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from limits import file_size_limit
-from tiny import CONTEXT_LENGTH, SIZE, perturb, tiny_autoencoder, tiny_model
+from tiny import SIZE, endpoint_inputs, perturb, tiny_autoencoder, tiny_model
 
 from latentddpm.cli import main
 from latentddpm.errors import UserError
@@ -68,17 +68,7 @@ def written(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inputs(model):
-    numbers = np.random.default_rng(0)
-    factor = model.autoencoder.downsample_factor
-    latents = (BATCH, HEIGHT // factor, WIDTH // factor, model.autoencoder.latent_channels)
-    return {
-        "images": numbers.uniform(-1, 1, (BATCH, HEIGHT, WIDTH, 3)).astype("float32"),
-        "latents": numbers.normal(size=latents).astype("float32"),
-        "noisy_latents": numbers.normal(size=latents).astype("float32"),
-        "timesteps": np.array([0, 0.5, 500, 998.25, 999], "float32"),
-        "context": numbers.normal(size=(BATCH, 7, 16)).astype("float32"),
-        "token_ids": numbers.integers(0, 49408, (BATCH, CONTEXT_LENGTH)).astype("int32"),
-    }
+    return endpoint_inputs(model, HEIGHT, WIDTH, 7, seed=0)
 
 
 def arguments(model):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from limits import file_size_limit
-from tiny import CONTEXT_LENGTH, SIZE, perturb, tiny_autoencoder, tiny_model
+from tiny import CONTEXT_LENGTH, SIZE, endpoint_inputs, perturb, tiny_autoencoder, tiny_model
 
 from latentddpm.errors import UserError
 from latentddpm.files import file_digest
@@ -92,17 +92,7 @@ def manifest(written):
 
 @pytest.fixture(scope="module")
 def inputs(model):
-    numbers = np.random.default_rng(1)
-    factor = model.autoencoder.downsample_factor
-    latents = (BATCH, HEIGHT // factor, WIDTH // factor, model.autoencoder.latent_channels)
-    return {
-        "images": numbers.uniform(-1, 1, (BATCH, HEIGHT, WIDTH, 3)).astype("float32"),
-        "latents": numbers.normal(size=latents).astype("float32"),
-        "noisy_latents": numbers.normal(size=latents).astype("float32"),
-        "timesteps": np.array([0, 0.5, 500, 998.25, 999], "float32"),
-        "context": numbers.normal(size=(BATCH, LENGTH, 16)).astype("float32"),
-        "token_ids": numbers.integers(0, 49408, (BATCH, CONTEXT_LENGTH)).astype("int32"),
-    }
+    return endpoint_inputs(model, HEIGHT, WIDTH, LENGTH, seed=1)
 
 
 def run_file(kind, file, name, inputs):

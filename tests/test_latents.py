@@ -2,17 +2,16 @@
 when anything about it is not as it should be."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import age
 from PIL import Image
 
 from latentddpm.data import latents, latents_build
@@ -49,12 +48,6 @@ def save(path, seed, size=24):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 4), np.uint8)
     Image.fromarray(pixels).save(path, compress_level=0)
-
-
-def age(path, seconds=60):
-    """Date a file back: too young time stamps are not trusted."""
-    past = time.time() - seconds
-    os.utime(path, (past, past))
 
 
 class Bench:

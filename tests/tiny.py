@@ -102,3 +102,18 @@ def few_emoji(folder, count=10):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(EMOJI / name, folder / name)
     (folder / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
+
+
+def endpoint_inputs(model, height, width, length, seed):
+    """Five of everything that an exported endpoint takes, by name; contexts of `length` tokens."""
+    numbers = np.random.default_rng(seed)
+    factor = model.autoencoder.downsample_factor
+    latents = (5, height // factor, width // factor, model.autoencoder.latent_channels)
+    return {
+        "images": numbers.uniform(-1, 1, (5, height, width, 3)).astype("float32"),
+        "latents": numbers.normal(size=latents).astype("float32"),
+        "noisy_latents": numbers.normal(size=latents).astype("float32"),
+        "timesteps": np.array([0, 0.5, 500, 998.25, 999], "float32"),
+        "context": numbers.normal(size=(5, length, 16)).astype("float32"),
+        "token_ids": numbers.integers(0, 49408, (5, CONTEXT_LENGTH)).astype("int32"),
+    }

@@ -169,9 +169,21 @@ class TarWriter:
         self._tar.members.clear()  # else the names of all members stay in memory
 
 
-class TFRecordWriter:
-    """See `data.records`."""
+class RecordWriter:
+    """One record an image, see `data.records`, in a file that a subclass opens."""
 
+    _file: Any
+
+    def add(self, number: int, name: str, data: bytes, columns: Mapping[str, Any]) -> int:
+        record = make_record(data, name, columns_json(columns))
+        self._file.write(record)
+        return len(record)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TFRecordWriter(RecordWriter):
     suffix = ".tfrecord"
 
     def __init__(self, path: Path) -> None:
@@ -179,31 +191,13 @@ class TFRecordWriter:
 
         self._file = tf.io.TFRecordWriter(str(path))
 
-    def add(self, number: int, name: str, data: bytes, columns: Mapping[str, Any]) -> int:
-        record = make_record(data, name, columns_json(columns))
-        self._file.write(record)
-        return len(record)
 
-    def close(self) -> None:
-        self._file.close()
-
-
-class ArrayRecordWriter:
-    """See `data.records`."""
-
+class ArrayRecordWriter(RecordWriter):
     suffix = ".array_record"
 
     def __init__(self, path: Path) -> None:
         # One record a chunk: that is what reading in any order wants.
         self._file = array_record().ArrayRecordWriter(str(path), "group_size:1")
-
-    def add(self, number: int, name: str, data: bytes, columns: Mapping[str, Any]) -> int:
-        record = make_record(data, name, columns_json(columns))
-        self._file.write(record)
-        return len(record)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 KINDS: dict[str, type[Writer]] = {

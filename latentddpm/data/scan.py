@@ -41,6 +41,8 @@ def open_catalog(
 ) -> Catalog:
     """The catalog of what is at a place: opened when nothing has changed, else made.
 
+    Files that cannot be read are named on stderr.
+
     Args:
         place: see `sources.open_source`.
         folder: of the catalog, made when missing. Two processes that want one take turns.
@@ -73,6 +75,8 @@ def open_catalog(
     if not len(catalog) and missing and crew.chief:
         shutil.rmtree(missing[-1])  # a catalog of nothing is no reason to leave a folder
     require_images(catalog, strict)
+    if crew.chief:
+        catalog.report()
     return catalog
 
 

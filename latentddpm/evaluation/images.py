@@ -95,7 +95,6 @@ def open_images(
     """
     check_choice("--split", split, SPLITS)
     found = open_catalog(place, catalog, quiet=quiet)
-    found.report()
     if split == "all":
         selection = Selection(len(found))
     else:

@@ -100,8 +100,6 @@ def train_autoencoder(
     quiet = quiet or not crew.chief
     catalog = catalog or out / "catalog"
     catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, crew=crew)
-    if crew.chief:
-        catalog.report()
     facts = {}
     if config.init:
         facts["init"] = read_model_folder(config.init).digest

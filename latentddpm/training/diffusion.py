@@ -122,8 +122,6 @@ def train_diffusion(
     quiet = quiet or not crew.chief
     catalog = catalog or latents / "catalog"
     catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, crew=crew)
-    if crew.chief:
-        catalog.report()
     vae_digest = sources.vae.parts["vae"]["digest"]
     by_caption = config.data.validation_by == "caption"
     facts = {"captions": catalog.row_digest} if tokenizer or by_caption else {}

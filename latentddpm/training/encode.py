@@ -53,8 +53,6 @@ def encode_folder(
     crew = crew_of(strategy)
     catalog = catalog or out / "catalog"
     catalog = open_catalog(data, catalog, strict=strict, quiet=quiet or not crew.chief, crew=crew)
-    if crew.chief:
-        catalog.report()
     return prepare_latents(
         catalog,
         out,

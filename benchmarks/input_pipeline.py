@@ -20,7 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-from latentddpm.config import AutoencoderRun, DiffusionRun, load_config
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.config_file import load_config
 from latentddpm.data import examples
 from latentddpm.data.captions import Captions
 from latentddpm.data.draws import Draws

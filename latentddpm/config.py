@@ -1,23 +1,17 @@
-"""What a run is told: validated settings, read from YAML and `--set a.b=c`.
+"""What a run can be told: its settings with their defaults, types and ranges.
 
-Every field has a default, so a file holds only what differs. An unknown key is an error
-that names the nearest known one; nothing is guessed or ignored. The sections mirror the
-constructors they feed: `autoencoder:` holds the arguments of `Autoencoder`, `unet:` those
-of `UNet`, `schedule:` those of `NoiseSchedule`, `adversarial:` those of `Adversary`.
+Every field has a default, so a file holds only what differs (see `config_file`). The sections
+mirror the constructors they feed: `autoencoder:` holds the arguments of `Autoencoder`, `unet:`
+those of `UNet`, `schedule:` those of `NoiseSchedule`, `adversarial:` those of `Adversary`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
-import yaml
 from pydantic import Field
 from pydantic_core import PydanticCustomError
-
-from latentddpm.errors import UserError, nearest
 
 
 class Section(pydantic.BaseModel):
@@ -286,102 +280,3 @@ class DiffusionRun(Section):
     lora: LoraConfig = LoraConfig()
     training: DiffusionTraining = DiffusionTraining()
     samples: SamplesConfig = SamplesConfig()
-
-
-Run = TypeVar("Run", bound=Section)
-
-
-def load_config(
-    kind: type[Run],
-    path: str | Path | None = None,
-    overrides: tuple[str, ...] = (),
-    **given: Any,
-) -> Run:
-    """Settings of `kind` from a YAML file, then `a.b=c` overrides on top.
-
-    Args:
-        given: keys of the top level that have options of their own; None where not given.
-
-    Raises:
-        UserError: missing or malformed file, unknown key, value of the wrong type or range.
-    """
-    settings: dict[str, Any] = {}
-    source = "config"
-    if path is not None:
-        source = str(path)
-        try:
-            settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such config file") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(settings, dict):
-            raise UserError(f"{path}: expected sections such as `data:`, found {settings!r}")
-    for override in overrides:
-        _override(settings, override)
-    settings |= {key: str(value) for key, value in given.items() if value is not None}
-    return parse_config(kind, settings, source)
-
-
-def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "config") -> Run:
-    """Validate nested settings.
-
-    Raises:
-        UserError: one line that names the first wrong key, its value and what is expected.
-    """
-    try:
-        return kind.model_validate(settings)
-    except pydantic.ValidationError as error:
-        raise UserError(f"{source}: {_explain(kind, error)}") from None
-
-
-def dump_config(config: Section) -> str:
-    """The settings as YAML, all keys."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _override(settings: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override}: expected section.key=value")
-    *sections, name = key.strip().split(".")
-    for section in sections:
-        settings = settings.setdefault(section, {})
-        if not isinstance(settings, dict):
-            raise UserError(f"--set {override}: {section} is a value, not a section")
-    try:
-        settings[name] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
-    if isinstance(settings[name], str) and text.strip()[0] not in "'\"":
-        # YAML 1.1 reads 1e-4 as a string, people mean a number (and quote what is none).
-        with contextlib.suppress(ValueError):
-            settings[name] = float(settings[name])
-
-
-def _known_part(kind: Any, location: tuple[str | int, ...]) -> list[str | int]:
-    """A place without the names that pydantic gives to the members of a union."""
-    known = []
-    for part in location:
-        fields = getattr(kind, "model_fields", None)
-        if isinstance(part, str) and fields is None:
-            break
-        known.append(part)
-        kind = fields[part].annotation if fields and part in fields else None
-    return known
-
-
-def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:
-    errors = error.errors()
-    # Each member of a union complains of the first wrong key: the one that got farthest is meant.
-    of_first = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
-    first = max(of_first, key=lambda one: len(one["loc"]))
-    location = [part for part in first["loc"] if isinstance(part, str)]
-    key = ".".join(map(str, _known_part(kind, first["loc"])))
-    if first["type"] == "extra_forbidden":
-        section: Any = kind
-        for part in location[:-1]:
-            section = section.model_fields[part].annotation
-        known = list(section.model_fields)
-        return f"unknown key {key}{nearest(location[-1], known)}; known: {', '.join(known)}"
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

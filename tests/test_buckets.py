@@ -12,7 +12,8 @@ from conftest import EMOJI
 from PIL import Image
 from tiny import tiny_autoencoder
 
-from latentddpm.config import DiffusionData, DiffusionRun, parse_config
+from latentddpm.config import DiffusionData, DiffusionRun
+from latentddpm.config_file import parse_config
 from latentddpm.data import latents_build
 from latentddpm.data.buckets import buckets_of, make_buckets, table
 from latentddpm.data.crew import ALONE, Crew

@@ -12,10 +12,8 @@ from latentddpm.config import (
     DiscriminatorConfig,
     ScheduleConfig,
     UNetConfig,
-    dump_config,
-    load_config,
-    parse_config,
 )
+from latentddpm.config_file import dump_config, load_config, parse_config
 from latentddpm.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

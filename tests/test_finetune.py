@@ -10,7 +10,8 @@ from tiny import AUTOENCODER, SIZE, UNET, few_emoji, tiny_autoencoder, tiny_mode
 
 from latentddpm import interop
 from latentddpm.cli import main
-from latentddpm.config import AutoencoderRun, DiffusionRun, load_config
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.config_file import load_config
 from latentddpm.errors import UserError
 from latentddpm.interop.convert import convert_from
 from latentddpm.modelfolder import read_model_folder

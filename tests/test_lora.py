@@ -14,7 +14,8 @@ from tiny import few_emoji, tiny_model
 
 from latentddpm import interop
 from latentddpm.cli import main
-from latentddpm.config import DiffusionRun, load_config
+from latentddpm.config import DiffusionRun
+from latentddpm.config_file import load_config
 from latentddpm.errors import UserError
 from latentddpm.interop.lora import add_lora, merge_lora, read_lora_metadata, save_lora
 from latentddpm.loras import read_loras

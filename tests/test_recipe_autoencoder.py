@@ -16,7 +16,8 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 from tiny import few_emoji, step_by_step, tiny_autoencoder, tiny_model
 
-from latentddpm.config import AutoencoderRun, parse_config
+from latentddpm.config import AutoencoderRun
+from latentddpm.config_file import parse_config
 from latentddpm.describe import describe
 from latentddpm.errors import UserError
 from latentddpm.files import read_json_lines

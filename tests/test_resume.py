@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from test_safety import Run, settings
 from tiny import SIZE, UNET, few_emoji, step_by_step, tiny_autoencoder
 
-from latentddpm.config import DiffusionRun, dump_config, parse_config
+from latentddpm.config import DiffusionRun
+from latentddpm.config_file import dump_config, parse_config
 from latentddpm.data.crew import claim
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import write_text_encoder

@@ -21,7 +21,7 @@ PACKAGE = Path(latentddpm.__file__).parent
 # its module and for all modules below it that no longer name claims.
 FLOW = [
     # What everything stands on.
-    ["errors", "files", "choices", "config", "timing", "startup", "interrupt"],
+    ["errors", "files", "choices", "config", "config_file", "timing", "startup", "interrupt"],
     ["notes", "plotting", "curves"],
     # Numbers of two sets of images or features: arrays in, floats out.
     ["evaluation.samples", "evaluation.similarity", "evaluation.frechet"],

@@ -19,7 +19,8 @@ from keras.ops import convert_to_numpy
 from tiny import UNET
 from train_small import data, small
 
-from latentddpm.config import DiffusionRun, parse_config
+from latentddpm.config import DiffusionRun
+from latentddpm.config_file import parse_config
 from latentddpm.errors import UserError
 from latentddpm.files import read_json_lines
 from latentddpm.models.unet import UNet

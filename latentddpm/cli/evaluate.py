@@ -117,7 +117,8 @@ def evaluate(
     come to the training images, beside what images held back from training reach.
     Nothing is downloaded unless --extractor or --perceptual ask for it.
     """
-    from latentddpm.config import AutoencoderRun, load_config
+    from latentddpm.config import AutoencoderRun
+    from latentddpm.config_file import load_config
     from latentddpm.loras import apply_loras, read_loras
 
     autoencoder = autoencoder or not (nll or latents or generator)

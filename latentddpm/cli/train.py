@@ -21,7 +21,7 @@ from latentddpm.notes import say
 from latentddpm.startup import import_keras
 
 if TYPE_CHECKING:
-    from latentddpm.config import Run
+    from latentddpm.config_file import Run
 
 
 def training_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -124,7 +124,7 @@ def _settings(
 
     The settings of training that have an option of their own come behind those of `--set`.
     """
-    from latentddpm.config import load_config
+    from latentddpm.config_file import load_config
 
     own = {"precision": precision, "on_nan": on_nan, "wandb": wandb}
     own = [f"training.{key}={value}" for key, value in own.items() if value is not None]
@@ -133,7 +133,7 @@ def _settings(
 
 def _echo(settings: Any, **parts: Any) -> None:
     """What `--dry-run` prints: all settings, and the sizes of the networks."""
-    from latentddpm.config import dump_config
+    from latentddpm.config_file import dump_config
 
     click.echo(dump_config(settings), nl=False)
     click.echo("parameters:")

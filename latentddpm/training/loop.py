@@ -15,7 +15,8 @@ import keras
 import tensorflow as tf
 
 from latentddpm import interrupt
-from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, dump_config
+from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
+from latentddpm.config_file import dump_config
 from latentddpm.data.crew import claim
 from latentddpm.errors import one_line
 from latentddpm.files import atomic_path

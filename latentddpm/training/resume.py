@@ -16,7 +16,8 @@ from typing import Any
 import keras
 
 from latentddpm import interrupt
-from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig, load_config
+from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
+from latentddpm.config_file import load_config
 from latentddpm.data.catalog import Catalog
 from latentddpm.errors import UserError
 from latentddpm.modelfolder import LORA

@@ -34,8 +34,8 @@ from latentddpm.models.discriminator import PatchDiscriminator
 LOSSES = ("hinge", "vanilla")
 JUDGED = ("generator", "discriminator", "logits_real", "logits_fake")
 TERMS = (*JUDGED, "adaptive_weight", "discriminator_gradient_norm")
-"""What a step logs beside the autoencoder's own terms: L_G, L_D without R1, mean logits, λ (0
-before the discriminator is there), ‖∇L_D‖."""
+"""What a step logs beside the autoencoder's own terms: L_G, L_D without R1, mean logits, w_t,
+‖∇L_D‖."""
 
 DELTA = 1e-4
 MAX_WEIGHT = 1e4

@@ -15,8 +15,19 @@ from test_cli import LDM_CONFIG, VAE_CONFIG
 from latentddpm.files import file_digest
 from latentddpm.training import checkpoint
 
-KILLS = 27  # for each trainer
+KILLS = 27  # for each kind of run
 STEPS = 1200
+ADVERSARIAL = {  # the discriminator joins in on the way, and brings power iterations along
+    **VAE_CONFIG,
+    "autoencoder": {**VAE_CONFIG["autoencoder"], "channel_multipliers": [1, 2]},
+    "adversarial": {"weight": 0.5, "start_step": 300},
+    "discriminator": {"channels": 8, "num_layers": 1, "norm_groups": 4, "spectral_norm": True},
+}
+KINDS = {
+    "vae": ("train-vae", VAE_CONFIG),
+    "adversarial": ("train-vae", ADVERSARIAL),
+    "diffusion": ("train-diffusion", LDM_CONFIG),
+}
 OFTEN = {"num_steps": STEPS, "checkpoint_every": 1, "validate_every": 200, "log_every": 50}
 
 
@@ -35,30 +46,40 @@ def train(out, kills, seed, *command):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A folder with `data` and the commands of both trainers, `vae` trained to its end."""
+    """A folder with `data`, for all runs."""
     lab = tmp_path_factory.mktemp("lab")
     shutil.copytree(EMOJI, lab / "data", ignore=shutil.ignore_patterns("*.md"))
-    commands = {}
-    for kind, config in (("vae", VAE_CONFIG), ("diffusion", LDM_CONFIG)):
-        config = {**config, "training": {**config["training"], **OFTEN}}
-        (lab / f"{kind}.yaml").write_text(yaml.safe_dump(config), "utf-8")
-        given = ["--data", lab / "data", "--config", lab / f"{kind}.yaml"]
-        commands[kind] = [f"train-{kind}", *given]
-    commands["diffusion"] += ["--vae", lab / "vae", "--latents", lab / "latents"]
-    for kind, command in commands.items():
-        train(lab / kind, 0, 0, *command)
-    return lab, commands
+    return lab
+
+
+def command(lab, kind):
+    """What trains a kind of run, without --out; what it stands on is made."""
+    name, config = KINDS[kind]
+    config = {**config, "training": {**config["training"], **OFTEN}}
+    path = lab / f"{kind}.yaml"
+    path.write_text(yaml.safe_dump(config), "utf-8")
+    given = [name, "--data", lab / "data", "--config", path]
+    if kind == "diffusion":
+        given += ["--vae", never_killed(lab, "vae"), "--latents", lab / "latents"]
+    return given
+
+
+def never_killed(lab, kind):
+    """The folder of a run of that kind in one piece."""
+    out = lab / kind
+    if not out.exists():
+        train(out, 0, 0, *command(lab, kind))
+    return out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vae", "diffusion"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(kind, lab):
-    folder, commands = lab
-    done = train(folder / f"killed-{kind}", KILLS, 1, *commands[kind])
+    whole, killed = never_killed(lab, kind), lab / f"killed-{kind}"
+    done = train(killed, KILLS, 1, *command(lab, kind))
     print(f"{kind}: {done}")
     assert done["kills"] == KILLS, f"{done}: the run ended before it was killed {KILLS} times"
     assert done["while_writing"], f"{done}: none of them while a checkpoint was written"
-    whole, killed = (folder / name for name in (kind, f"killed-{kind}"))
     for step in (STEPS - 1, STEPS):
         one, other = (
             load_file(run / "checkpoints" / f"step-{step:08d}" / checkpoint.STATE)

@@ -23,6 +23,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import keras
 import numpy as np
 from safetensors.numpy import load_file
+from train_small import apart, descended
 
 from latentddpm.data.draws import Draws
 from latentddpm.data.examples import diffusion_examples, positions
@@ -60,7 +61,7 @@ def small(dtype=None):
 
 def adamw():
     # Epsilon: the attention's key biases have no gradient but rounding errors, and AdamW
-    # would make steps of full size out of those.
+    # would make steps of full size out of those. The gradients themselves are compared as well.
     return FlatAdamW(
         1e-2, weight_decay=0.1, epsilon=1e-3, global_clipnorm=0.1, use_ema=True, ema_momentum=0.9
     )
@@ -127,18 +128,35 @@ BUILDERS = {
 
 
 def train(kind="small", replicas=1, optimizer=adamw, batch_size=BATCH, **settings):
-    """`fit` and `evaluate` as a Keras user calls them; weights, history and evaluation."""
+    """`fit` and `evaluate` as a Keras user calls them; weights, history with evaluation, and the
+    gradient of the first step (of `FlatAdamW`).
+    """
     build, data, compiled = BUILDERS[kind]
-    with strategy_of(replicas).scope():
+    strategy = strategy_of(replicas)
+    with strategy.scope():
         keras.utils.set_random_seed(1)
         model = build()
         model.compile(optimizer(), **compiled, **settings)
-    examples = tf.data.Dataset.from_tensor_slices(data(STEPS * batch_size, 0))
-    history = model.fit(examples.batch(batch_size), verbose=0, shuffle=False).history
+    examples = tf.data.Dataset.from_tensor_slices(data(STEPS * batch_size, 0)).batch(batch_size)
+    model.fit(examples.take(1), verbose=0, shuffle=False)
+    flat = isinstance(model.optimizer, FlatAdamW)
+    gradient = descended(model.optimizer) if flat else []
+    history = model.fit(examples.skip(1), verbose=0, shuffle=False).history
     held_out = tf.data.Dataset.from_tensor_slices(data(7, 9)).batch(4)
     tested = model.evaluate(held_out, verbose=0, return_dict=True)
     logs = {key: float(values[-1]) for key, values in history.items()}
-    return model.get_weights(), {**logs, **{f"tested {k}": float(v) for k, v in tested.items()}}
+    logs |= {f"tested {k}": float(v) for k, v in tested.items()}
+    logs["replicas that differ"] = count_unequal(
+        strategy, [*model.variables, *model.optimizer.variables]
+    )
+    return model.get_weights(), logs, gradient
+
+
+def count_unequal(strategy, variables):
+    """How many variables are not the same bits on every replica."""
+    copies = [strategy.experimental_local_results(variable.value) for variable in variables]
+    values = [{copy.numpy().tobytes() for copy in each} for each in copies]
+    return sum(len(each) > 1 for each in values)
 
 
 def difference(one, other):
@@ -325,7 +343,11 @@ def main():
         key = str(same)
         if key not in alone:
             alone[key] = train(**same)
-        found[name] = difference(alone[key], train(**case))
+        one, other = alone[key], train(**case)
+        found[name] = difference(one, other)
+        if one[2]:
+            whole, worst = apart(one[2], other[2])
+            found[name] |= {"gradient": whole, "gradient of a variable": worst}
     found["4 replicas, two shapes"] = difference(train_shapes(1), train_shapes(4))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = resumed(Path(folder))

@@ -83,9 +83,14 @@ def test_replicas_are_given_different_noise_and_timesteps(found):
     ],
 )
 def test_any_split_trains_as_one_device(differences, case):
-    """Weights, losses, gradient norm, compiled metrics, evaluation."""
+    """Weights, losses, gradient norm, compiled metrics, evaluation; the same bits on all replicas.
+
+    Of AdamW also the gradient it is given, which no epsilon has a part in: what is left is the
+    rounding of float32's sums, 6e-8 each, on the way through some fifty layers.
+    """
+    limits = {"replicas that differ": 1, "gradient": 2e-6, "gradient of a variable": 5e-6}
     for name, value in differences[case].items():
-        limit = 1e-5
+        limit = limits.get(name, 1e-5)
         assert value < limit, f"{case}: {name} is off by {value}, expected less than {limit}"
 
 

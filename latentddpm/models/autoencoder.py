@@ -223,6 +223,10 @@ class Autoencoder(TrainStep, keras.Model):
 
         With `encoder.trainable = False` the decoder alone is trained, and latents keep their
         meaning.
+
+        Raises:
+            UserError: an unknown reconstruction loss.
+            ValueError: an adversary on another backend; see `TrainStep.compile` too.
         """
         check_choice("reconstruction_loss", reconstruction_loss, RECONSTRUCTION_LOSSES)
         if adversary is not None and not on_tensorflow():

@@ -208,6 +208,7 @@ def test_the_command_prints_a_table_and_leaves_its_numbers(folder, tmp_path):
         (("--resolution", 30), "30"),
         (("--resolution", 0), "--resolution"),
         (("--limit", 0), "--limit"),
+        (("--out", EMOJI / "metadata.jsonl"), "metadata.jsonl: is a file; name a folder"),
         (("--sweep", "steps=1,2"), "--sweep: is for --generator, which was not asked for"),
         (("--nll", "--extractor", "hed"), "--extractor: is for --autoencoder or --generator"),
     ],

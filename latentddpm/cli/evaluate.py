@@ -131,6 +131,8 @@ def evaluate(
     split = split or (COMPARED if generator else "all")
     if latents and out is None:
         raise UserError("--latents: leaves pictures; name a folder with --out")
+    if out is not None and out.is_file():
+        raise UserError(f"--out {out}: is a file; name a folder")
     changes = read_loras(loras)
     folder = read_model_folder(model)
     size = _size(folder, resolution)

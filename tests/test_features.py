@@ -34,7 +34,6 @@ class Colours:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(features, "BLOCK", 6)
-    monkeypatch.setattr(features, "BATCH", 4)
 
 
 def emoji(tmp_path, folder=EMOJI, limit=20, size=SIZE):
@@ -99,15 +98,15 @@ def test_another_size_or_release_computes_its_own(tmp_path, monkeypatch):
 def test_what_was_interrupted_goes_on_from_its_last_block(tmp_path):
     class Interrupted(Colours):
         def features(self, images):
-            if self.shown >= 10:
+            if self.shown >= 12:
                 os.kill(os.getpid(), signal.SIGINT)
             return super().features(images)
 
     images = emoji(tmp_path)
-    told = "6 of 20 features done; the same command goes on from there"
+    told = "12 of 20 features done; the same command goes on from there"
     with interrupt.listening(), pytest.raises(interrupt.Stopped, match=told):
         kept(images, tmp_path, Interrupted())
-    assert kept(images, tmp_path) == 20 - 6, "expected the first block of six to be kept"
+    assert kept(images, tmp_path) == 20 - 12, "expected two blocks of six to be kept"
 
 
 def test_a_damaged_file_is_computed_again(tmp_path):

@@ -25,10 +25,8 @@ from latentddpm.files import atomic_path
 FEATURES = "features"
 """The folder of kept features, below that of an evaluation."""
 
-BLOCK = 256
-"""Images whose features are kept together."""
-
-BATCH = 32
+BLOCK = 32
+"""Images that are read, and whose features are computed and kept, together."""
 
 
 class Images(Protocol):
@@ -88,12 +86,12 @@ def kept_features(
                 path = folder / f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.npy"
                 features = _read(path)
                 if features is None:
-                    features = _features(network, images, numbers, bar)
+                    features = network.features(images.read(numbers))
                     with atomic_path(path) as temporary:
                         np.save(temporary, features)
                 blocks.append(features)
                 kept += len(numbers)
-                bar.update(kept - bar.n)
+                bar.update(len(numbers))
     except interrupt.Stopped as signal:
         raise interrupt.Stopped(
             signal.number,
@@ -101,15 +99,6 @@ def kept_features(
             f"goes on from there ({folder})",
         ) from None
     return np.concatenate(blocks)
-
-
-def _features(network: Network, images: Images, numbers: np.ndarray, bar: tqdm) -> np.ndarray:
-    parts = []
-    for start in range(0, len(numbers), BATCH):
-        batch = numbers[start : start + BATCH]
-        parts.append(network.features(images.read(batch)))
-        bar.update(len(batch))
-    return np.concatenate(parts)
 
 
 def _read(path: Path) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import EMOJI
 from test_bound import gaussian_bound, least_error
-from tiny import SIZE, step_by_step, tiny_lora, tiny_model
+from tiny import SIZE, tiny_lora, tiny_model
 
 from latentddpm.cli import main
 from latentddpm.data.scan import open_catalog
@@ -20,12 +20,6 @@ from latentddpm.evaluation.bound import Measured, evaluate_bound, summary
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.report import Report
 from latentddpm.interop.lora import merge_lora
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_graphs():
-    with step_by_step():
-        yield
 
 
 @pytest.fixture(scope="module")

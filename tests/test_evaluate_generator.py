@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import EMOJI
 from PIL import Image
-from tiny import step_by_step, tiny_lora, tiny_model
+from tiny import tiny_lora, tiny_model
 
 from latentddpm import interrupt
 from latentddpm.cli import main
@@ -31,12 +31,6 @@ from latentddpm.pictures import read_metadata
 
 SIZE = (32, 32)
 PROMPTS = ["red apple", "cat face", "rocket", "red apple"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_graphs():
-    with step_by_step():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import EMOJI
 from PIL import Image
-from tiny import SIZE, step_by_step, tiny_autoencoder
+from tiny import SIZE, tiny_autoencoder
 
 from latentddpm.cli import main
 from latentddpm.data.scan import open_catalog
@@ -17,12 +17,6 @@ from latentddpm.evaluation import projection
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.projection import NONE, agreement, image_groups, project_latents
 from latentddpm.pipeline import LatentDiffusion
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_graphs():
-    with step_by_step():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import tensorflow as tf
 import yaml
 from conftest import EMOJI
 from PIL import Image
+from safetensors.numpy import load_file
 from test_cli import LDM_CONFIG
 from tiny import tiny_autoencoder, tiny_model
 
@@ -281,6 +282,43 @@ def test_encode_and_train_diffusion_in_two_processes_are_those_of_one(tmp_path):
     )
     for mine, other in zip(two, one, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-5, err_msg=other.path)
+
+
+ADVERSARIAL = {
+    **CONFIG,
+    "data": {"resolution": 16, "validation_fraction": 0},
+    "adversarial": {"weight": 0.5, "start_step": 1},
+    "discriminator": {"channels": 8, "num_layers": 1, "norm_groups": 4, "spectral_norm": True},
+    "training": {**LDM["training"], "num_steps": 2},
+}
+
+
+@pytest.mark.slow
+def test_a_discriminator_in_two_processes_is_that_of_one(tmp_path):
+    """A step without it and one with it: the log, the gradients, the weights of both networks.
+
+    Moments tell gradients: AdamW turns the rounding of one that is almost zero into whole steps.
+    """
+    (tmp_path / "vae.yaml").write_text(yaml.safe_dump(ADVERSARIAL))
+    command = (COMMAND, "train-vae", "--data", EMOJI, "--config", tmp_path / "vae.yaml", "--quiet")
+    outs = tmp_path / "one", tmp_path / "two"
+    alone, both = (start(*command, "--out", out, workers=n) for n, out in enumerate(outs, 1))
+    for process in (*alone, *both):
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, f"expected every process to finish: {errors[-3000:]}"
+    for line, other in zip(*[read_json_lines(out / "log.jsonl") for out in outs], strict=True):
+        for name, value in line.items():
+            if name != "examples_per_second" and value is not None:
+                assert other[name] == pytest.approx(value, rel=1e-5), f"{line['step']}: {name}"
+    assert line["adaptive_weight"] > 0, f"no step against the discriminator: {line}"
+    one, two = (load_file(out / "checkpoints/step-00000002" / checkpoint.STATE) for out in outs)
+    for name, value in one.items():
+        error = np.abs(two[name] - value)
+        if "optimizer" in name:
+            size = np.linalg.norm(value)
+            assert np.linalg.norm(error) <= 1e-5 * size, f"{name}: off by {error.max()}"
+        else:
+            assert error.max() < 3e-5, f"{name}: off by {error.max()}"
 
 
 # --- Images --------------------------------------------------------------------------------

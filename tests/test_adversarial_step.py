@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tiny import tiny_autoencoder
+from train_small import apart, descended
 
 from latentddpm.models.adversarial import TERMS, Adversary, adaptive_weight
 from latentddpm.models.discriminator import PatchDiscriminator
@@ -293,7 +294,9 @@ def test_the_adversary_is_no_part_of_the_model(tmp_path):
 
 
 def train_on(devices, batch_size=5):
-    """Weights after two steps with Adam, spectral norm and an uneven batch, and the logs."""
+    """Of steps with Adam, spectral norm, R1 and an uneven batch: the first one's gradients, the
+    weights after three, and the logs.
+    """
     strategy = tf.distribute.get_strategy()
     if devices > 1:
         strategy = tf.distribute.MirroredStrategy(
@@ -304,12 +307,22 @@ def train_on(devices, batch_size=5):
         model = tiny_autoencoder(seed=3)
         discriminator = PatchDiscriminator(8, 2, norm_groups=4, spectral_norm=True)
         discriminator.compile(FlatAdamW(1e-3))
-        adversary = Adversary(discriminator, start_step=1, r1_weight=0.1)
-        model.compile(FlatAdamW(1e-3, global_clipnorm=0.5), adversary=adversary)
+        model.compile(
+            FlatAdamW(1e-3, global_clipnorm=0.5), adversary=Adversary(discriminator, r1_weight=0.1)
+        )
     data = tf.data.Dataset.from_tensor_slices(batch(3 * batch_size)).batch(batch_size)
-    logs = model.fit(data, verbose=0, shuffle=False).history
+    model.fit(data.take(1), verbose=0, shuffle=False)
+    gradients = {
+        name: [part.tolist() for part in descended(optimizer)]
+        for name, optimizer in (
+            ("autoencoder", model.optimizer),
+            ("discriminator", discriminator.optimizer),
+        )
+    }
+    logs = model.fit(data.skip(1), verbose=0, shuffle=False).history
     weights = [w.tolist() for w in model.get_weights() + discriminator.get_weights()]
-    return {"weights": weights, "logs": {key: value[-1] for key, value in logs.items()}}
+    logs = {key: value[-1] for key, value in logs.items()}
+    return {"gradients": gradients, "weights": weights, "logs": logs}
 
 
 @pytest.mark.slow
@@ -331,6 +344,10 @@ def test_two_replicas_equal_one_device():
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
     one, two = json.loads(answer.stdout.splitlines()[-1])
+    for name, expected in one["gradients"].items():
+        whole, worst = apart(expected, two["gradients"][name])
+        assert whole < 2e-6, f"the {name}'s gradient is off by {whole} of its norm"
+        assert worst < 2e-5, f"of the {name} a variable's gradient is off by {worst}"
     for ours, theirs in zip(two["weights"], one["weights"], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, err_msg="two replicas differ")
     for name, value in one["logs"].items():

@@ -1,7 +1,7 @@
 """Latent diffusion in Keras 3 on TensorFlow, end to end.
 
     import latentddpm
-    model = latentddpm.LatentDiffusion.load("weights/emoji-64")
+    model = latentddpm.LatentDiffusion.load("weights/emoji-128")
     images = model.generate("red apple", num_images=4, seed=0)
 
 The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras.

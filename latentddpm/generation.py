@@ -26,7 +26,7 @@ from latentddpm.seeds import image_seeds
 from latentddpm.startup import import_keras
 from latentddpm.timing import collect, timed
 
-DEFAULT_MODEL = "emoji-64"
+DEFAULT_MODEL = "emoji-128"
 
 
 def generate_images(

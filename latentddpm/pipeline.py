@@ -1,6 +1,6 @@
 """Where all parts meet: prompt → context → sampler over the UNet → decoder → images.
 
-    model = LatentDiffusion.load("weights/emoji-64")
+    model = LatentDiffusion.load("weights/emoji-128")
     images = model.generate("red apple", num_images=4, seed=0)      # uint8 (4, 64, 64, 3)
 
 Or from a picture's latents (image-to-image), or only in a part of one (inpainting). Image k of

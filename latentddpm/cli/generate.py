@@ -14,7 +14,7 @@ from latentddpm.cli.usage import command
 @click.command()
 @click.option("--prompt", "prompts", multiple=True, help="What to show; may be given repeatedly.")
 @click.option("--negative-prompt", default=None, help="What to lead away from.")
-@click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-64].")
+@click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-128].")
 @lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k.")

@@ -104,9 +104,10 @@ def small_data(number, seed):
 
 
 def unet_data(number, seed):
+    # 371 apart, every four or five reach all quarters: the loss of none is NaN for want of examples.
     inputs = {
         "noisy_latents": normal(number, 4, 4, 4, seed=seed),
-        "timesteps": np.random.default_rng(seed).integers(0, 1000, number).astype("int32"),
+        "timesteps": (371 * np.arange(number, dtype="int32") + 200 + seed) % 1000,
     }
     return inputs, normal(number, 4, 4, 4, seed=seed + 1)
 

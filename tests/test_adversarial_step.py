@@ -1,5 +1,6 @@
 """The autoencoder's step against a discriminator: two optimizers that leave each other alone."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import tiny_autoencoder
+from tiny import step_by_step, tiny_autoencoder
 from train_small import apart, descended
 
 from latentddpm.models.adversarial import TERMS, Adversary, adaptive_weight
@@ -44,13 +45,17 @@ def build(optimizer=None, judge=None, dtype="float32", perceptual=None, steps=1,
     return model
 
 
-def fit(model, *batches):
-    """The weights before and after, of the autoencoder and of the discriminator; and the logs."""
+def fit(model, *batches, graph=False):
+    """The weights before and after, of the autoencoder and of the discriminator; and the logs.
+
+    Without a graph, which takes ten times as long to trace as these few steps to run.
+    """
     models = model, model.adversary.discriminator
     before = [one.get_weights() for one in models]
     stacked = {name: np.stack([one[name] for one in batches]) for name in batches[0]}
     data = tf.data.Dataset.from_tensor_slices(stacked)
-    logs = model.fit(data, verbose=0, shuffle=False).history
+    with contextlib.nullcontext() if graph else step_by_step():
+        logs = model.fit(data, verbose=0, shuffle=False).history
     return before, [one.get_weights() for one in models], {k: v[-1] for k, v in logs.items()}
 
 
@@ -67,12 +72,12 @@ def perceptual():
 # --- What the step computes ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["hinge", "vanilla"])
-def test_a_step_equals_its_formulas(perceptual, loss):
+@pytest.mark.parametrize(("loss", "graph"), [("hinge", True), ("vanilla", False)])
+def test_a_step_equals_its_formulas(perceptual, loss, graph):
     """One tape over everything, λ from the whole loss at the last layer, two plain updates."""
     options = {"weight": 0.7, "loss": loss, "r1_weight": 0.3}
     model = build(perceptual=perceptual, **options)
-    (start, judge_start), (found, judge_found), logs = fit(model, batch())
+    (start, judge_start), (found, judge_found), logs = fit(model, batch(), graph=graph)
 
     model.set_weights(start)
     discriminator = model.adversary.discriminator
@@ -194,7 +199,6 @@ def test_neither_step_touches_the_other():
         )
 
 
-@pytest.mark.slow
 def test_nothing_leaks_into_the_next_step():
     """diffusers' script leaves gradients of one loss in the other's buffers."""
     pair = batch(seed=0), batch(seed=1)
@@ -212,7 +216,7 @@ def test_nothing_leaks_into_the_next_step():
 def test_it_starts_later():
     judge = keras.optimizers.LossScaleOptimizer(FlatAdamW(1e-3))
     model = build(start_step=2, judge=judge)
-    before, after, logs = fit(model, batch(), batch(seed=1))
+    before, after, logs = fit(model, batch(), batch(seed=1), graph=True)  # both ways of a tf.cond
     assert not any(moved(before[1], after[1])), "the discriminator learned before its time"
     assert int(judge.iterations) == 0, "its optimizer took a step"
     assert float(judge.dynamic_scale) == judge.initial_scale, "its loss scale was changed"
@@ -221,11 +225,12 @@ def test_it_starts_later():
     alone = tiny_autoencoder(seed=3)
     alone.compile(keras.optimizers.SGD(RATE), kl_weight=KL_WEIGHT)
     for data in (batch(), batch(seed=1)):
-        alone.train_on_batch(data)
+        with step_by_step():
+            alone.train_on_batch(data)
     for ours, theirs in zip(after[0], alone.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6, err_msg="not a plain step")
 
-    before, after, logs = fit(model, batch(seed=2))
+    before, after, logs = fit(model, batch(seed=2), graph=True)
     assert any(moved(before[1], after[1])), "the discriminator did not start"
     assert logs["adaptive_weight"] > 0, "the adversary has no weight"
 
@@ -259,7 +264,8 @@ def test_a_step_that_is_not_finite_changes_nothing():
 @pytest.mark.parametrize("steps", [2, 3])
 def test_micro_batches_equal_one_batch(steps):
     def end(steps):
-        return fit(build(steps=steps, r1_weight=0.1), batch(5), batch(5, seed=1))
+        model = build(steps=steps, r1_weight=0.1)
+        return fit(model, batch(5), batch(5, seed=1), graph=True)
 
     (_, whole, logs), (_, parts, logs_of_parts) = end(1), end(steps)
     for one, other in zip(whole[0] + whole[1], parts[0] + parts[1], strict=True):
@@ -274,7 +280,7 @@ def test_half_precision(dtype):
     """On the spot, at rate 0: a loss scale in float16 first has to come down to where it fits."""
     still = {"optimizer": keras.optimizers.SGD(0.0), "judge": keras.optimizers.SGD(0.0)}
     full = fit(build(), batch())
-    half = fit(build(dtype=dtype, **still), *[batch()] * 12)
+    half = fit(build(dtype=dtype, **still), *[batch()] * 12, graph=True)
     for name in ("adaptive_weight", "gradient_norm", "discriminator_gradient_norm"):
         np.testing.assert_allclose(half[2][name], full[2][name], rtol=0.2, err_msg=name)
     assert half[2]["skipped"] == 0, "the last step was skipped"

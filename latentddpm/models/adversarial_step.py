@@ -37,6 +37,8 @@ class Round:
     """A micro-batch, played: the recorded forward pass, and how both losses pull at its ends.
 
     Attributes:
+        tape: of the whole forward pass.
+        last: of what follows the decoder's last kernel, so that λ needs no pass through the rest.
         outputs: of the autoencoder: reconstruction, mean, logvar.
         pull: ∂(L_rec + w_KL L_KL)/∂outputs, by name; sums over the micro-batch.
         generator_pull: ∂L_G/∂x̂.
@@ -45,17 +47,18 @@ class Round:
     """
 
     tape: tf.GradientTape
+    last: tf.GradientTape
     outputs: dict[str, tf.Tensor]
     pull: dict[str, tf.Tensor]
     generator_pull: tf.Tensor
     discriminator_gradients: list[tf.Tensor]
     terms: dict[str, tf.Tensor]
 
-    def at(self, variable: keras.Variable) -> list[tf.Tensor]:
-        """The gradients of L_rec and of L_G at one of the decoder's variables."""
+    def at_last(self, kernel: keras.Variable) -> list[tf.Tensor]:
+        """The gradients of L_rec and of L_G at the decoder's last kernel."""
         pulls = self.pull["reconstruction"], self.generator_pull
         end = self.outputs["reconstruction"]
-        return [self.tape.gradient(end, variable.value, output_gradients=pull) for pull in pulls]
+        return [self.last.gradient(end, kernel.value, output_gradients=pull) for pull in pulls]
 
     def gradients(self, variables: list[keras.Variable], weight: tf.Tensor) -> list[tf.Tensor]:
         """∇θ, with `weight` = w_t w."""
@@ -85,7 +88,7 @@ def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
 
     def play(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
         played[:] = [_play(model, x, number, active)]
-        sums = played[0].at(last), played[0].discriminator_gradients
+        sums = played[0].at_last(last), played[0].discriminator_gradients
         return sums, played[0].terms
 
     (at_last, discriminator_gradients), terms, number = model.over_batch(*arguments, play)
@@ -126,7 +129,10 @@ def _play(model: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> Round:
         """Of a mean over the micro-batch, scaled as the optimizer wants it."""
         return model.optimizer.scale_loss(mean * number)
 
-    with tf.GradientTape(persistent=True) as tape:
+    recorded = tf.GradientTape()
+    last = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+    with recorded, last:
+        last.watch(model.decoder.last_kernel.value)
         outputs = model(x, training=True)
     with tf.GradientTape() as ends:
         ends.watch(outputs)
@@ -146,7 +152,7 @@ def _play(model: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> Round:
         ),
     )
     terms = {**terms, **dict(zip(JUDGED, judged, strict=True))}
-    return Round(tape, outputs, pull, generator_pull, gradients, terms)
+    return Round(recorded, last, outputs, pull, generator_pull, gradients, terms)
 
 
 def _against(

@@ -22,7 +22,7 @@ from conftest import EMOJI
 from limits import file_size_limit, resource
 from PIL import Image
 from safetensors.numpy import load_file
-from tiny import tiny_autoencoder, tiny_model
+from tiny import quick_model, tiny_autoencoder
 
 from latentddpm.cli import main
 from latentddpm.files import read_json_lines
@@ -54,7 +54,7 @@ VAE_CONFIG = {
     "data": DATA,
     "autoencoder": {
         "channels": 8,
-        "channel_multipliers": [1, 2, 2, 2],
+        "channel_multipliers": [1, 2],
         "num_res_blocks": 1,
         "norm_groups": 4,
     },
@@ -220,7 +220,7 @@ def ldm(lab, cache):
 def model(tmp_path_factory):
     """The folder of an untrained model."""
     folder = tmp_path_factory.mktemp("untrained") / "model"
-    tiny_model().save(folder)
+    quick_model().save(folder)
     return folder
 
 
@@ -339,10 +339,10 @@ def test_the_latent_scale_is_measured(lab, vae):
 
 def test_encode_leaves_a_cache(lab, cache):
     assert cache.stdout == f"{lab / 'latents'}\n", f"expected the path alone: {cache.stdout!r}"
-    assert "40 images, latents 4×4×4" in cache.stderr, f"expected a summary: {cache.stderr}"
+    assert "40 images, latents 16×16×4" in cache.stderr, f"expected a summary: {cache.stderr}"
     assert {"moments.npy", "index.json"} <= files(lab / "latents"), "expected the cache's files"
     text = succeeds(call("info", lab / "latents")).stdout
-    for words in ("80 of 4×4×8, float16", "images     40", "mirrored: True", lab / "data"):
+    for words in ("80 of 16×16×8, float16", "images     40", "mirrored: True", lab / "data"):
         assert str(words) in text, f"expected {words!r} in {text}"
 
 
@@ -410,6 +410,7 @@ def start_and_kill(folder, step, *arguments):
     assert errors == "", f"expected --quiet to say nothing, got {errors!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vae", "ldm"])
 def test_a_killed_run_that_is_resumed_equals_one_without_interruption(kind, lab, ldm, tmp_path):
     arguments = {"vae": vae_arguments, "ldm": ldm_arguments}[kind]
@@ -543,18 +544,11 @@ def test_export_of_the_trained_autoencoder_is_refused_without_a_unet(lab, vae, t
     refused(done, "unet.keras")
 
 
-@pytest.mark.parametrize("kind", ["keras", "saved-model"])
-def test_export_writes_its_format(kind, lab, ldm, tmp_path):
+def test_export_writes_keras_archives(lab, ldm, tmp_path):
     out = tmp_path / "out"
-    done = succeeds(call("export", "--model", lab / "ldm", "--format", kind, "--out", out))
+    done = succeeds(call("export", "--model", lab / "ldm", "--format", "keras", "--out", out))
     assert done.stdout == f"{out}\n", f"expected the path alone, got {done.stdout!r}"
-    if kind == "keras":
-        same_weights(lab / "ldm" / "model", out)
-    else:
-        names = set(re.findall(r"^(\w+): largest difference", done.stderr, re.M))
-        expected = {"encode", "decode", "denoise", "encode_text"}
-        assert names == expected, f"expected a comparison of {expected}: {done.stderr}"
-        assert (out / "saved_model.pb").is_file(), "expected a SavedModel"
+    same_weights(lab / "ldm" / "model", out)
 
 
 def test_info_describes_a_picture(apple):
@@ -621,9 +615,9 @@ def test_text_without_captions_is_refused(lab, vae, tmp_path):
     [
         ("vae", "training.nmu_steps=3", ("training.nmu_steps", "did you mean 'num_steps'")),
         ("vae", "training.num_steps=0", ("training.num_steps", "0")),
-        ("vae", "data.resolution=36", ("36", "8", "32 or 40")),
+        ("vae", "data.resolution=35", ("35", "2", "34 or 36")),
         ("vae", "autoencoder.norm_groups=3", ("norm_groups=3", "8")),
-        ("ldm", "data.resolution=40", ("40", "16", "32 or 48")),
+        ("ldm", "data.resolution=34", ("34", "4", "32 or 36")),
         ("ldm", "unet.attention_levels=[2]", ("attention_levels", "2")),
         ("ldm", "unet.num_heads=5", ("unet", "5")),
         ("ldm", "text.num_heads=3", ("num_heads", "3")),
@@ -642,7 +636,7 @@ def test_settings_that_do_not_fit_are_refused(kind, override, words, lab, vae, t
 
 def test_a_resolution_that_cannot_be_encoded_is_refused(lab, vae, tmp_path):
     where = ("--data", lab / "data", "--vae", lab / "vae", "--out", tmp_path / "latents")
-    refused(call("encode", *where, "--resolution", 36, "--quiet"), "36", "32 or 40")
+    refused(call("encode", *where, "--resolution", 35, "--quiet"), "35", "34 or 36")
     assert "index.json" not in files(tmp_path), "expected no cache"
 
 
@@ -668,7 +662,7 @@ def test_resuming_nothing_starts_and_says_so(lab, vae):
         (("--num-images", 0, "--grid"), ("num-images", "0")),
         (("--batch-size", 0), ("batch_size", "0")),
         (("--height", 0), ("height", "0")),
-        (("--width", 30), ("width 30", "24 or 32")),
+        (("--width", 31), ("width 31", "30 or 32")),
         (("--seed", -1), ("seed", "-1")),
     ],
 )
@@ -716,7 +710,7 @@ def test_a_picture_of_others_cannot_be_made_again(metadata, words, model, tmp_pa
 
 
 def test_a_picture_of_another_model_is_refused(apple, tmp_path):
-    tiny_model(seed=1).save(tmp_path / "model")
+    quick_model(seed=1).save(tmp_path / "model")
     done = call("generate", "--from", apple, "--model", tmp_path / "model")
     refused(done, apple, read_metadata(apple)["model_digest"], "--model")
 

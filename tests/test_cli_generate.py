@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cli import call, pixels, refused, start, succeeds
-from tiny import SIZE, tiny_model
+from tiny import SIZE, quick_model
 
 from latentddpm import choices
 from latentddpm.diffusion import samplers
@@ -22,7 +22,7 @@ from latentddpm.pictures import read_metadata, save_png
 def model(tmp_path_factory):
     """The folder of an untrained model."""
     folder = tmp_path_factory.mktemp("untrained") / "model"
-    tiny_model().save(folder)
+    quick_model().save(folder)
     return folder
 
 

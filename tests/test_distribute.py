@@ -77,7 +77,7 @@ def test_replicas_are_given_different_noise_and_timesteps(found):
         "7 micro-batches",
         "2 replicas, 2 micro-batches",
         "2 micro-batches, XLA",
-        "unet, 2 replicas, 2 micro-batches",
+        "unet, 2 replicas",
         "autoencoder, 2 replicas",
         "4 replicas, two shapes",
     ],

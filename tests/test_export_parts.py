@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from limits import file_size_limit
-from tiny import CONTEXT_LENGTH, SIZE, endpoint_inputs, perturb, tiny_autoencoder, tiny_model
+from tiny import (
+    CONTEXT_LENGTH,
+    SIZE,
+    endpoint_inputs,
+    perturb,
+    quick_model,
+    tiny_autoencoder,
+    tiny_model,
+)
 
 from latentddpm.errors import UserError
 from latentddpm.files import file_digest
@@ -59,10 +67,7 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def model():
-    whole = tiny_model(attention_levels=())  # in the middle alone: sooner converted
-    whole.autoencoder = tiny_autoencoder(channel_multipliers=(1, 2))
-    perturb(whole.autoencoder)
-    return whole
+    return quick_model()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
-from tiny import few_emoji, tiny_model
+from tiny import few_emoji, step_by_step, tiny_model
 
 from latentddpm import interop
 from latentddpm.cli import main
@@ -283,9 +283,10 @@ def trained(lab):
     }
     (lab / "lora.yaml").write_text(yaml.safe_dump(settings), "utf-8")
     config = load_config(DiffusionRun, lab / "lora.yaml", init=lab / "base")
-    return train_diffusion(
-        config, lab / "data", None, lab / "run", latents=lab / "latents", quiet=True
-    )
+    with step_by_step():
+        return train_diffusion(
+            config, lab / "data", None, lab / "run", latents=lab / "latents", quiet=True
+        )
 
 
 @pytest.fixture(scope="module")

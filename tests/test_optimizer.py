@@ -1,11 +1,5 @@
 """FlatAdamW against the optimizer it stands for, `keras.optimizers.AdamW`."""
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
-
 import keras
 import numpy as np
 import pytest
@@ -154,58 +148,6 @@ def test_a_missing_gradient_is_refused():
         optimizer._backend_apply_gradients(
             [keras.ops.zeros(v.shape) for v in model.trainable_variables[:3]],
             model.trainable_variables[:3],
-        )
-
-
-REPLICAS = """
-import json, sys
-import numpy as np
-import tensorflow as tf
-
-count = int(sys.argv[1])
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-import keras
-from latentddpm.training.optimizer import FlatAdamW, WarmAdafactor, WarmLion
-
-strategy = tf.distribute.get_strategy()
-if count > 1:
-    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-keras.utils.set_random_seed(3)
-with strategy.scope():
-    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(8, activation="tanh"),
-                              keras.layers.Dense(3)])
-    optimizer = FlatAdamW(0.05, weight_decay=0.1, global_clipnorm=0.5, use_ema=True,
-                          ema_momentum=0.9)
-    model.compile(optimizer, loss="mse")
-    optimizer.build(model.trainable_variables)
-numbers = np.random.default_rng(0)
-inputs = numbers.standard_normal((32, 5)).astype("float32")
-targets = 10 * numbers.standard_normal((32, 3)).astype("float32")
-data = tf.data.Dataset.from_tensor_slices((inputs, targets)).batch(8)
-model.fit(data, verbose=0)
-print(json.dumps([np.asarray(v).tolist() for v in model.trainable_variables]))
-"""
-
-
-def after_replicas(count):
-    answer = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(REPLICAS), str(count)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        check=False,
-    )
-    assert answer.returncode == 0, f"expected {count} replicas to train\n{answer.stderr[-3000:]}"
-    return [np.array(value) for value in json.loads(answer.stdout.splitlines()[-1])]
-
-
-def test_two_replicas_train_as_one():
-    """Clipping bites here, which Keras does before it adds up the replicas."""
-    one, two = after_replicas(1), after_replicas(2)
-    for index, (alone, together) in enumerate(zip(one, two, strict=True)):
-        np.testing.assert_allclose(
-            together, alone, atol=1e-6, err_msg=f"variable {index}: expected the same weights"
         )
 
 

@@ -101,7 +101,9 @@ def test_an_autoencoder_of_another_shape():
     np.testing.assert_allclose(logvar, expected[1], atol=CLOSE)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "dtype", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_strips_in_half_precision_are_as_near_as_one_pass(autoencoder, dtype):
     half = tiny_autoencoder(dtype=dtype)
     half.set_weights(autoencoder.get_weights())

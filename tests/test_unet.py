@@ -12,6 +12,7 @@ from latentddpm.models.archive import load_archive, save_archive
 from latentddpm.models.digest import weights_digest
 from latentddpm.models.transformer import Attention, TransformerBlock
 from latentddpm.models.unet import TimestepEmbedding, UNet
+from latentddpm.training.optimizer import FlatAdamW
 
 TINY = {
     "channels": 8,
@@ -413,7 +414,7 @@ def test_the_config_is_complete_and_plain():
 def test_it_learns_one_batch_by_heart():
     unet = tiny(attention_levels=())  # tracing the training step takes longer than the steps
     inputs, noise = example(4), normal(4, 4, 4, 4, seed=3)
-    unet.compile(keras.optimizers.Adam(1e-2), loss="mse")
+    unet.compile(FlatAdamW(1e-2, weight_decay=0.0), loss="mse")
     first = unet.evaluate(inputs, noise, verbose=0)
     steps = {name: np.tile(array, (80, *[1] * (array.ndim - 1))) for name, array in inputs.items()}
     unet.fit(steps, np.tile(noise, (80, 1, 1, 1)), batch_size=4, shuffle=False, verbose=0)

@@ -116,7 +116,8 @@ def test_many_steps_come_to_the_exact_solution(name, spacing, options):
     # level to no noise, is always of first order, and only Karras levels go low before it.
     tolerance = {"ddim": 0.04, "euler": 0.04}.get(name, 0.025)
     mean, std, latents = 0.3, 0.5, normal(2, (4, 2, 2, 4))
-    for prediction_type in PREDICTION_TYPES:
+    # What the network predicts and where the timesteps lie do not meet in a sampler.
+    for prediction_type in PREDICTION_TYPES if spacing == "trailing" else PREDICTION_TYPES[:1]:
         schedule = NoiseSchedule(prediction_type=prediction_type)
         sampler = samplers.get(name)(schedule, 100, spacing, **options)
         actual = sampler.sample(GaussianDenoiser(schedule, mean, std), latents)

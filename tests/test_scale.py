@@ -90,6 +90,7 @@ def input_side(data, folder, autoencoder):
     return len(catalog)
 
 
+@pytest.mark.slow
 def test_python_and_numpy_hold_no_more_for_more_images(tmp_path, autoencoder):
     warm = make_shards(tmp_path / "warm", 50)
     input_side(warm, tmp_path / "first", autoencoder)  # what is loaded and traced once

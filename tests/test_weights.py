@@ -46,6 +46,7 @@ def test_the_words_reach_the_picture(emoji):
     assert corners.min() > 200, f"the background should be white, corners are {corners.min()}"
 
 
+@pytest.mark.slow
 def test_seeds_and_styles_make_a_difference(emoji):
     plain = emoji.generate("red apple", num_images=2, seed=0).astype(float)
     styled = emoji.generate("red apple, fluent 3d style", seed=0).astype(float)

@@ -367,7 +367,7 @@ def test_it_overfits_four_images(emoji_folder):
 def trained(seed):
     model = tiny(seed)
     model.compile(FlatAdamW(1e-3), run_eagerly=True)
-    model.fit(dataset(pictures(2, 8, 16, 3), normal(2, 4, 8, 3), 3), verbose=0, shuffle=False)
+    model.fit(dataset(pictures(2, 8, 16, 3), normal(2, 4, 8, 3), 2), verbose=0, shuffle=False)
     return model.get_weights()
 
 

@@ -184,9 +184,9 @@ CASES = {
     "7 micro-batches": {"accumulation_steps": 7},
     "2 replicas, 2 micro-batches": {"replicas": 2, "accumulation_steps": 2},
     "2 micro-batches, XLA": {"accumulation_steps": 2, "jit_compile": True},
-    "autoencoder, 2 replicas": {"kind": "autoencoder", "replicas": 2},
 }
 SLOW_CASES = {
+    "autoencoder, 2 replicas": {"kind": "autoencoder", "replicas": 2},
     "unet, 2 replicas, 2 micro-batches": {
         "kind": "unet",
         "replicas": 2,

@@ -314,6 +314,7 @@ print(json.dumps(model.get_config()))
 """
 
 
+@pytest.mark.slow
 def test_an_archive_loads_in_a_fresh_process(tmp_path):
     model = tiny(dtype="float32")
     images = pictures(2, 8, 12, 3)

@@ -267,6 +267,7 @@ def test_a_disk_that_is_full_leaves_nothing(kind, alone, tmp_path):
     assert not left, f"expected nothing under the final name or beside it, found {left}"
 
 
+@pytest.mark.slow
 def test_a_part_beyond_two_gigabytes(kind, alone, tmp_path, monkeypatch):
     """ONNX puts the weights beside the file; LiteRT cannot, and says so."""
     if kind == "litert":

@@ -125,6 +125,7 @@ def test_short_schedules_have_room_for_every_count(name, total):
 
 @pytest.mark.parametrize("name", samplers.NAMES)
 def test_odd_counts_run_to_the_end(name):
+    # Of a thousand steps one sampler or two: test_samplers_gaussian.py
     for count, spacing in zip(ODD_COUNTS[:-2], TIMESTEP_SPACINGS * 4, strict=False):
         sampler = samplers.get(name)(SCHEDULE, count, spacing)
         shape = (1, 1, 1, 4)

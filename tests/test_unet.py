@@ -449,6 +449,7 @@ def test_a_missing_context_is_refused(conditional):
         conditional(example())
 
 
+@pytest.mark.slow
 def test_recomputation_gives_the_same_gradients():
     """Blocks are computed twice, which shows in the graph, and nothing else changes."""
     sizes = {

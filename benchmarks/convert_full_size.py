@@ -42,9 +42,9 @@ def make(work: Path) -> dict[str, float]:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from latentddpm.interop.networks import UNET_SIZES
-    from latentddpm.interop.read_config import unet_arguments
-    from latentddpm.interop.table import unet_rows
+    from latentddpm.interop.diffusers.networks import UNET_SIZES
+    from latentddpm.interop.diffusers.read_config import unet_arguments
+    from latentddpm.interop.diffusers.weight_map import unet_rows
 
     arguments = unet_arguments(CONFIG, "config.json")
     numbers = np.random.default_rng(0)
@@ -63,8 +63,8 @@ def make(work: Path) -> dict[str, float]:
 
 def build(work: Path) -> dict[str, float]:
     """From the diffusers folder into memory, then one step."""
-    from latentddpm.interop.diffusers import read_folder
-    from latentddpm.interop.networks import judge
+    from latentddpm.interop.diffusers.folder import read_folder
+    from latentddpm.interop.diffusers.networks import judge
 
     start, cpu = time.perf_counter(), time.process_time()
     unet = judge(read_folder(work / "theirs").unet).build(quiet=True)
@@ -86,9 +86,9 @@ def convert(work: Path) -> dict[str, float]:
 
 def load(work: Path) -> dict[str, float]:
     """From the model folder into memory, digest of the file checked, then one step."""
-    from latentddpm.modelfolder import read_model_folder
     from latentddpm.models.archive import load_archive
     from latentddpm.models.unet import UNet
+    from latentddpm.pipeline.model_folder import read_model_folder
 
     start, cpu = time.perf_counter(), time.process_time()
     file = read_model_folder(work / "ours").file("unet")
@@ -148,7 +148,7 @@ def anonymous_gigabytes() -> float:
 def run_step(name: str, work: Path) -> None:
     """One step in this process; prints its numbers as JSON."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from latentddpm.startup import import_keras
+    from latentddpm.utils.startup import import_keras
 
     import_keras()
     peak, done = [anonymous_gigabytes()], threading.Event()

@@ -18,9 +18,9 @@ from PIL import Image, ImageFilter
 
 from latentddpm.config import DataConfig
 from latentddpm.evaluation.extractors import load_extractor
-from latentddpm.evaluation.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.images import open_images
-from latentddpm.evaluation.kernel import paired_kernel_distance
+from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
+from latentddpm.evaluation.metrics.kernel import paired_kernel_distance
 from latentddpm.evaluation.report import aligned, shown
 
 BLURS = (0.4, 0.6, 0.8, 1.2, 2.0)  # σ of a Gaussian, pixels

@@ -24,17 +24,17 @@ from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import load_config
 from latentddpm.data import examples
 from latentddpm.data.captions import Captions
-from latentddpm.data.draws import Draws
-from latentddpm.data.latents import prepare_latents
-from latentddpm.data.scan import open_catalog
-from latentddpm.data.split import Selection
+from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.catalog.split import Selection
+from latentddpm.data.latents.cache import prepare_latents
+from latentddpm.data.random import Draws
 from latentddpm.data.tokens import prepare_tokens
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import load_archive
-from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.models.latent_space import LatentSpace
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.training import autoencoder_networks, diffusion, diffusion_networks
-from latentddpm.training.loop import make_optimizer
+from latentddpm.training.run.loop import make_optimizer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BATCHES = 40

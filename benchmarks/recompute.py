@@ -27,7 +27,7 @@ def cell(options: argparse.Namespace, recompute: bool) -> dict[str, float]:
     import numpy as np
 
     from latentddpm.models.unet import UNet
-    from latentddpm.training.optimizer import FlatAdamW
+    from latentddpm.training.step.optimizer import FlatAdamW
 
     keras.utils.set_random_seed(0)
     unet = UNet(options.channels, (1, 2, 3, 4), 2, (1, 2, 3), recompute=recompute)

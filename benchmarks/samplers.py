@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentddpm.startup import import_keras
+from latentddpm.utils.startup import import_keras
 
 PROMPTS = ["red apple", "cat face", "panda", "red heart", "grinning face", "mushroom"]
 SAMPLERS = {
@@ -42,8 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     import_keras()
     from latentddpm.diffusion import samplers
-    from latentddpm.pictures import grid, save_png, to_pixels
-    from latentddpm.pipeline import LatentDiffusion
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+    from latentddpm.utils.pixels import grid, save_png, to_pixels
 
     model = LatentDiffusion.load(options.model)
     common = {"num_images": options.seeds, "seed": 0, "output": "latents", "batch_size": 64}

@@ -106,18 +106,18 @@ def run_phase(phase: str, data: Path, here: Path) -> dict[str, float]:
     import keras
     import tensorflow as tf
 
+    from latentddpm.clip.tokenizer import ClipTokenizer
     from latentddpm.config import DataConfig
     from latentddpm.data import examples
     from latentddpm.data.captions import Captions
-    from latentddpm.data.draws import Draws
-    from latentddpm.data.latents import prepare_latents
-    from latentddpm.data.scan import open_catalog
-    from latentddpm.data.split import split_catalog
+    from latentddpm.data.catalog.scan import open_catalog
+    from latentddpm.data.catalog.split import split_catalog
+    from latentddpm.data.latents.cache import prepare_latents
+    from latentddpm.data.random import Draws
     from latentddpm.data.tokens import prepare_tokens
     from latentddpm.diffusion.schedule import NoiseSchedule
-    from latentddpm.models.autoencoder import Autoencoder
-    from latentddpm.models.latent_space import LatentSpace
-    from latentddpm.models.tokenizer import ClipTokenizer
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
+    from latentddpm.models.autoencoder.latent_space import LatentSpace
 
     tokenizer = ClipTokenizer(24)
     keras.utils.set_random_seed(0)

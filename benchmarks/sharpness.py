@@ -25,12 +25,12 @@ from scipy.ndimage import maximum_filter
 
 from latentddpm.config import DataConfig
 from latentddpm.evaluation.images import open_images
+from latentddpm.evaluation.metrics.similarity import psnr
 from latentddpm.evaluation.report import aligned, shown
-from latentddpm.evaluation.similarity import psnr
-from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
-from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.pictures import to_pixels
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.pipeline.model_folder import read_model_folder
+from latentddpm.utils.pixels import to_pixels
 
 THRESHOLD, REACH, BATCH = 3.0, 4, 32
 

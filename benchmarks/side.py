@@ -64,13 +64,13 @@ def prepare(folder: Path) -> dict[str, str]:
     import keras
     import tensorflow as tf
 
+    from latentddpm.clip.text_encoder import TextEncoder
+    from latentddpm.clip.tokenizer import ClipTokenizer
     from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.interop import save_diffusers
-    from latentddpm.models.autoencoder import Autoencoder
-    from latentddpm.models.text import TextEncoder
-    from latentddpm.models.tokenizer import ClipTokenizer
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.unet import UNet
-    from latentddpm.pipeline import LatentDiffusion
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
     keras.utils.set_random_seed(0)
     unet = UNet(64, (1, 2, 4), num_heads=8, context_dim=256, zero_init=False)
@@ -84,13 +84,13 @@ def prepare(folder: Path) -> dict[str, str]:
 
 
 def keras_job(job: str, folder: Path, xla: bool) -> tuple[Any, float, float]:
-    from latentddpm.startup import import_keras
+    from latentddpm.utils.startup import import_keras
 
     import_keras()
     import tensorflow as tf
 
-    from latentddpm.pipeline import LatentDiffusion
-    from latentddpm.training.optimizer import FlatAdamW
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+    from latentddpm.training.step.optimizer import FlatAdamW
 
     model = LatentDiffusion.load(folder / "ours")
     values = {name: tf.constant(value) for name, value in arrays().items()}

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from latentddpm.startup import import_keras
+from latentddpm.utils.startup import import_keras
 
 FACTOR = 8
 
@@ -28,8 +28,8 @@ def main() -> None:
     import_keras()
     import keras
 
-    from latentddpm.models.encoder_decoder import Decoder, Encoder
-    from latentddpm.models.strips import run_in_strips
+    from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+    from latentddpm.models.autoencoder.strips import run_in_strips
 
     keras.utils.set_random_seed(0)
     decodes = options.half == "decode"

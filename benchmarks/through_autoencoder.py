@@ -20,8 +20,8 @@ from latentddpm.evaluation.extractors import load_extractor
 from latentddpm.evaluation.generator import References
 from latentddpm.evaluation.images import open_images
 from latentddpm.evaluation.report import aligned, shown
-from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.pipeline import LatentDiffusion
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 MEASURES = ("frechet", "kernel", "kernel_error", "precision", "recall", "density", "near")
 

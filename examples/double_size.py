@@ -35,11 +35,11 @@ import tensorflow as tf
 
 from latentddpm import LatentDiffusion
 from latentddpm.config import DataConfig
-from latentddpm.data.draws import Draws
+from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.catalog.split import split_catalog
 from latentddpm.data.examples import image_examples
-from latentddpm.data.scan import open_catalog
-from latentddpm.data.split import split_catalog
-from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.data.random import Draws
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
 LOGVAR_WEIGHT = 0.01
 

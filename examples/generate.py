@@ -6,7 +6,7 @@ python examples/generate.py "red apple"
 import sys
 
 import latentddpm
-from latentddpm.pictures import grid, save_png
+from latentddpm.utils.pixels import grid, save_png
 
 
 def main(prompt: str = "red apple", out: str = "example.png") -> None:

@@ -35,13 +35,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.interop.perceptual import CAFFE
-from latentddpm.models.autoencoder import Autoencoder, GaussianKL
+from latentddpm.interop.vgg import CAFFE
+from latentddpm.models.autoencoder.autoencoder import Autoencoder, GaussianKL
 from latentddpm.models.functional import remade
 from latentddpm.models.layers import blank_weights
 from latentddpm.models.perceptual import PerceptualDistance
-from latentddpm.models.text import build_text_encoder
 from latentddpm.models.unet import UNet
 
 STEPS = 100  # of one scan
@@ -337,13 +337,13 @@ def load_arrays(path):
 
 def prepare(settings):
     """DATA.npz of a folder of captioned, styled images, split as configs/emoji-64-*.yaml do."""
+    from latentddpm.clip.tokenizer import ClipTokenizer
     from latentddpm.config import DataConfig
     from latentddpm.data.captions import Captions
+    from latentddpm.data.catalog.scan import open_catalog
+    from latentddpm.data.catalog.split import split_catalog
     from latentddpm.data.images import read_image
-    from latentddpm.data.scan import open_catalog
-    from latentddpm.data.split import split_catalog
-    from latentddpm.interop.perceptual import load_perceptual
-    from latentddpm.models.tokenizer import ClipTokenizer
+    from latentddpm.interop.vgg import load_perceptual
 
     catalog = open_catalog(settings.out, settings.data.with_suffix(".catalog"))
     split = DataConfig(validation_fraction=0.03, validation_by="caption")
@@ -412,8 +412,8 @@ def compile_second(settings):
 
 def pack(settings):
     """A model folder of what the loop left, weights in float16; on TensorFlow."""
-    from latentddpm.models.tokenizer import ClipTokenizer
-    from latentddpm.pipeline import LatentDiffusion
+    from latentddpm.clip.tokenizer import ClipTokenizer
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
     from latentddpm.training.autoencoder import measure_latents
 
     facts = json.loads((settings.out / "run.json").read_text())

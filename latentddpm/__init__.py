@@ -16,11 +16,11 @@ __version__ = "0.1.0"
 
 # Public name → the module it lives in, or the module itself when the names end alike.
 _HOMES = {
-    "Autoencoder": "latentddpm.models.autoencoder",
-    "ClipTokenizer": "latentddpm.models.tokenizer",
-    "Decoder": "latentddpm.models.encoder_decoder",
-    "Encoder": "latentddpm.models.encoder_decoder",
-    "LatentDiffusion": "latentddpm.pipeline",
+    "Autoencoder": "latentddpm.models.autoencoder.autoencoder",
+    "ClipTokenizer": "latentddpm.clip.tokenizer",
+    "Decoder": "latentddpm.models.autoencoder.encoder_decoder",
+    "Encoder": "latentddpm.models.autoencoder.encoder_decoder",
+    "LatentDiffusion": "latentddpm.pipeline.latent_diffusion",
     "NoiseSchedule": "latentddpm.diffusion.schedule",
     "UNet": "latentddpm.models.unet",
     "interop": "latentddpm.interop",
@@ -42,13 +42,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from latentddpm import interop
+    from latentddpm.clip.tokenizer import ClipTokenizer
     from latentddpm.diffusion import samplers
     from latentddpm.diffusion.schedule import NoiseSchedule
-    from latentddpm.models.autoencoder import Autoencoder
-    from latentddpm.models.encoder_decoder import Decoder, Encoder
-    from latentddpm.models.tokenizer import ClipTokenizer
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
+    from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
     from latentddpm.models.unet import UNet
-    from latentddpm.pipeline import LatentDiffusion
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,14 @@ import pytest
 
 keras.config.disable_traceback_filtering()
 
-EMOJI = Path(__file__).parent / "data" / "emoji"
+TESTS = Path(__file__).parent
+EMOJI = TESTS / "assets" / "emoji"
+
+
+def environment():
+    """Variables of a process that finds the package, this file and the helpers in `support`."""
+    own = [TESTS.parent, TESTS, TESTS / "support", os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, own)))}
 
 
 def pytest_addoption(parser):
@@ -33,7 +40,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def emoji_folder(tmp_path):
-    """A writable copy of the forty emoji of tests/data/emoji, as a folder of captioned images."""
+    """A writable copy of the forty emoji of `assets`, as a folder of captioned images."""
     folder = tmp_path / "emoji"
     shutil.copytree(EMOJI, folder, ignore=shutil.ignore_patterns("*.md"))
     return folder

@@ -233,10 +233,10 @@ def test_sections_fit_the_constructors_they_feed():
     import inspect
 
     from latentddpm.diffusion.schedule import NoiseSchedule
-    from latentddpm.models.adversarial import Adversary
-    from latentddpm.models.autoencoder import Autoencoder
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.discriminator import PatchDiscriminator
     from latentddpm.models.unet import UNet
+    from latentddpm.training.step.adversarial import Adversary
 
     of_its_optimizer = {"learning_rate", "betas"}
     for section, target, others in (

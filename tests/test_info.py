@@ -12,9 +12,9 @@ from PIL import Image
 from tiny import few_emoji
 
 from latentddpm.cli import main
-from latentddpm.curves import read_curves, smooth
+from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.pack import pack
-from latentddpm.data.scan import open_catalog
+from latentddpm.training.run.curves import read_curves, smooth
 
 
 def info(*arguments, code=0):

@@ -9,8 +9,8 @@ import click
 from latentddpm.cli.options import FOLDER, catalog_option, data_option, strict_option
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError
-from latentddpm.notes import say
-from latentddpm.startup import import_keras
+from latentddpm.utils.console import say
+from latentddpm.utils.startup import import_keras
 
 
 @click.command()
@@ -42,9 +42,9 @@ def doctor(
 
     DATA is what --data takes elsewhere. Nothing in it is changed.
     """
-    from latentddpm.data.doctor import examine
-    from latentddpm.data.doctor_report import as_json, as_text
-    from latentddpm.data.findings import ERROR
+    from latentddpm.data.doctor.doctor import examine
+    from latentddpm.data.doctor.findings import ERROR
+    from latentddpm.data.doctor.report import as_json, as_text
 
     if examples is not None and examples < 0:
         raise UserError(f"--examples: {examples}, expected 0 or more")
@@ -114,7 +114,7 @@ def encode(
 ) -> None:
     """Encode images into a latents cache for train-diffusion."""
     import_keras()
-    from latentddpm.training.distribute import make_strategy, together
+    from latentddpm.distribution.strategy import make_strategy, together
     from latentddpm.training.encode import encode_folder
 
     devices = make_strategy(strategy)

@@ -18,9 +18,9 @@ from latentddpm.cli.evaluate_options import check_used, drawing_options
 from latentddpm.cli.options import FOLDER, data_option, lora_option, model_option
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError
-from latentddpm.files import write_json
-from latentddpm.modelfolder import ModelFolder, read_model_folder
-from latentddpm.startup import import_keras
+from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
+from latentddpm.utils.files import write_json
+from latentddpm.utils.startup import import_keras
 
 RESULTS = "evaluation.json"
 COMPARED = "training"
@@ -119,7 +119,7 @@ def evaluate(
     """
     from latentddpm.config import AutoencoderRun
     from latentddpm.config_file import load_config
-    from latentddpm.loras import apply_loras, read_loras
+    from latentddpm.generation.loras import apply_loras, read_loras
 
     autoencoder = autoencoder or not (nll or latents or generator)
     parts = {"autoencoder": autoencoder, "nll": nll, "latents": latents, "generator": generator}
@@ -141,18 +141,18 @@ def evaluate(
     splits = load_config(AutoencoderRun, None, tuple(overrides)).data
     import_keras()
     from latentddpm.evaluation.autoencoder import evaluate_autoencoder
-    from latentddpm.evaluation.bound import evaluate_bound
+    from latentddpm.evaluation.clip_towers import load_clip_towers
     from latentddpm.evaluation.extractors import load_extractor
     from latentddpm.evaluation.generator import evaluate_generator
     from latentddpm.evaluation.images import open_images
+    from latentddpm.evaluation.likelihood import evaluate_bound
     from latentddpm.evaluation.projection import project_latents
     from latentddpm.evaluation.sweep import parse_sweep, settings_of
-    from latentddpm.interop.clip_towers import load_clip_towers
-    from latentddpm.interop.perceptual import load_perceptual
+    from latentddpm.interop.vgg import load_perceptual
     from latentddpm.models.archive import load_archive
-    from latentddpm.models.autoencoder import Autoencoder
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.digest import weights_digest
-    from latentddpm.pipeline import LatentDiffusion
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
     whole = LatentDiffusion.load(folder.path) if nll or generator else None
     if changes:

@@ -47,7 +47,7 @@ from latentddpm.cli.usage import command
 @command
 def generate(quiet: bool, timing: bool, **options: Any) -> None:
     """Make images from words, and from pictures."""
-    from latentddpm.generation import generate_images
+    from latentddpm.generation.generate import generate_images
 
     for path in generate_images(**options, quiet=quiet, timing=timing):
         click.echo(path)

@@ -10,8 +10,8 @@ import click
 from latentddpm.cli.options import FOLDER, model_option
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError
-from latentddpm.notes import say
-from latentddpm.startup import import_keras
+from latentddpm.utils.console import say
+from latentddpm.utils.startup import import_keras
 
 
 @click.command()
@@ -20,10 +20,10 @@ from latentddpm.startup import import_keras
 @command
 def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
     """Describe a PNG made here, a model, a run, latents, a catalog or shards."""
-    from latentddpm.describe import describe
+    from latentddpm.info import describe
 
     if plot is not None:
-        from latentddpm.curves import plot_runs
+        from latentddpm.training.run.curves import plot_runs
 
         plot_runs([Path(path) for path in paths], plot)
     click.echo("\n\n".join(describe(path, quiet) for path in paths))
@@ -44,12 +44,12 @@ def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
 @command
 def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: bool) -> None:
     """Write a model with LoRA files in its weights."""
-    from latentddpm.loras import apply_loras, read_loras
+    from latentddpm.generation.loras import apply_loras, read_loras
 
     chosen = read_loras(loras)
     import_keras()
-    from latentddpm.interop.diffusers import check_new
-    from latentddpm.pipeline import LatentDiffusion
+    from latentddpm.interop.diffusers.folder import check_new
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
     check_new(out)
     merged = LatentDiffusion.load(model)
@@ -117,9 +117,9 @@ def convert(
 def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None:
     """Write a model for other programs, checked against the original."""
     import_keras()
-    from latentddpm.interop.export import check_request
-    from latentddpm.interop.export import export as write
-    from latentddpm.pipeline import LatentDiffusion
+    from latentddpm.export.export import check_request
+    from latentddpm.export.export import export as write
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
     check_request(out, kind, storage)
     write(LatentDiffusion.load(model), out, kind, storage, functools.partial(say, quiet=quiet))

@@ -16,9 +16,9 @@ from latentddpm.cli.options import (
     strict_option,
 )
 from latentddpm.cli.usage import command
-from latentddpm.modelfolder import LORA
-from latentddpm.notes import say
-from latentddpm.startup import import_keras
+from latentddpm.pipeline.model_folder import LORA
+from latentddpm.utils.console import say
+from latentddpm.utils.startup import import_keras
 
 if TYPE_CHECKING:
     from latentddpm.config_file import Run
@@ -57,8 +57,8 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
 
     settings, run = _settings(AutoencoderRun, **options)
     import_keras()
+    from latentddpm.distribution.strategy import crew_of, make_strategy, together
     from latentddpm.training import autoencoder, autoencoder_networks
-    from latentddpm.training.distribute import crew_of, make_strategy, together
 
     if dry_run:
         settings, model = autoencoder_networks.build_autoencoder(settings)
@@ -94,8 +94,8 @@ def train_diffusion(
 
     settings, run = _settings(DiffusionRun, **options)
     import_keras()
+    from latentddpm.distribution.strategy import make_strategy, together
     from latentddpm.training import diffusion, diffusion_networks
-    from latentddpm.training.distribute import make_strategy, together
 
     if dry_run:
         settings, sources = diffusion_networks.read_sources(settings, vae)

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from latentddpm.errors import UserError, check_choice, nearest, one_line
-from latentddpm.notes import say
+from latentddpm.utils.console import say
 
 NO_MEMORY = "ResourceExhaustedError"
 """TensorFlow's; known by its name, for this module imports nothing heavy."""

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from latentddpm.config import DiffusionData
-from latentddpm.data.catalog import Catalog
-from latentddpm.data.split import Selection
+from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.catalog.split import Selection
 from latentddpm.errors import UserError
 
 Shape = tuple[int, int]

@@ -1,9 +1,9 @@
 """Captions: for each image the alternatives one of which is drawn per use.
 
 A template such as `"{text}, {style} style"` is filled from an image's columns (see
-`data.metadata`), once for every combination of entries where a column holds a list. An image
-that lacks a value for one of its fields gets no caption from that template; an image without
-captions has none: ().
+`data.sources.metadata`), once for every combination of entries where a column holds a list. An
+image that lacks a value for one of its fields gets no caption from that template; an image
+without captions has none: ().
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from latentddpm.data.catalog import Catalog
-from latentddpm.data.metadata import text_entries
+from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.sources.metadata import text_entries
 from latentddpm.errors import UserError, nearest
 
 DEFAULT_TEMPLATES = ("{text}",)

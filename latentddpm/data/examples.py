@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from latentddpm.data.catalog import Catalog
-from latentddpm.data.crew import ALONE, Crew
-from latentddpm.data.draws import Draws
+from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.catalog.split import Selection
 from latentddpm.data.images import WHITE, UnreadableImage, read_image
-from latentddpm.data.latents import LatentsCache
-from latentddpm.data.split import Selection
+from latentddpm.data.latents.cache import LatentsCache
+from latentddpm.data.random import Draws
 from latentddpm.data.tokens import CaptionTokens
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.models.latent_space import LatentSpace
+from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.models.autoencoder.latent_space import LatentSpace
 
 
 def positions(start: int, stop: int | None, batch_size: int) -> tf.data.Dataset:

@@ -1,8 +1,8 @@
 """Packing captioned images into shards: the bytes as they are, captions and columns with them.
 
 A packed set is the same set: in the order it had, every image under the name it had, so that it
-trains to the same examples and fits the same latents cache. `data.shards` and `data.records`
-say what is written.
+trains to the same examples and fits the same latents cache. `data.sources.tar` and
+`data.sources.records` say what is written.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from latentddpm.data.metadata import FILE_NAME, TEXT, text_entries
-from latentddpm.data.records import array_record, make_record
-from latentddpm.data.sources import open_source
-from latentddpm.data.units import Entry, Source
+from latentddpm.data.sources.base import Entry, Source
+from latentddpm.data.sources.metadata import FILE_NAME, TEXT, text_entries
+from latentddpm.data.sources.open import open_source
+from latentddpm.data.sources.records import array_record, make_record
 from latentddpm.errors import UserError, check_choice
-from latentddpm.files import atomic_folder
+from latentddpm.utils.files import atomic_folder
 
 DEFAULT_SIZE = "512MB"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -141,7 +141,7 @@ class Writer(Protocol):
 
 
 class TarWriter:
-    """WebDataset's layout; see `data.shards`."""
+    """WebDataset's layout; see `data.sources.tar`."""
 
     suffix = ".tar"
 
@@ -170,7 +170,7 @@ class TarWriter:
 
 
 class RecordWriter:
-    """One record an image, see `data.records`, in a file that a subclass opens."""
+    """One record an image, see `data.sources.records`, in a file that a subclass opens."""
 
     _file: Any
 

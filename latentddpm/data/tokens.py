@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from latentddpm.clip.tokenizer import ClipTokenizer, PromptTooLong
 from latentddpm.data.captions import Captions
-from latentddpm.data.crew import ALONE, Crew, alone
-from latentddpm.data.table import Schema, Table, TableWriter
-from latentddpm.files import atomic_folder
-from latentddpm.models.tokenizer import ClipTokenizer, PromptTooLong
+from latentddpm.data.catalog.columns import Schema, Table, TableWriter
+from latentddpm.distribution.processes import ALONE, Crew, alone
+from latentddpm.utils.files import atomic_folder
 
 BLOCK = 1024  # captions tokenized together
 IMAGES = Schema({"end": ("<u8", ())}, ())

@@ -21,16 +21,16 @@ from keras import ops
 
 from latentddpm.errors import UserError
 from latentddpm.evaluation.extractors import Extractor
-from latentddpm.evaluation.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.images import ImageSet
-from latentddpm.evaluation.kernel import LEAST, paired_kernel_distance
+from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
+from latentddpm.evaluation.metrics.kernel import LEAST, paired_kernel_distance
+from latentddpm.evaluation.metrics.pairwise import check_count
+from latentddpm.evaluation.metrics.similarity import psnr, rmse, ssim
 from latentddpm.evaluation.report import Report, aligned, plain, shown
-from latentddpm.evaluation.samples import check_count
-from latentddpm.evaluation.similarity import psnr, rmse, ssim
-from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.tiling import decode, encode
 from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
-from latentddpm.models.tiling import decode, encode
-from latentddpm.pictures import from_pixels, grid, save_png, to_pixels
+from latentddpm.utils.pixels import from_pixels, grid, save_png, to_pixels
 
 BATCH = 16
 GRID = "reconstructions.png"

@@ -34,8 +34,8 @@ import numpy as np
 from keras import ops
 
 from latentddpm.errors import UserError, nearest, one_line
-from latentddpm.interop.perceptual import HED, load_perceptual
-from latentddpm.models.compiled import compiled
+from latentddpm.interop.vgg import HED, load_perceptual
+from latentddpm.models.inference import compiled
 
 INCEPTION = "inception"
 INCEPTION_SIDE = 299

@@ -19,8 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 import latentddpm
-from latentddpm import interrupt
-from latentddpm.files import atomic_path
+from latentddpm.utils import signals
+from latentddpm.utils.files import atomic_path
 
 FEATURES = "features"
 """The folder of kept features, below that of an evaluation."""
@@ -92,8 +92,8 @@ def kept_features(
                 blocks.append(features)
                 kept += len(numbers)
                 bar.update(len(numbers))
-    except interrupt.Stopped as signal:
-        raise interrupt.Stopped(
+    except signals.Stopped as signal:
+        raise signals.Stopped(
             signal.number,
             f"stopped by a signal with {kept} of {len(images)} {label} done; the same command "
             f"goes on from there ({folder})",

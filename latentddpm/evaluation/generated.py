@@ -22,17 +22,17 @@ import numpy as np
 from tqdm import tqdm
 
 import latentddpm
-from latentddpm import interrupt
 from latentddpm.data.captions import Captions
+from latentddpm.data.catalog.split import Selection
 from latentddpm.data.images import read_image
-from latentddpm.data.split import Selection
 from latentddpm.diffusion.guidance import check_guidance_scale
+from latentddpm.diffusion.samplers.factory import default_options, make_sampler
 from latentddpm.errors import UserError
-from latentddpm.files import file_digest, write_json
-from latentddpm.pictures import read_metadata, save_png
-from latentddpm.pipeline import LatentDiffusion
-from latentddpm.sampling import default_options, make_sampler
-from latentddpm.seeds import image_seeds
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.seeds import image_seeds
+from latentddpm.utils import signals
+from latentddpm.utils.files import file_digest, write_json
+from latentddpm.utils.pixels import read_metadata, save_png
 
 SETTING = "setting.json"
 GOLDEN = (5**0.5 - 1) / 2
@@ -155,7 +155,7 @@ class GeneratedImages:
             unit="image",
             disable=quiet,
         )
-        with interrupt.deferred(), bar:
+        with signals.deferred(), bar:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
                 try:
@@ -167,8 +167,8 @@ class GeneratedImages:
                         width=self.size[1],
                         **asdict(self.setting),
                     )
-                except interrupt.Stopped as signal:
-                    raise interrupt.Stopped(
+                except signals.Stopped as signal:
+                    raise signals.Stopped(
                         signal.number,
                         f"stopped by a signal with {kept} of {len(self)} images drawn; the same "
                         f"command goes on from there ({self.folder})",

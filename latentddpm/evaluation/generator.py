@@ -17,26 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from latentddpm import interrupt
 from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions
-from latentddpm.data.split import split_catalog
+from latentddpm.data.catalog.split import split_catalog
 from latentddpm.errors import UserError
-from latentddpm.evaluation.clip_score import clip_scores
+from latentddpm.evaluation.clip_towers import ClipTowers
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.features import FEATURES, Images, kept_features
-from latentddpm.evaluation.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.generated import GeneratedImages, Setting, spread_prompts
 from latentddpm.evaluation.images import ImageSet, spread_images
-from latentddpm.evaluation.kernel import kernel_distance
-from latentddpm.evaluation.manifold import density_coverage, precision_recall
-from latentddpm.evaluation.nearest import nearest, share_nearer
-from latentddpm.evaluation.samples import check_count
+from latentddpm.evaluation.metrics.clip_score import clip_scores
+from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
+from latentddpm.evaluation.metrics.kernel import kernel_distance
+from latentddpm.evaluation.metrics.nearest import nearest, share_nearer
+from latentddpm.evaluation.metrics.pairwise import check_count
+from latentddpm.evaluation.metrics.precision_recall import density_coverage, precision_recall
 from latentddpm.evaluation.sweep_plot import plot_sweep
-from latentddpm.interop.clip_towers import ClipTowers
-from latentddpm.pictures import grid, save_png
-from latentddpm.pipeline import LatentDiffusion
-from latentddpm.plotting import new_figure
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.utils import signals
+from latentddpm.utils.figures import new_figure
+from latentddpm.utils.pixels import grid, save_png
 
 GENERATED = "generated"
 NEAREST, SWEEP = "nearest.png", "sweep.png"
@@ -122,7 +122,7 @@ def _mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-@interrupt.listening()
+@signals.listening()
 def evaluate_generator(
     model: LatentDiffusion,
     settings: Sequence[Setting],

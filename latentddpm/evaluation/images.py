@@ -10,10 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from latentddpm.config import DataConfig
-from latentddpm.data.catalog import Catalog
+from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.catalog.split import Selection, split_catalog
 from latentddpm.data.images import UnreadableImage, read_image
-from latentddpm.data.scan import open_catalog
-from latentddpm.data.split import Selection, split_catalog
 from latentddpm.errors import UserError, check_choice
 
 SPLITS = ("all", "training", "validation")
@@ -84,7 +84,7 @@ def open_images(
     """The images of a place.
 
     Args:
-        place: a folder of images or shards; see `data.sources.open_source`.
+        place: a folder of images or shards; see `data.sources.open.open_source`.
         catalog: folder of the catalog.
         size: (height, width).
         split: "all", or those that training with the settings `data` learns from, or keeps out.

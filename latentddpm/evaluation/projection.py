@@ -18,20 +18,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latentddpm import interrupt
 from latentddpm.data.captions import Captions
-from latentddpm.data.metadata import text_entries
+from latentddpm.data.sources.metadata import text_entries
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.features import FEATURES, kept_features
 from latentddpm.evaluation.images import ImageSet
+from latentddpm.evaluation.metrics.pairwise import check_count
 from latentddpm.evaluation.report import Report, shown
-from latentddpm.evaluation.samples import check_count
-from latentddpm.files import atomic_path
-from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.tiling import encode
 from latentddpm.models.digest import weights_digest
-from latentddpm.models.tiling import encode
-from latentddpm.pictures import from_pixels, save_png
-from latentddpm.plotting import new_figure
+from latentddpm.utils import signals
+from latentddpm.utils.figures import new_figure
+from latentddpm.utils.files import atomic_path
+from latentddpm.utils.pixels import from_pixels, save_png
 
 PROJECTIONS = ("tsne", "umap")
 COMPONENTS = 50
@@ -57,7 +57,7 @@ class Modes:
         return np.asarray(self.autoencoder.to_latents(mean)).reshape(len(images), -1)
 
 
-@interrupt.listening()
+@signals.listening()
 def project_latents(
     autoencoder: Autoencoder,
     images: ImageSet,

@@ -9,7 +9,7 @@ from typing import Any
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
 from latentddpm.errors import UserError, check_choice
 from latentddpm.evaluation.generated import Setting
-from latentddpm.pipeline import LatentDiffusion
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 KEYS = {
     "sampler": "sampler",

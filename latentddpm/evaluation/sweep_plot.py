@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentddpm.files import atomic_path
-from latentddpm.plotting import new_figure
+from latentddpm.utils.figures import new_figure
+from latentddpm.utils.files import atomic_path
 
 AXES = {"guidance_scale": "guidance", "num_steps": "steps"}
 

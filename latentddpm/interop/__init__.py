@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "load_diffusers": "latentddpm.interop.diffusers",
-    "save_diffusers": "latentddpm.interop.diffusers",
+    "load_diffusers": "latentddpm.interop.diffusers.folder",
+    "save_diffusers": "latentddpm.interop.diffusers.folder",
     "merge_lora": "latentddpm.interop.lora",
 }
 
 __all__ = ["load_diffusers", "merge_lora", "save_diffusers"]
 
 if TYPE_CHECKING:
-    from latentddpm.interop.diffusers import load_diffusers, save_diffusers
+    from latentddpm.interop.diffusers.folder import load_diffusers, save_diffusers
     from latentddpm.interop.lora import merge_lora
 
 

@@ -21,12 +21,12 @@ import keras
 import numpy as np
 from safetensors.numpy import save_file
 
+from latentddpm.clip.text_encoder import ACTIVATIONS, LAYER_NORM_EPSILON, TextEncoder, check_sizes
+from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.vocabulary import read_json
 from latentddpm.errors import UserError, check_choice
-from latentddpm.files import atomic_path, write_json
 from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
-from latentddpm.models.text import ACTIVATIONS, LAYER_NORM_EPSILON, TextEncoder, check_sizes
-from latentddpm.models.tokenizer import ClipTokenizer
-from latentddpm.models.vocabulary import read_json
+from latentddpm.utils.files import atomic_path, write_json
 
 Shape = tuple[int, ...]
 

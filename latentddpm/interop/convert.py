@@ -11,18 +11,23 @@ from pathlib import Path
 
 import latentddpm
 from latentddpm.errors import UserError, check_choice
-from latentddpm.files import atomic_folder
-from latentddpm.interop.diffusers import build, check_new, read_folder, save_diffusers
-from latentddpm.interop.networks import judge
-from latentddpm.interop.pieces import Piece
-from latentddpm.interop.single_file import load_single_file, read_single_file
+from latentddpm.interop.compvis.single_file import load_single_file, read_single_file
+from latentddpm.interop.diffusers.checkpoint import Piece
+from latentddpm.interop.diffusers.folder import build, check_new, read_folder, save_diffusers
+from latentddpm.interop.diffusers.networks import judge
 from latentddpm.interop.tensors import refuse_pickle
-from latentddpm.modelfolder import FILES, describe_part, read_model_folder, write_manifest
 from latentddpm.models.archive import load_archive, save_archive
-from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.digest import weights_digest
 from latentddpm.models.unet import UNet
-from latentddpm.pipeline import LatentDiffusion
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.model_folder import (
+    FILES,
+    describe_part,
+    read_model_folder,
+    write_manifest,
+)
+from latentddpm.utils.files import atomic_folder
 
 TARGETS = ("diffusers",)
 

@@ -31,14 +31,14 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from latentddpm.errors import UserError, check_choice, nearest
-from latentddpm.files import atomic_path, file_digest
 from latentddpm.interop.clip import linear_maps
-from latentddpm.interop.networks import rows_of
+from latentddpm.interop.diffusers.networks import rows_of
+from latentddpm.interop.diffusers.weights import variable
 from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
-from latentddpm.interop.weights import variable
 from latentddpm.models.functional import freeze
 from latentddpm.models.unet import UNet
-from latentddpm.pipeline import LatentDiffusion
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.utils.files import atomic_path, file_digest
 
 OF_UNET, OF_TEXT = "lora_unet_", "lora_te_"
 LAYOUTS = ("dense", "pointwise")
@@ -64,7 +64,7 @@ class Projection:
 
     Attributes:
         stem: its name in kohya's files.
-        path: here, see `interop.table`.
+        path: here, see `interop.diffusers.weight_map`.
         shape: (out, in), as PyTorch has it; followed by (1, 1) where it is a convolution there.
         layer: our Dense layer.
     """

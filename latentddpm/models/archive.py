@@ -19,8 +19,8 @@ import keras
 import numpy as np
 
 from latentddpm.errors import UserError, check_choice
-from latentddpm.files import atomic_path
 from latentddpm.models.layers import blank_weights
+from latentddpm.utils.files import atomic_path
 
 STORAGE = ("float32", "float16")
 WEIGHTS = "model.weights.h5"

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from latentddpm.models.layers import blank_weights
-from latentddpm.models.train_step import TrainStep
+from latentddpm.training.step.train_step import TrainStep
 
 
 class FunctionalModel(TrainStep, keras.Model):

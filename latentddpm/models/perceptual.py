@@ -11,7 +11,7 @@ The weights w, the heads, were fitted to human judgements for one set of convolu
 torchvision. With these the distance is LPIPS. VGG16 was also trained by others (its authors, on
 Caffe; their weights are those of Keras Applications), and there channel c shows something else:
 such a distance weighs the channels of a block alike and is not called LPIPS. `label` is the name
-to print. `interop.perceptual` reads the weights.
+to print. `interop.vgg` reads the weights.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ import numpy as np
 from keras import layers, ops
 
 from latentddpm.models.attention import AttentionBlock
-from latentddpm.models.denoising_step import DenoisingStep
 from latentddpm.models.functional import FunctionalModel, constructor_arguments
 from latentddpm.models.layers import (
     PACKAGE,
@@ -32,6 +31,7 @@ from latentddpm.models.layers import (
     group_norm,
 )
 from latentddpm.models.transformer import TransformerBlock
+from latentddpm.training.step.denoising_step import DenoisingStep
 
 NORM_EPSILON = 1e-5
 MAX_PERIOD = 10_000.0

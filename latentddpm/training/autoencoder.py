@@ -1,8 +1,8 @@
 """`train-vae`: a folder of images → an autoencoder whose latent scale was measured.
 
 Images are read, encoded, sampled and decoded; the loss is reconstruction + KL (see
-`models.autoencoder`), with a perceptual distance and a discriminator where they are asked for
-(`models.adversarial_step`). At the end the moments of the whole training set give
+`models.autoencoder.autoencoder`), with a perceptual distance and a discriminator where they are
+asked for (`training.step.adversarial_step`). At the end the moments of the whole training set give
 
     scaling_factor = 1 / std(raw latents)        over samples, so var = E[σ²] + Var[μ]
 
@@ -19,43 +19,43 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from latentddpm import interrupt
 from latentddpm.config import AutoencoderRun
 from latentddpm.data import examples
-from latentddpm.data.crew import ALONE, Crew
-from latentddpm.data.draws import Draws
-from latentddpm.data.scan import open_catalog
-from latentddpm.data.split import Selection, split_catalog
-from latentddpm.evaluation.similarity import WINDOW, psnr, ssim
-from latentddpm.interop.perceptual import describe
-from latentddpm.modelfolder import read_model_folder
-from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.notes import say
-from latentddpm.pictures import grid, save_png, to_pixels
-from latentddpm.pipeline import LatentDiffusion
+from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.catalog.split import Selection, split_catalog
+from latentddpm.data.random import Draws
+from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.distribution.strategy import agreement, crew_of, feed, in_scope
+from latentddpm.evaluation.metrics.similarity import WINDOW, psnr, ssim
+from latentddpm.interop.vgg import describe
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.autoencoder_networks import (
     build_adversary,
     build_autoencoder,
     build_perceptual,
 )
-from latentddpm.training.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.distribute import agreement, crew_of, feed, in_scope
-from latentddpm.training.loop import (
+from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
+from latentddpm.training.run.loop import (
     compile_options,
     in_float32,
     run_steps,
 )
-from latentddpm.training.progress import introduce
-from latentddpm.training.resume import agree, check_best, check_run, data_facts
-from latentddpm.training.runlog import RunLog
-from latentddpm.training.wandb_log import import_wandb
+from latentddpm.training.run.progress import introduce
+from latentddpm.training.run.resume import agree, check_best, check_run, data_facts
+from latentddpm.training.run.runlog import RunLog
+from latentddpm.training.run.wandb_log import import_wandb
+from latentddpm.utils import signals
+from latentddpm.utils.console import say
+from latentddpm.utils.pixels import grid, save_png, to_pixels
 
 GRID_IMAGES = 16
 MEASURED_IMAGES = 64
 """Held-back images, always the same, that PSNR and SSIM are the means over."""
 
 
-@interrupt.listening()
+@signals.listening()
 def train_autoencoder(
     config: AutoencoderRun,
     data: str | Path,
@@ -71,7 +71,7 @@ def train_autoencoder(
     """Train on the images of `data` and leave `out/model/vae.keras`.
 
     Args:
-        data: a folder of images or shards; see `data.sources.open_source`.
+        data: a folder of images or shards; see `data.sources.open.open_source`.
         catalog: folder of the catalog, `out/catalog` by default.
         allow_changes: with `resume`, other settings or data than the run was started with.
         strategy: of `distribute.make_strategy`; None for one device.

@@ -12,16 +12,16 @@ import keras
 
 from latentddpm.config import AutoencoderRun
 from latentddpm.errors import UserError
-from latentddpm.interop.perceptual import load_perceptual
-from latentddpm.modelfolder import read_model_folder
-from latentddpm.models.adversarial import Adversary
+from latentddpm.interop.vgg import load_perceptual
 from latentddpm.models.archive import load_archive
-from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.discriminator import PatchDiscriminator, smallest_side
 from latentddpm.models.functional import freeze, remade
 from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
+from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.finetune import adopt_autoencoder
-from latentddpm.training.loop import layer_policy, make_optimizer
+from latentddpm.training.run.loop import layer_policy, make_optimizer
+from latentddpm.training.step.adversarial import Adversary
 
 
 def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencoder]:

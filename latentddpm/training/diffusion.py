@@ -18,37 +18,37 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from latentddpm import interrupt
 from latentddpm.config import DiffusionRun
 from latentddpm.data import examples
 from latentddpm.data.buckets import Shape, buckets_of, table
 from latentddpm.data.captions import Captions
-from latentddpm.data.draws import Draws
-from latentddpm.data.latents import LatentsCache, prepare_latents
-from latentddpm.data.scan import open_catalog
-from latentddpm.data.split import Selection, split_catalog
+from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.catalog.split import Selection, split_catalog
+from latentddpm.data.latents.cache import LatentsCache, prepare_latents
+from latentddpm.data.random import Draws
 from latentddpm.data.tokens import CaptionTokens, prepare_tokens
 from latentddpm.data.turns import Part, in_turns, one_by_one, stream_name
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.distribution.strategy import agreement, crew_of, feed, in_scope
 from latentddpm.errors import UserError
-from latentddpm.modelfolder import LORA, ModelFolder
 from latentddpm.models.archive import load_archive
-from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.digest import weights_digest
-from latentddpm.models.latent_space import LatentSpace
-from latentddpm.notes import say
-from latentddpm.pictures import grid, save_png
-from latentddpm.pipeline import DEFAULTS, LatentDiffusion
-from latentddpm.training.callbacks import StopEvaluation, averaged_weights
+from latentddpm.pipeline.latent_diffusion import DEFAULTS, LatentDiffusion
+from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.training.diffusion_networks import build_networks, read_sources, with_text
-from latentddpm.training.distribute import agreement, crew_of, feed, in_scope
 from latentddpm.training.finetune import save_trained_lora
-from latentddpm.training.loop import compile_options, in_float32, run_steps
-from latentddpm.training.progress import introduce
-from latentddpm.training.resume import agree, check_best, check_run, data_facts
-from latentddpm.training.runlog import RunLog
-from latentddpm.training.wandb_log import import_wandb
+from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
+from latentddpm.training.run.loop import compile_options, in_float32, run_steps
+from latentddpm.training.run.progress import introduce
+from latentddpm.training.run.resume import agree, check_best, check_run, data_facts
+from latentddpm.training.run.runlog import RunLog
+from latentddpm.training.run.wandb_log import import_wandb
+from latentddpm.utils import signals
+from latentddpm.utils.console import say
+from latentddpm.utils.pixels import grid, save_png
 
 GRID_PROMPTS = 8
 RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
@@ -69,7 +69,7 @@ def build_schedule(config: DiffusionRun) -> NoiseSchedule:
     return schedule
 
 
-@interrupt.listening()
+@signals.listening()
 def train_diffusion(
     config: DiffusionRun,
     data: str | Path,
@@ -88,7 +88,7 @@ def train_diffusion(
     file `out/lora.safetensors` of a LoRA.
 
     Args:
-        data: a folder of images or shards; see `data.sources.open_source`.
+        data: a folder of images or shards; see `data.sources.open.open_source`.
         vae: a model folder or finished `train-vae` run; None for the one of `config.init`.
         latents: folder of the latents cache, `out/latents` by default.
         catalog: folder of the catalog, `catalog` in the latents cache by default.
@@ -196,7 +196,7 @@ def train_diffusion(
                 log.write(step, values)
             if not crew.chief:
                 return values
-            with interrupt.deferred():  # the chief draws alone, and may stop drawing alone
+            with signals.deferred():  # the chief draws alone, and may stop drawing alone
                 picture = sample_grid(sampled, prompts, config)
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
         log.picture(step, "samples", picture)

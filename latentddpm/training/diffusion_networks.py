@@ -16,20 +16,20 @@ from typing import Any
 
 import keras
 
+from latentddpm.clip.text_encoder import TextEncoder, build_text_encoder, load_preset
+from latentddpm.clip.tokenizer import ClipTokenizer
 from latentddpm.config import DiffusionData, DiffusionRun
 from latentddpm.data.buckets import buckets_of
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
-from latentddpm.modelfolder import ModelFolder, read_model_folder
 from latentddpm.models.archive import read_config
-from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.models.denoising_step import DenoisingStep
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.functional import freeze, remade
-from latentddpm.models.text import TextEncoder, build_text_encoder, load_preset
-from latentddpm.models.tokenizer import ClipTokenizer
 from latentddpm.models.unet import UNet
+from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
-from latentddpm.training.loop import layer_policy
+from latentddpm.training.run.loop import layer_policy
+from latentddpm.training.step.denoising_step import DenoisingStep
 
 
 @dataclass(frozen=True)

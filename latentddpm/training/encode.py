@@ -6,18 +6,18 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from latentddpm import interrupt
 from latentddpm.data.buckets import Buckets, make_buckets
-from latentddpm.data.latents import LatentsCache, prepare_latents
-from latentddpm.data.scan import open_catalog
+from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.latents.cache import LatentsCache, prepare_latents
+from latentddpm.distribution.strategy import crew_of
 from latentddpm.errors import UserError
-from latentddpm.modelfolder import read_model_folder
 from latentddpm.models.archive import load_archive
-from latentddpm.models.autoencoder import Autoencoder
-from latentddpm.training.distribute import crew_of
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.pipeline.model_folder import read_model_folder
+from latentddpm.utils import signals
 
 
-@interrupt.listening()
+@signals.listening()
 def encode_folder(
     data: str | Path,
     vae: Path,
@@ -34,7 +34,7 @@ def encode_folder(
     """Encode every readable image of `data`; a cache that fits already is left as it is.
 
     Args:
-        data: a folder of images or shards; see `data.sources.open_source`.
+        data: a folder of images or shards; see `data.sources.open.open_source`.
         catalog: folder of the catalog, `out/catalog` by default.
         resolution: side in pixels; None for the size the autoencoder was trained at.
         aspect_buckets: step and greatest ratio of `data.buckets`; None for squares alone.

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import latentddpm
+from latentddpm.clip.text_encoder import TextEncoder
+from latentddpm.clip.tokenizer import ClipTokenizer
 from latentddpm.config import AutoencoderRun, DiffusionRun, Section
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.interop.lora import add_lora, save_lora
-from latentddpm.modelfolder import TOKENIZER, ModelFolder
 from latentddpm.models.archive import load_archive, read_config
-from latentddpm.models.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.functional import freeze, remade
-from latentddpm.models.text import TextEncoder
-from latentddpm.models.tokenizer import ClipTokenizer
 from latentddpm.models.unet import UNet
-from latentddpm.pipeline import DEFAULTS
+from latentddpm.pipeline.latent_diffusion import DEFAULTS
+from latentddpm.pipeline.model_folder import TOKENIZER, ModelFolder
 
 OWN_SOURCES = ("init", "scratch")
 """What `text.source` may say beside an `init` that has a text encoder."""

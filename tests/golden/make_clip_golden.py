@@ -29,9 +29,9 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from latentddpm.models.vocabulary import byte_tokens, packaged_vocabulary, write_vocabulary
+from latentddpm.clip.vocabulary import byte_tokens, packaged_vocabulary, write_vocabulary
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parent
 LENGTH, NUM_MERGES = 12, 60
 PROMPTS = ["a cat", "", "It's 2 dogs!", "café 日本 👩‍👩‍👧", "the   RED thing"]
 SIZES = {

@@ -1,4 +1,4 @@
-"""Make tests/data/golden/diffusers: tiny networks of diffusers, and what they answer.
+"""Make tests/golden/diffusers: tiny networks of diffusers, and what they answer.
 
     HF_HUB_OFFLINE=1 python tests/golden/make_diffusers_golden.py
 
@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from reference_networks import AUTOENCODERS, UNETS, randomize
 
-from latentddpm.models.tokenizer import ClipTokenizer
-from latentddpm.models.vocabulary import END_TOKEN, START_TOKEN, byte_tokens
+from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.vocabulary import END_TOKEN, START_TOKEN, byte_tokens
 
-OUT = Path(__file__).parents[1] / "data" / "golden" / "diffusers"
+OUT = Path(__file__).with_name("diffusers")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MERGES = [("a", "p"), ("r", "e"), ("re", "d</w>"), ("ap", "p"), ("app", "l"), ("appl", "e</w>")]
 

@@ -4,10 +4,10 @@ pip install --no-deps lpips==0.1.4              (beside the `reference` extra)
 python tests/golden/make_lpips_golden.py
 
 latentddpm/interop/lpips_heads/vgg.safetensors   head_0 … head_4, from the package's vgg.pth
-tests/data/golden/lpips.json                     distances on a random VGG16, per block and summed
+tests/golden/lpips.json                     distances on a random VGG16, per block and summed
 
-Nothing of ImageNet is in either; the random weights are drawn again by the test (`tests/vgg.py`).
-Of torchvision the package takes only the list of VGG16's layers; where torchvision does not fit
+Nothing of ImageNet is in either; the random weights are drawn again by the test
+(`tests/support/vgg.py`). Of torchvision the package takes only the list of VGG16's layers; where torchvision does not fit
 the installed torch, that list is written here.
 """
 
@@ -20,12 +20,12 @@ import torch
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from vgg import PLACES, SIZES, WIDTHS, random_pairs, random_vgg16  # noqa: E402
 
 HEADS = ROOT / "latentddpm" / "interop" / "lpips_heads" / "vgg.safetensors"
-GOLDEN = ROOT / "tests" / "data" / "golden" / "lpips.json"
+GOLDEN = ROOT / "tests" / "golden" / "lpips.json"
 
 
 def vgg16(pretrained):

@@ -1,9 +1,9 @@
-"""What scikit-image, torch-fidelity and SciPy answer to `tests/metric_sets.py`.
+"""What scikit-image, torch-fidelity and SciPy answer to `tests/support/metric_sets.py`.
 
 pip install scikit-image torch-fidelity scipy      (beside the `reference` extra)
 python tests/golden/make_metrics_golden.py [FILE]
 
-tests/data/golden/metrics.json     one list or number for each metric
+tests/golden/metrics.json     one list or number for each metric
 """
 
 import json
@@ -28,7 +28,7 @@ from torch_fidelity.metric_kid import kernel_mmd, kernel_poly, mmd2  # noqa: E40
 from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from metric_sets import feature_sets, image_pairs  # noqa: E402
 
@@ -39,7 +39,7 @@ KERNEL = {
     "kid_kernel_poly_gamma": None,
     "kid_kernel_poly_coef0": 1,
 }
-GOLDEN = ROOT / "tests" / "data" / "golden" / "metrics.json"
+GOLDEN = ROOT / "tests" / "golden" / "metrics.json"
 
 
 def similarities():

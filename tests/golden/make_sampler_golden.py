@@ -2,11 +2,11 @@
 
 python tests/golden/make_sampler_golden.py        (needs the `reference` extra)
 
-data/golden/samplers.safetensors: for every case of `CASES`, named SAMPLER/SPACING/PREDICTION/n,
+tests/golden/samplers.safetensors: for every case of `CASES`, named SAMPLER/SPACING/PREDICTION/n,
 the latents after each step, float32 (n, *SHAPE) in our layout, variance preserving, and under
 NAME/timesteps what the network was told in the first call of each step.
 
-The network is tests/toy_denoiser.py, the starting latents are toy_noise(-1), the noise of step
+The network is support/toy_denoiser.py, the starting latents are toy_noise(-1), the noise of step
 i is toy_noise(i). Where a scheduler of diffusers is not used as it comes, `drive` says why.
 """
 
@@ -25,11 +25,11 @@ import torch
 from safetensors.numpy import save_file
 
 TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(TESTS / "support"))
 
 from toy_denoiser import SHAPE, toy_denoiser, toy_noise  # noqa: E402
 
-GOLDEN = TESTS / "data" / "golden" / "samplers.safetensors"
+GOLDEN = TESTS / "golden" / "samplers.safetensors"
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 KARRAS = {"use_karras_sigmas": True}

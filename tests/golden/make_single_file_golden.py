@@ -3,7 +3,7 @@
 python tests/golden/make_single_file_golden.py        (needs the `reference` extra)
 
 single_file_names.json            of the full Stable Diffusion 1.x and of the tiny one of
-                                  tests/compvis.py: diffusers' name and shape of every
+                                  tests/support/compvis.py: diffusers' name and shape of every
                                   tensor → CompVis' name, by diffusers' own conversion
 single_file_outputs.safetensors   inputs and outputs of the tiny one, run by diffusers in
                                   float64
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import compvis
 import numpy as np
@@ -28,9 +28,9 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.numpy import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from latentddpm.interop.compvis import unet_names, vae_names
+from latentddpm.interop.compvis.names import unet_names, vae_names
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parent
 
 TINY_UNET = {
     "block_out_channels": [32, 64],
@@ -91,7 +91,7 @@ def converted_names(kind: type, config: dict, sizes: tuple) -> dict:
 
 
 def models() -> tuple:
-    """The tiny networks of diffusers and transformers with the weights of tests/compvis.py."""
+    """The tiny networks of diffusers and transformers with the weights of support/compvis.py."""
     weights = {key: torch.from_numpy(value) for key, value in compvis.tensors().items()}
     unet, vae = UNet2DConditionModel(**TINY_UNET), AutoencoderKL(**TINY_VAE)
     text = CLIPTextModel(CLIPTextConfig(**TINY_TEXT))

@@ -1,0 +1,204 @@
+"""CLIP's text transformer: token ids to the context that conditions the UNet.
+
+    token_ids (B, L) → token + position embeddings (B, L, d)
+                     → num_layers × [x + attention(norm(x)); x + mlp(norm(x))], causal
+                     → final norm → context (B, L, d)
+
+Attention is causal and rows end in padding, so nothing is masked: position k sees positions
+0..k, exactly as in the text encoder of Stable Diffusion.
+
+The layers are KerasHub's `CLIPTextEncoder`, with CLIP's epsilon of 1e-5 in the final norm
+(KerasHub has 1e-6). KerasHub takes seconds to import, so it is imported when the first encoder
+is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.errors import UserError, check_choice
+
+ACTIVATIONS = ("quick_gelu", "gelu")  # CLIP and SD 1.x; OpenCLIP and SD 2.x (exact, by erf)
+LAYER_NORM_EPSILON = 1e-5
+
+
+@keras.saving.register_keras_serializable(package="latentddpm")
+class TextEncoder(keras.Model):
+    """CLIP's text transformer.
+
+    Called with `{"token_ids": int32 (B, L)}`, L ≤ `context_length`; returns the final states,
+    (B, L, hidden_dim), normalised.
+
+    Args:
+        hidden_dim: width d, divisible by `num_heads`.
+        num_layers: transformer blocks.
+        num_heads: attention heads of each block.
+        intermediate_dim: hidden width of the feed-forward part; None for 4 × `hidden_dim`.
+        activation: "quick_gelu" (CLIP) or "gelu" (OpenCLIP).
+        context_length: number of positions.
+        vocabulary_size: number of tokens.
+        dtype: dtype or dtype policy of the layers.
+
+    Raises:
+        UserError: a size is not a positive whole number, the heads do not divide the width,
+            or the activation is not known.
+
+    Example:
+        encoder = TextEncoder(hidden_dim=64, num_layers=2, num_heads=4, context_length=16)
+        encoder({"token_ids": ClipTokenizer(16)("a cat")}).shape  # (1, 16, 64)
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_layers: int,
+        num_heads: int,
+        intermediate_dim: int | None = None,
+        activation: str = "quick_gelu",
+        context_length: int = 77,
+        vocabulary_size: int = 49_408,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        sizes = {
+            "hidden_dim": hidden_dim,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "context_length": context_length,
+            "vocabulary_size": vocabulary_size,
+        }
+        if intermediate_dim is not None:
+            sizes["intermediate_dim"] = intermediate_dim
+        check_sizes(sizes)
+        intermediate_dim = sizes.setdefault("intermediate_dim", 4 * hidden_dim)
+        check_choice("activation", activation, ACTIVATIONS)
+        from keras_hub.models import CLIPTextEncoder
+
+        # === Layers ===
+        backbone = CLIPTextEncoder(
+            vocabulary_size=vocabulary_size,
+            embedding_dim=hidden_dim,
+            hidden_dim=hidden_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            intermediate_dim=intermediate_dim,
+            intermediate_activation=activation,
+            max_sequence_length=context_length,
+            dtype=dtype,
+        )
+        backbone.layer_norm.epsilon = LAYER_NORM_EPSILON
+
+        # === Functional Model ===
+        super().__init__(inputs=backbone.input, outputs=backbone.output, **kwargs)
+        self.dtype_policy = backbone.dtype_policy
+
+        # === Config ===
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+        self.activation = activation
+        self.context_length = context_length
+        self.vocabulary_size = vocabulary_size
+
+    def get_config(self) -> dict[str, Any]:
+        # Not chained: the config of a functional model is its graph, not these arguments.
+        return {
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "intermediate_dim": self.intermediate_dim,
+            "activation": self.activation,
+            "context_length": self.context_length,
+            "vocabulary_size": self.vocabulary_size,
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> TextEncoder:
+        dtype = config.get("dtype")
+        policy = keras.dtype_policies.get(dtype) if isinstance(dtype, dict) else dtype
+        return cls(**{**config, "dtype": policy})
+
+
+def build_text_encoder(
+    *,
+    hidden_dim: int,
+    num_layers: int,
+    num_heads: int,
+    intermediate_dim: int | None = None,
+    context_length: int = 77,
+    vocabulary_size: int = 49_408,
+) -> TextEncoder:
+    """A fresh CLIP text transformer, to be trained together with the UNet; see `TextEncoder`."""
+    return TextEncoder(
+        hidden_dim=hidden_dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        intermediate_dim=intermediate_dim,
+        context_length=context_length,
+        vocabulary_size=vocabulary_size,
+    )
+
+
+def load_preset(name: str) -> tuple[TextEncoder, ClipTokenizer]:
+    """The text encoder of a KerasHub preset of CLIP, with CLIP's own tokenizer.
+
+    Args:
+        name: a built-in preset ("clip_vit_large_patch14" has Stable Diffusion 1.x's encoder),
+            a `kaggle://` or `hf://` handle, or a folder written by `save_to_preset`. All but
+            the folder need the network.
+
+    Raises:
+        UserError: the preset cannot be had, or holds no CLIP text encoder.
+    """
+    from keras_hub.models import Backbone, CLIPBackbone, CLIPTextEncoder
+
+    if "/" not in name and not Path(name).is_dir():
+        check_choice("preset", name, (*CLIPBackbone.presets, *CLIPTextEncoder.presets))
+    try:
+        source = Backbone.from_preset(name)
+    except Exception as error:  # each of the download clients has exceptions of its own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"preset {name!r} could not be loaded: {reason}") from error
+    source = getattr(source, "text_encoder", source)
+    if not isinstance(source, CLIPTextEncoder):
+        raise UserError(f"preset {name!r} is a {type(source).__name__}; expected CLIP")
+    tokenizer = ClipTokenizer(source.max_sequence_length)
+    if source.vocabulary_size != tokenizer.vocabulary_size:
+        raise UserError(
+            f"preset {name!r} has {source.vocabulary_size} tokens; "
+            f"CLIP's tokenizer has {tokenizer.vocabulary_size}"
+        )
+    encoder = TextEncoder(
+        hidden_dim=source.hidden_dim,
+        num_layers=source.num_layers,
+        num_heads=source.num_heads,
+        intermediate_dim=source.intermediate_dim,
+        activation=source.intermediate_activation,
+        context_length=source.max_sequence_length,
+        vocabulary_size=source.vocabulary_size,
+    )
+    blocks = [encoder.get_layer(f"encoder_block_{i}") for i in range(encoder.num_layers)]
+    ours = [encoder.get_layer("embedding"), *blocks, encoder.get_layer("layer_norm")]
+    theirs = [source.embedding, *source.encoder_layers, source.layer_norm]
+    for mine, other in zip(ours, theirs, strict=True):
+        mine.set_weights(other.get_weights())
+    return encoder, tokenizer
+
+
+def check_sizes(sizes: dict[str, Any]) -> None:
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise UserError(f"{name}: expected a positive whole number, got {size!r}")
+    if sizes["hidden_dim"] % sizes["num_heads"]:
+        raise UserError(
+            f"hidden_dim {sizes['hidden_dim']} is not divisible by num_heads {sizes['num_heads']}"
+        )

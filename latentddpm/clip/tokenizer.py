@@ -1,0 +1,287 @@
+"""CLIP's byte-pair tokenizer in pure Python.
+
+    text ──clean──► words ──UTF-8 bytes as printable characters──► symbols ──merges──► ids
+
+A model sees `start, ids..., end, pad...`; CLIP and Stable Diffusion 1.x pad with the end token.
+`clip.vocabulary` holds the tokens and the merge rules, and what their files look like.
+
+The rules follow OpenAI's `clip/simple_tokenizer.py`, except that text is composed (NFC) and
+freed of control characters and byte order marks where theirs calls ftfy: no mojibake is
+guessed at and no quotes are straightened, as in Hugging Face's tokenizer today.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import html
+import itertools
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from latentddpm.clip.vocabulary import (
+    BYTE_TO_CHARACTER,
+    CHARACTER_TO_BYTE,
+    END_TOKEN,
+    PACKAGED_NAME,
+    START_TOKEN,
+    WORD_END,
+    added_tokens,
+    check_vocabulary,
+    packaged_vocabulary,
+    read_json,
+    read_vocabulary,
+    write_vocabulary,
+)
+from latentddpm.errors import UserError, check_choice
+from latentddpm.utils.files import write_json
+
+PACKAGED_KEY = "latentddpm_vocabulary"  # in tokenizer_config.json: no vocab.json, merges.txt
+MAX_CONTEXT_LENGTH = 1_000_000  # Hugging Face writes 1e30 where no length is set
+MAX_CACHED_CHARACTERS = 64
+
+# CLIP's pattern is `...|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+`. `re` has no \p: its letter run
+# also takes numbers like "²" and "Ⅳ", which `_words` takes apart again.
+_WORDS = re.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\w\s]|_)+"
+)
+_UNWANTED = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")  # controls but white space; BOM
+_SURROGATES = re.compile("[\ud800-\udfff]")  # undecodable bytes of a command line
+
+
+class PromptTooLong(UserWarning):
+    """A prompt has more tokens than the text encoder has positions; its end is cut off."""
+
+
+class ClipTokenizer:
+    """Text to CLIP token ids and back.
+
+    Args:
+        context_length: positions of the text encoder, special tokens included; at least 3.
+        vocabulary: token → id, the ids being 0 .. n-1; None for CLIP's own.
+        merges: pairs of symbols, most wanted first; given if and only if `vocabulary` is.
+        pad_token: fills the row behind the end token. Stable Diffusion 2 has "!" here.
+
+    Raises:
+        UserError: a bad length, or a vocabulary and merges that do not fit together.
+    """
+
+    def __init__(
+        self,
+        context_length: int = 77,
+        *,
+        vocabulary: dict[str, int] | None = None,
+        merges: Sequence[tuple[str, str]] | None = None,
+        pad_token: str = END_TOKEN,
+    ) -> None:
+        whole = isinstance(context_length, int) and not isinstance(context_length, bool)
+        if not whole or not 3 <= context_length <= MAX_CONTEXT_LENGTH:
+            raise UserError(
+                f"context_length: expected a whole number from 3 (start, one token, end) "
+                f"to {MAX_CONTEXT_LENGTH:,}, got {context_length!r}"
+            )
+        if (vocabulary is None) != (merges is None):
+            raise UserError("vocabulary and merges belong together: give both or neither")
+        if vocabulary is None:
+            vocabulary, merges = packaged_vocabulary()
+        else:
+            check_vocabulary(vocabulary, merges)
+        if not isinstance(pad_token, str) or pad_token not in vocabulary:
+            raise UserError(f"pad_token: {pad_token!r} is not in the vocabulary")
+        self.context_length = context_length
+        self.vocabulary = vocabulary
+        self.merges = tuple(map(tuple, merges))
+        self.pad_token = pad_token
+        self.tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        self.start_id, self.end_id = vocabulary[START_TOKEN], vocabulary[END_TOKEN]
+        self.pad_id = vocabulary[pad_token]
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._cached_symbols = functools.lru_cache(maxsize=1 << 16)(self._symbols)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens, the two special ones included."""
+        return len(self.vocabulary)
+
+    def __call__(self, texts: str | Iterable[str]) -> np.ndarray:
+        """Token ids of one or many prompts, int32 (N, context_length).
+
+        A prompt that is too long loses its end, keeps the end token, and is reported by one
+        `PromptTooLong` warning per call.
+
+        Raises:
+            UserError: something among `texts` is not a string.
+        """
+        texts = [texts] if isinstance(texts, str | bytes) else list(texts)
+        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        room = self.context_length - 2
+        cut = []
+        for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=1):
+            ids = self.encode(text)
+            if len(ids) > room:
+                cut.append((number, len(ids), self.decode(ids[room:])))
+            ids = [self.start_id, *ids[:room], self.end_id]
+            row[: len(ids)] = ids
+        if cut:
+            number, length, tail = cut[0]
+            which = f"{len(cut)} of {len(texts)} prompts: number {number}" if texts[1:] else "it"
+            warnings.warn(
+                f"prompt too long, its end is cut off; {which} has {length} tokens, "
+                f"{room} fit; left out: {_shortened(tail)!r}",
+                PromptTooLong,
+                stacklevel=2,
+            )
+        return rows
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without start, end and padding."""
+        return [self.vocabulary[token] for token in self.tokenize(text)]
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of `text` as the vocabulary spells them: `["a</w>", "cat</w>"]`."""
+        if not isinstance(text, str):
+            raise UserError(f"prompt: expected text, got {type(text).__name__} {text!r:.40}")
+        tokens = []
+        for word in _words(_clean(text)):
+            if word in (START_TOKEN, END_TOKEN):
+                tokens.append(word)
+                continue
+            word = word.encode().decode("latin-1").translate(BYTE_TO_CHARACTER)
+            short = len(word) <= MAX_CACHED_CHARACTERS
+            tokens.extend(self._cached_symbols(word) if short else self._symbols(word))
+        return tokens
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, words set apart by spaces, special tokens left out.
+
+        Raises:
+            UserError: an id outside the vocabulary.
+        """
+        text = bytearray()
+        for token_id in map(int, ids):
+            if not 0 <= token_id < len(self.tokens):
+                raise UserError(f"token id {token_id}: expected 0 to {len(self.tokens) - 1}")
+            token = self.tokens[token_id]
+            if token not in (START_TOKEN, END_TOKEN):
+                text += bytes(CHARACTER_TO_BYTE[c] for c in token.removesuffix(WORD_END))
+                text += b" " * token.endswith(WORD_END)
+        return text.decode("utf-8", errors="replace").strip()
+
+    def save(self, folder: str | Path, *, standalone: bool = False) -> None:
+        """Write the tokenizer files of a Hugging Face CLIP folder.
+
+        `tokenizer_config.json` alone, naming the packaged vocabulary, where that is the one in
+        use; with `vocab.json`, `merges.txt` and `special_tokens_map.json` for another
+        vocabulary, or when `standalone` (for readers other than `load`).
+        """
+        folder = Path(folder)
+        packaged = not standalone and (self.vocabulary, self.merges) == packaged_vocabulary()
+        config = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": self.context_length,
+            "bos_token": START_TOKEN,
+            "eos_token": END_TOKEN,
+            "unk_token": END_TOKEN,
+            "pad_token": self.pad_token,
+        }
+        if packaged:
+            config[PACKAGED_KEY] = PACKAGED_NAME
+        else:
+            special = {key: token for key, token in config.items() if key.endswith("_token")}
+            write_vocabulary(folder, self.vocabulary, self.merges)
+            write_json(folder / "special_tokens_map.json", special)
+        write_json(folder / "tokenizer_config.json", config)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, default_length: int = 77) -> ClipTokenizer:
+        """Read a folder written by `save` or by Hugging Face's CLIP tokenizer.
+
+        The vocabulary is the packaged one where `tokenizer_config.json` says so, else that of
+        `vocab.json` and `merges.txt`, else that of `tokenizer.json`.
+
+        Args:
+            folder: the folder that holds the files.
+            default_length: `context_length` where the folder does not say.
+
+        Raises:
+            UserError: a file is missing, unreadable or inconsistent; it is named.
+        """
+        folder = Path(folder)
+        config = read_json(folder / "tokenizer_config.json", optional=True)
+        # Stable Diffusion 2 names its pad token in the second file only, and that one wins.
+        special = config | read_json(folder / "special_tokens_map.json", optional=True)
+        pad_token = special.get("pad_token") or END_TOKEN
+        if isinstance(pad_token, dict):
+            pad_token = pad_token.get("content")
+        length = config.get("model_max_length")
+        if length is None or (isinstance(length, int | float) and length > MAX_CONTEXT_LENGTH):
+            length = default_length
+        vocabulary = merges = None
+        if PACKAGED_KEY in config:
+            check_choice(PACKAGED_KEY, config[PACKAGED_KEY], [PACKAGED_NAME])
+        else:
+            vocabulary, merges = read_vocabulary(folder)
+        try:
+            tokenizer = cls(length, vocabulary=vocabulary, merges=merges, pad_token=pad_token)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+        for token in added_tokens(folder, config):
+            if token not in tokenizer.vocabulary:  # of textual inversion, say
+                raise UserError(f"{folder}: added token {token!r:.80}: these are not supported")
+        return tokenizer
+
+    def _symbols(self, word: str) -> tuple[str, ...]:
+        """`word` (byte characters) after all merges: best rank first, then leftmost.
+
+        A heap over a linked list, n log n in the length of the word.
+        """
+        symbols = [*word[:-1], word[-1] + WORD_END]
+        end = len(symbols)
+        before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+
+        def rank(left: int) -> int | None:
+            right = after[left]
+            return self._ranks.get((symbols[left], symbols[right])) if right < end else None
+
+        heap = [(found, i) for i in range(end) if (found := rank(i)) is not None]
+        heapq.heapify(heap)
+        while heap:
+            best, left = heapq.heappop(heap)
+            if rank(left) != best:  # one of the two was merged with another meanwhile
+                continue
+            right = after[left]
+            symbols[left] += symbols[right]
+            symbols[right] = ""
+            after[left] = after[right]
+            if after[left] < end:
+                before[after[left]] = left
+            for i in (before[left], left):
+                if i >= 0 and (found := rank(i)) is not None:
+                    heapq.heappush(heap, (found, i))
+        return tuple(filter(None, symbols))
+
+
+def _clean(text: str) -> str:
+    text = html.unescape(html.unescape(text))
+    text = _UNWANTED.sub("", _SURROGATES.sub("\ufffd", text))
+    return " ".join(unicodedata.normalize("NFC", text).split()).lower()
+
+
+def _words(text: str) -> Iterator[str]:
+    """Words as CLIP cuts them: letter runs, single numbers, runs of anything else."""
+    for word in _WORDS.findall(text):
+        if word[0].isalnum() and not word.isalpha():
+            for letters, group in itertools.groupby(word, str.isalpha):
+                run = "".join(group)
+                yield from [run] if letters else run
+        else:
+            yield word
+
+
+def _shortened(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[:limit] + " ..."

@@ -1,0 +1,149 @@
+"""The vocabulary of CLIP's tokenizer: the packaged one, and those of Hugging Face folders.
+
+A vocabulary maps tokens to ids: the 256 byte characters, the same 256 closing a word (`x</w>`),
+one token per merge rule, and the two special tokens. Ids are positions in that list: 49,408
+for CLIP, with start = 49406 and end = 49407.
+
+On disk it is `vocab.json` with `merges.txt`, or `tokenizer.json`, or the compressed list of
+merges that travels with the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latentddpm.errors import UserError
+from latentddpm.utils.files import atomic_path, write_json
+
+START_TOKEN, END_TOKEN, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+# The vocabulary that travels with the package (MIT, OpenAI; see the LICENSE beside it).
+PACKAGED_NAME = "bpe_simple_vocab_16e6"
+PACKAGED_PATH = Path(__file__).with_name("vocabulary_files") / f"{PACKAGED_NAME}.txt.gz"
+NUM_PACKAGED_MERGES = 49_152 - 256 - 2
+
+MAX_FILE_BYTES = 16 << 20  # CLIP's largest, tokenizer.json, has 3.6 MB
+
+# Bytes as printable characters: themselves where they print, else 256, 257, ... The order
+# of this dict is the order of the first 256 ids.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTE_TO_CHARACTER = {byte: chr(byte) for byte in _PRINTABLE} | {
+    byte: chr(256 + n) for n, byte in enumerate(_OTHERS)
+}
+CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
+
+
+@functools.cache
+def packaged_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+    """CLIP's vocabulary (token → id, 49,408 of them) and its 48,894 merges; do not change."""
+    lines = gzip.decompress(PACKAGED_PATH.read_bytes()).decode("utf-8").split("\n")
+    merges = tuple(tuple(line.split()) for line in lines[1 : NUM_PACKAGED_MERGES + 1])
+    tokens = [*byte_tokens(), *map("".join, merges), START_TOKEN, END_TOKEN]
+    return {token: n for n, token in enumerate(tokens)}, merges
+
+
+def byte_tokens() -> list[str]:
+    """The first 512 tokens: every byte as a character, then each as the end of a word."""
+    characters = list(BYTE_TO_CHARACTER.values())
+    return characters + [character + WORD_END for character in characters]
+
+
+def check_vocabulary(vocabulary: Any, merges: Sequence[tuple[str, str]]) -> None:
+    """Refuse a vocabulary with which encoding or decoding some text would fail."""
+    if not isinstance(vocabulary, dict) or any(type(n) is not int for n in vocabulary.values()):
+        raise UserError("vocabulary: expected a mapping from token to id")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise UserError(f"vocabulary: ids are not 0 to {len(vocabulary) - 1}, each once")
+    needed = itertools.chain([START_TOKEN, END_TOKEN], byte_tokens(), map("".join, merges))
+    for token in needed:
+        if token not in vocabulary:
+            raise UserError(f"vocabulary: no token {token!r}; not a CLIP vocabulary")
+    if len(set(merges)) != len(merges):
+        raise UserError("vocabulary: a merge rule is there twice; not a CLIP vocabulary")
+    if unknown := set().union(*vocabulary) - set(CHARACTER_TO_BYTE):
+        raise UserError(f"vocabulary: {min(unknown)!r} stands for no byte; not a CLIP vocabulary")
+
+
+def read_vocabulary(folder: Path) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+    """The vocabulary and merges of a Hugging Face folder, as yet unchecked."""
+    pair, single = (folder / "vocab.json", folder / "merges.txt"), folder / "tokenizer.json"
+    if all(path.is_file() for path in pair):
+        vocabulary = read_json(pair[0])
+        rules = [line for line in _read_text(pair[1]).split("\n") if line.strip()]
+        if rules and rules[0].startswith("#version"):
+            rules = rules[1:]
+        source = pair[1]
+    elif single.is_file():
+        model = read_json(single).get("model")
+        if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
+            raise UserError(f"{single}: holds no BPE model with a vocabulary and merges")
+        vocabulary, rules, source = model.get("vocab"), model["merges"], single
+    else:
+        missing = " and ".join(path.name for path in pair if not path.is_file())
+        raise UserError(f"{folder}: {missing} not found, nor a tokenizer.json: no CLIP tokenizer")
+    merges = []
+    for rule in rules:
+        parts = rule.split() if isinstance(rule, str) else rule
+        if not isinstance(parts, list) or list(map(type, parts)) != [str, str]:
+            raise UserError(f"{source}: merge rule {rule!r:.80} is not two symbols")
+        merges.append(tuple(parts))
+    return vocabulary, tuple(merges)
+
+
+def added_tokens(folder: Path, config: dict[str, Any]) -> list[str]:
+    """The tokens that a Hugging Face folder names beside its vocabulary, the special ones too.
+
+    Args:
+        config: of `tokenizer_config.json`.
+    """
+    decoder = config.get("added_tokens_decoder")
+    entries = list(decoder.values()) if isinstance(decoder, dict) else []
+    listed = read_json(folder / "tokenizer.json", optional=True).get("added_tokens")
+    entries += listed if isinstance(listed, list) else []
+    contents = [entry.get("content") for entry in entries if isinstance(entry, dict)]
+    contents += read_json(folder / "added_tokens.json", optional=True)
+    return [token for token in contents if isinstance(token, str)]
+
+
+def write_vocabulary(
+    folder: Path, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]
+) -> None:
+    """`vocab.json` and `merges.txt`, as Hugging Face names them."""
+    write_json(folder / "vocab.json", vocabulary)
+    with atomic_path(folder / "merges.txt") as path:
+        lines = ["#version: 0.2", *map(" ".join, merges)]
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in a file of modest size; `{}` where it is `optional` and missing.
+
+    Raises:
+        UserError: the file is too large, not UTF-8, not JSON, or no object.
+    """
+    if optional and not path.is_file():
+        return {}
+    text = _read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # bad syntax, or a number of 5,000 digits
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB, not a CLIP tokenizer file")
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None

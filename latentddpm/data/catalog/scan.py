@@ -1,0 +1,168 @@
+"""Making a catalog: every new image is decoded in full, everything else is copied.
+
+    units ─► UnitReader ─► events ─► CatalogWriter ─► version
+                 ▲
+           what earlier versions noted
+
+What a truncated file lacks is found here, and not in the middle of training. The rows of a
+version are taken over by the next one, complete or not: an interrupted scan goes on, and a
+change of a few files costs a few files. The processes of one job scan a part each, and the one
+that then makes the catalog finds everything known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from latentddpm.data.catalog.catalog import Catalog, require_images, versions
+from latentddpm.data.catalog.noted import PARTS, Noted, open_noted
+from latentddpm.data.catalog.reader import UnitReader
+from latentddpm.data.catalog.writer import CatalogWriter
+from latentddpm.data.sources.base import Source
+from latentddpm.data.sources.open import open_source
+from latentddpm.distribution.processes import ALONE, Crew, alone
+from latentddpm.errors import UserError
+
+SAVE_SECONDS = 30.0  # between two notes of how far a scan has come
+
+
+def open_catalog(
+    place: str | Path,
+    folder: Path,
+    *,
+    strict: bool = False,
+    quiet: bool = False,
+    crew: Crew = ALONE,
+) -> Catalog:
+    """The catalog of what is at a place: opened when nothing has changed, else made.
+
+    Files that cannot be read are named on stderr.
+
+    Args:
+        place: see `sources.open_source`.
+        folder: of the catalog, made when missing. Two processes that want one take turns.
+        strict: refuse data with unreadable files.
+        quiet: no progress bar (shown on stderr when the scan takes over two seconds).
+        crew: processes that all call this and scan a part each.
+
+    Raises:
+        UserError: nothing at the place, or nothing readable; with `strict`, not all of it.
+        OSError: the catalog cannot be written; one that stood there before is still good.
+    """
+    source = open_source(place)
+    catalog = _newest(source, folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    if catalog is None:
+        next(source.units())  # nothing there is told before anything is made
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file, not a folder for the catalog")
+        folder.mkdir(parents=True, exist_ok=True)
+        if crew.count > 1:
+            _scan_part(source, folder, crew, quiet)
+            crew.barrier()
+        if crew.chief:
+            catalog = _make(source, folder, quiet)
+        crew.barrier()
+        if catalog is None:
+            catalog = _newest(source, folder)
+            if catalog is None:
+                raise OSError(f"{folder}: the catalog that the chief made is not there")
+    if not len(catalog) and missing and crew.chief:
+        shutil.rmtree(missing[-1])  # a catalog of nothing is no reason to leave a folder
+    require_images(catalog, strict)
+    if crew.chief:
+        catalog.report()
+    return catalog
+
+
+def _newest(source: Source, folder: Path) -> Catalog | None:
+    """The newest whole version, if nothing has changed since."""
+    for version in versions(folder):
+        with contextlib.suppress(OSError, ValueError):
+            catalog = Catalog(source, version)
+            return catalog if _unchanged(source, catalog) else None
+    return None
+
+
+def _unchanged(source: Source, catalog: Catalog) -> bool:
+    if catalog.manifest.kind != source.kind:
+        return False
+    noted = Noted(source.metadata_stamp(), catalog.manifest, catalog.images, catalog.units)
+    return noted.same_metadata and noted.same_units(source.units())
+
+
+def _make(source: Source, folder: Path, quiet: bool) -> Catalog:
+    with alone(folder, "catalog", quiet):
+        catalog = _newest(source, folder)  # another process may have made it meanwhile
+        if catalog is None:
+            catalog = Catalog(source, _scan(source, folder, quiet))
+            _remove_others(folder, catalog.folder)
+    return catalog
+
+
+def _scan_part(source: Source, folder: Path, crew: Crew, quiet: bool) -> None:
+    """One process's part; the chief then finds everything known and only copies."""
+    here = folder / PARTS.replace("*", "{}").format(crew.index, crew.count)
+    here.mkdir(parents=True, exist_ok=True)
+    with alone(here, "catalog", quiet):
+        _scan(source, here, quiet, crew, folder)
+
+
+def _remove_others(folder: Path, version: Path) -> None:
+    """Drop what a whole version has taken over. What cannot be removed costs only space."""
+    for path in (*versions(folder), *folder.glob(PARTS)):
+        if path != version:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _scan(source: Source, folder: Path, quiet: bool, crew: Crew = ALONE, *others: Path) -> Path:
+    """One pass over a source; returns the folder of the whole version that it made.
+
+    Args:
+        folder: in which the version is made; its other versions and parts are taken over.
+        crew: scan only what falls to this process of it.
+        others: more folders to take rows over from.
+    """
+    stamp = source.metadata_stamp()
+    noted = list(open_noted(source.kind, stamp, (folder, *others)))
+    last = max((int(path.name[-6:]) for path in versions(folder)), default=0)
+    version = folder / f"version-{last + 1:06d}"
+    reader = UnitReader(source, stamp, noted, crew, version)
+    in_bytes = source.kind != "folder"  # shards are few and large
+    total = sum(unit.size if in_bytes else 1 for unit in reader.units())
+    saved, inside = time.monotonic(), 0
+    with (
+        CatalogWriter(source, version, stamp) as writer,
+        tqdm(
+            desc="scan",
+            total=total,
+            unit="B" if in_bytes else "image",
+            unit_scale=in_bytes,
+            delay=2,
+            disable=quiet,
+        ) as bar,
+    ):
+        try:
+            for event in reader:
+                writer.write(event)
+                done = event.entry.size if event.entry else event.unit.size - inside
+                inside = inside + done if event.entry else 0
+                if in_bytes:
+                    bar.set_postfix(images=writer.images.count, refresh=False)
+                    bar.update(done)
+                elif event.entry is None:
+                    bar.update()
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    writer.save()
+                    saved = time.monotonic()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                writer.save()
+            raise
+        writer.finish(*reader.captions())
+    return version

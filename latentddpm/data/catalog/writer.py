@@ -1,0 +1,177 @@
+"""The next version of a catalog, written unit by unit as the events of a `UnitReader` come.
+
+Rows of neighbouring units that are noted in one earlier version are copied together, in blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from latentddpm.data.catalog.catalog import IMAGES, MANIFEST, UNITS, Manifest, expected_files, lot
+from latentddpm.data.catalog.columns import TableWriter
+from latentddpm.data.catalog.noted import Noted
+from latentddpm.data.catalog.reader import Event, Seen
+from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
+from latentddpm.data.sources.metadata import MAX_COLUMNS, TEXT, Row
+from latentddpm.data.sources.storage import order
+from latentddpm.errors import UserError
+from latentddpm.utils.files import file_digest, fsync_path, write_json
+
+
+class CatalogWriter:
+    """The tables of one version; a context, in which they are open.
+
+    Args:
+        version: its folder, which is made.
+        stamp: of the captions outside of the units.
+
+    Raises:
+        OSError: the folder is there already, or cannot be written.
+    """
+
+    def __init__(self, source: Source, version: Path, stamp: MetadataStamp) -> None:
+        self.source, self.version, self.stamp = source, version, stamp
+        self.columns: dict[str, None] = {}
+        self.sidecars = False
+        self.unreadable = 0
+        self._broken: list[tuple[str, str]] = []  # of the unit that is being written
+        self._run: tuple[Noted, int, int] | None = None  # rows that are still to be copied
+        self._tables = contextlib.ExitStack()
+        self.images = self._tables.enter_context(TableWriter(version / "images", IMAGES))
+        self.units = self._tables.enter_context(TableWriter(version / "units", UNITS))
+
+    def __enter__(self) -> CatalogWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tables.close()
+
+    def write(self, event: Event) -> None:
+        """Write the next thing.
+
+        Raises:
+            UserError: a source with more columns than a catalog takes.
+        """
+        if event.noted is not None and event.words is None:
+            self._copy(event.noted, event.row)
+            return
+        self._flush_copies()
+        if event.noted is not None:
+            self._reword(event.unit, event.noted, event.row, event.words)
+        elif event.entry is not None:
+            self._add_image(event.unit, event.entry, event.seen)
+        else:
+            self._end_unit(event.unit)
+
+    def save(self) -> None:
+        """Make what was written so far readable: the next scan takes it over."""
+        self._save(complete=False)
+
+    def finish(self, notes: list[str], problem: str, columns: Iterable[str] | None) -> None:
+        """Declare what was written the catalog; for the arguments see `UnitReader.captions`."""
+        self._flush_copies()
+        if columns is not None:
+            self.columns = dict.fromkeys(columns)
+        self._save(complete=True, notes=notes, problem=problem)
+
+    def _copy(self, noted: Noted, row: int) -> None:
+        """Take over a unit; neighbours are copied together."""
+        if self._run and self._run[0] is noted and self._run[2] + 1 == row:
+            self._run = (noted, self._run[1], row)
+            return
+        self._flush_copies()
+        self._run = (noted, row, row)
+
+    def _flush_copies(self) -> None:
+        if self._run is None:
+            return
+        noted, first, last = self._run
+        self._run = None
+        start, stop = noted.span(first, last)
+        shift = self.images.count - start
+        self.images.copy(noted.images, start, stop, unit=self.units.count - first)
+        self.units.copy(noted.units, first, last + 1, end=shift)
+        if noted.manifest.unreadable:
+            for row in range(first, last + 1):
+                self.unreadable += len(noted.unreadable(row))
+        self.columns.update(dict.fromkeys(noted.manifest.columns))
+        self.sidecars |= noted.manifest.sidecars
+
+    def _reword(self, unit: Unit, noted: Noted, row: int, words: Row) -> None:
+        """Take over a unit's pixels, with other words."""
+        for image in range(*noted.span(row, row)):
+            columns = {**noted.images.row(image), "unit": self.units.count}
+            name = noted.images.text("name", image)
+            self.images.append(columns, {"name": name, "row": self._pack(unit, words)})
+        self._broken = noted.unreadable(row)
+        self._end_unit(unit)
+
+    def _add_image(self, unit: Unit, entry: Entry, seen: Seen) -> None:
+        own = entry.name != unit.name
+        if isinstance(seen, str):
+            self._broken.append((f"{unit.name}: {entry.name}" if own else entry.name, seen))
+            return
+        digest, width, height, transparent = seen
+        columns = {
+            "unit": self.units.count,
+            "offset": entry.offset,
+            "size": entry.size,
+            "sha256": np.frombuffer(digest, np.uint8),
+            "width": width,
+            "height": height,
+            "transparent": transparent,
+            "lot": lot(entry.name),
+        }
+        texts = {"name": order(entry.name) if own else b"", "row": self._pack(unit, entry.row)}
+        self.images.append(columns, texts)
+
+    def _pack(self, unit: Unit, row: Row) -> bytes:
+        self.sidecars |= bool(unit.words) and TEXT in row.columns
+        if not row.line:
+            self.columns.update(dict.fromkeys(row.columns) if self.source.kind != "folder" else {})
+            if len(self.columns) > MAX_COLUMNS:
+                raise UserError(f"{unit.name}: more than {MAX_COLUMNS} different columns")
+        return row.pack()
+
+    def _end_unit(self, unit: Unit) -> None:
+        columns = {
+            "size": unit.size,
+            "mtime_ns": unit.mtime_ns,
+            "words": unit.words,
+            "end": self.images.count,
+        }
+        broken = json.dumps(self._broken).encode() if self._broken else b""
+        self.units.append(columns, {"name": order(unit.name), "unreadable": broken})
+        self.unreadable += len(self._broken)
+        self._broken = []
+
+    def _save(self, complete: bool, notes: Iterable[str] = (), problem: str = "") -> None:
+        for table in (self.images, self.units):
+            table.save()
+        files = {}
+        if complete:
+            for name in expected_files():
+                path = self.version / name
+                files[name] = (path.stat().st_size, file_digest(path))
+        manifest = Manifest(
+            complete=complete,
+            place=self.source.place,
+            kind=self.source.kind,
+            images=self.images.count,
+            units=self.units.count,
+            unreadable=self.unreadable,
+            metadata=self.stamp,
+            columns=list(self.columns),
+            sidecars=self.sidecars,
+            notes=list(notes),
+            problem=problem,
+            files=files,
+        )
+        for folder in ("images", "units"):
+            fsync_path(self.version / folder)
+        write_json(self.version / MANIFEST, manifest.model_dump())

@@ -1,0 +1,291 @@
+"""`doctor`: one pass over captioned images that says what training would stumble over.
+
+    source ──► every image decoded, its caption read, in parallel ──► findings, sizes, duplicates
+
+Nothing is written, renamed or deleted; `findings` says what can be found. Memory: about 100 bytes
+an image, and the names of what was found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+import time
+import warnings
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.data.captions import Templates
+from latentddpm.data.doctor.duplicates import Looks, look
+from latentddpm.data.doctor.findings import KINDS, Finding, Report
+from latentddpm.data.images import FORMATS, MAX_BYTES, ORIENTATION, UnreadableImage, read_whole
+from latentddpm.data.prefetch import ahead
+from latentddpm.data.sources import storage
+from latentddpm.data.sources.base import Entry, Source, is_image
+from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
+from latentddpm.data.sources.open import open_source
+from latentddpm.errors import UserError
+
+
+class _Seen(NamedTuple):
+    """What a worker finds out about one image and its captions."""
+
+    digest: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    format: str = ""
+    look: bytes = b""
+    found: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[int, ...] = ()
+
+
+def examine(
+    place: str | Path,
+    *,
+    resolution: int | None = None,
+    templates: Sequence[str] = (),
+    context_length: int = 77,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> Report:
+    """Look at every image and caption of a place once.
+
+    Args:
+        place: what `data.sources.open.open_source` takes.
+        resolution: images with a side below it are reported.
+        templates: of captions, as `data.caption_templates`.
+        context_length: tokens a caption may have, start and end included.
+        limit: places that are remembered of each finding; None for all.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: there is no such place, or no image in it; a template is malformed or names a
+            column that no image has; a resolution that is not positive.
+    """
+    if resolution is not None and resolution <= 0:
+        raise UserError(f"resolution: {resolution}, expected a number of pixels above 0")
+    source = open_source(place)
+    report = Report(str(place), source.kind, resolution, context_length)
+    return _Pass(source, report, Templates(templates), limit).run(quiet)
+
+
+class _Pass:
+    """One pass over a source, which fills a report."""
+
+    def __init__(
+        self, source: Source, report: Report, templates: Templates, limit: int | None
+    ) -> None:
+        self.source, self.report, self.templates, self.limit = source, report, templates, limit
+        self.tokenizer = ClipTokenizer(report.context_length)
+        self.columns: dict[str, None] = {}
+        self.looks = Looks()
+        self.images = 0
+
+    def run(self, quiet: bool) -> Report:
+        start, report = time.perf_counter(), self.report
+        in_bytes = self.source.kind != "folder"
+        units = list(self.source.units()) if in_bytes else self.source.units()
+        total = sum(u.size for u in units) if in_bytes else sum(1 for _ in self.source.units())
+        unit = {"unit": "B", "unit_scale": True} if in_bytes else {"unit": "image"}
+        with (
+            tempfile.TemporaryDirectory(prefix="latentddpm-doctor-") as scratch,
+            tempfile.TemporaryFile(dir=scratch) as names,
+            tqdm(desc="doctor", total=total, **unit, delay=2, disable=quiet) as bar,
+        ):
+            self.names, self.name_ends = names, array("Q")
+            metadata = self.source.open_metadata(Path(scratch))
+            self.columns.update(metadata.columns)
+            entries = ((entry, entry) for entry in self._entries(units, metadata))
+            for entry, seen in ahead(self._seen, entries):
+                self._add(entry, seen)
+                bar.update(entry.size if in_bytes else 1)
+            self._about_words(metadata)
+            self._duplicates()
+        report.findings = {k: report.findings[k] for k in KINDS if k in report.findings}
+        report.seconds = time.perf_counter() - start
+        return report
+
+    def _entries(self, units: Iterable[Any], metadata: MetadataTable) -> Iterator[Entry]:
+        """All images; a shard that breaks is reported, and the next one read."""
+        for unit in units:
+            try:
+                yield from self.source.entries(unit, metadata)
+            except (UserError, OSError) as error:
+                self._note("unreadable", unit.name, _one_line(error))
+
+    # --- In the workers ---
+
+    def _seen(self, entry: Entry) -> _Seen:
+        try:
+            if entry.size > MAX_BYTES:
+                raise OSError(f"{entry.size:,} bytes is over the limit of {MAX_BYTES:,} bytes")
+            data = entry.load()
+            image = read_whole(data, entry.where)
+        except (UnreadableImage, OSError) as error:
+            reason = error.reason if isinstance(error, UnreadableImage) else _one_line(error)
+            return _Seen(found=(("unreadable", reason),))
+        kind, found = describe_file(data, entry.name)
+        if image.mode == "RGBA":
+            found.append(("transparent", ""))
+        if self.report.resolution and min(image.size) < self.report.resolution:
+            found.append(("too_small", f"{image.width}×{image.height}"))
+        words, tokens = self._words(entry)
+        found = (*found, *words)
+        digest = hashlib.sha256(data).digest()
+        return _Seen(digest, image.size, kind, look(image), found, tokens)
+
+    def _words(self, entry: Entry) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
+        """What is to be said of an image's captions, and their numbers of tokens."""
+        row = entry.row
+        problem = row.problem
+        captions: tuple[str, ...] = ()
+        if not problem:
+            try:
+                captions = self.templates.fill(row.columns, entry.name)
+            except UserError as error:
+                problem = str(error)
+        if problem:
+            return [("not_utf8" if "not UTF-8" in problem else "bad_caption", problem)], ()
+        tokens = tuple(len(self.tokenizer.encode(text)) + 2 for text in captions)
+        found = []
+        if not captions:
+            found.append(
+                ("empty_caption" if self._is_empty(entry, row) else "missing_caption", "")
+            )
+        if tokens and max(tokens) > self.report.context_length:
+            found.append(("long_caption", f"{max(tokens)} tokens"))
+        return found, tokens
+
+    def _is_empty(self, entry: Entry, row: Row) -> bool:
+        """Whether there is a place for a caption, and nothing in it."""
+        if TEXT in row.columns:
+            return True
+        if self.source.kind != "folder":
+            return False
+        return storage.is_file(os.path.splitext(entry.where)[0] + ".txt")
+
+    # --- In order ---
+
+    def _add(self, entry: Entry, seen: _Seen) -> None:
+        report = self.report
+        for key, detail in seen.found:
+            self._note(key, entry.name, detail)
+        self.columns.update(dict.fromkeys(entry.row.columns))
+        report.captioned += bool(seen.tokens)
+        report.captions += len(seen.tokens)
+        report.tokens.update(seen.tokens)
+        if not seen.digest:
+            return
+        report.images += 1
+        report.bytes += entry.size
+        report.formats[seen.format] += 1
+        report.widths.append(seen.size[0])
+        report.heights.append(seen.size[1])
+        self.looks.add(seen.digest, seen.look)
+        self.names.write(storage.order(entry.name))
+        self.name_ends.append(self.names.tell())
+
+    def _note(self, key: str, name: str, detail: str, count: int = 1) -> None:
+        finding = self.report.findings.setdefault(key, Finding())
+        finding.count += count
+        if self.limit is None or len(finding.items) < self.limit:
+            finding.items.append((name, detail))
+
+    def _about_words(self, metadata: MetadataTable) -> None:
+        """Captions that no image has, and what is wrong with all of them together."""
+        if metadata.problem:
+            self._note("bad_table", metadata.path, metadata.problem)
+        count, _, names = metadata.missing(self.limit)
+        if count:
+            for name in names:
+                self._note("missing_image", name, "in " + os.path.basename(metadata.path), 0)
+            self.report.findings["missing_image"].count += count
+        if self.source.kind == "folder":
+            for name, reason in _lonely_texts(self.source.place):
+                self._note("missing_image", name, reason)
+        if self.report.captions or not self.report.images:
+            if TEXT not in self.columns:
+                self.columns[TEXT] = None
+            self.templates.check(list(self.columns), metadata.path)
+            return
+        # No captions at all: an unconditional set, not so many faults.
+        if self.templates.texts == Templates().texts and not metadata.problem:
+            self.report.findings.pop("missing_caption", None)
+        else:
+            self.templates.check(list(self.columns), metadata.path)
+
+    def _duplicates(self) -> None:
+        equal, alike, self.report.searched_all = self.looks.duplicates()
+        for key, found in (("equal", equal), ("alike", alike)):
+            if found:
+                finding = self.report.findings.setdefault(key, Finding())
+                finding.count = sum(len(group) - 1 for group in found)
+                finding.items = [[self._name(i) for i in group] for group in found[: self.limit]]
+
+    def _name(self, index: int) -> str:
+        start = self.name_ends[index - 1] if index else 0
+        self.names.seek(start)
+        return self.names.read(self.name_ends[index] - start).decode("utf-8", "surrogateescape")
+
+
+def describe_file(data: bytes, name: str) -> tuple[str, list[tuple[str, str]]]:
+    """The format of a readable image by its bytes, and what is unusual about the file."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        kind = "JPEG" if image.format == "MPO" else image.format
+        pages = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)
+        mode, deep = image.mode, any(";16" in str(tile) for tile in image.tile)
+        try:
+            turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        except Exception:  # broken EXIF counts as upright
+            turned = False
+    suffix = os.path.splitext(name)[1].lower()
+    named = Image.registered_extensions().get(suffix)
+    found = []
+    if named in FORMATS and named != kind:
+        found.append(("wrong_extension", f"is {kind}"))
+    if pages > 1:
+        found.append(("animated", f"{pages}"))
+    if turned:
+        found.append(("exif_rotated", ""))
+    if mode.startswith("I;16") or deep:
+        found.append(("16_bit", ""))
+    elif mode in ("I", "F"):
+        found.append(("float", mode))
+    for key, modes in (
+        ("cmyk", ("CMYK",)),
+        ("palette", ("P", "PA")),
+        ("gray", ("L", "LA", "I;16", "I;16B", "I;16L", "I", "F")),
+        ("bilevel", ("1",)),
+    ):
+        if mode in modes:
+            found.append((key, ""))
+    return kind, found
+
+
+def _lonely_texts(folder: str) -> Iterator[tuple[str, str]]:
+    """Texts that are the sidecar of no image, each with the reason."""
+    beside: set[str] = set()
+    stems: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of links, said once by the walk over the images
+        for name, others in storage.walk(folder, lambda name: name.lower().endswith(".txt")):
+            if others is not beside:  # the next folder
+                beside, stems = others, {os.path.splitext(o)[0] for o in others if is_image(o)}
+            stem, suffix = os.path.splitext(name.rpartition("/")[2])
+            if stem not in stems:
+                yield name, "no image beside it"
+            elif suffix != ".txt":
+                yield name, f"not read: {suffix}, expected .txt"
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())

@@ -1,0 +1,201 @@
+"""What `doctor` found, as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from latentddpm.data.doctor.findings import ERROR, KINDS, NOTE, WARNING, Finding, Report
+
+TITLES = {
+    ERROR: "Errors: training refuses or leaves out",
+    WARNING: "Warnings: trains, and the model may suffer",
+    NOTE: "Notes: taken care of",
+}
+SIDES = (64, 128, 256, 512, 768, 1024, 2048)
+SHAPES = ((3, 1), (2, 1), (16, 9), (3, 2), (4, 3), (5, 4), (1, 1))
+WIDTH = 100
+
+
+def as_text(report: Report) -> str:
+    """The report in at most `WIDTH` columns."""
+    lines = [
+        f"{report.place}: {_number(report.images, 'readable image')}, {_size(report.bytes)}, "
+        f"looked at in {report.seconds:.3g} s"
+    ]
+    for severity, title in TITLES.items():
+        rows = list(report.of(severity))
+        if rows:
+            lines += ["", title]
+            for key, finding in rows:
+                lines += _finding_lines(key, finding)
+    if not any(report.of(ERROR)) and not any(report.of(WARNING)):
+        lines += ["", "No errors, no warnings."]
+    if not report.searched_all:
+        lines += ["", "Too many images look alike to compare them all: there may be more."]
+    if report.images:
+        lines += ["", "Sizes", *_size_lines(report)]
+    lines += ["", "Captions", *_caption_lines(report)]
+    return "\n".join(lines)
+
+
+def as_json(report: Report) -> str:
+    """The report as one JSON object; docs/doctor.md has its keys."""
+    findings = {
+        key: {"severity": KINDS[key][0], "count": finding.count, **_items(key, finding)}
+        for key, finding in report.findings.items()
+    }
+    value = {
+        "format": 1,
+        "place": report.place,
+        "kind": report.kind,
+        "images": report.images,
+        "bytes": report.bytes,
+        "seconds": round(report.seconds, 3),
+        "resolution": report.resolution,
+        "context_length": report.context_length,
+        "findings": findings,
+        "searched_all": report.searched_all,
+        "formats": dict(report.formats.most_common()),
+        "width": quartiles(report.widths),
+        "height": quartiles(report.heights),
+        "shorter_side_at_least": shorter_sides(report),
+        "shapes": shapes(report),
+        "captions": {
+            "images": report.captioned,
+            "captions": report.captions,
+            "tokens": token_quartiles(report.tokens),
+        },
+    }
+    # Names that are no UTF-8 come out as lone surrogates, escaped.
+    return json.dumps(value, indent=2)
+
+
+# --- Numbers -------------------------------------------------------------------------------
+
+QUARTILES = ("least", "quarter", "median", "three_quarters", "greatest")
+
+
+def quartiles(values: array) -> dict[str, int]:
+    """Least, quartiles and greatest of whole numbers; nothing of none."""
+    if not values:
+        return {}
+    found = np.percentile(np.frombuffer(values, np.uint32), [0, 25, 50, 75, 100], method="nearest")
+    return dict(zip(QUARTILES, map(int, found), strict=True))
+
+
+def token_quartiles(counts: Counter) -> dict[str, int]:
+    """The same of tokens a caption, from their counts."""
+    if not counts:
+        return {}
+    lengths = np.array(sorted(counts))
+    below = np.cumsum([counts[int(length)] for length in lengths])
+    places = [1, *(max(1, round(below[-1] * share)) for share in (0.25, 0.5, 0.75)), below[-1]]
+    found = lengths[np.searchsorted(below, places)]
+    return dict(zip(QUARTILES, map(int, found), strict=True))
+
+
+def shorter_sides(report: Report) -> dict[str, int]:
+    """How many images have a shorter side of at least so many pixels."""
+    widths, heights = (np.frombuffer(a, np.uint32) for a in (report.widths, report.heights))
+    shorter = np.minimum(widths, heights)
+    return {str(side): int((shorter >= side).sum()) for side in SIDES}
+
+
+def shapes(report: Report) -> dict[str, int]:
+    """Images by the nearest of some proportions, width:height, most frequent first."""
+    if not report.images:
+        return {}
+    known = [*SHAPES, *((b, a) for a, b in reversed(SHAPES[:-1]))]
+    logs = np.log([a / b for a, b in known])
+    widths, heights = (np.frombuffer(a, np.uint32) for a in (report.widths, report.heights))
+    ratios = np.log(widths / heights)
+    edges = (logs[1:] + logs[:-1]) / 2
+    nearest = len(logs) - 1 - np.searchsorted(edges[::-1], ratios)
+    counts = np.bincount(nearest, minlength=len(known))
+    order = np.argsort(-counts, kind="stable")
+    return {f"{known[i][0]}:{known[i][1]}": int(counts[i]) for i in order if counts[i]}
+
+
+# --- Lines ---------------------------------------------------------------------------------
+
+
+def _items(key: str, finding: Finding) -> dict[str, Any]:
+    if key in ("equal", "alike"):
+        return {"groups": finding.items}
+    return {"files": [_named(name, detail) for name, detail in finding.items]}
+
+
+def _named(name: str, detail: str) -> dict[str, str]:
+    return {"file": name, "detail": detail} if detail else {"file": name}
+
+
+def _finding_lines(key: str, finding: Finding) -> Iterator[str]:
+    _, words, meaning = KINDS[key]
+    yield f"  {finding.count:>9,}  {words}: {meaning}"
+    if key in ("equal", "alike"):
+        examples = [" = ".join(group[:4]) + " …" * (len(group) > 4) for group in finding.items]
+    else:
+        examples = [f"{name} ({detail})" if detail else name for name, detail in finding.items]
+    for example in examples:
+        shown = " ".join(example.split()).encode("utf-8", "replace").decode()
+        yield from textwrap.wrap(shown, WIDTH, initial_indent=" " * 13, subsequent_indent=" " * 15)
+
+
+def _size_lines(report: Report) -> Iterator[str]:
+    yield from (
+        f"  {name:<9}{low:,} to {high:,} pixels, median {median:,}"
+        for name, values in (("width", report.widths), ("height", report.heights))
+        for low, _, median, _, high in [quartiles(values).values()]
+    )
+    reached = {side: count for side, count in shorter_sides(report).items() if count}
+    parts = (f"{side}: {_share(count, report.images)}" for side, count in reached.items())
+    if reached:
+        yield "  shorter side at least  " + "   ".join(parts)
+    parts = (f"{shape} {_share(n, report.images)}" for shape, n in shapes(report).items())
+    yield from _wrapped("  shape    ", parts)
+    parts = (f"{name} {_share(n, report.images)}" for name, n in report.formats.most_common())
+    yield from _wrapped("  format   ", parts)
+
+
+def _wrapped(title: str, parts: Iterator[str]) -> list[str]:
+    # Spaces inside a part must not be places to break at.
+    text = "   ".join(part.replace(" ", "\0") for part in parts)
+    lines = textwrap.wrap(text, WIDTH, initial_indent=title, subsequent_indent=" " * len(title))
+    return [line.replace("\0", " ") for line in lines]
+
+
+def _caption_lines(report: Report) -> Iterator[str]:
+    if not report.captions:
+        yield "  none: an unconditional model can be trained"
+        return
+    yield (
+        f"  {report.captioned:,} of {_number(report.images, 'image')} have one or more, "
+        f"{report.captions:,} together"
+    )
+    low, _, median, _, high = token_quartiles(report.tokens).values()
+    yield f"  tokens   {low:,} to {high:,}, median {median:,} ({report.context_length} fit)"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _share(count: int, total: int) -> str:
+    percent = 100 * count / max(total, 1)
+    return f"{percent:.0f} %" if percent >= 1 else "<1 %"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

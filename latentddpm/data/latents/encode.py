@@ -1,0 +1,304 @@
+"""Making a latents cache: encode what is new, copy what is known, go on where it was interrupted.
+
+    begin   partial.npy, at its full size
+    fill    rows start … stop − 1 of it; several processes may fill a range each
+    finish  it takes its final name, and the index is written
+
+See `data.latents.cache` for the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from latentddpm.data.buckets import Buckets, Shape
+from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.catalog.columns import npy_header
+from latentddpm.data.images import UnreadableImage, read_image
+from latentddpm.data.latents.manifest import (
+    BLOCK,
+    DIGEST_LIMIT,
+    Contents,
+    Index,
+    read_index,
+    write_index,
+)
+from latentddpm.data.prefetch import WORKERS
+from latentddpm.errors import UserError
+from latentddpm.utils import signals
+from latentddpm.utils.files import atomic_path, file_digest, fsync_path, write_json
+
+if TYPE_CHECKING:
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
+
+SAVE_SECONDS = 30.0  # between two notes of how far an encoding has come
+READ_AHEAD = 3  # batches decoded while one is encoded
+
+
+class Wanted(NamedTuple):
+    """A row to be encoded at a shape, and how many rows are done once it and those before are."""
+
+    row: int
+    shape: Shape
+    done: int
+
+
+@dataclass(frozen=True, eq=False)
+class Old:
+    """Moments whose rows may be copied, and which image each row is of."""
+
+    moments: np.ndarray
+    contents: Contents
+
+
+class Rows:
+    """Where a range of rows comes from: the first ones, up to `done`, are in partial.npy already,
+    of the others some are copied from `old`, the rest is to be encoded.
+    """
+
+    def __init__(self, cache: Path, catalog: Catalog, wanted: Index, rows: range, old: Old | None):
+        self.cache, self.catalog, self.wanted, self.rows, self.old = (
+            *(cache, catalog, wanted),
+            *(rows, old),
+        )
+        self.progress = cache / f"progress-{rows.start}-{rows.stop}.json"
+        self.done = _progress(self.progress, wanted, rows)
+        self.buckets = Buckets(wanted.key.resolution, wanted.key.buckets)
+        self.todo = sum(int((old < 0).sum()) for _, _, old in self.blocks())
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows, the bucket of each, and its row in the old moments or -1, block by block.
+
+        In the order they are made in: inside a block those of one shape stand together.
+        """
+        digests, bucket = self.catalog.images["sha256"], self.buckets.of(self.catalog)
+        first = self.rows.start + (self.done - self.rows.start) // BLOCK * BLOCK
+        for start in range(first, self.rows.stop, BLOCK):
+            buckets = bucket(start, min(start + BLOCK, self.rows.stop))
+            order = np.argsort(buckets, kind="stable")[max(self.done - start, 0) :]
+            rows = start + order
+            known = self.old is not None
+            old = self.old.contents.rows(digests[rows]) if known else np.full(len(rows), -1)
+            yield rows, buckets[order], old
+
+    def __str__(self) -> str:
+        done = self.done - self.rows.start
+        resumed = f", {done} were already before it was interrupted" if done else ""
+        return f"{self.todo} of {len(self.rows)} images to encode{resumed}"
+
+
+def begin(
+    cache: Path, wanted: Index, old: Old | None, load_autoencoder: Callable[[], Autoencoder]
+) -> None:
+    """Make partial.npy, unless one of the same rows is there from an interrupted encoding."""
+    if _begun(cache, wanted):
+        return
+    key = wanted.key
+    if old is not None:
+        shape = old.moments.shape[1:]
+    else:
+        autoencoder = load_autoencoder()
+        for height, width in ((key.resolution, key.resolution), *key.buckets):
+            autoencoder.check_size(height, width)
+        side = key.resolution // autoencoder.downsample_factor
+        shape = (side, side, 2 * autoencoder.latent_channels)
+    _allocate(cache / "partial.npy", (wanted.images * (1 + key.mirrored), *shape), key.dtype)
+    write_index(cache / "partial.json", wanted)
+
+
+def fill(
+    rows: Rows,
+    load_autoencoder: Callable[[], Autoencoder],
+    batch_size: int,
+    quiet: bool,
+) -> None:
+    """Copy the rows of a range that are known, encode the others."""
+    partial, key, count = rows.cache / "partial.npy", rows.wanted.key, rows.wanted.images
+    encode = _compiled(load_autoencoder()) if rows.todo else None
+    layout = np.load(partial, mmap_mode="r")
+    offset, row_size = layout.offset, layout[0].nbytes
+    with signals.deferred(), open(partial, "r+b") as stream:
+
+        def write(row: int, moments: np.ndarray) -> None:
+            # Through the file, not a memory map: a full disk is then an OSError, not a SIGBUS.
+            stream.seek(offset + row * row_size)
+            stream.write(np.ascontiguousarray(moments))
+
+        def save_progress(done: int) -> None:
+            stream.flush()
+            os.fsync(stream.fileno())
+            write_json(rows.progress, done)
+
+        def copy_known() -> Iterator[Wanted]:
+            """Copy what is known on the way; gives the rows that are to be encoded."""
+            done = rows.done
+            for block in rows.blocks():
+                for row, bucket, old_row in zip(*map(np.ndarray.tolist, block), strict=True):
+                    done += 1
+                    if old_row < 0:
+                        yield Wanted(row, rows.buckets.shapes[bucket], done)
+                        continue
+                    moments = rows.old.moments
+                    write(row, moments[old_row])
+                    if key.mirrored:
+                        write(count + row, moments[len(moments) // 2 + old_row])
+
+        saved = time.monotonic()
+        idle = quiet or not rows.todo
+        with tqdm(total=rows.todo, desc="encode", unit="image", disable=idle) as bar:
+            for batch, done, images in _image_batches(rows.catalog, copy_known(), batch_size):
+                whole = _padded(images, min(batch_size, rows.todo))
+                for first, side in ((0, 1), (count, -1))[: 1 + key.mirrored]:
+                    moments = encode(whole[:, :, ::side])[: len(batch)]
+                    stored = _stored(moments, key.dtype, rows.catalog, batch)
+                    for row, one in zip(batch, stored, strict=True):
+                        write(first + row, one)
+                bar.update(len(batch))
+                told = signals.pending() is not None
+                if told or time.monotonic() - saved > SAVE_SECONDS:
+                    save_progress(done)
+                    saved = time.monotonic()
+                if told:
+                    signals.check(
+                        f"stopped by a signal after {done} of {count} images; the same "
+                        f"command goes on from there ({rows.cache})"
+                    )
+        save_progress(rows.rows.stop)
+
+
+def finish(cache: Path, catalog: Catalog, wanted: Index) -> None:
+    """Let the filled moments take their name, then say what they are."""
+    partial = cache / "partial.npy"
+    size = partial.stat().st_size
+    digest = file_digest(partial) if size < DIGEST_LIMIT else None
+    (cache / "index.json").unlink(missing_ok=True)
+    fsync_path(cache)  # the old index must be gone before the new moments stand in its place
+    _write_contents(cache / "contents.npy", catalog)
+    os.replace(partial, cache / "moments.npy")
+    fsync_path(cache)
+    done = wanted.model_copy(update={"moments_size": size, "moments_sha256": digest})
+    write_index(cache / "index.json", done)
+    _drop_notes(cache)
+
+
+def _write_contents(path: Path, catalog: Catalog) -> None:
+    """The column of digests, from memory: a newer version of the catalog may be in its place."""
+    digests = catalog.images["sha256"]
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(npy_header("|u1", digests.shape))
+        for start in range(0, len(digests), BLOCK):
+            stream.write(np.ascontiguousarray(digests[start : start + BLOCK]))
+
+
+def _begun(cache: Path, wanted: Index) -> bool:
+    """Whether partial.npy holds a beginning of the wanted rows."""
+    if read_index(cache / "partial.json") != wanted:
+        return False
+    try:
+        rows = len(np.load(cache / "partial.npy", mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError):
+        return False
+    return rows == wanted.images * (1 + wanted.key.mirrored)
+
+
+def _progress(path: Path, wanted: Index, rows: range) -> int:
+    """Up to which row an interrupted encoding of the same rows has finished a range."""
+    if _begun(path.parent, wanted):
+        try:
+            done: Any = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            done = None
+        if isinstance(done, int) and done in range(rows.start, rows.stop + 1):
+            return done
+    return rows.start
+
+
+def _drop_notes(cache: Path) -> None:
+    (cache / "partial.json").unlink(missing_ok=True)
+    for path in cache.glob("progress-*-*.json"):
+        path.unlink(missing_ok=True)
+
+
+def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    """An .npy file of the full size on disk: a full disk is told before hours of encoding."""
+    _drop_notes(path.parent)
+    try:
+        np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _image_batches(
+    catalog: Catalog, wanted: Iterator[Wanted], batch_size: int
+) -> Iterator[tuple[list[int], int, np.ndarray]]:
+    """Rows, what is done with them, and images, float32 (B, H, W, 3) in [-1, 1].
+
+    A few batches are decoded ahead; the last one of a run of one shape may be shorter.
+    """
+
+    def read(row: int, shape: Shape) -> np.ndarray:
+        try:
+            return read_image(catalog.read(row), shape, name=catalog.where(row))
+        except UnreadableImage as error:
+            raise UserError(f"{error}; mend or remove it") from error
+        except OSError as error:
+            raise UserError(f"{catalog.where(row)}: {error}; mend or remove it") from error
+
+    def stacked(batch: list[Wanted], images: list[Future]) -> tuple[list[int], int, np.ndarray]:
+        pixels = np.stack([future.result() for future in images])
+        return [one.row for one in batch], batch[-1].done, pixels.astype(np.float32) / 127.5 - 1.0
+
+    waiting: deque[tuple[list[Wanted], list[Future]]] = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for _, run in groupby(wanted, lambda one: one.shape):
+            while batch := list(islice(run, batch_size)):
+                waiting.append((batch, [pool.submit(read, one.row, one.shape) for one in batch]))
+                if len(waiting) > READ_AHEAD:
+                    yield stacked(*waiting.popleft())
+        while waiting:
+            yield stacked(*waiting.popleft())
+
+
+def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Images filled up to a whole batch: one shape is compiled once."""
+    fill = np.repeat(images[-1:], batch_size - len(images), axis=0)
+    return np.concatenate([images, fill])
+
+
+def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
+    """Images → moments, mean and logvar side by side."""
+    return lambda images: np.concatenate(autoencoder.encode_on_batch(images), axis=-1)
+
+
+def _stored(moments: np.ndarray, dtype: str, catalog: Catalog, rows: list[int]) -> np.ndarray:
+    """Moments as they are kept.
+
+    Raises:
+        UserError: naming the image whose moments are not finite, or exceed `dtype`.
+    """
+    with np.errstate(over="ignore"):
+        stored = np.asarray(moments).astype(dtype)
+    for row, kept, moment in zip(rows, np.isfinite(stored), moments, strict=True):
+        if kept.all():
+            continue
+        name = catalog.where(row)
+        if not np.isfinite(moment).all():
+            raise UserError(f"{name}: the autoencoder's moments of this image are not finite")
+        raise UserError(f"{name}: moments up to {abs(moment).max():g} exceed {dtype}")
+    return stored

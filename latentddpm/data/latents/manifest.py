@@ -1,0 +1,181 @@
+"""What a latents cache was made of: its index, whether its moments are whole, whether they fit.
+
+An index names everything the moments depend on: the autoencoder's digest, the way images are
+read, and of every image the SHA-256 of its bytes. See `data.latents.cache` for the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.sources.hash_index import KeyIndex
+from latentddpm.utils.files import file_digest, write_json
+
+DIGEST_LIMIT = 1 << 30  # moments of this many bytes or more are checked by their size alone
+BLOCK = 4096  # rows looked up together
+
+
+class _Record(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Key(_Record):
+    """Everything but the images that decides what the moments are.
+
+    `buckets` are the shapes, (height, width), that images may take beside the square.
+    """
+
+    vae_digest: str
+    resolution: int
+    transform: int
+    dtype: str
+    mirrored: bool
+    buckets: tuple[tuple[int, int], ...] = ()
+
+
+class Index(_Record):
+    """What index.json (moments complete) and partial.json (not yet) hold.
+
+    `contents` is the digest of contents.npy, the SHA-256 of every image.
+    """
+
+    format: Literal[2] = 2
+    key: Key
+    images: int
+    contents: str
+    moments_size: int = 0
+    moments_sha256: str | None = None
+
+
+def open_cache(cache: Path) -> tuple[Index | None, np.ndarray | None, str]:
+    """The index and the moments that belong together, or what is wrong with them."""
+    index = read_index(cache / "index.json")
+    if index is None:
+        if (cache / "index.json").exists():
+            return None, None, "its index is damaged or of another version"
+        if (cache / "moments.npy").exists() or (cache / "partial.npy").exists():
+            return None, None, "half-written (an encoding was interrupted)"
+        return None, None, "not there yet"
+    path = cache / "moments.npy"
+    if not path.exists():
+        return index, None, "half-written (no moments)"
+    size = path.stat().st_size
+    if size != index.moments_size:
+        problem = f"{size} bytes, {index.moments_size} were written"
+    elif size < DIGEST_LIMIT and file_digest(path) != index.moments_sha256:
+        problem = "its bytes have changed"
+    else:
+        try:
+            moments = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            return index, None, f"damaged moments file ({error})"
+        shape = moments.shape
+        rows = index.images * (1 + index.key.mirrored)
+        if len(shape) == 4 and shape[0] == rows and moments.dtype == index.key.dtype:
+            return index, moments, ""
+        problem = f"it holds {moments.dtype} {shape}"
+    return index, None, f"damaged moments file ({problem})"
+
+
+def misfit(index: Index, wanted: Index) -> str:
+    """Why a whole cache is not the wanted one; empty when it is."""
+    has, needs = index.key, wanted.key
+    if has.vae_digest != needs.vae_digest:
+        return "made with another autoencoder"
+    if has.resolution != needs.resolution:
+        return f"made at resolution {has.resolution}, not {needs.resolution}"
+    if has.buckets != needs.buckets:
+        return "made with other aspect-ratio buckets"
+    if has.transform != needs.transform:
+        return f"made with version {has.transform} of reading images, now {needs.transform}"
+    if has.dtype != needs.dtype:
+        return f"made in {has.dtype}, not {needs.dtype}"
+    if has.mirrored != needs.mirrored:
+        return f"made {'with' if has.mirrored else 'without'} mirrored copies"
+    same = (index.images, index.contents) == (wanted.images, wanted.contents)
+    return "" if same else "images have changed"
+
+
+class Contents:
+    """Which row holds an image, by the SHA-256 of its bytes.
+
+    Args:
+        digests: uint8 (rows, 32).
+        scratch: folder for unnamed files.
+    """
+
+    def __init__(self, digests: np.ndarray, scratch: Path) -> None:
+        self._digests = digests
+        starts = range(0, len(digests), BLOCK)
+        blocks = (_hashes(digests[start : start + BLOCK]) for start in starts)
+        self._index = KeyIndex(blocks, len(digests), scratch)
+
+    def rows(self, digests: np.ndarray) -> np.ndarray:
+        """The row of each image, int64 (B,); -1 where there is none."""
+        starts, stops = self._index.rows(_hashes(digests))
+        found = np.full(len(digests), -1, np.int64)
+        for i in np.flatnonzero(stops > starts):
+            rows = self._index.row_at(np.arange(starts[i], stops[i]))
+            same = (self._digests[rows] == digests[i]).all(axis=1)
+            if same.any():
+                found[i] = rows[same.argmax()]
+        return found
+
+
+def _hashes(digests: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0]
+
+
+def difference(catalog: Catalog, old: np.ndarray, scratch: Path) -> str:
+    """What distinguishes the images of a catalog from those of contents, in a few words."""
+    new = catalog.images["sha256"]
+    added, names = _unknown(new, Contents(old, scratch), catalog.name)
+    gone, _ = _unknown(old, Contents(new, scratch))
+    parts = []
+    if added:
+        parts.append(f"{added} new ({', '.join(names)}{', ...' if added > len(names) else ''})")
+    if gone:
+        parts.append(f"{gone} gone")
+    return f"images {', '.join(parts)}" if parts else "the order of the images has changed"
+
+
+def _unknown(
+    digests: np.ndarray, known: Contents, name: Callable[[int], str] | None = None
+) -> tuple[int, list[str]]:
+    """How many images are not in `known`, and the names of the first three."""
+    count, names = 0, []
+    for start in range(0, len(digests), BLOCK):
+        missing = np.flatnonzero(known.rows(digests[start : start + BLOCK]) < 0)
+        count += len(missing)
+        if name is not None:
+            names += [name(start + int(i)) for i in missing[: 3 - len(names)]]
+    return count, names
+
+
+def read_index(path: Path) -> Index | None:
+    """None when it is missing or holds something else."""
+    try:
+        return Index.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, pydantic.ValidationError):
+        return None
+
+
+def read_contents(cache: Path, index: Index) -> np.ndarray | None:
+    """The SHA-256 of every image of a cache, uint8 (images, 32); None when it is damaged."""
+    path = cache / "contents.npy"
+    try:
+        if file_digest(path) != index.contents:
+            return None
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+
+
+def write_index(path: Path, index: Index) -> None:
+    write_json(path, index.model_dump())

@@ -1,0 +1,100 @@
+"""A folder of images, each in a file of its own."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from latentddpm.data.sources import storage
+from latentddpm.data.sources.base import IMAGE_SUFFIXES, Entry, MetadataStamp, Unit, is_image
+from latentddpm.data.sources.metadata import (
+    MAX_SIDECAR,
+    MetadataTable,
+    Row,
+    metadata_files,
+    with_sidecar,
+)
+from latentddpm.errors import UserError
+
+SIDECAR_SUFFIX = ".txt"
+
+
+class Folder:
+    """Images below a folder, captioned by sidecars and a table (see `data.sources.metadata`)."""
+
+    kind = "folder"
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def metadata_stamp(self) -> MetadataStamp:
+        return [
+            [name, *storage.stamp(storage.join(self.place, name))]
+            for name in metadata_files(self.place)
+        ]
+
+    def open_metadata(self, scratch: Path) -> MetadataTable:
+        return MetadataTable(self.place, scratch)
+
+    def units(self) -> Iterator[Unit]:
+        count = 0
+        for name, others in storage.walk(self.place, is_image):
+            sidecar = os.path.splitext(name)[0] + SIDECAR_SUFFIX
+            words = 0
+            if sidecar.rpartition("/")[2] in others:
+                words = _fingerprint(storage.stamp(storage.join(self.place, sidecar)))
+            try:
+                yield Unit(name, *storage.stamp(storage.join(self.place, name)), words)
+            except FileNotFoundError:
+                continue  # gone since the folder was listed
+            count += 1
+        if not count:
+            suffixes = " ".join(IMAGE_SUFFIXES)
+            raise UserError(f"{self.place}: no image in it (looked for {suffixes})")
+
+    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
+        where = storage.join(self.place, unit.name)
+        row = metadata.find(unit.name)
+        if unit.words:
+            row = self._read_sidecar(unit.name, row, metadata)
+        yield Entry(unit.name, where, 0, unit.size, row, lambda: storage.read(where))
+
+    def where(self, unit: str, name: str) -> str:
+        return storage.join(self.place, unit)
+
+    def read(self, unit: str, offset: int, size: int) -> bytes:
+        return storage.read(storage.join(self.place, unit))
+
+    def _read_sidecar(self, image: str, row: Row, metadata: MetadataTable) -> Row:
+        path = storage.join(self.place, os.path.splitext(image)[0] + SIDECAR_SUFFIX)
+        if not storage.is_remote(path) and os.path.islink(path):
+            root = Path(self.place).resolve()
+            if not Path(path).resolve().is_relative_to(root):
+                problem = f"{path}: the link leaves the folder {self.place}"
+                return Row(row.line, row.columns, row.problem or problem)
+        try:
+            data = read_sidecar(path)
+        except OSError as error:
+            return Row(row.line, row.columns, row.problem or str(error))
+        return with_sidecar(row, image, data, path, metadata.path)
+
+
+def read_sidecar(path: str) -> bytes:
+    """A sidecar's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is absurdly long.
+    """
+    size = storage.stamp(path).size
+    if size > MAX_SIDECAR:
+        raise OSError(f"{path}: {size:,} bytes of caption, expected at most {MAX_SIDECAR:,}")
+    return storage.read(path)
+
+
+def _fingerprint(stamp: storage.Stamp) -> int:
+    """A stamp as one number above 0, or -1 when it is too young."""
+    if stamp.mtime_ns < 0:
+        return -1
+    return 1 + zlib.crc32(f"{stamp.size},{stamp.mtime_ns}".encode())

@@ -1,0 +1,132 @@
+"""Where captioned images come from: a folder, or shards that hold many images in one file.
+
+    open_source(place) ──► Folder | TarShards | TFRecordShards | ArrayRecordShards
+
+Nothing here writes, renames or deletes: the data belong to the user. Starts without TensorFlow,
+which is imported for places with a scheme and for records.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+from latentddpm.data.sources import storage
+from latentddpm.data.sources.base import Source, is_image
+from latentddpm.data.sources.folder import Folder
+from latentddpm.data.sources.metadata import METADATA_NAMES
+from latentddpm.data.sources.records import ArrayRecordShards, TFRecordShards
+from latentddpm.data.sources.tar import Shards, TarShards
+from latentddpm.errors import UserError
+
+KINDS = {
+    ".tar": TarShards,
+    ".tfrecord": TFRecordShards,
+    ".tfrecords": TFRecordShards,
+    ".array_record": ArrayRecordShards,
+    ".arrayrecord": ArrayRecordShards,
+}
+
+
+def open_source(place: str | Path) -> Source:
+    """The source at a place, by what is there.
+
+    Args:
+        place: a folder of images; a folder of shards; one shard; or a pattern of shards such
+            as `train-{0000..0099}.tar`. On this machine or, with a scheme (gs://, hdfs://),
+            on any filesystem that TensorFlow reads.
+
+    Raises:
+        UserError: there is nothing, or nothing that is known.
+    """
+    place = str(place)
+    if storage.is_folder(place):
+        names = _find_shards(place)
+        return _open_shards(place, place, names) if names else Folder(place)
+    if _is_shard(place):
+        return _open_shards(place, *_expanded(place))
+    if storage.is_file(place):
+        raise UserError(
+            f"{place}: is a file, not a folder of images, and no shard ({', '.join(KINDS)})"
+        )
+    raise UserError(f"{place}: no such folder")
+
+
+def expand(pattern: str) -> list[str]:
+    """`a-{00..02}.tar` → its names; a name without braces is itself. Sorted.
+
+    Raises:
+        UserError: braces that are no range.
+    """
+    match = re.fullmatch(r"(.*?)\{(\d+)\.\.(\d+)\}(.*)", pattern)
+    if match is None:
+        if "{" in pattern or "}" in pattern:
+            raise UserError(f"{pattern}: braces hold a range such as {{0000..0099}}")
+        return [pattern]
+    before, first, last, after = match.groups()
+    low, high = int(first), int(last)
+    if low > high or high - low > 10_000_000:
+        raise UserError(f"{pattern}: {first}..{last} is no range from low to high")
+    width = len(first) if len(first) == len(last) or first.startswith("0") else 0
+    return [
+        name
+        for number in range(low, high + 1)
+        for name in expand(f"{before}{number:0{width}d}{after}")
+    ]
+
+
+def _is_shard(name: str) -> bool:
+    """Whether a file name has the suffix of a shard."""
+    return name.lower().endswith(tuple(KINDS))
+
+
+def _find_shards(folder: str) -> list[str]:
+    """The names of shards in a folder that holds nothing but shards; else none.
+
+    Shards beside images, tables of captions or folders are passed over with a warning: such a
+    folder is a folder of images.
+    """
+    names = storage.listing(folder)
+    shards = sorted((name for name in names if _is_shard(name)), key=storage.order)
+    other = [n for n in names if n[-1] == "/" or n in METADATA_NAMES or is_image(n)]
+    if shards and other:
+        warnings.warn(
+            f"{folder}: read as a folder of images (it holds {other[0]}); its {len(shards)} "
+            f"shards, such as {shards[0]}, are not read",
+            stacklevel=3,
+        )
+        return []
+    return shards
+
+
+def _open_shards(place: str, folder: str, names: list[str]) -> Shards:
+    """Shards of one kind.
+
+    Raises:
+        UserError: there are several kinds.
+    """
+    suffixes = {os.path.splitext(name)[1].lower(): name for name in names}
+    classes = {KINDS[suffix] for suffix in suffixes}
+    if len(classes) > 1:
+        raise UserError(
+            f"{place}: shards of several kinds ({', '.join(sorted(suffixes.values()))}); "
+            "name one kind, such as 'DIR/shard-{000000..000099}.tar'"
+        )
+    return classes.pop()(place, folder, names)
+
+
+def _expanded(pattern: str) -> tuple[str, list[str]]:
+    """The folder of a pattern of shards, and their names below it.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    folder = os.path.dirname(pattern.partition("{")[0])
+    names = []
+    for path in expand(pattern):
+        if not storage.is_file(path):
+            raise UserError(f"{path}: no such file")
+        names.append(path[len(folder) :].lstrip("/"))
+    return folder, sorted(names, key=storage.order)

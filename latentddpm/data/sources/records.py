@@ -1,0 +1,186 @@
+"""Shards of records: TFRecord and ArrayRecord files whose records are `tf.train.Example`s.
+
+    image/encoded   bytes   the image file as it was
+    image/filename  bytes   the name it had: POSIX, relative
+    columns         bytes   a JSON object of all columns, `text` among them
+    text            bytes   caption alternatives; read where there are no `columns`
+
+Only `image/encoded` is needed. TFRecord files come from any filesystem TensorFlow reads, and
+their checksums are verified when they are scanned; ArrayRecord files (package `array-record`,
+extra `array-record`) lie on this machine.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from latentddpm.data.sources import storage
+from latentddpm.data.sources.base import Entry, Unit
+from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
+from latentddpm.data.sources.tar import Shards, own_name, parse_columns
+from latentddpm.errors import UserError
+
+IMAGE, NAME, COLUMNS = "image/encoded", "image/filename", "columns"
+FRAME = 12  # bytes before a TFRecord's data: its length and a checksum
+TAIL = 4  # and after it: another checksum
+
+
+class RecordShards(Shards):
+    """Records, each a `tf.train.Example`."""
+
+    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
+        path = self.path(unit.name)
+        for number, (offset, size, record) in enumerate(self._records(path)):
+            where = f"{path}: record {number}"
+            features = parse_record(record, where)
+            row = record_row(features, where)
+            name = own_name(row, _text(features.get(NAME, []), str(number)))
+            data = features[IMAGE][0]
+            yield Entry(name, f"{path}: {name}", offset, size, row, lambda data=data: data)
+
+    def _records(self, path: str) -> Iterator[tuple[int, int, bytes]]:
+        """Offset, size and bytes of each record; both numbers are `read`'s."""
+        raise NotImplementedError
+
+
+class TFRecordShards(RecordShards):
+    """TFRecord files; a record is read by its offset."""
+
+    kind = "tfrecord"
+
+    def _records(self, path: str) -> Iterator[tuple[int, int, bytes]]:
+        import tensorflow as tf
+
+        offset = FRAME
+        try:
+            for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+                yield offset, len(record), record
+                offset += len(record) + TAIL + FRAME
+        except tf.errors.OpError as error:
+            reason = error.message.splitlines()[0]
+            raise UserError(
+                f"{path}: not a whole, uncompressed TFRecord file ({reason})"
+            ) from None
+
+    def read(self, unit: str, offset: int, size: int) -> bytes:
+        path = self.path(unit)
+        return _image(storage.read(path, offset, size), f"{path} byte {offset}")
+
+
+class ArrayRecordShards(RecordShards):
+    """ArrayRecord files; `offset` is the number of the record."""
+
+    kind = "array-record"
+
+    def __init__(self, place: str, folder: str, names: list[str]) -> None:
+        super().__init__(place, folder, names)
+        if storage.is_remote(place):
+            raise UserError(f"{place}: ArrayRecord files are read on this machine only")
+        array_record()
+        self._lock = threading.Lock()
+        self._reader = lru_cache(maxsize=32)(_open_array_record)
+
+    def _records(self, path: str) -> Iterator[tuple[int, int, bytes]]:
+        reader = _open_array_record(path)
+        for number in range(reader.num_records()):
+            record = _array_record(reader, path, number)
+            yield number, len(record), record
+
+    def read(self, unit: str, offset: int, size: int) -> bytes:
+        path = self.path(unit)
+        with self._lock:
+            record = _array_record(self._reader(path), path, offset)
+        return _image(record, f"{path}: record {offset}")
+
+
+def array_record() -> Any:
+    """The library's module.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from array_record.python import array_record_module
+    except ImportError:
+        raise UserError(
+            "ArrayRecord files need the package array-record: "
+            'pip install "latentddpm[array-record]"'
+        ) from None
+    return array_record_module
+
+
+def _open_array_record(path: str) -> Any:
+    reader = array_record().ArrayRecordReader(path)
+    if not reader.ok():
+        raise UserError(f"{path}: not a whole ArrayRecord file")
+    return reader
+
+
+def _array_record(reader: Any, path: str, number: int) -> bytes:
+    try:
+        return reader.read([number])[0]
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise OSError(f"{path}: record {number}: {error}") from None
+
+
+# --- Records -------------------------------------------------------------------------------
+
+
+def make_record(data: bytes, name: str, columns: bytes) -> bytes:
+    """One image as a serialized `tf.train.Example`; `columns` is a JSON object."""
+    import tensorflow as tf
+
+    values = {IMAGE: data, NAME: storage.order(name), COLUMNS: columns}
+    features = {
+        key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for key, value in values.items()
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def parse_record(record: bytes, where: str) -> dict[str, list[bytes]]:
+    """The byte features of a record.
+
+    Raises:
+        UserError: it is no such record, or holds no image.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        example = tf.train.Example.FromString(record)
+    except DecodeError:
+        raise UserError(f"{where}: not a tf.train.Example") from None
+    features = {
+        key: list(value.bytes_list.value) for key, value in example.features.feature.items()
+    }
+    if not features.get(IMAGE):
+        known = ", ".join(sorted(features)) or "none"
+        raise UserError(f"{where}: no feature {IMAGE!r}; features are {known}")
+    return features
+
+
+def record_row(features: Mapping[str, list[bytes]], where: str) -> Row:
+    """The columns of a record; what is wrong with them becomes the row's problem."""
+    if features.get(COLUMNS):
+        return parse_columns(features[COLUMNS][0], where)
+    try:
+        texts = [text.decode("utf-8") for text in features.get(TEXT, [])]
+    except UnicodeDecodeError:
+        return Row(problem=f"{where}: feature {TEXT!r} is not UTF-8")
+    return Row(0, {TEXT: texts}) if texts else Row()
+
+
+def _image(record: bytes, where: str) -> bytes:
+    try:
+        return parse_record(record, where)[IMAGE][0]
+    except UserError as error:
+        raise OSError(str(error)) from None
+
+
+def _text(values: list[bytes], otherwise: str) -> str:
+    return values[0].decode("utf-8", "surrogateescape") if values else otherwise

@@ -1,0 +1,182 @@
+"""Shards: files that hold many captioned images each, read where they stand, never unpacked.
+
+A tar shard is WebDataset's: members that share a stem and stand side by side are one sample.
+
+    000000017.png   the image
+    000000017.txt   its caption                                     (or none)
+    000000017.json  its columns, `text` among them; `file_name` is the name it had before
+
+The stem ends at the last dot. Other members (.cls, .npy, …), hidden ones, links and devices are
+passed over. `data.sources.records` has the other kinds of shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from latentddpm.data.sources import storage
+from latentddpm.data.sources.base import Entry, MetadataStamp, Unit, is_image
+from latentddpm.data.sources.metadata import (
+    FILE_NAME,
+    MAX_SIDECAR,
+    MetadataTable,
+    Row,
+    image_name,
+    with_sidecar,
+)
+from latentddpm.errors import UserError
+
+ZEROS = bytes(tarfile.BLOCKSIZE)
+
+
+class Shards:
+    """What all kinds of shards share.
+
+    Args:
+        place: what the user named.
+        folder: in which the shards lie.
+        names: of the shards, relative to `folder`, sorted.
+    """
+
+    kind = ""
+
+    def __init__(self, place: str, folder: str, names: list[str]) -> None:
+        self.place, self.folder, self.names = place, folder, names
+
+    def metadata_stamp(self) -> MetadataStamp:
+        return []
+
+    def open_metadata(self, scratch: Path) -> MetadataTable:
+        return MetadataTable(None, scratch)
+
+    def units(self) -> Iterator[Unit]:
+        for name in self.names:
+            yield Unit(name, *storage.stamp(self.path(name)))
+
+    def where(self, unit: str, name: str) -> str:
+        return f"{self.path(unit)}: {name}"
+
+    def path(self, unit: str) -> str:
+        return storage.join(self.folder, unit) if self.folder else unit
+
+    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
+        raise NotImplementedError
+
+    def read(self, unit: str, offset: int, size: int) -> bytes:
+        raise NotImplementedError
+
+
+class TarShards(Shards):
+    """Tar files; an image is read by its offset."""
+
+    kind = "tar"
+
+    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
+        path = self.path(unit.name)
+        sample = _Sample(path, "")
+        with storage.opened(path) as stream:
+            for member in _members(path, stream):
+                stem, suffix = os.path.splitext(member.name)
+                if stem != sample.stem:
+                    yield from sample.entries()
+                    sample = _Sample(path, stem)
+                if is_image(member.name):
+                    data = None
+                    if storage.is_remote(path):  # one pass over the network, not a call an image
+                        stream.seek(member.offset_data)
+                        data = stream.read(member.size)
+                    sample.images.append((member.name, member.offset_data, member.size, data))
+                elif suffix in (".txt", ".json"):
+                    sample.add_words(suffix, member, stream)
+            yield from sample.entries()
+
+    def read(self, unit: str, offset: int, size: int) -> bytes:
+        return storage.read(self.path(unit), offset, size)
+
+
+class _Sample:
+    """The members of one stem, as far as they have been seen."""
+
+    def __init__(self, path: str, stem: str) -> None:
+        self.path, self.stem = path, stem
+        self.images: list[tuple[str, int, int, bytes | None]] = []
+        self.row, self.text, self.text_name = Row(), b"", ""
+
+    def add_words(self, suffix: str, member: tarfile.TarInfo, stream: BinaryIO) -> None:
+        """Read a caption or columns; what is wrong with them becomes the row's problem."""
+        where = f"{self.path}: {member.name}"
+        if member.size > MAX_SIDECAR:
+            self.row = Row(
+                problem=f"{where}: {member.size:,} bytes, expected at most {MAX_SIDECAR:,}"
+            )
+            return
+        stream.seek(member.offset_data)
+        data = stream.read(member.size)
+        if suffix == ".txt":
+            self.text, self.text_name = data, where
+        elif not self.row.problem:
+            self.row = parse_columns(data, where)
+
+    def entries(self) -> Iterator[Entry]:
+        for member, offset, size, data in self.images:
+            name = own_name(self.row, member)
+            where = f"{self.path}: {name}"
+            row = self.row
+            if self.text_name:
+                row = with_sidecar(row, where, self.text, self.text_name, "")
+            yield Entry(name, where, offset, size, row, self._loader(offset, size, data))
+
+    def _loader(self, offset: int, size: int, data: bytes | None) -> Any:
+        if data is not None:
+            return lambda: data
+        return lambda: storage.read(self.path, offset, size)
+
+
+def _members(path: str, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a tar that are not hidden, under clean names.
+
+    Raises:
+        UserError: it is no plain tar, is damaged, or has a member that climbs out.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # else all members of the shard stay in memory
+                if not member.isreg() or member.issparse():
+                    continue
+                member.name = image_name({FILE_NAME: member.name}, f"{path}: a member")
+                if not any(part.startswith(".") for part in member.name.split("/")):
+                    yield member
+            # The library takes a broken header for the end.
+            stream.seek(archive.offset)
+            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise UserError(f"{path}: damaged at byte {archive.offset}; expected a tar header")
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{path}: not a whole, uncompressed tar file ({error}); shards are not compressed, "
+            "images are already"
+        ) from None
+
+
+def parse_columns(data: bytes, where: str) -> Row:
+    """The columns in a JSON object; what is wrong with it becomes the row's problem."""
+    try:
+        columns = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        return Row(problem=f"{where}: not valid JSON ({' '.join(str(error).split())})")
+    if not isinstance(columns, dict):
+        return Row(problem=f'{where}: expected an object such as {{"text": "a red apple"}}')
+    return Row(0, columns)
+
+
+def own_name(row: Row, member: str) -> str:
+    """The name an image had before it was packed, where its row has a clean one."""
+    try:
+        return image_name(row.columns, member)
+    except UserError:
+        return member

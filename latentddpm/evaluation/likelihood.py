@@ -1,0 +1,236 @@
+"""The variational bound of a model on images: bits that it needs for their latents.
+
+    image ─► a sample x0 of the posterior, as in training ─► prior + KL terms + L_0
+
+by `diffusion.likelihood`, with the image's first caption where the model has words. All images
+pass through the same bands of timesteps; of each band an image draws one, with its own noise, so
+the images' bounds are independent and their spread gives the standard error of all that is drawn.
+
+The bound is one of a density. How far it lies above the entropy of the posterior itself,
+
+    rate = bound − H(q(x0 | image)) ≥ KL(q(x0 | image) ‖ p(x0)),
+
+does not hang on the latents' scale: the bits of an image that pass through its latents, of which
+the decoder makes the image again (Vahdat 2021, §3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentddpm.data.captions import Captions
+from latentddpm.diffusion.likelihood import (
+    BITS,
+    prior_term,
+    squared_errors,
+    step_terms,
+    timestep_bands,
+)
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.errors import UserError
+from latentddpm.evaluation.images import ImageSet
+from latentddpm.evaluation.report import Report, aligned, shown
+from latentddpm.models.autoencoder.tiling import encode
+from latentddpm.models.inference import compiled
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.utils import signals
+from latentddpm.utils.figures import new_figure
+from latentddpm.utils.files import atomic_path
+from latentddpm.utils.pixels import from_pixels
+
+BATCH = 32
+PLOT = "bound.png"
+VARIANCES = {"posterior": "σ² = β̃", "beta": "σ² = β"}
+"""The keys of `step_terms`, as they are shown."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the network was asked about N images, one timestep in each of K bands.
+
+    Attributes:
+        prior: the prior term, bits per dimension, (N,).
+        entropy: of the posterior, bits per dimension, (N,).
+        timesteps, errors: where it was asked, and (x0 − x̂0)² there, (N, K).
+    """
+
+    prior: np.ndarray
+    entropy: np.ndarray
+    timesteps: np.ndarray
+    errors: np.ndarray
+
+
+@signals.listening()
+def evaluate_bound(
+    model: LatentDiffusion,
+    images: ImageSet,
+    *,
+    caption_templates: Sequence[str] = (),
+    num_timesteps: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    quiet: bool = False,
+) -> Report:
+    """The bound on the images' latents, in bits per dimension, and the terms it is made of.
+
+    Args:
+        caption_templates: how captions are made; see `data.captions.Templates`.
+        num_timesteps: so many an image at most, see `timestep_bands`; None for all.
+        seed: of posterior samples, timesteps and noise.
+        out: folder for a plot of the terms over the timesteps, where matplotlib is installed.
+
+    Raises:
+        UserError: fewer than 2 images or timesteps, captions that do not fit.
+        interrupt.Stopped: a signal came.
+    """
+    if len(images) < 2:
+        raise UserError(f"the bound and its standard error need 2 images, not {len(images)}")
+    factor = model.autoencoder.downsample_factor
+    shape = (*(side // factor for side in images.size), model.autoencoder.latent_channels)
+    edges = timestep_bands(model.schedule, num_timesteps)
+    prompts = _prompts(model, images, caption_templates)
+    contexts = _contexts(model, prompts)
+    network = compiled(model.unet)
+    parts = []
+    for number, pixels in enumerate(images.batches(BATCH, "bound", quiet)):
+        batch = slice(number * BATCH, number * BATCH + len(pixels))
+        context = {} if contexts is None else {"context": contexts[batch]}
+        draws = [np.random.default_rng((seed, int(row))) for row in images.rows[batch]]
+        parts.append(_measure(model, network, pixels, context, edges, draws))
+    measured = Measured(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    values = {
+        "unit": "bits per dimension",
+        "images": len(images),
+        "dimensions": int(np.prod(shape)),
+        "timesteps_per_image": len(edges) - 1,
+        "seed": seed,
+        "caption_templates": None if prompts is None else list(caption_templates),
+        "without_caption": len(images) if prompts is None else prompts.count(""),
+        **summary(model.schedule, edges, measured),
+    }
+    text = _table(values)
+    if out is not None:
+        text += f"\n\n{_plot(out / PLOT, values['terms'])}"
+    return Report(text, values)
+
+
+def _prompts(
+    model: LatentDiffusion, images: ImageSet, templates: Sequence[str]
+) -> list[str] | None:
+    """The images' first captions, "" for one without; None for a model that takes no words."""
+    if model.text_encoder is None:
+        return None
+    captions = Captions(images.catalog, templates)
+    return [next(iter(captions[int(row)]), "") for row in images.rows]
+
+
+def _contexts(model: LatentDiffusion, prompts: Sequence[str] | None) -> np.ndarray | None:
+    """Text states of prompts, (N, L, d)."""
+    if prompts is None:
+        return None
+    encode_text = compiled(model.text_encoder)
+    return np.concatenate(
+        [
+            encode_text({"token_ids": model.tokenizer(prompts[start : start + BATCH])})
+            for start in range(0, len(prompts), BATCH)
+        ]
+    )
+
+
+def _measure(
+    model: LatentDiffusion,
+    network: Callable[[dict[str, Any]], Any],
+    pixels: np.ndarray,
+    context: dict[str, np.ndarray],
+    edges: np.ndarray,
+    draws: list[np.random.Generator],
+) -> tuple[np.ndarray, ...]:
+    """What `Measured` holds, of one batch; image k draws everything from draws[k]."""
+
+    def normal() -> np.ndarray:
+        return np.stack([draw.standard_normal(mean.shape[1:], "float32") for draw in draws])
+
+    def denoise(noisy_latents: Any, timesteps: Any) -> Any:
+        return network({"noisy_latents": noisy_latents, "timesteps": timesteps, **context})
+
+    mean, logvar = encode(model.autoencoder, from_pixels(pixels))
+    latents = np.asarray(model.autoencoder.to_latents(mean, logvar, normal()))
+    spread = logvar.mean(axis=(1, 2, 3), dtype="float64") / 2
+    spread += np.log(model.autoencoder.scaling_factor)
+    entropy = BITS * (np.log(2 * np.pi * np.e) / 2 + spread)
+    timesteps = np.stack([draw.integers(edges[:-1], edges[1:]) for draw in draws])
+    errors = np.empty(timesteps.shape)
+    for band, chosen in enumerate(timesteps.T.astype("int32")):
+        signals.check()
+        errors[:, band] = squared_errors(model.schedule, denoise, latents, normal(), chosen)
+    return prior_term(model.schedule, latents), entropy, timesteps, errors
+
+
+def summary(schedule: NoiseSchedule, edges: np.ndarray, measured: Measured) -> dict[str, Any]:
+    """The bound and its terms, averaged over the images, in bits per dimension.
+
+    Args:
+        edges: of the bands; a band's timestep counts as often as the band has timesteps.
+
+    Returns:
+        "prior"; for each choice of σ² "kl", "l0", "bound", its "standard_error" and "rate"; and
+        "terms": of each band its "first" and "last" timestep and the mean term there.
+    """
+    widths = np.diff(edges)
+    values: dict[str, Any] = {"prior": float(measured.prior.mean())}
+    bands = [{"first": int(a), "last": int(b) - 1} for a, b in pairwise(edges)]
+    for name, (offset, slope) in step_terms(schedule).items():
+        terms = offset[measured.timesteps] + slope[measured.timesteps] * measured.errors
+        l0, kl = terms[:, 0], terms[:, 1:] @ widths[1:]
+        bound = measured.prior + kl + l0
+        values[name] = {
+            "kl": float(kl.mean()),
+            "l0": float(l0.mean()),
+            "bound": float(bound.mean()),
+            "standard_error": float(bound.std(ddof=1) / np.sqrt(len(bound))),
+            "rate": float((bound - measured.entropy).mean()),
+        }
+        for band, term in zip(bands, terms.mean(axis=0), strict=True):
+            band[name] = float(term)
+    return {**values, "terms": bands}
+
+
+def _table(values: dict[str, Any]) -> str:
+    columns = [values[name] for name in VARIANCES]
+    rows = [["bits per dimension", *VARIANCES.values()]]
+    rows.append(["prior", *[shown(values["prior"])] * len(columns)])
+    for key, label in (("kl", "KL terms"), ("l0", "L_0 (density)"), ("bound", "bound")):
+        rows.append([label, *(shown(column[key]) for column in columns)])
+    rows.append(["  ± standard error", *(shown(column["standard_error"]) for column in columns)])
+    rows.append(["rate: bound − H(posterior)", *(shown(column["rate"]) for column in columns)])
+    bare = values["without_caption"]
+    return (
+        f"{aligned(rows)}\n"
+        f"{values['dimensions']} dimensions, {values['timesteps_per_image']} timesteps an image; "
+        f"{bare or 'none'} of {values['images']} images without a caption\n"
+        "continuous latents: the bound is one of a density and may be negative"
+    )
+
+
+def _plot(path: Path, bands: list[dict[str, Any]]) -> str:
+    """Write the terms over the timesteps as a PNG; returns what to say of it."""
+    try:
+        figure = new_figure(6, 3.6)
+    except UserError as error:
+        return f"no {path.name}: {error}"
+    axes = figure.subplots()
+    middle = [(band["first"] + band["last"]) / 2 for band in bands[1:]]
+    for name, label in VARIANCES.items():
+        axes.plot(middle, [band[name] for band in bands[1:]], label=label)
+    axes.set(xlabel="timestep", ylabel="KL term (bits per dimension)", xscale="log", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    return f"{path}: the KL terms over the timesteps"

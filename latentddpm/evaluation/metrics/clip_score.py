@@ -1,0 +1,62 @@
+"""CLIP score: how well images show what their captions say (Hessel 2021, with weight 100).
+
+    score = 100 · max(cos(image, caption), 0)
+
+of CLIP's embeddings of both, without words in front of the caption. It depends on the CLIP as
+much as on the images, so the tower and its digest belong beside the number; real images with
+their own captions show what is high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from latentddpm.evaluation.clip_towers import BATCH, ClipTowers
+from latentddpm.evaluation.features import Images
+
+
+def clip_score(towers: ClipTowers, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """The score of each image with the caption of the same number, 0 .. 100.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        captions: N texts; those too long for CLIP are cut with a warning.
+
+    Returns:
+        float64 (N,).
+
+    Raises:
+        ValueError: not as many captions as images.
+    """
+    if len(images) != len(captions):
+        raise ValueError(f"clip_score: {len(images)} images and {len(captions)} captions")
+    rows = {text: row for row, text in enumerate(dict.fromkeys(captions))}
+    texts = towers.embed_texts(list(rows))
+    seen, said = towers.embed_images(images), texts[[rows[caption] for caption in captions]]
+    return 100 * np.maximum(np.sum(seen * said, axis=1, dtype="float64"), 0)
+
+
+def clip_scores(
+    towers: ClipTowers, images: Images, captions: Sequence[str], label: str, quiet: bool = False
+) -> np.ndarray:
+    """`clip_score` of images that are read in batches; NaN where the caption is empty.
+
+    Args:
+        label: of the progress bar, which is shown after two seconds.
+
+    Returns:
+        float64 (N,).
+    """
+    scores = np.full(len(captions), np.nan)
+    told = np.flatnonzero([bool(caption) for caption in captions])
+    options = {"unit": "image", "delay": 2, "leave": False, "disable": quiet}
+    with tqdm(desc=label, total=len(told), **options) as bar:
+        for start in range(0, len(told), BATCH):
+            batch = told[start : start + BATCH]
+            said = [captions[k] for k in batch]
+            scores[batch] = clip_score(towers, images.read(batch), said)
+            bar.update(len(batch))
+    return scores

@@ -1,0 +1,79 @@
+"""The Fréchet distance between two sets of features, each taken for a Gaussian.
+
+For Gaussians with means μ and covariances Σ (Fréchet 1957; Dowson & Landau 1982),
+
+    d² = ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 tr (Σ_a Σ_b)^½
+
+With the features of an Inception network this is FID (Heusel et al. 2017). The product of two
+covariances is not symmetric, but Σ_a^½ Σ_b Σ_a^½ has the same eigenvalues and is, so the trace of
+the root is the sum of the roots of its eigenvalues: real, and stable where Σ is singular.
+
+The estimate is biased: it falls as sets grow, and falls differently for different models. Compare
+numbers of equal sample counts only, or take the kernel distance, which has no such bias.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentddpm.evaluation.metrics.pairwise import check_count, check_features
+
+
+class Statistics:
+    """Mean and covariance of features that come in batches, in float64 (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: np.ndarray = np.zeros(())
+        self._scatter: np.ndarray = np.zeros(())
+
+    def add(self, features: np.ndarray) -> Statistics:
+        """Count in a batch (n, d), n ≥ 1.
+
+        Raises:
+            ValueError: another width than before, or values that are not finite.
+        """
+        (features,) = check_features("Fréchet distance", 1, features)
+        mean, count = features.mean(axis=0), self.count + len(features)
+        if self.count and mean.shape != self.mean.shape:
+            raise ValueError(f"features of width {mean.size} after those of {self.mean.size}")
+        centred, shift = features - mean, mean - self.mean
+        between = np.outer(shift, shift) if self.count else 0.0
+        self._scatter = (
+            self._scatter + centred.T @ centred + between * (self.count * len(features) / count)
+        )
+        self.mean = self.mean + shift * (len(features) / count)
+        self.count = count
+        return self
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(d, d), unbiased.
+
+        Raises:
+            UserError: fewer than two samples.
+        """
+        check_count("Fréchet distance", self.count, 2)
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """The squared distance d² above, which FID reports.
+
+    Raises:
+        UserError: fewer than two samples in either.
+        ValueError: features of different widths.
+    """
+    first, second = a.covariance, b.covariance
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of width {a.mean.size} and {b.mean.size}")
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * _roots(values)) @ vectors.T
+    cross = _roots(np.linalg.eigvalsh(root @ second @ root)).sum()
+    shift = a.mean - b.mean
+    return float(max(shift @ shift + np.trace(first) + np.trace(second) - 2 * cross, 0.0))
+
+
+def _roots(eigenvalues: np.ndarray) -> np.ndarray:
+    """Square roots; rounding makes zeros slightly negative."""
+    return np.sqrt(np.maximum(eigenvalues, 0.0))

@@ -1,0 +1,197 @@
+"""What an exported model can do, and the check that it does it: shared by all formats.
+
+    encode       images                              → mean, logvar (unscaled)
+    denoise      noisy_latents, timesteps[, context] → prediction
+    decode       latents (scaled)                    → images
+    encode_text  token_ids                           → context
+
+An endpoint is a function of tensors to tensors by name, the signature it is traced with, and
+the network it runs. The batch is free, and so are height, width and the length of a context.
+Whatever was written is run again and compared with the function, at two batch sizes and two
+sizes of image, before it takes its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+
+TOLERANCE = 1e-4
+DEFAULT_SIZE = (64, 64)  # pixels, of a model that names no size of its own
+CONTEXT_LENGTH = 77  # CLIP's, for a UNet without its text encoder
+
+# Names of the free axes of every input and output; the last axis, where there is one more, is
+# a fixed number.
+AXES = {
+    "images": ("batch", "height", "width"),
+    "mean": ("batch", "latent_height", "latent_width"),
+    "logvar": ("batch", "latent_height", "latent_width"),
+    "latents": ("batch", "latent_height", "latent_width"),
+    "noisy_latents": ("batch", "latent_height", "latent_width"),
+    "prediction": ("batch", "latent_height", "latent_width"),
+    "timesteps": ("batch",),
+    "context": ("batch", "length"),
+    "token_ids": ("batch",),
+}
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]  # inputs by name → outputs by name
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One function of an exported model.
+
+    Attributes:
+        name: the verb, "encode".
+        part: the noun, "encoder": what its file is called.
+        network: whose weights it uses.
+        function: tensors in the order of `inputs` → tensors by the names of `outputs`.
+        inputs: the signature; the specs have names.
+        outputs: names, in order.
+    """
+
+    name: str
+    part: str
+    network: keras.Model
+    function: Callable[..., dict[str, tf.Tensor]]
+    inputs: tuple[tf.TensorSpec, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights as float32."""
+        return 4 * self.network.count_params()
+
+
+def endpoints(model: LatentDiffusion) -> dict[str, Endpoint]:
+    """The endpoints that `model` has the parts for, by name."""
+    autoencoder, unet, text_encoder = model.autoencoder, model.unet, model.text_encoder
+    images = _floats("images", autoencoder.image_channels)
+
+    def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        mean, logvar = autoencoder.encode(images)
+        return {"mean": mean, "logvar": logvar}
+
+    def decode(latents: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"images": autoencoder.decode(latents)}
+
+    def denoise(noisy_latents: tf.Tensor, timesteps: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"prediction": unet({"noisy_latents": noisy_latents, "timesteps": timesteps})}
+
+    def denoise_with_text(
+        noisy_latents: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps, "context": context}
+        return {"prediction": unet(inputs)}
+
+    def encode_text(token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"context": text_encoder({"token_ids": token_ids})}
+
+    latents = _floats("latents", autoencoder.latent_channels)
+    found = [
+        Endpoint("encode", "encoder", autoencoder.encoder, encode, (images,), ("mean", "logvar")),
+        Endpoint("decode", "decoder", autoencoder.decoder, decode, (latents,), ("images",)),
+    ]
+    if unet is not None:
+        noisy = _floats("noisy_latents", autoencoder.latent_channels)
+        timesteps = tf.TensorSpec((None,), unet.input["timesteps"].dtype, "timesteps")
+        function, inputs = denoise, (noisy, timesteps)
+        if unet.context_dim is not None:
+            function, inputs = denoise_with_text, (*inputs, _floats("context", unet.context_dim))
+        found.append(Endpoint("denoise", "unet", unet, function, inputs, ("prediction",)))
+    if text_encoder is not None:
+        ids = tf.TensorSpec((None, text_encoder.context_length), tf.int32, "token_ids")
+        found.append(
+            Endpoint(
+                "encode_text", "text_encoder", text_encoder, encode_text, (ids,), ("context",)
+            )
+        )
+    return {endpoint.name: endpoint for endpoint in found}
+
+
+def _floats(name: str, channels: int) -> tf.TensorSpec:
+    return tf.TensorSpec((*[None] * len(AXES[name]), channels), tf.float32, name)
+
+
+def check(endpoint: Endpoint, run: Run, model: LatentDiffusion) -> float:
+    """Largest absolute difference between `run` and the endpoint itself.
+
+    Raises:
+        ArithmeticError: it is above `TOLERANCE`, or an output has another name or shape.
+    """
+    differences = []
+    for inputs in examples(endpoint, model):
+        expected = endpoint.function(*map(tf.constant, inputs.values()))
+        found = run(inputs)
+        for name in endpoint.outputs:
+            differences.append(_difference(endpoint, name, found, expected[name]))
+    difference = float(np.max(differences))  # NaN where one is
+    if not difference <= TOLERANCE:
+        raise ArithmeticError(
+            f"endpoint {endpoint.name} differs from the model by {difference:.2g}, "
+            f"allowed {TOLERANCE:.0e}"
+        )
+    return difference
+
+
+def _difference(endpoint: Endpoint, name: str, found: Arrays, expected: Any) -> float:
+    expected = keras.ops.convert_to_numpy(expected)
+    shape = found[name].shape if name in found else None
+    if shape != expected.shape:
+        raise ArithmeticError(
+            f"endpoint {endpoint.name}: {name} has the shape {shape}, the model's {expected.shape}"
+        )
+    return float(np.abs(found[name] - expected).max())
+
+
+def examples(endpoint: Endpoint, model: LatentDiffusion) -> Iterator[Arrays]:
+    """Random inputs by name: one image of the model's own size, then two of a small one.
+
+    The small one is not square, and as small as the networks' strides allow but for the factor
+    of two or three that makes it have an inside.
+    """
+    factor = model.autoencoder.downsample_factor
+    coarsest = factor * (model.unet.downsample_factor if model.unet is not None else 1)
+    length = CONTEXT_LENGTH if model.text_encoder is None else model.text_encoder.context_length
+    numbers = np.random.default_rng(0)
+    for batch, (height, width), tokens in (
+        (1, model.image_size or DEFAULT_SIZE, length),
+        (2, (2 * coarsest, 3 * coarsest), 7),
+    ):
+        axes = {
+            "batch": batch,
+            "height": height,
+            "width": width,
+            "latent_height": height // factor,
+            "latent_width": width // factor,
+            "length": tokens,
+        }
+        yield {
+            spec.name: _random(spec, [axes[axis] for axis in AXES[spec.name]], model, numbers)
+            for spec in endpoint.inputs
+        }
+
+
+def _random(
+    spec: tf.TensorSpec, sizes: list[int], model: LatentDiffusion, numbers: np.random.Generator
+) -> np.ndarray:
+    """Numbers from where the input has its values."""
+    shape = (*sizes, *spec.shape[len(sizes) :])
+    if spec.name == "token_ids":
+        values = numbers.integers(0, model.text_encoder.vocabulary_size, shape)
+    elif spec.name == "timesteps":
+        last = 999 if model.schedule is None else model.schedule.num_train_timesteps - 1
+        values = numbers.uniform(0, last, shape)
+    elif spec.name == "images":
+        values = numbers.uniform(-1, 1, shape)
+    else:
+        values = numbers.standard_normal(shape)
+    return values.astype(spec.dtype.as_numpy_dtype)

@@ -1,0 +1,301 @@
+"""Stable Diffusion 1.x in one `.safetensors` file, under CompVis' names.
+
+    model.diffusion_model.…             the UNet
+    first_stage_model.…                 the autoencoder
+    cond_stage_model.transformer.…      CLIP's text encoder, as transformers names it
+    alphas_cumprod, model_ema.…, …      buffers, averaged weights, training state
+
+Such a file has no configuration: it is inferred (see `compvis_config`), and the tensors are
+renamed (see `compvis`). What comes out is a `Checkpoint` in the terms of diffusers. Taken are
+the plain weights, as diffusers does, not the averaged ones.
+
+Everything is judged by the header, before a weight is read; what is another model is refused
+by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from latentddpm.clip.text_encoder import TextEncoder
+from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.errors import UserError, check_choice
+from latentddpm.interop.clip import PREFIX, build_clip, clip_variables, read_clip_config
+from latentddpm.interop.compvis.config import (
+    LATENT_FACTOR,
+    Shape,
+    Shapes,
+    text_config,
+    unet_config,
+    vae_config,
+)
+from latentddpm.interop.compvis.names import unet_names, vae_names
+from latentddpm.interop.diffusers.checkpoint import Checkpoint, Piece
+from latentddpm.interop.diffusers.folder import build
+from latentddpm.interop.diffusers.networks import AUTOENCODER_SIZES, UNET_SIZES
+from latentddpm.interop.diffusers.read_config import autoencoder_arguments, unet_arguments
+from latentddpm.interop.diffusers.weight_map import Row, autoencoder_rows, unet_rows
+from latentddpm.interop.tensors import DTYPES, RenamedTensors, TensorFiles
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+
+UNET_PREFIXES = ("model.diffusion_model.", "")
+VAE_PREFIXES = ("first_stage_model.", "")
+TEXT_PREFIX = "cond_stage_model.transformer."
+TRAINING_STATE = ("loss.", "model_ema.")
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+}
+SCHEDULE_TOLERANCE = 2e-3  # files in half precision keep `alphas_cumprod` to 5e-4
+
+# What `modelspec.prediction_type` says → what diffusers calls it.
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+
+FOLDER_HINT = "save it as a folder with diffusers (save_pretrained) and convert that"
+DIFFUSERS = "in diffusers' names; convert the folder it is from, with its config.json, instead"
+# The beginning of a name → the model that has it, and what to do.
+OTHERS = {
+    "conditioner.embedders.": "Stable Diffusion XL, which is not supported",
+    "cond_stage_model.model.": f"Stable Diffusion 2.x, with OpenCLIP's names; {FOLDER_HINT}",
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is not supported",
+    "model.diffusion_model.double_blocks.": "Flux, which is not supported",
+    "double_blocks.": "Flux, which is not supported",
+    "control_model.": "ControlNet, which is not supported",
+    "model.diffusion_model.label_emb.": (
+        "a UNet with class labels or sizes (label_emb, as Stable Diffusion XL's), which is not "
+        "supported"
+    ),
+    "model.diffusion_model.middle_block.1.qkv.": (
+        "an unconditional UNet of latent-diffusion, which is not supported; only those with "
+        "cross-attention are"
+    ),
+    "lora_": "LoRA weights only; merge them into their model first",
+    "down_blocks.": DIFFUSERS,
+    "encoder.down_blocks.": DIFFUSERS,
+    "text_model.": "a text encoder alone; with its folder train-diffusion can use it",
+}
+LORA = re.compile(r"\.lora(_\w+)?\.")
+
+
+def load_single_file(path: str | Path, *, quiet: bool = True) -> LatentDiffusion:
+    """A `LatentDiffusion` from a single-file checkpoint.
+
+    A file that holds an autoencoder alone gives one without UNet.
+
+    Args:
+        quiet: no progress bars.
+
+    Raises:
+        UserError: see `read_single_file`; or the file lacks a piece.
+    """
+    checkpoint = read_single_file(path)
+    if checkpoint.unet is None:
+        return build(checkpoint, quiet)
+    for name, piece in (("autoencoder", checkpoint.vae), ("text encoder", checkpoint.text)):
+        if piece is None:
+            raise UserError(
+                f"{path}: a pruned file, it has no {name}; load it in diffusers together with "
+                f"its {name}, save_pretrained(folder), and convert that folder"
+            )
+    return build(checkpoint, quiet)
+
+
+def read_single_file(path: str | Path) -> Checkpoint:
+    """The pieces of a single-file checkpoint; no weight is read.
+
+    Raises:
+        UserError: the file is missing, a pickle, damaged, or another model than Stable
+            Diffusion 1.x or a part of it.
+    """
+    path = Path(path)
+    tensors = TensorFiles([path])
+    shapes = {key: tensors.shape(key) for key in tensors.keys()}  # noqa: SIM118 (no mapping)
+    _refuse_others(shapes, path)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    unet = _unet_piece(tensors, shapes, metadata)
+    vae = _vae_piece(tensors, shapes)
+    text = _text_reader(tensors, shapes)
+    if unet is None and vae is None:
+        if any(key.startswith("model_ema.") for key in shapes):
+            raise UserError(
+                f"{path}: holds averaged weights only (model_ema.); expected plain ones, "
+                f"{UNET_PREFIXES[0]}"
+            )
+        first = ", ".join(map(repr, sorted(shapes)[:3])) or "nothing"
+        raise UserError(f"{path}: no Stable Diffusion 1.x checkpoint; it holds {first}")
+    scheduler = None if unet is None else _scheduler(tensors, shapes, metadata)
+    return Checkpoint(str(path), vae, unet, scheduler, scheduler_source=str(path), text=text)
+
+
+def _refuse_others(shapes: Shapes, path: Path) -> None:
+    for beginning, model in OTHERS.items():
+        if any(key.startswith(beginning) for key in shapes):
+            raise UserError(f"{path}: is {model}")
+    if any(LORA.search(key) for key in shapes):
+        raise UserError(f"{path}: is {OTHERS['lora_']}")
+
+
+# --- UNet ----------------------------------------------------------------------------------
+
+
+def _unet_piece(tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str]) -> Piece | None:
+    prefix = _prefix(shapes, UNET_PREFIXES, "input_blocks.0.0.weight")
+    if prefix is None:
+        return None
+    source = f"{tensors.name} (UNet)"
+    inner = _below(shapes, prefix)
+    config = unet_config(inner, source)
+    resolution = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""))
+    if resolution:
+        width, height = (int(side) // LATENT_FACTOR for side in resolution.groups())
+        config["sample_size"] = [height, width]
+    arguments = unet_arguments(config, source)
+    if config["use_linear_projection"] and config["cross_attention_dim"] == 1024:
+        # Its heads are 64 wide, so their number differs from level to level.
+        raise UserError(f"{source}: is the UNet of Stable Diffusion 2.x; {FOLDER_HINT}")
+    rows = list(
+        unet_rows(
+            **{key: arguments[key] for key in UNET_SIZES}, linear=config["use_linear_projection"]
+        )
+    )
+    names = unet_names(
+        [row.key for row in rows],
+        len(arguments["channel_multipliers"]),
+        arguments["num_res_blocks"],
+        arguments["attention_levels"],
+    )
+    return _piece(source, config, tensors, prefix, names, inner, {})
+
+
+# --- Autoencoder ---------------------------------------------------------------------------
+
+
+def _vae_piece(tensors: TensorFiles, shapes: Shapes) -> Piece | None:
+    prefix = _prefix(shapes, VAE_PREFIXES, "encoder.conv_in.weight")
+    if prefix is None:
+        return None
+    source = f"{tensors.name} (autoencoder)"
+    inner = _below(shapes, prefix)
+    config = vae_config(inner, source)
+    arguments = autoencoder_arguments(config, source)
+    rows = list(autoencoder_rows(**{key: arguments[key] for key in AUTOENCODER_SIZES}))
+    names = vae_names(
+        [row.key for row in rows],
+        len(arguments["channel_multipliers"]),
+        arguments["num_res_blocks"],
+    )
+    projections = {row.key: row.shape for row in rows if _is_projection(row)}
+    return _piece(source, config, tensors, prefix, names, inner, projections)
+
+
+def _is_projection(row: Row) -> bool:
+    return row.layout == "dense" and ".attentions." in row.key
+
+
+# --- Text encoder --------------------------------------------------------------------------
+
+
+def _text_reader(
+    tensors: TensorFiles, shapes: Shapes
+) -> Callable[[], tuple[TextEncoder, ClipTokenizer]] | None:
+    inner = _below(shapes, TEXT_PREFIX)
+    if not inner:
+        return None
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in inner) else ""
+    source = f"{tensors.name} (text encoder)"
+    config = text_config(_below(inner, prefix), source)
+    sizes, _ = read_clip_config(config, source)
+    names = {name: f"{TEXT_PREFIX}{prefix}{name}" for name, *_ in clip_variables(sizes)}
+    tokenizer = ClipTokenizer(sizes["context_length"])
+    if tokenizer.vocabulary_size > sizes["vocabulary_size"]:
+        raise UserError(
+            f"{source}: has {sizes['vocabulary_size']} tokens; expected CLIP's "
+            f"{tokenizer.vocabulary_size}"
+        )
+    return lambda: (build_clip(config, RenamedTensors(tensors, names), source), tokenizer)
+
+
+# --- Schedule ------------------------------------------------------------------------------
+
+
+def _scheduler(
+    tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str]
+) -> dict[str, Any]:
+    """Stable Diffusion 1.x's schedule, with what the file says of its prediction.
+
+    Models trained on v bear an empty tensor `v_pred`, those on a schedule that ends in pure
+    noise an empty `ztsnr`.
+    """
+    said = metadata.get("modelspec.prediction_type", "v" if "v_pred" in shapes else "epsilon")
+    check_choice(f"{tensors.name}: modelspec.prediction_type", said, tuple(PREDICTIONS))
+    scheduler = {**SCHEDULER, "prediction_type": PREDICTIONS[said]}
+    if "ztsnr" in shapes:
+        return {**scheduler, "rescale_betas_zero_snr": True}
+    key = "alphas_cumprod"
+    if key in shapes and tensors.dtype(key) in DTYPES:
+        expected = NoiseSchedule().alphas_cumprod
+        # The buffer is a thousand numbers; no weight.
+        fits = shapes[key] == expected.shape
+        if not fits or not np.allclose(tensors.read(key), expected, 0, SCHEDULE_TOLERANCE):
+            raise UserError(
+                f"{tensors.name}: {key} is not that of Stable Diffusion 1.x (scaled_linear, "
+                "0.00085 to 0.012, 1000 timesteps); other schedules are not supported"
+            )
+    return scheduler
+
+
+# --- Names and shapes ----------------------------------------------------------------------
+
+
+def _piece(
+    source: str,
+    config: dict[str, Any],
+    tensors: TensorFiles,
+    prefix: str,
+    names: Mapping[str, str],
+    inner: Shapes,
+    shapes: Shapes,
+) -> Piece:
+    """A piece under diffusers' names, once all that the file has below `prefix` is in it."""
+    left = set(inner) - set(names.values())
+    if strangers := sorted(key for key in left if _is_weight(key)):
+        named = ", ".join(repr(prefix + key) for key in strangers[:3])
+        raise UserError(
+            f"{source}: no network of Stable Diffusion 1.x; it has no place for {named}"
+            + (f" and {len(strangers) - 3} more" if len(strangers) > 3 else "")
+        )
+    originals = {key: prefix + name for key, name in names.items()}
+    renamed = RenamedTensors(tensors, originals, shapes)
+    return Piece(source, config, lambda: renamed)
+
+
+def _is_weight(key: str) -> bool:
+    """Whether a name is a network's: buffers have no dot."""
+    return "." in key and not key.startswith(TRAINING_STATE)
+
+
+def _prefix(shapes: Shapes, prefixes: tuple[str, ...], key: str) -> str | None:
+    return next((prefix for prefix in prefixes if prefix + key in shapes), None)
+
+
+def _below(shapes: Shapes, prefix: str) -> dict[str, Shape]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {
+        key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)
+    }

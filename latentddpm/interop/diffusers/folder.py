@@ -1,0 +1,266 @@
+"""A diffusers folder → `LatentDiffusion`, and back.
+
+    model_index.json                      which pipeline, which class each part is
+    vae/ unet/                            config.json, diffusion_pytorch_model.safetensors
+    scheduler/scheduler_config.json
+    text_encoder/ tokenizer/              see `interop.clip`
+
+Everything that can be judged is judged before a weight is read: the classes, every key of
+every configuration, whether the parts fit together, the names and shapes of all tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from latentddpm.clip.vocabulary import read_json
+from latentddpm.errors import UserError, check_choice
+from latentddpm.interop import clip
+from latentddpm.interop.diffusers.checkpoint import Checkpoint, Piece
+from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES, CONDITIONAL_UNET, UNET
+from latentddpm.interop.diffusers.networks import arguments_of, judge, rows_of
+from latentddpm.interop.diffusers.read_config import sample_size
+from latentddpm.interop.diffusers.scheduler import KINDS, OTHERS, read_scheduler, scheduler_config
+from latentddpm.interop.diffusers.weights import write
+from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_config
+from latentddpm.interop.tensors import TensorFiles
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.utils.files import atomic_folder, write_json
+
+INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+STEM = "diffusion_pytorch_model"
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInpaintPipelineLegacy",
+)
+PARTS = {
+    "vae": (AUTOENCODER,),
+    "unet": (UNET, CONDITIONAL_UNET),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": (*KINDS, *OTHERS),
+}
+# Parts of a pipeline that have no say in the image that is drawn; they stay behind.
+LEFT_OUT = ("safety_checker", "feature_extractor")
+# Defaults of `StableDiffusionPipeline`.
+GUIDED = {"num_steps": 50, "guidance_scale": 7.5}
+
+
+def load_diffusers(
+    folder: str | Path, *, variant: str | None = None, quiet: bool = True
+) -> LatentDiffusion:
+    """Read a diffusers pipeline of Stable Diffusion 1.x, of any size.
+
+    Weights are float32, float16 or bfloat16 and become float32, exactly.
+
+    Args:
+        folder: with `model_index.json`, or with `vae/`, `unet/` and `scheduler/`; or the folder
+            of an autoencoder alone, which gives a model without UNet.
+        variant: of the weight files, such as "fp16".
+        quiet: no progress bars.
+
+    Raises:
+        UserError: a file is missing or not what it should be, or something in it is not
+            supported; file and key are named.
+
+    Warns:
+        SchedulerNote: a setting of the scheduler has no counterpart here.
+    """
+    return build(read_folder(folder, variant), quiet)
+
+
+def save_diffusers(
+    model: LatentDiffusion, folder: str | Path, *, storage: str = "float32", quiet: bool = True
+) -> None:
+    """Write `model` as a folder that diffusers opens, atomically.
+
+    A model with text becomes a `StableDiffusionPipeline`. diffusers has no pipeline that fits
+    one without: it becomes its parts, each of which opens with `from_pretrained`.
+
+    Args:
+        folder: new, or empty.
+        storage: of autoencoder and UNet, "float32" or "float16".
+        quiet: no progress bars.
+
+    Raises:
+        UserError: the folder holds something, or diffusers has no class for such a network.
+    """
+    folder = Path(folder)
+    check_new(folder)
+    configs = _configs(model)
+    with atomic_folder(folder) as staged:
+        for name, config in configs.items():
+            (staged / name).mkdir()
+            write_json(staged / name / (SCHEDULER if name == "scheduler" else CONFIG), config)
+        for name, network in (("vae", model.autoencoder), ("unet", model.unet)):
+            if network is not None:
+                file = staged / name / f"{STEM}.safetensors"
+                write(network, rows_of(network), file, name, storage, quiet)
+        if model.text_encoder is not None:
+            clip.write_text_encoder(
+                model.text_encoder,
+                model.tokenizer,
+                staged / "text_encoder",
+                staged / "tokenizer",
+            )
+            index = {
+                name: ["diffusers", config["_class_name"]] for name, config in configs.items()
+            }
+            for name in ("text_encoder", "tokenizer"):
+                index[name] = ["transformers", PARTS[name][0]]
+            for name in LEFT_OUT:
+                index[name] = [None, None]
+            index["requires_safety_checker"] = False
+            write_json(staged / INDEX, {"_class_name": PIPELINES[0], **index})
+
+
+def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
+    """What a diffusers folder holds; of weights nothing is opened yet.
+
+    Raises:
+        UserError: no such folder, no diffusers folder, or a pipeline that is not supported.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if not (folder / INDEX).is_file() and (folder / CONFIG).is_file():
+        piece = _piece(folder, variant)
+        kind = check_choice(
+            f"{piece.source}: _class_name", str(piece.config.get("_class_name")), CLASSES
+        )
+        return Checkpoint(str(folder), **{"vae" if kind == AUTOENCODER else "unet": piece})
+    parts = [name for name in PARTS if (folder / name).is_dir()]
+    if (folder / INDEX).is_file():
+        parts = _read_index(folder / INDEX)
+    elif not {"vae", "unet"} & set(parts):
+        raise UserError(
+            f"{folder}: no {INDEX}, no {CONFIG}, no vae/ or unet/; expected a diffusers folder"
+        )
+    text = scheduler = None
+    if "text_encoder" in parts and "tokenizer" in parts:
+        text = partial(clip.read_text_encoder, folder / "text_encoder", folder / "tokenizer")
+    if "scheduler" in parts:
+        scheduler = _read(folder / "scheduler" / SCHEDULER)
+    return Checkpoint(
+        str(folder),
+        vae=_piece(folder / "vae", variant) if "vae" in parts else None,
+        unet=_piece(folder / "unet", variant) if "unet" in parts else None,
+        scheduler=scheduler,
+        scheduler_source=str(folder / "scheduler" / SCHEDULER),
+        text=text,
+    )
+
+
+def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
+    """The model of a checkpoint that has an autoencoder; without a UNet, the autoencoder alone.
+
+    Raises:
+        UserError: see `load_diffusers`.
+    """
+    if checkpoint.vae is None:
+        raise UserError(f"{checkpoint.source}: has no autoencoder (vae), which a model needs")
+    if checkpoint.unet is None:
+        size = sample_size(checkpoint.vae.config, checkpoint.vae.source)
+        return LatentDiffusion(judge(checkpoint.vae).build(quiet), None, None, image_size=size)
+    # Cheap questions first: the configurations, then the headers, then the weights.
+    sizes = {name: arguments_of(getattr(checkpoint, name)) for name in ("vae", "unet")}
+    _check_fit(checkpoint, sizes["vae"], sizes["unet"])
+    schedule, defaults = read_scheduler(checkpoint.scheduler, checkpoint.scheduler_source)
+    latent_size = sample_size(checkpoint.unet.config, checkpoint.unet.source)
+    vae, unet = judge(checkpoint.vae), judge(checkpoint.unet)
+    text_encoder = tokenizer = None
+    if checkpoint.text is not None:
+        text_encoder, tokenizer = checkpoint.text()
+        _check_width(checkpoint, sizes["unet"]["context_dim"], text_encoder.hidden_dim)
+        defaults = {**GUIDED, **defaults}
+    factor = 2 ** (len(sizes["vae"]["channel_multipliers"]) - 1)
+    return LatentDiffusion(
+        vae.build(quiet),
+        unet.build(quiet),
+        schedule,
+        text_encoder,
+        tokenizer,
+        latent_size and (latent_size[0] * factor, latent_size[1] * factor),
+        defaults,
+    )
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder to write that holds something already."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: exists already; name a new folder")
+
+
+def _configs(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
+    """Part → its configuration, of what diffusers calls its own."""
+    configs, latent_size = {}, None
+    if model.autoencoder is not None:
+        configs["vae"] = autoencoder_config(model.autoencoder, model.image_size)
+        if model.image_size is not None:
+            factor = model.autoencoder.downsample_factor
+            latent_size = (model.image_size[0] // factor, model.image_size[1] // factor)
+    if model.unet is not None:
+        configs["unet"] = unet_config(model.unet, latent_size)
+    if model.schedule is not None:
+        configs["scheduler"] = scheduler_config(model.schedule, model.defaults)
+    return configs
+
+
+def _read_index(path: Path) -> list[str]:
+    """The parts that `model_index.json` names, once all of them are supported and there."""
+    index = read_json(path)
+    check_choice(f"{path}: _class_name", str(index.get("_class_name")), PIPELINES)
+    parts = []
+    for name, value in index.items():
+        if not isinstance(value, list) or value == [None, None] or name in LEFT_OUT:
+            continue
+        check_choice(f"{path}: part", name, (*PARTS, *LEFT_OUT))
+        check_choice(f"{path}: {name}", str(value[-1] if value else None), PARTS[name])
+        if not (path.parent / name).is_dir():
+            raise UserError(f"{path.parent / name}: missing, but named in {path.name}")
+        parts.append(name)
+    return parts
+
+
+def _piece(folder: Path, variant: str | None) -> Piece:
+    return Piece(
+        str(folder / CONFIG),
+        _read(folder / CONFIG),
+        partial(TensorFiles.folder, folder, STEM, variant),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return read_json(path)
+
+
+def _check_fit(checkpoint: Checkpoint, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
+    """Refuse parts that do not belong together."""
+    if vae["latent_channels"] != unet["latent_channels"]:
+        raise UserError(
+            f"{checkpoint.unet.source}: in_channels is {unet['latent_channels']}, but the "
+            f"autoencoder's latents have {vae['latent_channels']}"
+        )
+    if checkpoint.scheduler is None:
+        raise UserError(f"{checkpoint.source}: has a UNet but no scheduler/{SCHEDULER}")
+    if (unet["context_dim"] is None) != (checkpoint.text is None):
+        has = "no text encoder with a tokenizer" if checkpoint.text is None else "a text encoder"
+        raise UserError(
+            f"{checkpoint.source}: has {has}, and its UNet is a "
+            f"{checkpoint.unet.config['_class_name']}"
+        )
+
+
+def _check_width(checkpoint: Checkpoint, context_dim: int, hidden_dim: int) -> None:
+    if context_dim != hidden_dim:
+        raise UserError(
+            f"{checkpoint.unet.source}: cross_attention_dim is {context_dim}, but the text "
+            f"encoder is {hidden_dim} wide"
+        )

@@ -1,0 +1,231 @@
+"""`config.json` of diffusers' networks → the arguments of ours.
+
+Two keys mean what their names do not say: `attention_head_dim` of `UNet2DConditionModel` is
+the number of heads, of `UNet2DModel` it is the width of one head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from latentddpm.errors import UserError, check_choice
+from latentddpm.interop.diffusers.known_keys import (
+    AUTOENCODER,
+    AUTOENCODER_EPSILON,
+    BLOCKS,
+    CONDITIONAL_UNET,
+    UNET,
+    Config,
+    judge,
+)
+from latentddpm.models.unet import NORM_EPSILON
+
+
+def autoencoder_arguments(config: Config, source: str) -> dict[str, Any]:
+    """The arguments of `Autoencoder` for a configuration of `AutoencoderKL`.
+
+    Raises:
+        UserError: something that our network is not; `source` and the key are named.
+    """
+    kind = judge(config, source, (AUTOENCODER,))
+    image_channels = _whole(config, source, "in_channels", 3)
+    _same(config, source, "out_channels", image_channels, "in_channels")
+    widths = _widths(config, source)
+    _levels(config, source, kind, len(widths))
+    scaling_factor = config.get("scaling_factor", 0.18215)
+    if not _is_number(scaling_factor) or not 0 < scaling_factor < math.inf:
+        raise UserError(f"{source}: scaling_factor: {scaling_factor!r}, expected a number above 0")
+    return {
+        "channels": widths[0],
+        "channel_multipliers": [width // widths[0] for width in widths],
+        "num_res_blocks": _whole(config, source, "layers_per_block", 1),
+        "latent_channels": _whole(config, source, "latent_channels", 4),
+        "scaling_factor": float(scaling_factor),
+        "norm_groups": _groups(config, source, widths),
+        "norm_epsilon": AUTOENCODER_EPSILON,
+        "image_channels": image_channels,
+    }
+
+
+def unet_arguments(config: Config, source: str) -> dict[str, Any]:
+    """The arguments of `UNet` for a configuration of either UNet of diffusers.
+
+    Raises:
+        UserError: something that our network is not; `source` and the key are named.
+    """
+    kind = judge(config, source, (UNET, CONDITIONAL_UNET))
+    conditional = kind == CONDITIONAL_UNET
+    channels = _whole(config, source, "in_channels", 4 if conditional else 3)
+    _same(config, source, "out_channels", channels, "in_channels")
+    widths = _widths(config, source)
+    attention_levels = _levels(config, source, kind, len(widths))
+    norm_groups = _groups(config, source, widths)
+    epsilon = config.get("norm_eps", NORM_EPSILON)
+    if not _is_number(epsilon) or not 0 < epsilon < 1:
+        raise UserError(f"{source}: norm_eps: {epsilon!r}, expected a number above 0")
+    dropout = config.get("dropout", 0.0)
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        raise UserError(f"{source}: dropout: {dropout!r}, expected a number from 0 to below 1")
+    if config.get("attn_norm_num_groups") is not None:
+        _same(config, source, "attn_norm_num_groups", norm_groups, "norm_num_groups")
+    if config.get("time_embedding_dim") is not None:
+        _same(config, source, "time_embedding_dim", 4 * widths[0], "four times the first width")
+    return {
+        "channels": widths[0],
+        "channel_multipliers": [width // widths[0] for width in widths],
+        "num_res_blocks": _alike(config, source, "layers_per_block", 2, len(widths)),
+        "attention_levels": attention_levels,
+        "num_heads": _heads(config, source, kind, widths, attention_levels),
+        "context_dim": _alike(config, source, "cross_attention_dim", 1280, len(widths))
+        if conditional
+        else None,
+        "latent_channels": channels,
+        "norm_groups": norm_groups,
+        "dropout": float(dropout),
+        "norm_epsilon": float(epsilon),
+    }
+
+
+def linear_projection(config: Config, source: str) -> bool:
+    """Whether the projections around a transformer block are stored as dense layers.
+
+    Raises:
+        UserError: `use_linear_projection` is neither true nor false.
+    """
+    value = config.get("use_linear_projection", False)
+    if not isinstance(value, bool):
+        raise UserError(f"{source}: use_linear_projection: {value!r}, expected true or false")
+    return value
+
+
+def sample_size(config: Config, source: str) -> tuple[int, int] | None:
+    """(height, width) that a network was trained at, None where it does not say.
+
+    Raises:
+        UserError: neither one nor two positive whole numbers.
+    """
+    size = config.get("sample_size")
+    if size is None:
+        return None
+    sides = [size, size] if not isinstance(size, list) else size
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise UserError(f"{source}: sample_size: {size!r}, expected one or two whole numbers")
+    return sides[0], sides[1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(config: Config, source: str, key: str, default: int) -> int:
+    value = config.get(key, default)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{source}: {key}: {value!r:.80}, expected a positive whole number")
+    return value
+
+
+def _same(config: Config, source: str, key: str, expected: int, reason: str) -> None:
+    if config.get(key, expected) != expected:
+        raise UserError(
+            f"{source}: {key}: {config[key]!r:.80} is not supported; expected "
+            f"{expected} ({reason})"
+        )
+
+
+def _alike(config: Config, source: str, key: str, default: int, levels: int) -> int:
+    """A number that may be given once for each level, but must then be the same for all."""
+    value = config.get(key, default)
+    if not isinstance(value, list):
+        return _whole(config, source, key, default)
+    if len(value) != levels or any(one != value[0] for one in value):
+        raise UserError(
+            f"{source}: {key}: {value!r:.80} is not supported; expected one number for all "
+            f"{levels} levels"
+        )
+    return _whole({key: value[0]}, source, key, default)
+
+
+def _widths(config: Config, source: str) -> list[int]:
+    """`block_out_channels`: whole multiples of the first."""
+    key = "block_out_channels"
+    widths = config.get(key)
+    if not isinstance(widths, list) or not widths:
+        raise UserError(f"{source}: {key}: {widths!r:.80}, expected a list of widths")
+    for width in widths:
+        _whole({key: width}, source, key, 1)
+        if width % widths[0]:
+            raise UserError(
+                f"{source}: {key}: {width} is not supported; expected whole multiples of the "
+                f"first width, {widths[0]}"
+            )
+    return widths
+
+
+def _groups(config: Config, source: str, widths: Sequence[int]) -> int:
+    """`norm_num_groups`, a divisor of every width (of the first, that is)."""
+    groups = _whole(config, source, "norm_num_groups", 32)
+    if widths[0] % groups:
+        raise UserError(
+            f"{source}: norm_num_groups: {groups} does not divide {widths[0]} channels"
+        )
+    return groups
+
+
+def _levels(config: Config, source: str, kind: str, levels: int) -> list[int]:
+    """The levels with attention, from the names of the blocks on the way down and up."""
+    found = []
+    for key, known in zip(("down_block_types", "up_block_types"), BLOCKS[kind], strict=True):
+        names = config.get(key)
+        if not isinstance(names, list) or len(names) != levels:
+            raise UserError(
+                f"{source}: {key}: {names!r:.80}, expected {levels} names, one for each of "
+                "block_out_channels"
+            )
+        for name in names:
+            if not isinstance(name, str):
+                raise UserError(f"{source}: {key}: {name!r:.80}, expected the name of a block")
+            check_choice(f"{source}: {key}", name, known)
+        found.append([level for level, name in enumerate(names) if name != known[0]])
+    down, up = found
+    up = sorted(levels - 1 - level for level in up)
+    if down != up:
+        raise UserError(
+            f"{source}: down_block_types has attention at levels {down}, up_block_types at {up}; "
+            "expected the same levels"
+        )
+    return down
+
+
+def _heads(
+    config: Config, source: str, kind: str, widths: Sequence[int], attention_levels: Sequence[int]
+) -> int | list[int]:
+    """Attention heads, one number, or one for each level where they differ."""
+    key = "attention_head_dim"
+    value = config.get(key, 8)
+    if kind == UNET:
+        if value is None:
+            return 1
+        size = _whole(config, source, key, 8)
+        # A level without attention has no heads; here it gets those of the middle.
+        used = {*attention_levels, len(widths) - 1}
+        heads = [
+            (width if level in used else widths[-1]) // size for level, width in enumerate(widths)
+        ]
+        fits = [width % size == 0 for width in widths]
+    else:
+        heads = value if isinstance(value, list) else [value] * len(widths)
+        if len(heads) != len(widths):
+            raise UserError(
+                f"{source}: {key}: {value!r:.80}, expected one number or {len(widths)}"
+            )
+        heads = [_whole({key: one}, source, key, 8) for one in heads]
+        fits = [width % one == 0 for width, one in zip(widths, heads, strict=True)]
+    for level in {*attention_levels, len(widths) - 1}:  # the middle has the last level's width
+        if not fits[level]:
+            raise UserError(
+                f"{source}: {key}: {value!r:.80} does not divide the {widths[level]} channels of "
+                f"level {level}"
+            )
+    return heads[0] if len(set(heads)) == 1 else heads

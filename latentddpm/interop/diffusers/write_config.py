@@ -1,0 +1,125 @@
+"""Our networks → `config.json` of diffusers; what its classes cannot be is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from latentddpm.errors import UserError
+from latentddpm.interop.diffusers.known_keys import (
+    AUTOENCODER,
+    AUTOENCODER_EPSILON,
+    BLOCKS,
+    CONDITIONAL_UNET,
+    FIXED,
+    UNET,
+    Config,
+)
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.unet import NORM_EPSILON, UNet
+
+
+def autoencoder_config(
+    autoencoder: Autoencoder, image_size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """The configuration of `AutoencoderKL` that describes `autoencoder`.
+
+    Raises:
+        UserError: `AutoencoderKL` cannot be such a network; the argument is named.
+    """
+    ours = autoencoder.get_config()
+    _starts_at_one(ours, "autoencoder")
+    if ours["norm_epsilon"] != AUTOENCODER_EPSILON:
+        raise UserError(
+            f"autoencoder: norm_epsilon {ours['norm_epsilon']}: diffusers' AutoencoderKL has "
+            f"{AUTOENCODER_EPSILON} and no other"
+        )
+    levels = len(ours["channel_multipliers"])
+    (down,), (up,) = BLOCKS[AUTOENCODER]
+    config = {
+        "_class_name": AUTOENCODER,
+        "act_fn": "silu",
+        "block_out_channels": [ours["channels"] * n for n in ours["channel_multipliers"]],
+        "down_block_types": [down] * levels,
+        "up_block_types": [up] * levels,
+        "in_channels": ours["image_channels"],
+        "out_channels": ours["image_channels"],
+        "latent_channels": ours["latent_channels"],
+        "layers_per_block": ours["num_res_blocks"],
+        "norm_num_groups": ours["norm_groups"],
+        "scaling_factor": ours["scaling_factor"],
+        "force_upcast": False,
+    }
+    if image_size is not None:
+        config["sample_size"] = max(image_size)
+    return config
+
+
+def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, Any]:
+    """The configuration of `UNet2DModel` or `UNet2DConditionModel` that describes `unet`.
+
+    Raises:
+        UserError: neither of the two can be such a network; the argument is named.
+    """
+    ours = unet.get_config()
+    _starts_at_one(ours, "unet")
+    kind = UNET if unet.context_dim is None else CONDITIONAL_UNET
+    widths = [ours["channels"] * n for n in ours["channel_multipliers"]]
+    levels = range(len(widths))
+    heads = ours["num_heads"]
+    heads = [heads for _ in levels] if isinstance(heads, int) else heads
+    down, up = BLOCKS[kind]
+    config = {
+        "_class_name": kind,
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "down_block_types": [down[level in ours["attention_levels"]] for level in levels],
+        "up_block_types": [up[level in ours["attention_levels"]] for level in reversed(levels)],
+        "mid_block_type": FIXED[kind]["mid_block_type"][0],
+        "layers_per_block": ours["num_res_blocks"],
+        "in_channels": ours["latent_channels"],
+        "out_channels": ours["latent_channels"],
+        "norm_num_groups": ours["norm_groups"],
+        "norm_eps": ours.get("norm_epsilon", NORM_EPSILON),
+        "dropout": ours["dropout"],
+        "center_input_sample": False,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "downsample_padding": 1,
+    }
+    if kind == CONDITIONAL_UNET:
+        config["attention_head_dim"] = heads[0] if len(set(heads)) == 1 else heads
+        config["cross_attention_dim"] = unet.context_dim
+        config["use_linear_projection"] = False
+    else:
+        config["attention_head_dim"] = _head_width(widths, heads, ours["attention_levels"])
+    if latent_size is not None:
+        height, width = latent_size
+        config["sample_size"] = height if height == width else [height, width]
+    return config
+
+
+def _starts_at_one(ours: Config, name: str) -> None:
+    first = ours["channel_multipliers"][0]
+    if first != 1:
+        raise UserError(
+            f"{name}: channel_multipliers begin with {first}: diffusers' first convolution is as "
+            "wide as the first level, expected 1"
+        )
+
+
+def _head_width(
+    widths: Sequence[int], heads: Sequence[int], attention_levels: Sequence[int]
+) -> int | None:
+    """`attention_head_dim` of `UNet2DModel`: one width of a head for the whole network."""
+    levels = sorted({*attention_levels, len(widths) - 1})
+    if all(heads[level] == 1 for level in levels):
+        return None
+    sizes = {widths[level] // heads[level] for level in levels}
+    if len(sizes) > 1:
+        raise UserError(
+            f"unet: num_heads {heads[0] if len(set(heads)) == 1 else heads}: heads are "
+            f"{sorted(sizes)} wide at the levels with attention; diffusers' UNet2DModel has one "
+            "width of a head for all levels"
+        )
+    return sizes.pop()

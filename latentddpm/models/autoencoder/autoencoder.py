@@ -1,0 +1,312 @@
+"""The first stage: images ⇄ latents at 1/8 of the size (KL-f8).
+
+An `Encoder` gives the mean and log-variance of a diagonal Gaussian over raw latents, a
+`Decoder` maps raw latents back to an image (Kingma & Welling 2014; Rombach et al. 2022,
+§3.1 and appendix G):
+
+    q(raw | image) = N(mean, exp(logvar))       loss = |image − decoded| + w · KL(q ‖ N(0, 1))
+                                                [+ a perceptual and an adversarial term]
+    latents        = raw · scaling_factor       KL per element = ½(μ² + σ² − 1 − log σ²)
+
+`Autoencoder` is the only place that knows the scaling factor: diffusion sees latents of
+about unit variance, callers never multiply by it. 0.18215 belongs to Stable Diffusion's
+own weights; a model trained here gets its factor measured over its training set.
+
+The older Keras ports put the scaling into Lambda layers and dropped logvar; here the model
+keeps both moments, and the factor is one of its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from latentddpm.errors import UserError, check_choice
+from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.models.layers import PACKAGE
+from latentddpm.models.perceptual import PerceptualDistance
+from latentddpm.training.step.adversarial import TERMS, Adversary
+from latentddpm.training.step.train_step import TrainStep, on_tensorflow
+
+LOGVAR_RANGE = (-30.0, 20.0)
+RECONSTRUCTION_LOSSES = ("l1", "l2")
+
+
+@dataclass
+class PerceptualTerm:
+    """A perceptual distance as a term of the loss."""
+
+    distance: PerceptualDistance
+    weight: float
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class GaussianKL(keras.losses.Loss):
+    """KL(N(mean, exp(logvar)) ‖ N(0, 1)), summed over an image's latent, mean over the batch.
+
+    A `keras.losses.Loss`, because its reduction is what `tf.distribute` divides by the
+    number of replicas.
+    """
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """`y_true` is the mean, `y_pred` the log-variance, both (B, h, w, c) → (B,)."""
+        mean, logvar = y_true, y_pred
+        terms = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
+        return ops.sum(terms, axis=(1, 2, 3))
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class Autoencoder(TrainStep, keras.Model):
+    """Encoder, decoder and the scaling between them.
+
+    Args:
+        channels: width of the highest resolution.
+        channel_multipliers: width of each level in units of `channels`; every further level
+            halves the resolution, so the `downsample_factor` is 2 ** (levels - 1).
+        num_res_blocks: ResnetBlocks a level (one more in the decoder).
+        latent_channels: channels of a latent.
+        scaling_factor: multiplies raw latents. The default is Stable Diffusion's.
+        norm_groups, norm_epsilon: of every group norm.
+        image_channels: 3 for RGB.
+        latent_statistics: what was measured over the training set when `scaling_factor`
+            was (count, mean, std, per channel), kept with the model.
+
+    Call arguments:
+        inputs: `{"images": (B, H, W, 3) in [-1, 1]}` and, for a posterior sample instead of
+            its mode, `"noise"`: (B, h, w, c) of standard normal numbers. Noise enters with
+            the data, so the model is a deterministic function.
+
+    Returns:
+        `{"reconstruction", "mean", "logvar"}`, moments unscaled.
+
+    Example:
+        ```python
+        autoencoder = Autoencoder(channels=32, norm_groups=8)
+        mean, logvar = autoencoder.encode(images)
+        latents = autoencoder.to_latents(mean)      # scaled, for diffusion
+        images = autoencoder.decode(latents)
+        ```
+    """
+
+    def __init__(
+        self,
+        channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 4,
+        scaling_factor: float = 0.18215,
+        norm_groups: int = 32,
+        norm_epsilon: float = 1e-6,
+        image_channels: int = 3,
+        latent_statistics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("name", "autoencoder")
+        # Images, noise and losses stay float32; the networks cast at their own doors.
+        super().__init__(autocast=False, **kwargs)
+        if not channel_multipliers:
+            raise ValueError("channel_multipliers: empty, expected one number a level")
+        if not scaling_factor > 0:
+            raise ValueError(f"scaling_factor={scaling_factor}, expected a positive number")
+        self.channels = channels
+        self.channel_multipliers = tuple(channel_multipliers)
+        self.num_res_blocks = num_res_blocks
+        self.latent_channels = latent_channels
+        self.scaling_factor = scaling_factor
+        self.norm_groups = norm_groups
+        self.norm_epsilon = norm_epsilon
+        self.image_channels = image_channels
+        self.latent_statistics = latent_statistics
+        sizes = {
+            "channels": channels,
+            "channel_multipliers": self.channel_multipliers,
+            "num_res_blocks": num_res_blocks,
+            "latent_channels": latent_channels,
+            "norm_groups": norm_groups,
+            "norm_epsilon": norm_epsilon,
+            "image_channels": image_channels,
+            "dtype": self.dtype_policy,
+        }
+        self.encoder = Encoder(**sizes)
+        self.decoder = Decoder(**sizes)
+        self.built = True
+
+    @property
+    def downsample_factor(self) -> int:
+        """Pixels per latent position along a side: 8 with four levels."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    def check_size(self, height: int | None, width: int | None) -> None:
+        """Refuse sizes that do not become a whole number of latent positions.
+
+        A size that is not known yet (None, in a graph) passes.
+
+        Raises:
+            UserError: naming the nearest valid sizes.
+        """
+        factor = self.downsample_factor
+        for name, size in (("height", height), ("width", width)):
+            if size is not None and (size < factor or size % factor):
+                near = sorted({max(size // factor, 1) * factor, (size // factor + 1) * factor})
+                raise UserError(
+                    f"{name} {size} is not a multiple of the autoencoder's downsample factor "
+                    f"{factor}; nearest valid: {' or '.join(map(str, near))}"
+                )
+
+    def call(self, inputs, training=None):
+        mean, logvar = self._moments(inputs["images"], training)
+        raw_latents = mean
+        if "noise" in inputs:
+            raw_latents = mean + ops.exp(0.5 * logvar) * inputs["noise"]
+        reconstruction = self.decoder(raw_latents, training=training)
+        return {"reconstruction": reconstruction, "mean": mean, "logvar": logvar}
+
+    def _moments(self, images: Any, training: bool | None = None) -> tuple[Any, Any]:
+        self.check_size(*images.shape[1:3])
+        mean, logvar = ops.split(self.encoder(images, training=training), 2, axis=-1)
+        return mean, ops.clip(logvar, *LOGVAR_RANGE)
+
+    def encode(self, images: Any) -> tuple[Any, Any]:
+        """Images (B, H, W, 3) in [-1, 1] → mean and logvar, (B, h, w, c) each, unscaled.
+
+        Raises:
+            UserError: not a batch of floating point images, or a height or width that is not a
+                multiple of `downsample_factor`.
+        """
+        dtype = keras.backend.standardize_dtype(images.dtype)
+        if len(images.shape) != 4 or "float" not in dtype:
+            raise UserError(
+                f"images: {dtype} {tuple(images.shape)}, expected floating point (B, H, W, "
+                f"{self.image_channels}) in [-1, 1]"
+            )
+        return self._moments(ops.convert_to_tensor(images, "float32"))
+
+    def encode_on_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` as a compiled step, for loops over many images of one shape."""
+        self.check_size(*images.shape[1:3])
+        mean, logvar = np.split(self.encoder.predict_on_batch(images), 2, axis=-1)
+        return mean, np.clip(logvar, *LOGVAR_RANGE)
+
+    def to_latents(self, mean: Any, logvar: Any = None, noise: Any = None) -> Any:
+        """Scaled latents: the mode, or with `logvar` and `noise` a posterior sample."""
+        return LatentSpace(self.scaling_factor).to_latents(mean, logvar, noise)
+
+    def decode(self, latents: Any) -> Any:
+        """Scaled latents (B, h, w, c) → images (B, h·f, w·f, 3), about [-1, 1], float32."""
+        latents = ops.convert_to_tensor(latents, "float32")
+        return self.decoder(LatentSpace(self.scaling_factor).to_raw(latents))
+
+    def compile(
+        self,
+        optimizer: Any = "adamw",
+        reconstruction_loss: str = "l1",
+        kl_weight: float = 1e-6,
+        perceptual: PerceptualDistance | None = None,
+        perceptual_weight: float = 1.0,
+        adversary: Adversary | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Set up training.
+
+        Args:
+            reconstruction_loss: "l1" or "l2", mean over pixels.
+            kl_weight: of the KL term.
+            perceptual, perceptual_weight: a distance between image and reconstruction to add.
+            adversary: a discriminator to train against, on the TensorFlow backend.
+            kwargs: of `keras.Model.compile`, and `accumulation_steps`.
+
+        With `encoder.trainable = False` the decoder alone is trained, and latents keep their
+        meaning.
+
+        Raises:
+            UserError: an unknown reconstruction loss.
+            ValueError: an adversary on another backend; see `TrainStep.compile` too.
+        """
+        check_choice("reconstruction_loss", reconstruction_loss, RECONSTRUCTION_LOSSES)
+        if adversary is not None and not on_tensorflow():
+            raise ValueError("adversary: needs the TensorFlow backend of Keras")
+        # In holders that Keras does not look into: neither is a part of this model.
+        self.perceptual = perceptual and PerceptualTerm(perceptual, perceptual_weight)
+        self.adversary = adversary
+        self.term_names = (
+            *("loss", "reconstruction", "kl", "mse"),
+            *([perceptual.term] if perceptual else ()),
+            *(TERMS if adversary else ()),
+        )
+        super().compile(optimizer=optimizer, **kwargs)
+        distance = {"l1": keras.losses.MeanAbsoluteError, "l2": keras.losses.MeanSquaredError}
+        self.reconstruction_loss = distance[reconstruction_loss]()
+        self.kl_loss = GaussianKL()
+        self.kl_weight = kl_weight
+
+    def loss_terms(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+    ) -> dict[str, Any]:
+        """`loss` = `reconstruction` + `kl_weight` · `kl` [+ weight · perceptual]; `mse`.
+
+        The perceptual distance goes by its own name; of weight 0 it is only measured.
+        """
+        images, reconstruction = x["images"], y_pred["reconstruction"]
+        error = ops.mean(self.reconstruction_loss.call(images, reconstruction))
+        kl = ops.mean(self.kl_loss.call(y_pred["mean"], y_pred["logvar"]))
+        terms = {
+            "loss": error + self.kl_weight * kl,
+            "reconstruction": error,
+            "kl": kl,
+            "mse": ops.mean(ops.square(images - reconstruction)),
+        }
+        if self.perceptual and (self.perceptual.weight or not training):
+            distance, weight = self.perceptual.distance, self.perceptual.weight
+            terms[distance.term] = ops.mean(distance(reconstruction, images))
+            terms["loss"] += weight * terms[distance.term]
+        return terms
+
+    def train_step(self, *arguments: Any) -> dict[str, Any]:
+        if self.adversary is None:
+            return super().train_step(*arguments)
+        from latentddpm.training.step.adversarial_step import adversarial_step
+
+        return adversarial_step(self, *arguments)
+
+    def checkpoint_groups(self) -> dict[str, list[keras.Variable]]:
+        """Variables that train along with the model's own and are none of them, by group."""
+        return self.adversary.variables() if self.adversary else {}
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """What Keras's own step asks for, on other backends than TensorFlow."""
+        terms = self.loss_terms(x, y, y_pred, sample_weight, training)
+        if not on_tensorflow():
+            number = ops.shape(x["images"])[0]
+            self.count_terms({k: (v, number) for k, v in terms.items() if k != "loss"})
+        return terms["loss"]
+
+    def get_compile_config(self) -> None:
+        """Nothing of the training setup belongs into a saved model."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "dtype": self.dtype_policy.name,
+            "channels": self.channels,
+            "channel_multipliers": list(self.channel_multipliers),
+            "num_res_blocks": self.num_res_blocks,
+            "latent_channels": self.latent_channels,
+            "scaling_factor": self.scaling_factor,
+            "norm_groups": self.norm_groups,
+            "norm_epsilon": self.norm_epsilon,
+            "image_channels": self.image_channels,
+            "latent_statistics": self.latent_statistics,
+        }

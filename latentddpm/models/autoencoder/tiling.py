@@ -1,0 +1,260 @@
+"""Encoding and decoding at any size: whole when it fits, else in strips, and float32 when half
+precision overflows.
+
+    tile = "auto"   the whole batch at once; one image at a time, in strips of its rows, when
+                    that would need more memory than is free, or runs out of it
+    tile = "off"    always whole
+    tile = N        strips of N pixels' height
+
+Strips give the whole image's answer (`models.autoencoder.strips`): no seams, nothing to blend.
+Whatever is not done as it was asked for is said in one line.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from latentddpm.errors import UserError
+from latentddpm.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
+from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.models.autoencoder.strips import run_in_strips
+from latentddpm.models.functional import remade
+from latentddpm.models.inference import compiled, has_replicas
+
+AUTO, OFF = "auto", "off"
+Tile = str | int
+
+# What one pass needs beside its weights, in float32 feature maps of the widest block at full
+# size; measured with Stable Diffusion's autoencoder (docs/generate.md).
+MAPS_OF_ONE_PASS = 8
+STRIP_PIXELS = 1 << 15  # at 256 channels a feature map of 32 MiB, and some ten of them at a time
+
+
+def decode(
+    autoencoder: Autoencoder, latents: Any, tile: Tile = AUTO, progress: bool = False
+) -> np.ndarray:
+    """Scaled latents (B, h, w, c) → images (B, h·f, w·f, 3), about [-1, 1], float32.
+
+    Args:
+        tile: "auto", "off" or the height of a strip in pixels, a multiple of f.
+        progress: show a bar on stderr while strips are decoded.
+
+    Raises:
+        UserError: a `tile` that is none, or no memory for what "off" asks for.
+        ArithmeticError: the decoder gives numbers that are not finite, in float32 too.
+    """
+    decoder, factor = autoencoder.decoder, autoencoder.downsample_factor
+    rows = _rows(tile, factor)
+    latents = np.asarray(latents, np.float32)
+    raw = LatentSpace(autoencoder.scaling_factor).to_raw(latents)
+
+    def run(network: keras.Model) -> np.ndarray:
+        return _Half(network, autoencoder, "decode", 1, factor).run(raw, tile, rows, progress)
+
+    images = run(decoder)
+    bad = _unusable(images)
+    precision = autoencoder.compute_dtype
+    if bad.any() and precision != "float32":
+        warnings.warn(
+            f"decode: {bad.sum()} of {len(bad)} images came out black or not finite in "
+            f"{precision}; decoded again in float32",
+            stacklevel=2,
+        )
+        images = run(remade(decoder, dtype="float32"))
+    if not np.isfinite(images).all():
+        count = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
+        raise ArithmeticError(
+            f"decode: {count} of {len(images)} images hold numbers that are not finite; the "
+            "latents or the autoencoder's weights are broken"
+        )
+    return images
+
+
+def encode(
+    autoencoder: Autoencoder, images: Any, tile: Tile = AUTO, progress: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, H, W, 3) in [-1, 1] → mean and logvar, (B, h, w, c) each, unscaled.
+
+    Arguments and errors are those of `decode`; a size that is not a multiple of f is a
+    `UserError` too.
+    """
+    encoder, factor = autoencoder.encoder, autoencoder.downsample_factor
+    rows = _rows(tile, factor)
+    images = np.asarray(images, np.float32)
+    autoencoder.check_size(*images.shape[1:3])
+
+    def run(network: keras.Model) -> np.ndarray:
+        return _Half(network, autoencoder, "encode", factor, 1).run(images, tile, rows, progress)
+
+    moments = run(encoder)
+    precision = autoencoder.compute_dtype
+    if not np.isfinite(moments).all() and precision != "float32":
+        warnings.warn(
+            f"encode: not finite in {precision}; encoded again in float32",
+            stacklevel=2,
+        )
+        moments = run(remade(encoder, dtype="float32"))
+    if not np.isfinite(moments).all():
+        raise ArithmeticError(
+            "encode: numbers that are not finite; the images or the autoencoder's weights are "
+            "broken"
+        )
+    mean, logvar = np.split(moments, 2, axis=-1)
+    return mean, np.clip(logvar, *LOGVAR_RANGE)
+
+
+def check_tile(tile: Any) -> Tile:
+    """`tile` as `decode` takes it, from what was typed.
+
+    Raises:
+        UserError: neither "auto", "off" nor a positive number.
+    """
+    if tile in (AUTO, OFF):
+        return tile
+    try:
+        height = int(str(tile))  # of a number as well: 64.5 is none
+    except ValueError:
+        height = 0
+    if height < 1:
+        raise UserError(
+            f"tile: {tile!r}, expected 'auto', 'off' or the height of a strip in pixels"
+        )
+    return height
+
+
+def _rows(tile: Tile, factor: int) -> int | None:
+    """Latent rows of a strip; None where it is not said."""
+    tile = check_tile(tile)
+    if isinstance(tile, str):
+        return None
+    if tile % factor:
+        low = max(tile // factor, 1) * factor
+        raise UserError(
+            f"tile: {tile} is not a multiple of the autoencoder's downsample factor {factor}; "
+            f"nearest valid: {low} or {low + factor}"
+        )
+    return tile // factor
+
+
+class _Half:
+    """One half of an autoencoder with what it needs to know about memory.
+
+    Args:
+        network: encoder or decoder.
+        verb: for messages.
+        unit: input rows of one latent row.
+        scale: pixels along a side of one input position.
+    """
+
+    def __init__(
+        self, network: keras.Model, autoencoder: Autoencoder, verb: str, unit: int, scale: int
+    ) -> None:
+        self.network, self.verb, self.unit, self.scale = network, verb, unit, scale
+        # A decoder's last level starts from maps as wide as the level before.
+        levels = autoencoder.channel_multipliers[: 2 if verb == "decode" else 1]
+        self.widest = autoencoder.channels * max(levels)
+        self.factor = autoencoder.downsample_factor
+
+    def run(self, inputs: np.ndarray, tile: Tile, rows: int | None, progress: bool) -> np.ndarray:
+        """The network's output, as `tile` says; `rows` are latent rows of a strip."""
+        if rows is None:
+            free = available_memory() if tile == AUTO else None
+            if free is None or self.bytes_of_one_pass(inputs.shape) < free:
+                try:
+                    several = len(inputs) > 1 and has_replicas(self.network)
+                    network = compiled(self.network) if several else self.network
+                    return np.asarray(network(inputs), np.float32)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if tile == OFF:
+                        raise UserError(
+                            f"{self.verb}: no memory for {self._size(inputs)} in one pass; leave "
+                            "out --tile off"
+                        ) from None
+        if len(inputs) > 1:  # each by itself: as one pass if that fits
+            each = [self.run(one[None], tile, rows, progress) for one in inputs]
+            return np.concatenate(each)
+        return self._in_strips(inputs, rows, progress)
+
+    def _in_strips(self, inputs: np.ndarray, rows: int | None, progress: bool) -> np.ndarray:
+        """In strips; of half the height as long as memory runs out."""
+        if rows is None:
+            row = inputs.shape[2] * self.scale * self.factor  # pixels of one latent row
+            half = -(-inputs.shape[1] // self.unit // 2)
+            rows = max(min(STRIP_PIXELS // row, half), 1)
+            warnings.warn(
+                f"{self.verb}: {self._size(inputs)} in one pass needs more memory than is free; "
+                f"in strips of {rows * self.factor} pixels, which gives the same",
+                stacklevel=2,
+            )
+        while True:
+            try:
+                return run_in_strips(self.network, inputs, rows * self.unit, progress)
+            except Exception as error:
+                if not is_out_of_memory(error) or rows == 1:
+                    raise
+            rows //= 2
+            warnings.warn(
+                f"{self.verb}: out of memory; in strips of {rows * self.factor} pixels",
+                stacklevel=2,
+            )
+
+    def bytes_of_one_pass(self, shape: tuple[int, ...]) -> int:
+        """About what one pass over inputs (B, H, W, c) allocates at its peak."""
+        batch, height, width = shape[:3]
+        positions = height * width * self.scale**2
+        tokens = positions // self.factor**2
+        maps = MAPS_OF_ONE_PASS * positions * self.widest
+        scores = 2 * tokens**2  # of the attention in the middle, before and after its softmax
+        return 4 * batch * max(maps, scores)
+
+    def _size(self, inputs: np.ndarray) -> str:
+        batch, height, width = inputs.shape[:3]
+        size = f"{width * self.scale}×{height * self.scale} pixels"
+        return f"{batch} images of {size}" if batch > 1 else size
+
+
+def _unusable(images: np.ndarray) -> np.ndarray:
+    """Which images are black all over or hold a number that is not finite, bool (B,)."""
+    flat = images.reshape(len(images), -1)
+    with np.errstate(invalid="ignore"):
+        return ~np.isfinite(flat).all(axis=1) | (flat <= -1).all(axis=1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a backend or NumPy ran out of memory."""
+    name = type(error).__name__
+    return (
+        isinstance(error, MemoryError)
+        or name == "ResourceExhaustedError"  # TensorFlow
+        or (name in ("XlaRuntimeError", "JaxRuntimeError") and "RESOURCE_EXHAUSTED" in str(error))
+    )
+
+
+def available_memory() -> int | None:
+    """Bytes that are free in main memory; None where that is unknown or not what counts.
+
+    On an accelerator its own allocator reports when it runs out. A CPU's process is killed
+    instead, so there the size is judged beforehand.
+    """
+    if not keras.distribution.list_devices()[0].lower().startswith("cpu"):
+        return None
+    lines = [line for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
+    free = [1024 * int(line.split()[1]) for line in lines]  # stated in kB
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit and used and limit[0] != "max":
+        free.append(int(limit[0]) - int(used[0]))
+    return min(free, default=None)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text("utf-8").split("\n")
+    except OSError:
+        return []

@@ -1,0 +1,187 @@
+"""The model folder: what `pipeline.json` says, checked before anything is loaded.
+
+    pipeline.json     format version, schedule, image size, defaults of `generate`, and for each
+                      part its file, size and digests
+    vae.keras  unet.keras  text_encoder.keras  tokenizer/  README.md
+
+Reading it needs neither Keras nor TensorFlow. A UNet names the autoencoder whose latents it
+was trained on; a folder that pairs it with another is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentddpm.errors import UserError
+from latentddpm.utils.files import file_digest, write_json
+
+FORMAT = 1
+MANIFEST = "pipeline.json"
+FILES = {"vae": "vae.keras", "unet": "unet.keras", "text_encoder": "text_encoder.keras"}
+TOKENIZER = "tokenizer"
+LORA = "lora.safetensors"
+"""What a run leaves that trained a LoRA: a change of a model, and no model."""
+ENTRY = {"file": str, "bytes": int, "sha256": str, "digest": str}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder whose manifest was read and whose files are there.
+
+    Attributes:
+        path: the folder.
+        parts: by name (`vae`, `unet`, `text_encoder`): `file`, `bytes`, `sha256`, `digest`.
+        schedule: arguments of `NoiseSchedule`, None for an autoencoder alone.
+        image_size: (height, width) the model was trained at.
+        defaults: of `generate`: `num_steps`, `sampler`, `guidance_scale`.
+    """
+
+    path: Path
+    parts: dict[str, dict[str, Any]]
+    schedule: dict[str, Any] | None = None
+    image_size: tuple[int, int] | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Twelve characters that tell this model from others, for image metadata."""
+        import hashlib
+
+        text = json.dumps({name: part["digest"] for name, part in sorted(self.parts.items())})
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def file(self, part: str) -> Path:
+        """The archive of a part.
+
+        Raises:
+            UserError: the folder has no such part.
+        """
+        if part not in self.parts:
+            has = ", ".join(self.parts) or "nothing"
+            raise UserError(f"{self.path}: has no {FILES[part]} (it holds {has})")
+        return self.path / self.parts[part]["file"]
+
+
+def find_model(path: str | Path) -> Path:
+    """The model folder meant by a model folder, a run folder, or the name of a ready model.
+
+    Raises:
+        UserError: none of these.
+    """
+    path = Path(path)
+    candidates = [path, path / "model"]
+    if path.parts[:-1] in ((), ("weights",)):
+        candidates += [root / path.name for root in ready_models()]
+    for candidate in candidates:
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    if (path / LORA).is_file():
+        raise UserError(f"{path}: trained a LoRA; name the model it belongs to, and --lora {path}")
+    if path.exists():
+        raise UserError(f"{path}: no {MANIFEST} in it; expected a model folder or a finished run")
+    from latentddpm.errors import nearest
+
+    ready = [p.name for root in ready_models() for p in root.iterdir() if (p / MANIFEST).is_file()]
+    hint = nearest(path.name, ready) or (f" (ready models: {', '.join(ready)})" if ready else "")
+    raise UserError(f"{path}: no such model folder{hint}")
+
+
+def ready_models() -> list[Path]:
+    """Folders that hold the models that ship: beside the package, or inside the wheel."""
+    here = Path(__file__).resolve().parent.parent
+    return [path for path in (here / "weights", here.parent / "weights") if path.is_dir()]
+
+
+def read_model_folder(path: str | Path) -> ModelFolder:
+    """Read and check a model folder.
+
+    Raises:
+        UserError: a missing or malformed manifest, a missing or changed file, a UNet of another
+            autoencoder.
+    """
+    path = find_model(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        if manifest["format"] != FORMAT:
+            raise UserError(f"format {manifest['format']}, this version reads {FORMAT}")
+        parts = dict(manifest["parts"])
+        size = manifest.get("image_size")
+        folder = ModelFolder(
+            path,
+            parts,
+            manifest.get("schedule"),
+            tuple(map(int, size)) if size else None,
+            dict(manifest.get("defaults", {})),
+        )
+        for name, part in parts.items():
+            _check_entry(name, part)
+    except UserError as error:
+        raise UserError(f"{path / MANIFEST}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path / MANIFEST}: malformed ({reason})") from None
+    for part in parts.values():
+        _check_file(path, part)
+    expected = parts.get("unet", {}).get("vae_digest")
+    if expected and expected != parts.get("vae", {}).get("digest"):
+        raise UserError(
+            f"{path}: unet.keras was trained on the latents of another autoencoder "
+            f"(digest {expected[:12]}) than vae.keras "
+            f"({parts.get('vae', {}).get('digest', 'missing')[:12]}); put its own beside it"
+        )
+    return folder
+
+
+def _check_entry(name: str, part: dict[str, Any]) -> None:
+    if name not in FILES:
+        raise UserError(f"part {name!r} is not known; expected some of {', '.join(FILES)}")
+    for key, kind in ENTRY.items():
+        if not isinstance(part[key], kind):
+            raise TypeError(f"{name}.{key}: {part[key]!r}")
+    if os.path.basename(part["file"]) != part["file"]:
+        raise UserError(f"{name}.file: {part['file']!r} is not the name of a file in the folder")
+
+
+def _check_file(path: Path, part: dict[str, Any]) -> None:
+    file = path / part["file"]
+    if not file.is_file():
+        raise UserError(f"{file}: missing, but named in {MANIFEST}")
+    if file.stat().st_size != part["bytes"] or file_digest(file) != part["sha256"]:
+        raise UserError(f"{file}: is not the file {MANIFEST} describes (size or digest differs)")
+
+
+def describe_part(file: Path, digest: str, **extra: str) -> dict[str, Any]:
+    """The manifest's entry of a file."""
+    return {
+        "file": file.name,
+        "bytes": file.stat().st_size,
+        "sha256": file_digest(file),
+        "digest": digest,
+        **extra,
+    }
+
+
+def write_manifest(
+    path: Path,
+    parts: dict[str, dict[str, Any]],
+    schedule: dict[str, Any] | None,
+    image_size: tuple[int, int] | None,
+    defaults: dict[str, Any],
+    version: str,
+) -> None:
+    """Write `pipeline.json`, last of all files of a model folder."""
+    write_json(
+        path / MANIFEST,
+        {
+            "format": FORMAT,
+            "latentddpm": version,
+            "parts": parts,
+            "schedule": schedule,
+            "image_size": list(image_size) if image_size else None,
+            "defaults": defaults,
+        },
+    )

@@ -1,0 +1,144 @@
+"""What ends a run that goes wrong, and what it says: NaN, an exploding loss, no memory.
+
+A step whose loss or gradient is not finite changes nothing (see `training.step.train_step`). With
+`on_nan: stop` the run ends there; with `skip` the batch is dropped and counted, and the run ends
+after `PATIENCE` of them in a row. In float16 the loss scale is looked for by overflowing: such a
+step counts only when the scale is down to 1 and there is nothing left to try.
+
+A loss explodes when its mean over `log_every` steps is `EXPLODED` times the median of the last
+`REMEMBERED` such means, given `KNOWN` of them. A batch of one image that trains on a hard timestep
+comes to 20 times the median; what diverges passes 100 within a few steps. Against a discriminator
+the reconstruction is judged in the loss's place.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
+from latentddpm.utils.files import read_json_lines
+
+PATIENCE = 10
+EXPLODED = 100.0
+REMEMBERED = 100
+KNOWN = 5
+
+
+class Diverged(ArithmeticError):
+    """Training that leads nowhere: a loss that is not finite, or explodes."""
+
+
+class Health(keras.callbacks.Callback):
+    """End a run that diverges, before anything of it is saved; count what was dropped.
+
+    Stands first among the callbacks. `skipped` in the logs becomes the count since the run began,
+    and is left out while there is nothing to count.
+
+    Args:
+        settings: of the run.
+        first: step that training goes on from.
+        history: the lines of the run's log so far.
+
+    Raises:
+        Diverged: from within `fit`.
+    """
+
+    def __init__(
+        self, settings: TrainingConfig, first: int, history: Iterable[dict[str, Any]] = ()
+    ) -> None:
+        super().__init__()
+        lines = list(history)
+        self.settings, self.step, self.in_a_row = settings, first, 0
+        self.skipped = max((int(line.get("skipped", 0)) for line in lines), default=0)
+        known = [_judged(line) for line in lines]
+        known = [abs(loss) for loss in known if loss is not None and math.isfinite(loss)]
+        self.losses = deque(known, REMEMBERED)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.step += 1
+        logs = {} if logs is None else logs
+        if logs.pop("skipped", 0.0):
+            self._skip(logs)
+        else:
+            self.in_a_row = 0
+        if self.skipped:
+            logs["skipped"] = self.skipped
+        if self.step % self.settings.log_every == 0:
+            self._judge(_judged(logs))
+
+    def _skip(self, logs: dict[str, Any]) -> None:
+        if logs.get("loss_scale", 1.0) > 1.0:
+            return
+        self.skipped += 1
+        self.in_a_row += 1
+        stop = self.settings.on_nan == "stop"
+        if not stop and self.in_a_row < PATIENCE:
+            return
+        steps = f"step {self.step}" if stop else f"the last {PATIENCE} steps up to {self.step}"
+        advice = "lower training.learning_rate"
+        if self.settings.precision == "float16":
+            advice += ", or train in bfloat16"
+        if stop:
+            advice += ", or drop such batches with --on-nan skip"
+        raise Diverged(f"loss or gradient is not finite in {steps}; {advice}")
+
+    def _judge(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            return
+        usual = statistics.median(self.losses) if len(self.losses) >= KNOWN else 0.0
+        if usual and abs(loss) > EXPLODED * usual:
+            first = self.step - self.settings.log_every + 1
+            raise Diverged(
+                f"the loss exploded: {loss:.4g} over steps {first} to {self.step}, usual is "
+                f"{usual:.4g}; lower training.learning_rate, and go on from a checkpoint before"
+            )
+        self.losses.append(abs(loss))
+
+
+def _judged(line: Mapping[str, float | None]) -> float | None:
+    """The loss; of an adversarial one, which has no sign and no scale, the reconstruction.
+
+    None, in a line of the log, stands for a number that was not finite.
+    """
+    return line.get("reconstruction" if "generator" in line else "loss", math.nan)
+
+
+def read_history(log: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
+    return read_json_lines(log) if log.is_file() else []
+
+
+def less_memory(config: AutoencoderRun | DiffusionRun, replicas: int = 1) -> str:
+    """One line on what to lower, and to how much, when a step does not fit into memory.
+
+    First what leaves the numbers as they are, also of a run that is resumed.
+    """
+    settings = config.training
+    share = math.ceil(settings.batch_size / replicas)
+    held = math.ceil(share / settings.accumulation_steps)
+    same, other = [], []
+    if held > 1:
+        same.append(
+            f"training.accumulation_steps={2 * settings.accumulation_steps} "
+            f"({math.ceil(held / 2)} examples at a time)"
+        )
+        other.append(f"training.batch_size={max(settings.batch_size // 2, 1)}")
+    if isinstance(config, DiffusionRun) and not config.unet.recompute:
+        same.append("unet.recompute=true (a fifth more time)")
+    if settings.precision == "float32":
+        other.append("training.precision=bfloat16 (about half)")
+    other.append("a smaller data.resolution")
+    each = f" on each of {replicas} replicas" if replicas > 1 else ""
+    ways = f"set {' or '.join(same)}, which changes no numbers; or" if same else "set"
+    return (
+        f"out of memory with {held} examples at a time{each} (training.batch_size "
+        f"{settings.batch_size}, accumulation_steps {settings.accumulation_steps}); {ways}, on "
+        f"--resume with --allow-changes, {', '.join(other)}"
+    )

@@ -1,0 +1,168 @@
+"""What a run says on the terminal, and how fast it is.
+
+     12%|███▏                     | 1200/10000 [05:12<38:10, 312 images/s, loss 0.0312, lr 1e-04]
+
+Images a second and the time left count what steps take, from the request for a batch to its loss.
+Validation, sampling and checkpoints are not in it, nor is the first step, which compiles.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tqdm import tqdm
+
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.training.run.curves import LOG
+from latentddpm.training.run.runlog import NoLog, RunLog
+
+REMEMBERED = 20
+"""Steps that the pace on the bar is an average over, about."""
+FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}{postfix}]"
+
+
+class StepBar(tqdm):
+    """A bar whose time left follows from what a step takes: `seconds`, None until known."""
+
+    seconds: float | None = None
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        known = super().format_dict
+        left = "?"
+        if self.seconds is not None:
+            left = tqdm.format_interval((self.total - self.n) * self.seconds)
+        return {**known, "left": left}
+
+
+class Progress(keras.callbacks.Callback):
+    """The bar; the mean of the metrics since the last line, logged.
+
+    Args:
+        log: gets a line each `every` steps.
+        first, total: the step that training goes on from, and its last.
+        batch_size: examples of a step.
+        quiet: show no bar.
+    """
+
+    def __init__(
+        self, log: RunLog | NoLog, first: int, total: int, batch_size: int, every: int, quiet: bool
+    ) -> None:
+        super().__init__()
+        self.log, self.every, self.batch_size = log, every, batch_size
+        self.step, self.seconds, self.timed = first, 0.0, 0
+        self.learning_rate = math.nan
+        self.bar = StepBar(
+            total=total,
+            initial=first,
+            disable=quiet,
+            bar_format=FORMAT,
+            dynamic_ncols=True,
+            # In a file every refresh is one more line.
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,
+            miniters=1,
+        )
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        values = {key: float(value) for key, value in (logs or {}).items()}
+        seconds = time.perf_counter() - self.began  # the device is done: its numbers were read
+        self.step += 1
+        if batch > 0:
+            self.seconds += seconds
+            self.timed += 1
+            pace = self.bar.seconds or seconds
+            self.bar.seconds = pace + (seconds - pace) / min(batch, REMEMBERED)
+        due = self.step % self.every == 0
+        if due or batch == 0:
+            self.learning_rate = float(self.model.optimizer.learning_rate)
+        self.bar.set_postfix_str(self._numbers(values), refresh=False)
+        self.bar.update()
+        if not due:
+            return
+        rate = self.timed * self.batch_size / self.seconds if self.timed else math.nan
+        rates = {"learning_rate": self.learning_rate, "examples_per_second": rate}
+        self.log.write(self.step, {**values, **rates})
+        # Keras averages over an epoch; our epoch is the whole run, a window is of more use.
+        self.model.reset_metrics()
+        self.seconds, self.timed = 0.0, 0
+
+    def _numbers(self, values: Mapping[str, float]) -> str:
+        """What stands behind the time left, short enough for 80 columns."""
+        numbers = []
+        if self.bar.seconds:
+            rate = self.batch_size / self.bar.seconds
+            numbers.append(f"{rate:.{0 if rate >= 100 else 1}f} images/s")
+        numbers.append(f"loss {values['loss']:.3g}")
+        numbers.append(f"lr {self.learning_rate:.1e}")
+        if "skipped" in values:
+            numbers.append(f"skipped {values['skipped']:.0f}")
+        return ", ".join(numbers)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.bar.close()
+
+
+def introduce(
+    config: AutoencoderRun | DiffusionRun,
+    model: keras.Model,
+    parts: Mapping[str, keras.Model | None],
+    images: tuple[int, int],
+    folder: Path,
+) -> str:
+    """What a run is made of, in four lines.
+
+    Args:
+        model: what is trained, made under its strategy.
+        parts: all networks of the run, by the names people call them.
+        images: how many to train on, and how many were held back.
+    """
+    training = config.training
+    along = getattr(model, "checkpoint_groups", dict)().values()
+    trained = {id(variable) for group in (model.trainable_variables, *along) for variable in group}
+
+    def size(network: keras.Model) -> str:
+        own = sum(math.prod(v.shape) for v in network.variables if id(v) in trained)
+        total = network.count_params()
+        note = "" if own == total else f" ({_short(own)} trained)" if own else " (as it is)"
+        return _short(total) + note
+
+    sizes = [f"{name} {size(part)}" for name, part in parts.items() if part is not None]
+    micro = training.accumulation_steps
+    batch = f"{training.batch_size} images" + (f" in {micro} micro-batches" if micro > 1 else "")
+    passes = training.num_steps * training.batch_size / images[0]
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    device = f"{replicas} × {_device()}" if replicas > 1 else _device()
+    average = f"average of the weights {training.ema_momentum:g}"
+    recipe = [training.precision, training.optimizer, *[average] * (training.ema_momentum > 0)]
+    return "\n".join(
+        (
+            f"parameters {', '.join(sizes)}",
+            f"steps      {training.num_steps} of {batch}, {passes:.3g} passes over {images[0]} "
+            f"({images[1]} more held back)",
+            f"device     {device}, {', '.join(recipe)}",
+            f"run        {folder} ({LOG}, tensorboard, samples, checkpoints)",
+        )
+    )
+
+
+def _short(number: int) -> str:
+    """1234567 → 1.23 M."""
+    unit, name = (1e6, "M") if number >= 1e6 else (1e3, "k")
+    return f"{number / unit:.3g} {name}"
+
+
+def _device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "CPU"
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")

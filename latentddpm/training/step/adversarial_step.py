@@ -1,0 +1,197 @@
+"""One step of an autoencoder against its discriminator, two optimizers; TensorFlow.
+
+Let x̂ be the reconstruction, L_rec the reconstruction loss with its perceptual term, L_G what the
+discriminator makes of x̂, θ_L the last kernel of the decoder. By the chain rule both losses reach
+the autoencoder through x̂ alone, so one pass back through it carries both:
+
+    s_rec = ∂L_rec/∂x̂        s_G = ∂L_G/∂x̂               back through VGG16 and D
+    λ     = ‖s_rec · ∂x̂/∂θ_L‖ / (‖s_G · ∂x̂/∂θ_L‖ + δ)    the last layer only
+    ∇θ    = (s_rec + w_t w s_G) · ∂x̂/∂θ + ∇θ (w_KL L_KL)    the whole autoencoder
+
+λ belongs to the global batch: the two gradients at the last layer are summed over micro-batches
+and replicas before their norms are taken. With several micro-batches (`accumulation_steps`) the
+forward pass is therefore made twice, once for λ and once for ∇θ, instead of being kept.
+
+The discriminator learns from the same x̂, as it is: its tape does not see the autoencoder, and the
+autoencoder's gradients are of its own variables only, so neither step touches the other's
+weights. Before `start_step` the discriminator is not run (its branch of a `tf.cond` holds no
+collective operation and no update) and its optimizer stands still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from latentddpm.distribution import replicas
+from latentddpm.training.step.adversarial import JUDGED, Adversary, adaptive_weight
+from latentddpm.training.step.train_step import dense_gradients
+
+
+@dataclass
+class Round:
+    """A micro-batch, played: the recorded forward pass, and how both losses pull at its ends.
+
+    Attributes:
+        tape: of the whole forward pass.
+        last: of what follows the decoder's last kernel, so that λ needs no pass through the rest.
+        outputs: of the autoencoder: reconstruction, mean, logvar.
+        pull: ∂(L_rec + w_KL L_KL)/∂outputs, by name; sums over the micro-batch.
+        generator_pull: ∂L_G/∂x̂.
+        discriminator_gradients: ∂L_D of the discriminator's trainable variables.
+        terms: for the log.
+    """
+
+    tape: tf.GradientTape
+    last: tf.GradientTape
+    outputs: dict[str, tf.Tensor]
+    pull: dict[str, tf.Tensor]
+    generator_pull: tf.Tensor
+    discriminator_gradients: list[tf.Tensor]
+    terms: dict[str, tf.Tensor]
+
+    def at_last(self, kernel: keras.Variable) -> list[tf.Tensor]:
+        """The gradients of L_rec and of L_G at the decoder's last kernel."""
+        pulls = self.pull["reconstruction"], self.generator_pull
+        end = self.outputs["reconstruction"]
+        return [self.last.gradient(end, kernel.value, output_gradients=pull) for pull in pulls]
+
+    def gradients(self, variables: list[keras.Variable], weight: tf.Tensor) -> list[tf.Tensor]:
+        """∇θ, with `weight` = w_t w."""
+        pull = dict(self.pull)
+        pull["reconstruction"] += weight * self.generator_pull
+        return self.tape.gradient(
+            self.outputs,
+            [variable.value for variable in variables],
+            output_gradients=pull,
+            unconnected_gradients="zero",
+        )
+
+
+def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
+    """Update the autoencoder and its discriminator; the logs of `fit`.
+
+    Args:
+        model: a compiled `Autoencoder` with an `adversary`.
+        arguments: what `fit` hands to a `train_step`.
+    """
+    adversary: Adversary = model.adversary
+    variables = model.trainable_variables
+    last = model.decoder.last_kernel
+    active = model.optimizer.iterations >= adversary.start_step
+    adversary.discriminator.refine()
+    played: list[Round] = []
+
+    def play(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
+        played[:] = [_play(model, x, number, active)]
+        sums = played[0].at_last(last), played[0].discriminator_gradients
+        return sums, played[0].terms
+
+    (at_last, discriminator_gradients), terms, number = model.over_batch(*arguments, play)
+    weight = adversary.share(model.optimizer.iterations)
+    if adversary.adaptive:
+        scale = model.optimizer.scale_loss(number)
+        weight *= adaptive_weight(*(pull / scale for pull in replicas.all_reduce(at_last)))
+
+    def gradients(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
+        kept = model.accumulation_steps == 1
+        game = played[0] if kept else _play(model, x, number, active)
+        return game.gradients(variables, weight * adversary.weight), {}
+
+    sums, _, _ = model.over_batch(*arguments, gradients)
+    loss = terms["loss"][0] + weight * adversary.weight * terms["generator"][0]
+    healthy = tf.math.is_finite(loss + terms["discriminator"][0])
+    norm, updated = replicas.apply_gradients(model.optimizer, variables, sums, number, healthy)
+    discriminator_norm, _ = replicas.apply_gradients(
+        adversary.optimizer,
+        adversary.discriminator.trainable_variables,
+        discriminator_gradients,
+        number,
+        playing=tf.logical_and(active, updated),
+    )
+    once = {
+        "adaptive_weight": weight,
+        "gradient_norm": norm,
+        "discriminator_gradient_norm": discriminator_norm,
+    }
+    once = {name: (value, 1.0) for name, value in once.items()}
+    return model.report({**terms, "loss": (loss, number), **once}, updated)
+
+
+def _play(model: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> Round:
+    """Forward through the autoencoder, then back to its outputs through both losses."""
+
+    def total(mean: tf.Tensor) -> tf.Tensor:
+        """Of a mean over the micro-batch, scaled as the optimizer wants it."""
+        return model.optimizer.scale_loss(mean * number)
+
+    recorded = tf.GradientTape()
+    last = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+    with recorded, last:
+        last.watch(model.decoder.last_kernel.value)
+        outputs = model(x, training=True)
+    with tf.GradientTape() as ends:
+        ends.watch(outputs)
+        terms = model.loss_terms(x, None, outputs, None, True)
+        loss = total(terms["loss"])
+    pull = ends.gradient(loss, outputs, unconnected_gradients="zero")
+
+    adversary: Adversary = model.adversary
+    images, reconstruction = x["images"], outputs["reconstruction"]
+    generator_pull, gradients, judged = tf.cond(
+        active,
+        lambda: _against(adversary, images, reconstruction, total, number),
+        lambda: (
+            tf.zeros_like(reconstruction),
+            [tf.zeros(v.shape, v.dtype) for v in adversary.discriminator.trainable_variables],
+            [tf.zeros(()) for _ in JUDGED],
+        ),
+    )
+    terms = {**terms, **dict(zip(JUDGED, judged, strict=True))}
+    return Round(recorded, last, outputs, pull, generator_pull, gradients, terms)
+
+
+def _against(
+    adversary: Adversary,
+    images: tf.Tensor,
+    reconstruction: tf.Tensor,
+    total: Callable[[tf.Tensor], tf.Tensor],
+    number: tf.Tensor,
+) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+    """∂L_G/∂x̂, the discriminator's gradients, and the terms `JUDGED`.
+
+    Each image is judged once: the two losses share the logits, not the variables they move.
+    """
+    network = adversary.discriminator
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(reconstruction)
+        fake = network(reconstruction, training=True)
+        generator = tf.reduce_mean(adversary.generator_loss(fake))
+        generator_total = total(generator)
+        if adversary.r1_weight:
+            real, penalty = _slope_penalty(network, images)
+        else:
+            real, penalty = network(images, training=True), 0.0
+        discriminator = tf.reduce_mean(adversary.discriminator_loss(real, fake))
+        loss = discriminator + adversary.r1_weight * penalty
+        discriminator_total = adversary.optimizer.scale_loss(loss * number)
+    return (
+        tape.gradient(generator_total, reconstruction),
+        dense_gradients(tape, discriminator_total, network.trainable_variables),
+        [generator, discriminator, tf.reduce_mean(real), tf.reduce_mean(fake)],
+    )
+
+
+def _slope_penalty(network: keras.Model, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Logits of real images, and ½ E‖∇_x D(x)‖²."""
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        logits = network(images, training=True)
+        # Images are judged alone: the sum's gradient holds each one's own.
+        judgement = tf.reduce_sum(tf.reduce_mean(logits, axis=(1, 2, 3)))
+    slopes = tf.square(tape.gradient(judgement, images))
+    return logits, 0.5 * tf.reduce_mean(tf.reduce_sum(slopes, axis=(1, 2, 3)))

@@ -1,0 +1,289 @@
+"""The step that `fit` and `evaluate` take, the same on one device and on many.
+
+    L = (1/B) Σᵢ ℓᵢ over the global batch;  g = ∇L;  g ← g · min(1, c / ‖g‖);  one update
+
+Keras's own step weighs every replica alike, whatever it holds, clips each replica's share
+before it is added up, and reports what one of them saw. This one adds up sums (see
+`replicas`), so that any split of a batch, over replicas and over `accumulation_steps`
+micro-batches, gives the same weights and the same numbers in the log. A gradient that is not
+finite changes nothing. Other backends than TensorFlow take Keras's step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+Term = Any | tuple[Any, Any]
+"""A mean over examples, or a pair of such a mean and how many examples went into it."""
+
+
+class FiniteMean(keras.metrics.Mean):
+    """The mean of the values that are finite; NaN when there was none."""
+
+    def update_state(self, values: Any, sample_weight: Any = 1.0) -> None:
+        finite = ops.isfinite(values)
+        super().update_state(ops.where(finite, values, 0.0), ops.where(finite, sample_weight, 0.0))
+
+    def result(self) -> Any:
+        return ops.where(self.count > 0, super().result(), math.nan)
+
+
+class Means:
+    """Running means by name, out of sight of Keras's attribute tracking."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.by_name = {name: FiniteMean(name=name) for name in names}
+
+
+class TrainStep:
+    """Mixin in front of `keras.Model`.
+
+    `compile` takes `accumulation_steps` on top of Keras's arguments: the micro-batches that a
+    replica's share of a batch is cut into, one after the other, before the one update. Wherever
+    a layer computes in float16 the loss is scaled by a `keras.optimizers.LossScaleOptimizer`.
+
+    The logs of a training step, each a mean since the metrics were last reset, but for the last:
+
+        loss, …        the terms of `loss_terms`
+        gradient_norm  before clipping
+        loss_scale     in float16 only
+        skipped        1 if this very step was left out because something was not finite
+
+    A model with other terms names them in `term_names` and gives them in `loss_terms`. One with
+    an update of its own overrides `train_step` and builds it of `over_batch`,
+    `replicas.apply_gradients` and `report`.
+    """
+
+    term_names: tuple[str, ...] = ("loss",)
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        *,
+        accumulation_steps: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """Set up training; the arguments of `keras.Model.compile` and `accumulation_steps`.
+
+        Raises:
+            ValueError: fewer than one micro-batch, or more on another backend than TensorFlow.
+        """
+        if accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps={accumulation_steps}, expected at least 1")
+        if accumulation_steps > 1 and not on_tensorflow():
+            raise ValueError("accumulation_steps: needs the TensorFlow backend of Keras")
+        optimizer = keras.optimizers.get(optimizer)
+        if _computes_in_float16(self) and not _scales_loss(optimizer):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        super().compile(optimizer, loss, **kwargs)
+        self.accumulation_steps = accumulation_steps
+        extra = ("gradient_norm",) if on_tensorflow() else ()
+        self._means = Means((*self.term_names, *extra))
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras's, with the loss and its terms counted over all replicas."""
+        metrics = list(super().metrics)
+        if not self.compiled:
+            return metrics
+        own = dict(self._means.by_name)
+        if on_tensorflow():
+            metrics.remove(self._loss_tracker)
+        else:
+            del own["loss"]
+        return [*own.values(), *metrics]
+
+    def loss_terms(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+    ) -> Mapping[str, Term]:
+        """`"loss"`, which is descended, and what else is worth logging."""
+        loss = self._compute_loss(x, y, y_pred, sample_weight, training=training)
+        # Keras divides it by the number of replicas, each of which calls this.
+        from latentddpm.distribution import replicas
+
+        return {"loss": loss * replicas.num_replicas()}
+
+    def train_step(self, *arguments: Any) -> dict[str, Any]:
+        if not on_tensorflow():
+            return super().train_step(*arguments)
+        import tensorflow as tf
+
+        from latentddpm.distribution import replicas
+
+        variables = self.trainable_variables
+
+        def gradients(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
+            with tf.GradientTape() as tape:
+                y_pred = self(x, training=True)
+                terms = self.loss_terms(x, y, y_pred, sample_weight, True)
+                loss = self.optimizer.scale_loss(_value(terms["loss"]) * number)
+            self.update_compiled_metrics(y, y_pred, sample_weight, number)
+            return dense_gradients(tape, loss, variables), terms
+
+        sums, terms, number = self.over_batch(*arguments, gradients)
+        healthy = tf.math.is_finite(terms["loss"][0])
+        norm, updated = replicas.apply_gradients(self.optimizer, variables, sums, number, healthy)
+        return self.report({**terms, "gradient_norm": (norm, 1.0)}, updated)
+
+    def test_step(self, *arguments: Any) -> dict[str, Any]:
+        if not on_tensorflow():
+            return super().test_step(*arguments)
+
+        def measure(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
+            y_pred = self(x, training=False)
+            self.update_compiled_metrics(y, y_pred, sample_weight, number)
+            return (), self.loss_terms(x, y, y_pred, sample_weight, False)
+
+        _, terms, _ = self.over_batch(*arguments, measure, slices=1)
+        return self.report(terms)
+
+    def over_batch(
+        self, data: Any, function: Any, slices: int | None = None
+    ) -> tuple[Any, dict[str, tuple[Any, Any]], Any]:
+        """`function` over the micro-batches of this replica's share of a batch.
+
+        Args:
+            data: a batch as `fit` hands it to a step.
+            function: (x, y, sample_weight, number) → (sums, terms): any structure of tensors
+                that are sums over the `number` examples, such as gradients, and `loss_terms`.
+            slices: micro-batches; `accumulation_steps` by default.
+
+        Returns:
+            sums: of this replica. `replicas.apply_gradients` adds them up over all.
+            terms: name → (mean, how many examples went into it) over the global batch.
+            number: examples of the global batch, float32.
+        """
+        from latentddpm.distribution import replicas
+
+        names: list[str] = []
+
+        def one(part: Any, number: Any) -> Any:
+            sums, terms = function(*keras.utils.unpack_x_y_sample_weight(part), number)
+            names[:] = terms
+            return sums, ops.stack([number, *_pairs(terms, number)])
+
+        sums, numbers = replicas.sum_over_slices(
+            one, data, slices or self.accumulation_steps, unroll=bool(self.jit_compile)
+        )
+        (numbers,) = replicas.all_reduce([numbers])
+        number, *pairs = ops.unstack(numbers)
+        terms = {
+            name: (ops.divide_no_nan(total, weight), weight)
+            for name, total, weight in zip(names, pairs[::2], pairs[1::2], strict=True)
+        }
+        return sums, terms, number
+
+    def report(self, terms: Mapping[str, tuple[Any, Any]], updated: Any = None) -> dict[str, Any]:
+        """The logs of a step: count its terms, and whether it `updated` anything."""
+        from latentddpm.distribution import replicas
+
+        logs = self.count_terms(terms)
+        if self._compile_metrics is not None:
+            logs.update(self._compile_metrics.result())
+        if updated is not None:
+            if _scales_loss(self.optimizer):
+                logs["loss_scale"] = ops.convert_to_tensor(self.optimizer.dynamic_scale)
+            logs["skipped"] = 1.0 - ops.cast(updated, "float32")
+        if replicas.in_multi_worker_mode():
+            # `fit` takes the mean over the first axis there.
+            logs = {name: ops.reshape(value, (1,)) for name, value in logs.items()}
+        return logs
+
+    def count_terms(self, terms: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+        """The running mean of each term, with what is new: name → (mean, examples)."""
+        logs = {}
+        for name, (value, weight) in terms.items():
+            mean = self._means.by_name[name]
+            mean.update_state(value, weight)
+            logs[name] = mean.result()
+        return logs
+
+    def update_compiled_metrics(
+        self, y: Any, y_pred: Any, sample_weight: Any, number: Any
+    ) -> None:
+        """What `compile(metrics=…)` asked for, over the examples that are none of the blanks."""
+        if self._compile_metrics is None:
+            return
+        stop = ops.cast(number, "int32")
+        parts = (y, y_pred, sample_weight)
+        self._compile_metrics.update_state(
+            *keras.tree.map_structure(lambda part: None if part is None else part[:stop], parts)
+        )
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> dict[str, Any]:
+        # Keras takes the metrics only when it finds all of them in the logs.
+        results = self.get_metrics_result()
+        return {name: results.get(name, value) for name, value in logs.items()}
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Make what training needs before the first step, where variables may still be made.
+
+        Keras reads a batch for that and takes its mean over the replicas, which fails when they
+        are in several processes. Its shapes are known without reading.
+        """
+        if not on_tensorflow():
+            super()._maybe_symbolic_build(iterator, data_batch)
+            return
+        with self.distribute_strategy.scope():
+            if self._compile_metrics is not None and not self._compile_metrics.built:
+                if data_batch is None:
+                    data_batch = _local_spec(iterator.data_adapter.get_tf_dataset())
+                self._symbolic_build(data_batch=data_batch)
+            if self.optimizer is not None and not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+
+
+def on_tensorflow() -> bool:
+    """Whether Keras runs on TensorFlow."""
+    return keras.backend.backend() == "tensorflow"
+
+
+def dense_gradients(tape: Any, loss: Any, variables: Sequence[keras.Variable]) -> list[Any]:
+    """One dense gradient for each variable, zeros where the loss does not depend on it."""
+    import tensorflow as tf
+
+    tensors = [variable.value for variable in variables]
+    gradients = tape.gradient(loss, tensors, unconnected_gradients="zero")
+    # Embeddings give slices; other shapes TensorFlow may have lost sight of.
+    return [
+        tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+
+
+def _local_spec(dataset: Any) -> Any:
+    """Shapes and types of one replica's batch."""
+    import tensorflow as tf
+
+    specs = dataset.element_spec
+    return tf.nest.map_structure(lambda spec: getattr(spec, "_value_specs", (spec,))[0], specs)
+
+
+def _value(term: Term) -> Any:
+    return term[0] if isinstance(term, tuple) else term
+
+
+def _pairs(terms: Mapping[str, Term], number: Any) -> list[Any]:
+    """Total and weight of each term in turn; a blank example weighs nothing."""
+    pairs = []
+    for term in terms.values():
+        value, weight = term if isinstance(term, tuple) else (term, number)
+        weight = ops.cast(weight, "float32") * ops.cast(number > 0, "float32")
+        value = ops.cast(value, "float32")
+        # Zero examples have a mean of 0/0.
+        pairs += [ops.where(weight > 0, value * weight, 0.0), weight]
+    return pairs
+
+
+def _scales_loss(optimizer: Any) -> bool:
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def _computes_in_float16(model: Any) -> bool:
+    return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())

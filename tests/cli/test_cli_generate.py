@@ -1,0 +1,302 @@
+"""`generate` from pictures and with samplers' options; how the command line says what is wrong."""
+
+import re
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import call, pixels, refused, start, succeeds
+from tiny import SIZE, quick_model
+
+from latentddpm import choices
+from latentddpm.diffusion import samplers
+from latentddpm.utils.files import file_digest
+from latentddpm.utils.pixels import read_metadata, save_png
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of an untrained model."""
+    folder = tmp_path_factory.mktemp("untrained") / "model"
+    quick_model().save(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """`photo.png` of the model's size, `mask.png` with a white square, `other.png`."""
+    numbers = np.random.default_rng(0)
+    Image.fromarray(numbers.integers(0, 256, (*SIZE, 3), np.uint8)).save(tmp_path / "photo.png")
+    Image.fromarray(numbers.integers(0, 256, (*SIZE, 3), np.uint8)).save(tmp_path / "other.png")
+    mask = np.zeros(SIZE, np.uint8)
+    mask[8:24, 8:24] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return tmp_path
+
+
+def generate(model, *arguments):
+    return call("generate", "--model", model, "--prompt", "red apple", *arguments)
+
+
+# --- From a picture ------------------------------------------------------------------------
+
+
+def test_a_picture_tells_what_it_started_from(model, pictures):
+    photo, mask, out = (pictures / f"{name}.png" for name in ("photo", "mask", "out"))
+    succeeds(
+        generate(
+            *(model, "--seed", 7, "--out", out, "--init-image", photo, "--mask", mask),
+            *("--strength", 0.8),
+        )
+    )
+    made = read_metadata(out)
+    expected = {
+        "init_image": "photo.png",
+        "init_image_sha256": file_digest(photo),
+        "mask": "mask.png",
+        "mask_sha256": file_digest(mask),
+        "strength": 0.8,
+    }
+    wrong = {key: made.get(key) for key, value in expected.items() if made.get(key) != value}
+    assert not wrong, f"metadata {wrong}, expected {expected}"
+    kept = pixels(mask) == 0
+    assert np.array_equal(pixels(out)[kept], pixels(photo)[kept]), "expected black to be kept"
+    assert (pixels(out)[~kept] != pixels(photo)[~kept]).any(), "expected white to be repainted"
+
+
+def test_from_finds_its_picture_again(model, pictures, monkeypatch):
+    photo, mask, out = (pictures / f"{name}.png" for name in ("photo", "mask", "out"))
+    options = ("--num-images", 2, "--seed", 7, "--out", pictures, "--sampler", "ddpm")
+    succeeds(generate(model, "--init-image", photo, "--mask", mask, *options))
+    made = pictures / "red-apple-8.png"
+    assert read_metadata(made)["strength"] == 1, "expected a strength of 1 with a mask"
+    monkeypatch.chdir(pictures.parent)  # beside the picture, wherever one stands
+    done = succeeds(call("generate", "--from", made, "--out", out))
+    assert re.search("every pixel|at most 1 of", done.stderr), f"not the same: {done.stderr}"
+    assert read_metadata(out) == read_metadata(made), "expected the same metadata"
+
+
+def test_from_refuses_another_picture(model, pictures, tmp_path):
+    photo, other, mask = (pictures / f"{name}.png" for name in ("photo", "other", "mask"))
+    made = tmp_path / "sub" / "made.png"
+    succeeds(generate(model, "--init-image", photo, "--mask", mask, "--out", made))
+    gone = call("generate", "--from", made)
+    refused(gone, made, "photo.png", "--init-image", file_digest(photo)[:12])
+    swapped = call("generate", "--from", made, "--init-image", other)
+    refused(swapped, other, "photo.png", made, file_digest(photo)[:12])
+    masked = call("generate", "--from", made, "--init-image", photo, "--mask", other)
+    refused(masked, other, "mask.png", file_digest(mask)[:12])
+    again = succeeds(
+        call(
+            *("generate", "--from", made, "--init-image", photo, "--mask", mask),
+            *("--out", tmp_path / "again.png"),
+        )
+    )
+    assert "every pixel as in" in again.stderr, f"expected the same picture: {again.stderr}"
+
+
+def test_another_size_is_said(model, pictures):
+    Image.new("RGB", (100, 60), "teal").save(pictures / "wide.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as in a program, not as in a test
+        done = succeeds(generate(model, "--init-image", pictures / "wide.png", "--out", pictures))
+    expected = "wide.png: 100×60 pixels, scaled and cropped to 32×32 pixels"
+    assert expected in done.stderr, f"expected {expected!r} on stderr, got {done.stderr!r}"
+    made = read_metadata(done.stdout.strip())
+    assert made["strength"] == 0.75, f"expected a strength of 0.75, got {made['strength']}"
+
+
+def test_the_bar_counts_the_steps_that_are_run(model, pictures):
+    done = succeeds(
+        generate(
+            *(model, "--init-image", pictures / "photo.png", "--out", pictures),
+            *("--steps", 10, "--strength", 0.5, "--sampler", "heun"),
+        )
+    )
+    totals = set(re.findall(r"(\d+)/(\d+) \[", done.stderr))
+    assert ("5", "5") in totals, f"expected half of ten steps counted to the end: {done.stderr!r}"
+    assert {total for _, total in totals} == {"5"}, f"expected one total, got {totals}"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--strength", 0.5), ("strength", "init_image")),
+        (("--mask", "mask.png"), ("mask", "init_image")),
+        (("--init-image", "nowhere.png"), ("nowhere.png", "no such file")),
+        (("--init-image", "photo.png", "--strength", 0), ("strength", "0.0")),
+        (("--init-image", "photo.png", "--strength", 0.01), ("strength", "0.01", "3 steps")),
+        (("--init-image", "photo.png", "--mask", "small.png"), ("small.png", "8×8", "32×32")),
+        (("--init-image", "text.png"), ("text.png",)),
+    ],
+)
+def test_a_picture_that_does_not_fit_is_refused(options, words, model, pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    Image.new("L", (8, 8)).save("small.png")
+    (pictures / "text.png").write_text("not a picture", "utf-8")
+    refused(generate(model, "--out", "out.png", *options), *words)
+    assert not (pictures / "out.png").exists(), "expected no picture"
+
+
+def test_it_is_refused_before_keras_is_imported(model, pictures):
+    code = (
+        "import sys, latentddpm.cli\n"
+        "try: latentddpm.cli.main(sys.argv[1:])\n"
+        "except SystemExit as end: print(end.code, 'keras' in sys.modules)"
+    )
+    for wrong in (
+        ("--init-image", "nowhere.png"),
+        ("--init-image", str(pictures / "photo.png"), "--strength", "2"),
+        ("--sampler", "ddin"),
+        ("--seed", "-1"),
+    ):
+        process = subprocess.run(
+            [sys.executable, "-c", code, "generate", "--model", str(model), *wrong],
+            capture_output=True,
+            text=True,
+        )
+        assert process.stdout.split() == ["2", "False"], (
+            f"{wrong}: expected exit code 2 before Keras, got {process.stdout!r}"
+        )
+
+
+# --- Samplers' options ---------------------------------------------------------------------
+
+
+def test_help_lists_what_there_is():
+    assert set(choices.SAMPLERS) == set(samplers.NAMES), "choices.SAMPLERS is another list"
+    assert set(choices.TIMESTEP_SPACINGS) == set(samplers.TIMESTEP_SPACINGS), "another list"
+    assert set(choices.SIGMA_SPACINGS) == set(samplers.SIGMA_SPACINGS), "another list"
+    text = succeeds(call("generate", "--help")).stdout
+    missing = [name for name in samplers.NAMES if name not in text]
+    assert not missing, f"generate --help does not name {missing}"
+
+
+@pytest.fixture(scope="module")
+def plain(model, tmp_path_factory):
+    """Five steps of the model's own sampler."""
+    path = tmp_path_factory.mktemp("plain") / "plain.png"
+    succeeds(generate(model, "--seed", 7, "--steps", 5, "--out", path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--sampler", "ddim", "--eta", 0.5), {"sampler_options": {"eta": 0.5}}),
+        (
+            ("--sampler", "euler", "--sigma-spacing", "karras"),
+            {"sampler_options": {"sigma_spacing": "karras"}},
+        ),
+        (("--guidance-rescale", 0.7), {"guidance_rescale": 0.7}),
+    ],
+)
+def test_options_change_the_picture_and_come_back(options, expected, model, plain, tmp_path):
+    out, again = tmp_path / "out.png", tmp_path / "again.png"
+    succeeds(generate(model, "--seed", 7, "--steps", 5, "--out", out, *options))
+    made = read_metadata(out)
+    assert made.items() >= expected.items(), f"expected {expected} in {made}"
+    assert not np.array_equal(pixels(out), pixels(plain)), f"{options} changed nothing"
+    done = succeeds(call("generate", "--from", out, "--out", again))
+    assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
+    assert read_metadata(again) == made, "expected the same metadata"
+
+
+def test_another_sampler_takes_its_own_options(model, tmp_path):
+    out, again = tmp_path / "out.png", tmp_path / "again.png"
+    succeeds(generate(model, "--eta", 0.5, "--out", out))
+    succeeds(call("generate", "--from", out, "--sampler", "euler", "--out", again))
+    found = read_metadata(again)
+    assert found["sampler_options"] == {}, f"eta is of ddim alone, got {found}"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--sampler", "ddpm", "--eta", 0.5), ("eta", "'ddpm'", "no such option")),
+        (("--sampler", "ddim", "--sigma-spacing", "karras"), ("sigma_spacing", "'ddim'")),
+        (("--sampler", "euler", "--sigma-spacing", "karas"), ("sigma_spacing", "'karras'")),
+        (("--eta", 2), ("eta", "2.0")),
+        (("--guidance-rescale", 2), ("guidance_rescale", "2.0")),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(options, words, model, tmp_path):
+    refused(generate(model, "--quiet", "--out", tmp_path / "out.png", *options), *words)
+
+
+def test_other_backends_have_one_device(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    options = ("--quiet", "--out", tmp_path / "out.png", "--strategy", "mirrored:2")
+    refused(generate(model, *options), "mirrored:2", "KERAS_BACKEND=tensorflow", "jax")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sampler_options": {"eta": "much"}},
+        {"sampler_options": {"schedule": 1}},
+        {"sampler_options": []},
+        {"strength": "0.5"},
+        {"init_image": 5},
+    ],
+)
+def test_metadata_of_others_is_refused(wrong, model, tmp_path):
+    made = {"prompts": ["a"], "seed": 1, "model_digest": "x", **wrong}
+    save_png(tmp_path / "picture.png", np.zeros((*SIZE, 3), np.uint8), made)
+    done = call("generate", "--from", tmp_path / "picture.png", "--model", model)
+    refused(done, tmp_path / "picture.png", *wrong)
+
+
+def test_a_remembered_path_is_only_a_name(model, pictures):
+    """A PNG of others must not make us look through the disk."""
+    secret = pictures / "photo.png"
+    digest = file_digest(secret)
+    made = {"prompts": ["a"], "seed": 1, "model_digest": "x"}
+    made |= {"init_image": str(secret), "init_image_sha256": digest}
+    (pictures / "sub").mkdir()
+    save_png(pictures / "sub" / "picture.png", np.zeros((*SIZE, 3), np.uint8), made)
+    done = call("generate", "--from", pictures / "sub" / "picture.png", "--model", model)
+    refused(done, "photo.png", "not beside it")
+
+
+# --- The command line itself ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("generate", "--steps", "abc"), ("--steps", "'abc'", "latentddpm generate --help")),
+        (("generate", "--promt", "x"), ("--promt", "did you mean '--prompt'")),
+        (("generate", "--steps"), ("--steps", "argument")),
+        (("export", "--out", "x"), ("--model", "missing")),
+        (("info",), ("PATH", "missing")),
+        (("doctor", "a", "b"), ("unexpected", "b")),
+        (("genrate",), ("'genrate'", "did you mean 'generate'", "'info'")),
+        (("--vesrion",), ("--vesrion", "did you mean '--version'")),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_one_line(arguments, words):
+    refused(call(*arguments), *words)
+
+
+def test_a_bare_command_shows_its_help():
+    done = start()
+    assert "Commands:" in done.stdout + done.stderr, f"expected the commands, got {done}"
+
+
+def test_python_m_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "latentddpm", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"expected exit code 0: {done.stderr}"
+    assert done.stdout.startswith("latentddpm, version"), f"got {done.stdout!r}"
+
+
+def test_a_folder_that_may_not_be_written_is_named(model, tmp_path):
+    (tmp_path / "file").write_text("not a folder", "utf-8")
+    done = generate(model, "--quiet", "--out", tmp_path / "file" / "out.png")
+    refused(done, tmp_path / "file", "exists", code=1)

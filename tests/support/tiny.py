@@ -1,0 +1,127 @@
+"""A small model whose every part says something: random weights, none of them zero."""
+
+import contextlib
+import json
+import shutil
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+from conftest import EMOJI
+from safetensors.numpy import save_file
+
+from latentddpm.clip.text_encoder import build_text_encoder
+from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.unet import UNet
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+
+AUTOENCODER = {
+    "channels": 8,
+    "channel_multipliers": (1, 2, 2, 2),
+    "num_res_blocks": 1,
+    "norm_groups": 4,
+    "scaling_factor": 0.7,
+}
+UNET = {
+    "channels": 16,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "attention_levels": (1,),
+    "num_heads": 2,
+    "norm_groups": 4,
+    "zero_init": False,  # else the prediction is zero, whatever the prompt
+}
+CONTEXT_LENGTH = 16
+SIZE = (32, 32)
+
+
+def tiny_autoencoder(seed=0, **changes):
+    keras.utils.set_random_seed(seed)
+    return Autoencoder(**{**AUTOENCODER, **changes})
+
+
+def tiny_model(seed=0, text=True, **unet_changes):
+    """A `LatentDiffusion` of 32-pixel images; with `text`, one that words can move."""
+    autoencoder = tiny_autoencoder(seed)
+    unet = UNet(**{**UNET, **unet_changes}, context_dim=16 if text else None)
+    text_encoder = tokenizer = None
+    if text:
+        text_encoder = build_text_encoder(
+            hidden_dim=16, num_layers=1, num_heads=2, context_length=CONTEXT_LENGTH
+        )
+        tokenizer = ClipTokenizer(CONTEXT_LENGTH)
+    perturb(unet, seed)
+    return LatentDiffusion(
+        autoencoder,
+        unet,
+        NoiseSchedule(),
+        text_encoder,
+        tokenizer,
+        SIZE,
+        {"num_steps": 3, "guidance_scale": 3.0},
+    )
+
+
+def quick_model(seed=0):
+    """A `tiny_model` that is read and traced in half the time, for tests of what is around it."""
+    model = tiny_model(seed, channel_multipliers=(1,), attention_levels=())
+    model.autoencoder = tiny_autoencoder(seed, channel_multipliers=(1, 2))
+    perturb(model.autoencoder, seed)
+    return model
+
+
+def perturb(network, seed=0, size=0.1):
+    """Add noise to every weight."""
+    numbers = np.random.default_rng(seed)
+    for variable in network.weights:
+        noise = numbers.normal(0, size, variable.shape).astype("float32")
+        variable.assign(variable + noise)
+
+
+@contextlib.contextmanager
+def step_by_step():
+    """No graphs inside: for few steps of a tiny network a third of the time."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Even though the `tf.config.experimental")
+            yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def tiny_lora(path, seed=0):
+    """A LoRA file for `tiny_model`, of rank 2, that shows; under kohya's names."""
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    down, up = np.random.default_rng(seed).normal(size=(2, 2, 32)).astype("float32")
+    halves = {"lora_down": down, "lora_up": np.ascontiguousarray(up.T)}
+    save_file({f"{stem}.{half}.weight": matrix for half, matrix in halves.items()}, path)
+    return path
+
+
+def few_emoji(folder, count=10):
+    """The first `count` emoji with their captions."""
+    lines = (EMOJI / "metadata.jsonl").read_text("utf-8").splitlines()[:count]
+    for line in lines:
+        name = json.loads(line)["file_name"]
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(EMOJI / name, folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
+
+
+def endpoint_inputs(model, height, width, length, seed):
+    """Five of everything that an exported endpoint takes, by name; contexts of `length` tokens."""
+    numbers = np.random.default_rng(seed)
+    factor = model.autoencoder.downsample_factor
+    latents = (5, height // factor, width // factor, model.autoencoder.latent_channels)
+    return {
+        "images": numbers.uniform(-1, 1, (5, height, width, 3)).astype("float32"),
+        "latents": numbers.normal(size=latents).astype("float32"),
+        "noisy_latents": numbers.normal(size=latents).astype("float32"),
+        "timesteps": np.array([0, 0.5, 500, 998.25, 999], "float32"),
+        "context": numbers.normal(size=(5, length, 16)).astype("float32"),
+        "token_ids": numbers.integers(0, 49408, (5, CONTEXT_LENGTH)).astype("int32"),
+    }

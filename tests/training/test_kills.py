@@ -1,0 +1,95 @@
+"""Killed again and again, at random moments and while a checkpoint is written: the same bytes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import EMOJI
+from safetensors.numpy import load_file
+from test_cli import LDM_CONFIG, VAE_CONFIG
+
+from latentddpm.training.run import checkpoint
+from latentddpm.utils.files import file_digest
+
+KILLS = 27  # for each kind of run
+STEPS = 1200
+ADVERSARIAL = {  # the discriminator joins in on the way, and brings power iterations along
+    **VAE_CONFIG,
+    "autoencoder": {**VAE_CONFIG["autoencoder"], "channel_multipliers": [1, 2]},
+    "adversarial": {"weight": 0.5, "start_step": 300},
+    "discriminator": {"channels": 8, "num_layers": 1, "norm_groups": 4, "spectral_norm": True},
+}
+KINDS = {
+    "vae": ("train-vae", VAE_CONFIG),
+    "adversarial": ("train-vae", ADVERSARIAL),
+    "diffusion": ("train-diffusion", LDM_CONFIG),
+}
+OFTEN = {"num_steps": STEPS, "checkpoint_every": 1, "validate_every": 200, "log_every": 50}
+
+
+def train(out, kills, seed, *command):
+    """`kills.py`'s answer."""
+    script = Path(__file__).parents[1] / "support" / "kills.py"
+    arguments = [sys.executable, script, out, kills, seed, *command, "--quiet"]
+    process = subprocess.run(
+        [str(argument) for argument in arguments], capture_output=True, text=True
+    )
+    assert process.returncode == 0, f"the harness failed: {process.stderr}"
+    done = json.loads(process.stdout)
+    assert done["code"] == 0, f"a life ended with {done}: {out.with_suffix('.log').read_text()}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A folder with `data`, for all runs."""
+    lab = tmp_path_factory.mktemp("lab")
+    shutil.copytree(EMOJI, lab / "data", ignore=shutil.ignore_patterns("*.md"))
+    return lab
+
+
+def command(lab, kind):
+    """What trains a kind of run, without --out; what it stands on is made."""
+    name, config = KINDS[kind]
+    config = {**config, "training": {**config["training"], **OFTEN}}
+    path = lab / f"{kind}.yaml"
+    path.write_text(yaml.safe_dump(config), "utf-8")
+    given = [name, "--data", lab / "data", "--config", path]
+    if kind == "diffusion":
+        given += ["--vae", never_killed(lab, "vae"), "--latents", lab / "latents"]
+    return given
+
+
+def never_killed(lab, kind):
+    """The folder of a run of that kind in one piece."""
+    out = lab / kind
+    if not out.exists():
+        train(out, 0, 0, *command(lab, kind))
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(kind, lab):
+    whole, killed = never_killed(lab, kind), lab / f"killed-{kind}"
+    done = train(killed, KILLS, 1, *command(lab, kind))
+    print(f"{kind}: {done}")
+    assert done["kills"] == KILLS, f"{done}: the run ended before it was killed {KILLS} times"
+    assert done["while_writing"], f"{done}: none of them while a checkpoint was written"
+    for step in (STEPS - 1, STEPS):
+        one, other = (
+            load_file(run / "checkpoints" / f"step-{step:08d}" / checkpoint.STATE)
+            for run in (whole, killed)
+        )
+        unequal = [key for key, array in one.items() if array.tobytes() != other[key].tobytes()]
+        assert not unequal, f"step {step}: {unequal[:5]} differ"
+    for path in sorted((whole / "samples").iterdir()):
+        twin = killed / "samples" / path.name
+        assert twin.exists(), f"the validation of {path.name} was never made up for"
+        assert file_digest(twin) == file_digest(path), f"{path.name} is another picture"
+    left = list((killed / "checkpoints").glob(".tmp-*"))
+    assert not left, f"left behind: {left}"

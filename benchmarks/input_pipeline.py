@@ -23,12 +23,11 @@ import keras
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import load_config
 from latentddpm.data import examples
-from latentddpm.data.captions import Captions
+from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.random import Draws
-from latentddpm.data.tokens import prepare_tokens
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder

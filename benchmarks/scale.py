@@ -109,12 +109,11 @@ def run_phase(phase: str, data: Path, here: Path) -> dict[str, float]:
     from latentddpm.clip.tokenizer import ClipTokenizer
     from latentddpm.config import DataConfig
     from latentddpm.data import examples
-    from latentddpm.data.captions import Captions
+    from latentddpm.data.captions import Captions, prepare_tokens
     from latentddpm.data.catalog.scan import open_catalog
     from latentddpm.data.catalog.split import split_catalog
     from latentddpm.data.latents.cache import prepare_latents
     from latentddpm.data.random import Draws
-    from latentddpm.data.tokens import prepare_tokens
     from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.autoencoder.latent_space import LatentSpace

@@ -56,6 +56,8 @@ def module_name(path):
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text("utf-8"), str(path)) for name, path in MODULES.items()}
+
+
 def imported(name, tree):
     """Every absolute dotted name that a module imports, with its line, functions included.
 

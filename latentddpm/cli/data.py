@@ -43,8 +43,7 @@ def doctor(
     DATA is what --data takes elsewhere. Nothing in it is changed.
     """
     from latentddpm.data.doctor.doctor import examine
-    from latentddpm.data.doctor.findings import ERROR
-    from latentddpm.data.doctor.report import as_json, as_text
+    from latentddpm.data.doctor.report import ERROR, as_json, as_text
 
     if examples is not None and examples < 0:
         raise UserError(f"--examples: {examples}, expected 0 or more")

@@ -149,9 +149,8 @@ def evaluate(
     from latentddpm.evaluation.projection import project_latents
     from latentddpm.evaluation.sweep import parse_sweep, settings_of
     from latentddpm.interop.vgg import load_perceptual
-    from latentddpm.models.archive import load_archive
+    from latentddpm.models.archive import load_archive, weights_digest
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
-    from latentddpm.models.digest import weights_digest
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
     whole = LatentDiffusion.load(folder.path) if nll or generator else None

@@ -48,8 +48,8 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
 
     chosen = read_loras(loras)
     import_keras()
-    from latentddpm.interop.diffusers.folder import check_new
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+    from latentddpm.utils.files import check_new
 
     check_new(out)
     merged = LatentDiffusion.load(model)

@@ -34,12 +34,11 @@ from latentddpm.clip.vocabulary import (
     added_tokens,
     check_vocabulary,
     packaged_vocabulary,
-    read_json,
     read_vocabulary,
     write_vocabulary,
 )
 from latentddpm.errors import UserError, check_choice
-from latentddpm.utils.files import write_json
+from latentddpm.utils.files import read_json, write_json
 
 PACKAGED_KEY = "latentddpm_vocabulary"  # in tokenizer_config.json: no vocab.json, merges.txt
 MAX_CONTEXT_LENGTH = 1_000_000  # Hugging Face writes 1e30 where no length is set

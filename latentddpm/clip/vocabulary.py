@@ -13,13 +13,12 @@ from __future__ import annotations
 import functools
 import gzip
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from latentddpm.errors import UserError
-from latentddpm.utils.files import atomic_path, write_json
+from latentddpm.utils.files import _read_text, atomic_path, read_json, write_json
 
 START_TOKEN, END_TOKEN, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
@@ -28,7 +27,6 @@ PACKAGED_NAME = "bpe_simple_vocab_16e6"
 PACKAGED_PATH = Path(__file__).with_name("vocabulary_files") / f"{PACKAGED_NAME}.txt.gz"
 NUM_PACKAGED_MERGES = 49_152 - 256 - 2
 
-MAX_FILE_BYTES = 16 << 20  # CLIP's largest, tokenizer.json, has 3.6 MB
 
 # Bytes as printable characters: themselves where they print, else 256, 257, ... The order
 # of this dict is the order of the first 256 ids.
@@ -120,30 +118,3 @@ def write_vocabulary(
     with atomic_path(folder / "merges.txt") as path:
         lines = ["#version: 0.2", *map(" ".join, merges)]
         path.write_text("\n".join(lines) + "\n", "utf-8")
-
-
-def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in a file of modest size; `{}` where it is `optional` and missing.
-
-    Raises:
-        UserError: the file is too large, not UTF-8, not JSON, or no object.
-    """
-    if optional and not path.is_file():
-        return {}
-    text = _read_text(path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # bad syntax, or a number of 5,000 digits
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB, not a CLIP tokenizer file")
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.images import WHITE, UnreadableImage, read_image
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.random import Draws
-from latentddpm.data.tokens import CaptionTokens
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ALONE, Crew
 from latentddpm.models.autoencoder.latent_space import LatentSpace

@@ -6,14 +6,8 @@ ends, so that none is ever left behind.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-
-from latentddpm.errors import UserError
-from latentddpm.utils.console import say
 
 try:
     import fcntl
@@ -50,51 +44,3 @@ class Crew:
 
 
 ALONE = Crew()
-LOCK = ".lock"
-
-
-@contextlib.contextmanager
-def alone(folder: Path, name: str, quiet: bool) -> Iterator[None]:
-    """Wait until no other process is inside.
-
-    Args:
-        name: what the message calls the folder while one waits.
-    """
-    if fcntl is None:
-        yield
-        return
-    with open(folder / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{name} {folder}: waiting for another process to finish it", quiet)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def claim(folder: Path, doing: str) -> Iterator[None]:
-    """As `alone`, for what there is no use in waiting for. Where nothing can be locked, a warning.
-
-    Args:
-        doing: what the other process does there, in the message.
-
-    Raises:
-        UserError: another process is inside.
-    """
-    if fcntl is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process {doing} here; wait for its end") from None
-        except OSError as error:
-            warnings.warn(
-                f"{folder}: cannot be locked ({error.strerror}); see that no other process "
-                f"{doing} here",
-                stacklevel=3,
-            )
-        yield

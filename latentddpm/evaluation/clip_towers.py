@@ -23,7 +23,6 @@ from PIL import Image
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import ClipTokenizer
-from latentddpm.clip.vocabulary import read_json
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import (
     CONFIG,
@@ -37,8 +36,9 @@ from latentddpm.interop.clip import (
     read_tower_config,
 )
 from latentddpm.interop.tensors import TensorFiles
-from latentddpm.models.digest import weights_digest
+from latentddpm.models.archive import weights_digest
 from latentddpm.models.inference import compiled
+from latentddpm.utils.files import read_json
 
 IMAGE_PREFIX = "vision_model."
 BATCH = 32

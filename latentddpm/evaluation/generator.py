@@ -32,7 +32,7 @@ from latentddpm.evaluation.metrics.kernel import kernel_distance
 from latentddpm.evaluation.metrics.nearest import nearest, share_nearer
 from latentddpm.evaluation.metrics.pairwise import check_count
 from latentddpm.evaluation.metrics.precision_recall import density_coverage, precision_recall
-from latentddpm.evaluation.sweep_plot import plot_sweep
+from latentddpm.evaluation.sweep import plot_sweep
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.utils import signals
 from latentddpm.utils.figures import new_figure

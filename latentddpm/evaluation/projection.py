@@ -25,9 +25,9 @@ from latentddpm.evaluation.features import FEATURES, kept_features
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.metrics.pairwise import check_count
 from latentddpm.evaluation.report import Report, shown
+from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.tiling import encode
-from latentddpm.models.digest import weights_digest
 from latentddpm.utils import signals
 from latentddpm.utils.figures import new_figure
 from latentddpm.utils.files import atomic_path

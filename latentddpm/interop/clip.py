@@ -23,10 +23,9 @@ from safetensors.numpy import save_file
 
 from latentddpm.clip.text_encoder import ACTIVATIONS, LAYER_NORM_EPSILON, TextEncoder, check_sizes
 from latentddpm.clip.tokenizer import ClipTokenizer
-from latentddpm.clip.vocabulary import read_json
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
-from latentddpm.utils.files import atomic_path, write_json
+from latentddpm.utils.files import atomic_path, read_json, write_json
 
 Shape = tuple[int, ...]
 

@@ -13,12 +13,11 @@ import latentddpm
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.compvis.single_file import load_single_file, read_single_file
 from latentddpm.interop.diffusers.checkpoint import Piece
-from latentddpm.interop.diffusers.folder import build, check_new, read_folder, save_diffusers
+from latentddpm.interop.diffusers.folder import build, read_folder, save_diffusers
 from latentddpm.interop.diffusers.networks import judge
 from latentddpm.interop.tensors import refuse_pickle
-from latentddpm.models.archive import load_archive, save_archive
+from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.digest import weights_digest
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import (
@@ -27,7 +26,7 @@ from latentddpm.pipeline.model_folder import (
     read_model_folder,
     write_manifest,
 )
-from latentddpm.utils.files import atomic_folder
+from latentddpm.utils.files import atomic_folder, check_new
 
 TARGETS = ("diffusers",)
 

@@ -20,8 +20,8 @@ from typing import Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from latentddpm.clip.vocabulary import read_json
 from latentddpm.errors import UserError
+from latentddpm.utils.files import read_json
 
 Shape = tuple[int, ...]
 

@@ -31,8 +31,7 @@ from safetensors.numpy import load_file
 
 from latentddpm.errors import UserError
 from latentddpm.interop.tensors import TensorFiles, refuse_pickle
-from latentddpm.models.archive import load_archive
-from latentddpm.models.digest import weights_digest
+from latentddpm.models.archive import load_archive, weights_digest
 from latentddpm.models.layers import blank_weights
 from latentddpm.models.perceptual import BLOCKS, PerceptualDistance
 

@@ -1,11 +1,12 @@
-"""`.keras` archives of our networks: written whole, in full or half precision; read with care.
+"""Archives (`.keras`) of our networks: written whole, in full or half precision; read with care.
 
 Half precision is a matter of storage only: Keras reads float16 arrays into the float32
-variables of the model it builds.
+variables of the model it builds. Two archives with the same digest hold the same network.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -163,3 +164,16 @@ def _halve(path: Path) -> None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def weights_digest(model: keras.Model) -> str:
+    """SHA-256 over a model's configuration and weights, in hexadecimal.
+
+    Weights count at float16 precision, so that a model keeps its digest when it is stored in
+    half precision; names of layers and the dtype policy do not count.
+    """
+    config = {k: v for k, v in model.get_config().items() if k not in ("name", "dtype")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for variable in model.weights:
+        digest.update(np.asarray(keras.ops.convert_to_numpy(variable), np.float16).tobytes())
+    return digest.hexdigest()

@@ -26,10 +26,9 @@ from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.diffusion.samplers.factory import make_sampler
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
-from latentddpm.models.archive import load_archive, save_archive
+from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.tiling import check_tile, decode, encode
-from latentddpm.models.digest import weights_digest
 from latentddpm.models.inference import compiled
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.init_image import Source, read_init_image

@@ -20,22 +20,27 @@ import tensorflow as tf
 
 from latentddpm.config import DiffusionRun
 from latentddpm.data import examples
-from latentddpm.data.buckets import Shape, buckets_of, table
-from latentddpm.data.captions import Captions
+from latentddpm.data.buckets import (
+    Part,
+    Shape,
+    buckets_of,
+    in_turns,
+    one_by_one,
+    stream_name,
+    table,
+)
+from latentddpm.data.captions import Captions, CaptionTokens, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
 from latentddpm.data.random import Draws
-from latentddpm.data.tokens import CaptionTokens, prepare_tokens
-from latentddpm.data.turns import Part, in_turns, one_by_one, stream_name
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.strategy import agreement, crew_of, feed, in_scope
 from latentddpm.errors import UserError
-from latentddpm.models.archive import load_archive
+from latentddpm.models.archive import load_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.models.digest import weights_digest
 from latentddpm.pipeline.latent_diffusion import DEFAULTS, LatentDiffusion
 from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.training.diffusion_networks import build_networks, read_sources, with_text

@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latentddpm.errors import UserError
+
 CHUNK = 1 << 20
+MAX_FILE_BYTES = 16 << 20  # of a file that is read whole: CLIP's tokenizer.json has 3.6 MB
 
 
 def fsync_path(path: Path) -> None:
@@ -116,3 +119,37 @@ def file_digest(path: str | Path) -> str:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder to write that holds something already."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: exists already; name a new folder")
+
+
+
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in a file of modest size; `{}` where it is `optional` and missing.
+
+    Raises:
+        UserError: the file is too large, not UTF-8, not JSON, or no object.
+    """
+    if optional and not path.is_file():
+        return {}
+    text = _read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # bad syntax, or a number of 5,000 digits
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB, refused")
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None

@@ -14,7 +14,7 @@ from tiny import tiny_autoencoder
 
 from latentddpm.config import DiffusionData, DiffusionRun
 from latentddpm.config_file import parse_config
-from latentddpm.data.buckets import buckets_of, make_buckets, table
+from latentddpm.data.buckets import Turns, buckets_of, in_turns, make_buckets, stream_name, table
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import BLOCK, Selection, split_catalog
 from latentddpm.data.examples import shared
@@ -22,7 +22,6 @@ from latentddpm.data.images import read_image
 from latentddpm.data.latents import encode
 from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.random import Draws
-from latentddpm.data.turns import Turns, in_turns, stream_name
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ALONE, Crew
 from latentddpm.errors import UserError

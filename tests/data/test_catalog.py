@@ -15,14 +15,13 @@ from PIL import Image
 
 from latentddpm.clip.tokenizer import ClipTokenizer, PromptTooLong
 from latentddpm.config import DataConfig
-from latentddpm.data.captions import Captions
+from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog import reader
 from latentddpm.data.catalog.catalog import MANIFEST
 from latentddpm.data.catalog.columns import HEADER, Schema, Table, TableWriter, npy_header
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import BLOCK, Selection, split_catalog
 from latentddpm.data.sources.hash_index import KeyIndex
-from latentddpm.data.tokens import prepare_tokens
 from latentddpm.distribution.processes import Crew
 from latentddpm.errors import UserError
 

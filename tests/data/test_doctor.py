@@ -15,8 +15,7 @@ from PIL import Image
 from latentddpm.cli import main
 from latentddpm.data.doctor import duplicates
 from latentddpm.data.doctor.doctor import examine
-from latentddpm.data.doctor.findings import ERROR, KINDS
-from latentddpm.data.doctor.report import as_json, as_text, shapes, token_quartiles
+from latentddpm.data.doctor.report import ERROR, KINDS, as_json, as_text, shapes, token_quartiles
 from latentddpm.errors import UserError
 
 

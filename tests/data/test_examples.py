@@ -10,17 +10,17 @@ import tensorflow as tf
 from conftest import EMOJI
 
 from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.data.captions import tokenize_captions
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples, image_examples, positions
 from latentddpm.data.images import read_image
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
 from latentddpm.data.random import Draws
-from latentddpm.data.tokens import tokenize_captions
 from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.models.digest import weights_digest
 
 RESOLUTION, COUNT, SHAPE = 8, 8, (4, 4, 2)
 PATHS = sorted(path.relative_to(EMOJI).as_posix() for path in EMOJI.rglob("*.png"))[:COUNT]

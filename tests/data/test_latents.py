@@ -18,9 +18,10 @@ from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.images import read_image
 from latentddpm.data.latents import cache, encode
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
-from latentddpm.distribution.processes import Crew, alone
+from latentddpm.distribution.processes import Crew
 from latentddpm.errors import UserError
 from latentddpm.utils.files import file_digest
+from latentddpm.utils.locks import alone
 
 RESOLUTION, COUNT, BATCH = 16, 10, 4
 NAMES = tuple(f"part-{i // 5}/{i:02d}.png" for i in range(COUNT))

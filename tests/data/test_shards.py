@@ -12,7 +12,7 @@ import pytest
 
 from latentddpm.clip.tokenizer import ClipTokenizer
 from latentddpm.config import DataConfig
-from latentddpm.data.captions import Captions
+from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import split_catalog
 from latentddpm.data.examples import diffusion_examples, image_examples, positions
@@ -20,7 +20,6 @@ from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.pack import KINDS, pack, parse_size
 from latentddpm.data.random import Draws
 from latentddpm.data.sources.open import expand, open_source
-from latentddpm.data.tokens import prepare_tokens
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.autoencoder import Autoencoder

@@ -15,7 +15,7 @@ from latentddpm.clip.tokenizer import ClipTokenizer, PromptTooLong
 from latentddpm.clip.vocabulary import byte_tokens
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder, read_text_encoder, write_text_encoder
-from latentddpm.models.digest import weights_digest
+from latentddpm.models.archive import weights_digest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {

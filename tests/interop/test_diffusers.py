@@ -20,8 +20,8 @@ from latentddpm.interop.diffusers.read_config import unet_arguments
 from latentddpm.interop.diffusers.weight_map import to_ours, to_theirs
 from latentddpm.interop.diffusers.weights import variable, write
 from latentddpm.interop.diffusers.write_config import unet_config
+from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.digest import weights_digest
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder

@@ -20,7 +20,7 @@ from latentddpm.interop.compvis.single_file import load_single_file, read_single
 from latentddpm.interop.convert import convert_from
 from latentddpm.interop.diffusers.folder import load_diffusers, save_diffusers
 from latentddpm.interop.diffusers.networks import judge
-from latentddpm.models.digest import weights_digest
+from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline.model_folder import read_model_folder
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,9 +11,14 @@ import pytest
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.errors import UserError
-from latentddpm.models.archive import MAX_CONFIG_BYTES, load_archive, read_config, save_archive
+from latentddpm.models.archive import (
+    MAX_CONFIG_BYTES,
+    load_archive,
+    read_config,
+    save_archive,
+    weights_digest,
+)
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.digest import weights_digest
 from latentddpm.models.unet import UNet
 
 SIZES = {

@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 from checks import check_layer
 
-from latentddpm.models.archive import load_archive, save_archive
-from latentddpm.models.digest import weights_digest
+from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.transformer import Attention, TransformerBlock
 from latentddpm.models.unet import TimestepEmbedding, UNet
 from latentddpm.training.step.optimizer import FlatAdamW

@@ -10,7 +10,7 @@ from tiny import SIZE, perturb, tiny_autoencoder, tiny_model
 
 from latentddpm.diffusion import DDIMSampler
 from latentddpm.errors import UserError
-from latentddpm.models.digest import weights_digest
+from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline import model_folder
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import MANIFEST, find_model, read_model_folder

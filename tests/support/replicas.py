@@ -27,11 +27,11 @@ import numpy as np
 from safetensors.numpy import load_file
 from train_small import apart, descended
 
+from latentddpm.data.buckets import in_turns, one_by_one
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples, positions
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.random import Draws
-from latentddpm.data.turns import in_turns, one_by_one
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.replicas import shared_out
 from latentddpm.distribution.strategy import feed

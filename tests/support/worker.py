@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 from train_small import Small, data, small
 
+from latentddpm.data.buckets import in_turns, one_by_one
 from latentddpm.data.examples import share, shared
-from latentddpm.data.turns import in_turns, one_by_one
 from latentddpm.distribution.processes import ALONE
 from latentddpm.distribution.strategy import agreement, crew_of, feed, make_strategy
 

@@ -18,15 +18,15 @@ from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.clip.tokenizer import ClipTokenizer
 from latentddpm.config import DiffusionRun
 from latentddpm.config_file import dump_config, parse_config
-from latentddpm.distribution.processes import claim
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import write_text_encoder
-from latentddpm.models.digest import weights_digest
+from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.run.contract import SHOWN, Contract
 from latentddpm.training.run.resume import CONFIG, agree, check_run
+from latentddpm.utils.locks import claim
 
 FACTS = {"images": 40}
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from latentddpm.data.catalog.catalog import Catalog, require_images, versions
-from latentddpm.data.catalog.noted import PARTS, Noted, open_noted
-from latentddpm.data.catalog.reader import UnitReader
+from latentddpm.data.catalog.reader import PARTS, Noted, UnitReader, open_noted
 from latentddpm.data.catalog.writer import CatalogWriter
 from latentddpm.data.sources.base import Source
 from latentddpm.data.sources.open import open_source
-from latentddpm.distribution.processes import ALONE, Crew, alone
+from latentddpm.distribution.processes import ALONE, Crew
 from latentddpm.errors import UserError
+from latentddpm.utils.locks import alone
 
 SAVE_SECONDS = 30.0  # between two notes of how far a scan has come
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from latentddpm.data.catalog.catalog import IMAGES, MANIFEST, UNITS, Manifest, expected_files, lot
 from latentddpm.data.catalog.columns import TableWriter
-from latentddpm.data.catalog.noted import Noted
-from latentddpm.data.catalog.reader import Event, Seen
+from latentddpm.data.catalog.reader import Event, Noted, Seen
 from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import MAX_COLUMNS, TEXT, Row
 from latentddpm.data.sources.storage import order

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from latentddpm.clip.tokenizer import ClipTokenizer
 from latentddpm.data.captions import Templates
 from latentddpm.data.doctor.duplicates import Looks, look
-from latentddpm.data.doctor.findings import KINDS, Finding, Report
+from latentddpm.data.doctor.report import KINDS, Finding, Report
 from latentddpm.data.images import FORMATS, MAX_BYTES, ORIENTATION, UnreadableImage, read_whole
 from latentddpm.data.prefetch import ahead
 from latentddpm.data.sources import storage

@@ -44,9 +44,10 @@ from latentddpm.data.latents.manifest import (
     open_cache,
     read_contents,
 )
-from latentddpm.distribution.processes import ALONE, Crew, alone
+from latentddpm.distribution.processes import ALONE, Crew
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
+from latentddpm.utils.locks import alone
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder

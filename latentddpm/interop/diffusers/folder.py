@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentddpm.clip.vocabulary import read_json
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop import clip
 from latentddpm.interop.diffusers.checkpoint import Checkpoint, Piece
@@ -28,7 +27,7 @@ from latentddpm.interop.diffusers.weights import write
 from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_config
 from latentddpm.interop.tensors import TensorFiles
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.utils.files import atomic_folder, write_json
+from latentddpm.utils.files import atomic_folder, check_new, read_json, write_json
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 STEM = "diffusion_pytorch_model"
@@ -188,12 +187,6 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
         latent_size and (latent_size[0] * factor, latent_size[1] * factor),
         defaults,
     )
-
-
-def check_new(folder: Path) -> None:
-    """Refuse a folder to write that holds something already."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder}: exists already; name a new folder")
 
 
 def _configs(model: LatentDiffusion) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,6 @@ Whatever is not done as it was asked for is said in one line.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -25,6 +24,7 @@ from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.autoencoder.strips import run_in_strips
 from latentddpm.models.functional import remade
 from latentddpm.models.inference import compiled, has_replicas
+from latentddpm.utils.memory import available_memory, is_out_of_memory
 
 AUTO, OFF = "auto", "off"
 Tile = str | int
@@ -225,36 +225,3 @@ def _unusable(images: np.ndarray) -> np.ndarray:
     flat = images.reshape(len(images), -1)
     with np.errstate(invalid="ignore"):
         return ~np.isfinite(flat).all(axis=1) | (flat <= -1).all(axis=1)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a backend or NumPy ran out of memory."""
-    name = type(error).__name__
-    return (
-        isinstance(error, MemoryError)
-        or name == "ResourceExhaustedError"  # TensorFlow
-        or (name in ("XlaRuntimeError", "JaxRuntimeError") and "RESOURCE_EXHAUSTED" in str(error))
-    )
-
-
-def available_memory() -> int | None:
-    """Bytes that are free in main memory; None where that is unknown or not what counts.
-
-    On an accelerator its own allocator reports when it runs out. A CPU's process is killed
-    instead, so there the size is judged beforehand.
-    """
-    if not keras.distribution.list_devices()[0].lower().startswith("cpu"):
-        return None
-    lines = [line for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
-    free = [1024 * int(line.split()[1]) for line in lines]  # stated in kB
-    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit and used and limit[0] != "max":
-        free.append(int(limit[0]) - int(used[0]))
-    return min(free, default=None)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text("utf-8").split("\n")
-    except OSError:
-        return []

@@ -16,10 +16,8 @@ import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
 from latentddpm.config_file import dump_config
-from latentddpm.distribution.processes import claim
 from latentddpm.distribution.strategy import agreement, crew_of
 from latentddpm.errors import one_line
-from latentddpm.models.autoencoder.tiling import is_out_of_memory
 from latentddpm.models.functional import remade
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.checkpoint import latest, load_latest, present, restore
@@ -33,6 +31,8 @@ from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLio
 from latentddpm.utils import signals
 from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_path
+from latentddpm.utils.locks import claim
+from latentddpm.utils.memory import is_out_of_memory
 
 OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
 Examples = Callable[[int, int], tf.data.Dataset]

@@ -64,10 +64,10 @@ def make(work: Path) -> dict[str, float]:
 def build(work: Path) -> dict[str, float]:
     """From the diffusers folder into memory, then one step."""
     from latentddpm.interop.diffusers.folder import read_folder
-    from latentddpm.interop.diffusers.networks import judge
+    from latentddpm.interop.diffusers.networks import validate
 
     start, cpu = time.perf_counter(), time.process_time()
-    unet = judge(read_folder(work / "theirs").unet).build(quiet=True)
+    unet = validate(read_folder(work / "theirs").unet).build(quiet=True)
     loaded = time.perf_counter() - start
     return {
         "load_seconds": loaded,

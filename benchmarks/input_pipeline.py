@@ -27,7 +27,7 @@ from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.latents.cache import prepare_latents
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -102,7 +102,7 @@ def measure(
         resolution=config.data.resolution,
         latent_shape=(8, 8, 4),
         batch_size=batch_size,
-        draws=Draws(0, "benchmark"),
+        stream=RandomStream(0, "benchmark"),
         positions=examples.positions(0, None, batch_size),
         flip=True,
     )
@@ -129,7 +129,7 @@ def measure(
         NoiseSchedule(**config.schedule.model_dump()),
         LatentSpace(vae_config["scaling_factor"]),
         batch_size=batch_size,
-        draws=Draws(0, "benchmark"),
+        stream=RandomStream(0, "benchmark"),
         positions=examples.positions(0, None, batch_size),
         tokens=prepare_tokens(captions, tokenizer, quiet=True),
         condition_dropout=0.1,

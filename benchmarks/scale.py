@@ -106,19 +106,19 @@ def run_phase(phase: str, data: Path, here: Path) -> dict[str, float]:
     import keras
     import tensorflow as tf
 
-    from latentddpm.clip.tokenizer import ClipTokenizer
+    from latentddpm.clip.tokenizer import CLIPTokenizer
     from latentddpm.config import DataConfig
     from latentddpm.data import examples
     from latentddpm.data.captions import Captions, prepare_tokens
     from latentddpm.data.catalog.scan import open_catalog
     from latentddpm.data.catalog.split import split_catalog
     from latentddpm.data.latents.cache import prepare_latents
-    from latentddpm.data.random import Draws
+    from latentddpm.data.random import RandomStream
     from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.autoencoder.latent_space import LatentSpace
 
-    tokenizer = ClipTokenizer(24)
+    tokenizer = CLIPTokenizer(24)
     keras.utils.set_random_seed(0)
     sizes = {"channels": 4, "channel_multipliers": (1, 1), "num_res_blocks": 1, "norm_groups": 2}
     model = Autoencoder(**sizes)
@@ -146,7 +146,7 @@ def run_phase(phase: str, data: Path, here: Path) -> dict[str, float]:
         if phase == "train":
             settings = {
                 "batch_size": BATCH,
-                "draws": Draws(0, "benchmark"),
+                "draws": RandomStream(0, "benchmark"),
                 "positions": examples.positions(0, None, BATCH),
             }
             streams = {

@@ -65,7 +65,7 @@ def prepare(folder: Path) -> dict[str, str]:
     import tensorflow as tf
 
     from latentddpm.clip.text_encoder import TextEncoder
-    from latentddpm.clip.tokenizer import ClipTokenizer
+    from latentddpm.clip.tokenizer import CLIPTokenizer
     from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.interop import save_diffusers
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -76,7 +76,7 @@ def prepare(folder: Path) -> dict[str, str]:
     unet = UNet(64, (1, 2, 4), num_heads=8, context_dim=256, zero_init=False)
     text_encoder = TextEncoder(hidden_dim=256, num_layers=4, num_heads=4)
     model = LatentDiffusion(
-        Autoencoder(), unet, NoiseSchedule(), text_encoder, ClipTokenizer(), (128, 128)
+        Autoencoder(), unet, NoiseSchedule(), text_encoder, CLIPTokenizer(), (128, 128)
     )
     model.save(folder / "ours")
     save_diffusers(model, folder / "theirs")

@@ -38,7 +38,7 @@ from latentddpm.config import DataConfig
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import split_catalog
 from latentddpm.data.examples import image_examples
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
 LOGVAR_WEIGHT = 0.01
@@ -120,7 +120,7 @@ def moments_loss(before, after):
     return keras.ops.mean(keras.ops.square(mean - new_mean)) + LOGVAR_WEIGHT * spread
 
 
-def lessons(old, catalog, selection, size, draws, positions, batch_size):
+def lessons(old, catalog, selection, size, stream, positions, batch_size):
     """Images (B, 2s, 2s, 3) and the old moments of the same images, mirrored alike."""
     both = [
         image_examples(
@@ -129,9 +129,9 @@ def lessons(old, catalog, selection, size, draws, positions, batch_size):
             resolution=side,
             latent_shape=(1, 1, 1),
             batch_size=batch_size,
-            draws=draws,
+            stream=stream,
             positions=positions,
-            flip=draws is not None,
+            flip=stream is not None,
         )
         for side in (2 * size, size)
     ]
@@ -159,9 +159,9 @@ def main(
     catalog = open_catalog(data, out.with_name(f"{out.name}-catalog"))
     split = DataConfig(validation_fraction=validation_fraction, validation_by=validation_by)
     training, held_back = split_catalog(catalog, split)
-    draws = Draws(0, "double-size")
+    stream = RandomStream(0, "double-size")
     learn = lessons(
-        old, catalog, training, size, draws, tf.data.Dataset.range(steps * batch_size), batch_size
+        old, catalog, training, size, stream, tf.data.Dataset.range(steps * batch_size), batch_size
     )
     check = lessons(
         old, catalog, held_back, size, None, tf.data.Dataset.range(len(held_back)), batch_size

@@ -337,7 +337,7 @@ def load_arrays(path):
 
 def prepare(settings):
     """DATA.npz of a folder of captioned, styled images, split as configs/emoji-64-*.yaml do."""
-    from latentddpm.clip.tokenizer import ClipTokenizer
+    from latentddpm.clip.tokenizer import CLIPTokenizer
     from latentddpm.config import DataConfig
     from latentddpm.data.captions import Captions
     from latentddpm.data.catalog.scan import open_catalog
@@ -351,7 +351,7 @@ def prepare(settings):
     held = np.zeros(len(catalog), bool)
     held[kept_out.rows(np.arange(len(kept_out)))] = True
     captions = Captions(catalog, ["{text}", "{text}, {style} style"])
-    tokenizer = ClipTokenizer(16)
+    tokenizer = CLIPTokenizer(16)
     weights = load_perceptual("hed").get_weights()
     np.savez(
         settings.data,
@@ -412,7 +412,7 @@ def compile_second(settings):
 
 def pack(settings):
     """A model folder of what the loop left, weights in float16; on TensorFlow."""
-    from latentddpm.clip.tokenizer import ClipTokenizer
+    from latentddpm.clip.tokenizer import CLIPTokenizer
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
     from latentddpm.training.autoencoder import measure_latents
 
@@ -436,7 +436,7 @@ def pack(settings):
         "guidance_scale": 4.0,
     }
     made = LatentDiffusion(
-        model, unet, schedule, text, ClipTokenizer(length), images.shape[1:3], defaults
+        model, unet, schedule, text, CLIPTokenizer(length), images.shape[1:3], defaults
     )
     made.save(settings.folder, "float16")
 

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 # Public name → the module it lives in, or the module itself when the names end alike.
 _HOMES = {
     "Autoencoder": "latentddpm.models.autoencoder.autoencoder",
-    "ClipTokenizer": "latentddpm.clip.tokenizer",
+    "CLIPTokenizer": "latentddpm.clip.tokenizer",
     "Decoder": "latentddpm.models.autoencoder.encoder_decoder",
     "Encoder": "latentddpm.models.autoencoder.encoder_decoder",
     "LatentDiffusion": "latentddpm.pipeline.latent_diffusion",
@@ -29,7 +29,7 @@ _HOMES = {
 
 __all__ = [
     "Autoencoder",
-    "ClipTokenizer",
+    "CLIPTokenizer",
     "Decoder",
     "Encoder",
     "LatentDiffusion",
@@ -42,7 +42,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from latentddpm import interop
-    from latentddpm.clip.tokenizer import ClipTokenizer
+    from latentddpm.clip.tokenizer import CLIPTokenizer
     from latentddpm.diffusion import samplers
     from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.models.autoencoder.autoencoder import Autoencoder

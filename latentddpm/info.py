@@ -1,4 +1,4 @@
-"""Account of a file for people, what `info` prints: a picture, a model, a run, or training data."""
+"""Description of a picture, a model, a run or training data, as `info` prints it."""
 
 from __future__ import annotations
 

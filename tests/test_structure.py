@@ -33,7 +33,7 @@ MOST_LOOSE, MOST_IN_A_FOLDER = 8, 12
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.
 TENSORFLOW = (
     *("distribution.replicas", "distribution.strategy", "models.inference"),
-    *("data.random", "data.turns", "data.examples", "data.pack"),
+    *("data.random", "data.buckets", "data.examples", "data.pack"),
     *("data.latents.cache", "data.sources.storage", "data.sources.records"),
     *("training", "export.endpoints", "export.saved_model", "export.onnx", "export.litert"),
 )
@@ -233,7 +233,7 @@ def test_importing_the_package_is_light(tmp_path):
 
 
 def test_the_tokenizer_needs_no_tensorflow(tmp_path):
-    code = "import sys, latentddpm; latentddpm.ClipTokenizer(); print(*sys.modules)"
+    code = "import sys, latentddpm; latentddpm.CLIPTokenizer(); print(*sys.modules)"
     loaded = {name.split(".")[0] for name in python(code, tmp_path).split()}
     heavy = loaded & {"tensorflow", "keras"}
     assert not heavy, f"the tokenizer imports {sorted(heavy)}; expected NumPy only"

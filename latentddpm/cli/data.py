@@ -113,14 +113,14 @@ def encode(
 ) -> None:
     """Encode images into a latents cache for train-diffusion."""
     import_keras()
-    from latentddpm.distribution.strategy import make_strategy, together
+    from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
     from latentddpm.training.encode import encode_folder
 
     devices = make_strategy(strategy)
     options = {"resolution": resolution, "mirrored": mirrored, "strategy": devices}
     if aspect_buckets:
         options["aspect_buckets"] = bucket_step, bucket_max_ratio
-    with together(devices):
+    with translate_worker_errors(devices):
         cache = encode_folder(
             data, vae, out, catalog=catalog, **options, strict=strict, quiet=quiet
         )

@@ -57,7 +57,11 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
 
     settings, run = _settings(AutoencoderRun, **options)
     import_keras()
-    from latentddpm.distribution.strategy import crew_of, make_strategy, together
+    from latentddpm.distribution.strategy import (
+        make_strategy,
+        process_group,
+        translate_worker_errors,
+    )
     from latentddpm.training import autoencoder, autoencoder_networks
 
     if dry_run:
@@ -67,11 +71,11 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
         _echo(settings, encoder=model.encoder, decoder=model.decoder, discriminator=judge)
         return
     devices = make_strategy(strategy)
-    with together(devices, resumes=True):
+    with translate_worker_errors(devices, resumes=True):
         model = autoencoder.train_autoencoder(
             settings, out=out, **run, strategy=devices, quiet=quiet
         )
-    if not crew_of(devices).chief:
+    if not process_group(devices).is_chief:
         return
     if settings.training.train == "all":
         std, scale = model.latent_statistics["std"], model.scaling_factor
@@ -94,7 +98,7 @@ def train_diffusion(
 
     settings, run = _settings(DiffusionRun, **options)
     import_keras()
-    from latentddpm.distribution.strategy import make_strategy, together
+    from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
     from latentddpm.training import diffusion, diffusion_networks
 
     if dry_run:
@@ -104,7 +108,7 @@ def train_diffusion(
         _echo(settings, unet=unet, text_encoder=text_encoder)
         return
     devices = make_strategy(strategy)
-    with together(devices, resumes=True):
+    with translate_worker_errors(devices, resumes=True):
         diffusion.train_diffusion(settings, vae=vae, out=out, **run, strategy=devices, quiet=quiet)
     click.echo(out / (LORA if settings.lora.rank else "model"))
 

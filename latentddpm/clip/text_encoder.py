@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError, check_choice
 
 ACTIVATIONS = ("quick_gelu", "gelu")  # CLIP and SD 1.x; OpenCLIP and SD 2.x (exact, by erf)
@@ -49,7 +49,7 @@ class TextEncoder(keras.Model):
 
     Example:
         encoder = TextEncoder(hidden_dim=64, num_layers=2, num_heads=4, context_length=16)
-        encoder({"token_ids": ClipTokenizer(16)("a cat")}).shape  # (1, 16, 64)
+        encoder({"token_ids": CLIPTokenizer(16)("a cat")}).shape  # (1, 16, 64)
     """
 
     def __init__(
@@ -148,7 +148,7 @@ def build_text_encoder(
     )
 
 
-def load_preset(name: str) -> tuple[TextEncoder, ClipTokenizer]:
+def load_preset(name: str) -> tuple[TextEncoder, CLIPTokenizer]:
     """The text encoder of a KerasHub preset of CLIP, with CLIP's own tokenizer.
 
     Args:
@@ -171,7 +171,7 @@ def load_preset(name: str) -> tuple[TextEncoder, ClipTokenizer]:
     source = getattr(source, "text_encoder", source)
     if not isinstance(source, CLIPTextEncoder):
         raise UserError(f"preset {name!r} is a {type(source).__name__}; expected CLIP")
-    tokenizer = ClipTokenizer(source.max_sequence_length)
+    tokenizer = CLIPTokenizer(source.max_sequence_length)
     if source.vocabulary_size != tokenizer.vocabulary_size:
         raise UserError(
             f"preset {name!r} has {source.vocabulary_size} tokens; "

@@ -57,7 +57,7 @@ class PromptTooLong(UserWarning):
     """A prompt has more tokens than the text encoder has positions; its end is cut off."""
 
 
-class ClipTokenizer:
+class CLIPTokenizer:
     """Text to CLIP token ids and back.
 
     Args:
@@ -197,7 +197,7 @@ class ClipTokenizer:
         write_json(folder / "tokenizer_config.json", config)
 
     @classmethod
-    def load(cls, folder: str | Path, *, default_length: int = 77) -> ClipTokenizer:
+    def load(cls, folder: str | Path, *, default_length: int = 77) -> CLIPTokenizer:
         """Read a folder written by `save` or by Hugging Face's CLIP tokenizer.
 
         The vocabulary is the packaged one where `tokenizer_config.json` says so, else that of

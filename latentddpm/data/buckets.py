@@ -28,14 +28,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 
 from latentddpm.config import DiffusionData
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.errors import UserError
+
+if TYPE_CHECKING:  # caches are opened, and looked into, without it
+    import tensorflow as tf
 
 Shape = tuple[int, int]
 """(height, width) in pixels."""
@@ -128,11 +131,11 @@ def buckets_of(data: DiffusionData) -> Buckets:
 # --- Batches -------------------------------------------------------------------------------
 
 
-Part = Callable[[Shape, int, int], tf.data.Dataset]
+Part = Callable[[Shape, int, int], "tf.data.Dataset"]
 """The batches of a bucket: (shape, first position, the one behind the last) → a dataset."""
 
 
-class Turns:
+class BucketSchedule:
     """The order in which buckets take turns.
 
     Args:
@@ -166,11 +169,13 @@ class Turns:
         return (2 * number + 1) * self._units[bucket]
 
 
-def in_turns(
+def interleave(
     images: Mapping[Shape, Sized], start: int, stop: int, batch_size: int, part: Part
 ) -> tf.data.Dataset:
     """Batches of steps `start` … `stop` − 1, each of the bucket whose turn it is."""
-    turns = Turns([len(selection) for selection in images.values()])
+    import tensorflow as tf
+
+    turns = BucketSchedule([len(selection) for selection in images.values()])
     spans = zip(images, turns.before(start), turns.before(stop), strict=True)
     parts = [part(shape, first * batch_size, last * batch_size) for shape, first, last in spans]
     if len(parts) == 1:

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from latentddpm.clip.tokenizer import ClipTokenizer, PromptTooLong
+from latentddpm.clip.tokenizer import CLIPTokenizer, PromptTooLong
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.columns import Schema, Table, TableWriter
 from latentddpm.data.sources.metadata import text_entries
-from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, nearest
 from latentddpm.utils.files import atomic_folder
-from latentddpm.utils.locks import alone
+from latentddpm.utils.locks import wait_for_lock
 
 DEFAULT_TEMPLATES = ("{text}",)
 
@@ -195,7 +195,10 @@ class CaptionTokens:
 
 
 def prepare_tokens(
-    captions: Captions, tokenizer: ClipTokenizer, quiet: bool = False, crew: Crew = ALONE
+    captions: Captions,
+    tokenizer: CLIPTokenizer,
+    quiet: bool = False,
+    processes: ProcessGroup = ONE_PROCESS,
 ) -> CaptionTokens:
     """The token ids of a catalog's captions: opened when they fit, else made by the chief.
 
@@ -213,18 +216,18 @@ def prepare_tokens(
     ):
         key.update(json.dumps(part).encode())
     folder = captions.catalog.folder / f"tokens-{key.hexdigest()[:16]}"
-    if crew.chief:
+    if processes.is_chief:
         try:
             open_tokens(folder, tokenizer)
         except (OSError, ValueError):  # not there, or not whole
-            with alone(captions.catalog.folder, "token ids", quiet):
+            with wait_for_lock(captions.catalog.folder, "token ids", quiet):
                 tokenize_captions(captions, tokenizer, folder, quiet)
-    crew.barrier()
+    processes.barrier()
     return open_tokens(folder, tokenizer)
 
 
 def tokenize_captions(
-    captions: Iterable[Sequence[str]], tokenizer: ClipTokenizer, folder: Path, quiet: bool = True
+    captions: Iterable[Sequence[str]], tokenizer: CLIPTokenizer, folder: Path, quiet: bool = True
 ) -> CaptionTokens:
     """Tokenize the alternatives of each image into a folder, whole or not at all."""
     long: list[str] = []
@@ -262,7 +265,7 @@ def tokenize_captions(
     return open_tokens(folder, tokenizer)
 
 
-def open_tokens(folder: Path, tokenizer: ClipTokenizer) -> CaptionTokens:
+def open_tokens(folder: Path, tokenizer: CLIPTokenizer) -> CaptionTokens:
     """What `tokenize_captions` wrote.
 
     Raises:
@@ -275,6 +278,6 @@ def open_tokens(folder: Path, tokenizer: ClipTokenizer) -> CaptionTokens:
     )
 
 
-def _ids(tokenizer: ClipTokenizer) -> Schema:
+def _ids(tokenizer: CLIPTokenizer) -> Schema:
     dtype = "<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<i4"
     return Schema({"ids": (dtype, (tokenizer.context_length,))}, ())

@@ -4,7 +4,7 @@
     diffusion_examples  position ─► cached moments, caption ─► ({noisy_latents, timesteps
                         [, token_ids]}, target[, weight])                           (UNet)
 
-Networks are deterministic functions of what comes out here; see `draws` for why.
+Networks are deterministic functions of what comes out here; see `stream` for why.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.images import WHITE, UnreadableImage, read_image
 from latentddpm.data.latents.cache import LatentsCache
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 
 
@@ -34,22 +34,22 @@ def positions(start: int, stop: int | None, batch_size: int) -> tf.data.Dataset:
 
 
 def share(
-    first: int, last: int, batch_size: int, crew: Crew = ALONE
+    first: int, last: int, batch_size: int, processes: ProcessGroup = ONE_PROCESS
 ) -> tuple[tf.data.Dataset, int]:
     """A process's part of the positions `first` … `last` − 1, and of the batch size.
 
     Step for step the parts of all processes are the batch that one alone would have.
     """
-    if crew.count == 1:
+    if processes.count == 1:
         return tf.data.Dataset.range(first, last), batch_size
-    own = crew.share(batch_size)
+    own = processes.share(batch_size)
     size = max(len(own), 1)
     steps, rest = divmod(last - first, batch_size)
 
     def place(number: tf.Tensor) -> tf.Tensor:
         return first + number // size * batch_size + own.start + number % size
 
-    tail = crew.share(rest)
+    tail = processes.share(rest)
     begin = first + steps * batch_size
     positions = tf.data.Dataset.range(steps * len(own)).map(place)
     positions = positions.concatenate(tf.data.Dataset.range(begin + tail.start, begin + tail.stop))
@@ -59,7 +59,7 @@ def share(
 def shared(
     places: range,
     batch_size: int,
-    crew: Crew,
+    processes: ProcessGroup,
     batches: Callable[[tf.data.Dataset, int], tf.data.Dataset],
 ) -> tf.data.Dataset:
     """This process's part of the batches of positions, as many of them as any process has.
@@ -68,9 +68,9 @@ def shared(
         batches: (positions, batch size) → batches. An empty one stands in where this process has
             no part, because its neighbours count on it.
     """
-    own = batches(*share(places.start, places.stop, batch_size, crew))
+    own = batches(*share(places.start, places.stop, batch_size, processes))
     steps, rest = divmod(len(places), batch_size)
-    missing = (not crew.share(batch_size)) * steps + bool(rest and not crew.share(rest))
+    missing = (not processes.share(batch_size)) * steps + bool(rest and not processes.share(rest))
     if not missing:
         return own
     blank = tf.nest.map_structure(
@@ -91,7 +91,7 @@ def image_examples(
     resolution: int,
     latent_shape: tuple[int, int, int],
     batch_size: int,
-    draws: Draws | None,
+    stream: RandomStream | None,
     positions: tf.data.Dataset,
     background: str = "white",
     flip: bool = False,
@@ -105,7 +105,7 @@ def image_examples(
         background: "white", or "random" for a colour drawn per use behind transparency.
         flip: mirror half of the examples.
     """
-    keep_alpha = background == "random" and draws is not None
+    keep_alpha = background == "random" and stream is not None
 
     def read(index: int) -> np.ndarray:
         # The scan up front has decoded every file; one that breaks later (a disk that went
@@ -123,21 +123,21 @@ def image_examples(
         raise OSError(f"{catalog.source.place}: no image can be read any more")
 
     def example(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        index = position if draws is None else draws.index(position, len(selection))
+        index = position if stream is None else stream.index(position, len(selection))
         pixels = tf.numpy_function(read, [index], tf.uint8, stateful=False)
         pixels.set_shape((resolution, resolution, 4 if keep_alpha else 3))
         if keep_alpha:
             pixels = tf.cast(pixels, tf.float32)
             alpha = pixels[..., 3:] / 255.0
-            colour = 255.0 * draws.uniform("background", position, (3,))
+            colour = 255.0 * stream.uniform("background", position, (3,))
             pixels = pixels[..., :3] * alpha + colour * (1.0 - alpha)
         images = to_unit_range(pixels)
-        if draws is None:
+        if stream is None:
             return {"images": images}
         if flip:
-            mirrored = draws.chance("flip", position, 0.5)
+            mirrored = stream.chance("flip", position, 0.5)
             images = tf.where(mirrored, images[:, ::-1], images)
-        return {"images": images, "noise": draws.normal("noise", position, latent_shape)}
+        return {"images": images, "noise": stream.normal("noise", position, latent_shape)}
 
     dataset = positions.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
@@ -150,7 +150,7 @@ def diffusion_examples(
     latent_space: LatentSpace,
     *,
     batch_size: int,
-    draws: Draws,
+    stream: RandomStream,
     positions: tf.data.Dataset,
     tokens: CaptionTokens | None = None,
     condition_dropout: float = 0.0,
@@ -182,20 +182,20 @@ def diffusion_examples(
 
     def draw(position: tf.Tensor) -> dict[str, tf.Tensor]:
         drawn = {
-            "number": draws.index(position, len(selection)),
-            "mirrored": draws.chance("flip", position, 0.5 if cache.mirrored else 0.0),
-            "timesteps": draws.integer("timestep", position, schedule.num_train_timesteps),
-            "posterior": draws.normal("posterior", position, shape),
-            "noise": draws.normal("noise", position, shape),
+            "number": stream.index(position, len(selection)),
+            "mirrored": stream.chance("flip", position, 0.5 if cache.mirrored else 0.0),
+            "timesteps": stream.integer("timestep", position, schedule.num_train_timesteps),
+            "posterior": stream.normal("posterior", position, shape),
+            "noise": stream.normal("noise", position, shape),
         }
         if offset_noise:
-            shift = draws.normal("offset noise", position, (1, 1, shape[-1]))
+            shift = stream.normal("offset noise", position, (1, 1, shape[-1]))
             drawn["noise"] += offset_noise * shift
         if input_perturbation:
-            drawn["extra"] = input_perturbation * draws.normal("perturbation", position, shape)
+            drawn["extra"] = input_perturbation * stream.normal("perturbation", position, shape)
         if tokens is not None:
-            drawn["choice"] = draws.bits("caption", position)
-            drawn["dropped"] = draws.chance("dropout", position, condition_dropout)
+            drawn["choice"] = stream.bits("caption", position)
+            drawn["dropped"] = stream.chance("dropout", position, condition_dropout)
         return drawn
 
     def look_up(numbers: np.ndarray, mirrored: np.ndarray, *words: np.ndarray) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Seen = TypeVar("Seen")
 
 
-def ahead(
+def map_ahead(
     look: Callable[[Entry], Seen], items: Iterable[tuple[Item, Entry | None]]
 ) -> Iterator[tuple[Item, Seen | None]]:
     """Each item, in order, with what `look` gives of its image; None where it has none.

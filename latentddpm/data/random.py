@@ -1,4 +1,4 @@
-"""Randomness as a pure function of `(seed, purpose, example position)`.
+"""Random streams: randomness as a pure function of `(seed, purpose, example position)`.
 
 A run is a line of example positions 0, 1, 2, …; step s of batch size B trains on positions
 s·B … s·B + B − 1. Everything random about an example is drawn from its position with
@@ -14,20 +14,20 @@ import hashlib
 import tensorflow as tf
 
 
-class Draws:
+class RandomStream:
     """The random numbers of one run, each purpose a stream of its own.
 
     Args:
         seed: of the run.
-        stream: name that keeps runs on the same seed apart, such as "train", "validation".
+        name: keeps streams of the same seed apart, such as "train", "validation".
     """
 
-    def __init__(self, seed: int, stream: str) -> None:
+    def __init__(self, seed: int, name: str) -> None:
         self.seed = seed
-        self.stream = stream
+        self.name = name
 
     def _key(self, purpose: str) -> int:
-        text = f"{self.seed}/{self.stream}/{purpose}".encode()
+        text = f"{self.seed}/{self.name}/{purpose}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
     def _seed(self, purpose: str, position: tf.Tensor) -> tf.Tensor:

@@ -1,18 +1,9 @@
-"""Who makes a folder's files: one process at a time, or the processes of one job together.
-
-Locks are `flock`'s on `.lock` in the folder: the system ends them with their process, however that
-ends, so that none is ever left behind.
-"""
+"""Processes of one job, that share a piece of work on one filesystem."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes must not make one folder at the same time
-    fcntl = None
 
 
 def _no_barrier() -> None:
@@ -20,7 +11,7 @@ def _no_barrier() -> None:
 
 
 @dataclass(frozen=True)
-class Crew:
+class ProcessGroup:
     """The processes that share a piece of work on one filesystem.
 
     Attributes:
@@ -34,7 +25,7 @@ class Crew:
     barrier: Callable[[], None] = _no_barrier
 
     @property
-    def chief(self) -> bool:
+    def is_chief(self) -> bool:
         return self.index == 0
 
     def share(self, length: int) -> range:
@@ -43,4 +34,4 @@ class Crew:
         return range(start, stop)
 
 
-ALONE = Crew()
+ONE_PROCESS = ProcessGroup()

@@ -32,7 +32,7 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
     return len(strategy.extended.worker_devices)
 
 
-def shared_out(
+def split_over_replicas(
     function: Callable[[Any], tf.Tensor], strategy: tf.distribute.Strategy
 ) -> Callable[[Any], tf.Tensor]:
     """`function` of a batch, of which each replica in this process computes a part.
@@ -119,9 +119,9 @@ def apply_gradients(
     variables: Sequence[keras.Variable],
     gradients: Sequence[tf.Tensor],
     number: tf.Tensor,
-    healthy: tf.Tensor | bool = True,
+    finite: tf.Tensor | bool = True,
     reduced: bool = False,
-    playing: tf.Tensor | bool = True,
+    enabled: tf.Tensor | bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One step of an optimizer, unless something in it is not finite; called by each replica.
 
@@ -147,8 +147,8 @@ def apply_gradients(
     scale = 1.0 / (number * optimizer.scale_loss(tf.constant(1.0)))
     squares = [tf.reduce_sum(tf.square(tf.cast(part, tf.float32))) for part in parts]
     norm = tf.sqrt(tf.add_n(squares)) * scale
-    playing = tf.convert_to_tensor(playing)
-    healthy = playing & healthy & tf.math.is_finite(norm)
+    enabled = tf.convert_to_tensor(enabled)
+    finite = enabled & finite & tf.math.is_finite(norm)
     if inner.global_clipnorm:
         scale *= tf.minimum(1.0, inner.global_clipnorm / norm)
     parts = [part * tf.cast(scale, part.dtype) for part in parts]
@@ -160,7 +160,7 @@ def apply_gradients(
             inner.apply(parts, variables)
 
     def decide(
-        strategy: tf.distribute.Strategy, healthy: Any, playing: Any, parts: list[Any]
+        strategy: tf.distribute.Strategy, finite: Any, enabled: Any, parts: list[Any]
     ) -> None:
         # Where all replicas meet: a condition inside one of them could not hold an update.
         def make() -> None:
@@ -171,14 +171,14 @@ def apply_gradients(
             _shrink(optimizer)
 
         with _summed(inner):
-            healthy, playing = (
-                strategy.experimental_local_results(flag)[0] for flag in (healthy, playing)
+            finite, enabled = (
+                strategy.experimental_local_results(flag)[0] for flag in (finite, enabled)
             )
-            tf.cond(healthy, make, lambda: tf.cond(playing, shrink, lambda: None))
+            tf.cond(finite, make, lambda: tf.cond(enabled, shrink, lambda: None))
 
     replica = tf.distribute.get_replica_context()
-    replica.merge_call(decide, args=(healthy, playing, parts))
-    return norm, healthy
+    replica.merge_call(decide, args=(finite, enabled, parts))
+    return norm, finite
 
 
 @contextlib.contextmanager

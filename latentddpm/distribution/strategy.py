@@ -23,7 +23,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 
 STRATEGIES = ("auto", "one", "mirrored", "multi-worker")
@@ -149,20 +149,20 @@ def in_scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractCont
     return (strategy or tf.distribute.get_strategy()).scope()
 
 
-def crew_of(strategy: tf.distribute.Strategy | None) -> Crew:
+def process_group(strategy: tf.distribute.Strategy | None) -> ProcessGroup:
     """The processes of a strategy."""
     if strategy is None or not strategy.extended._in_multi_worker_mode():
-        return ALONE
+        return ONE_PROCESS
     resolver = strategy.cluster_resolver
     jobs = resolver.cluster_spec().as_dict()
     before = len(jobs.get("chief", ())) if resolver.task_type == "worker" else 0
     count = sum(map(len, jobs.values()))
-    return Crew(before + resolver.task_id, count, lambda: _summed(strategy)(0.0))
+    return ProcessGroup(before + resolver.task_id, count, lambda: _summed(strategy)(0.0))
 
 
-def agreement(strategy: tf.distribute.Strategy | None) -> Callable[[bool], bool] | None:
+def any_process(strategy: tf.distribute.Strategy | None) -> Callable[[bool], bool] | None:
     """Whether any of the processes says yes, the same answer in all; None for one process."""
-    if crew_of(strategy) is ALONE:
+    if process_group(strategy) is ONE_PROCESS:
         return None
     return lambda answer: _summed(strategy)(float(answer)) > 0
 
@@ -180,7 +180,7 @@ def _summed(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
     return lambda value: float(total(tf.constant(value, tf.float32)))
 
 
-def feed(strategy: tf.distribute.Strategy | None, dataset: tf.data.Dataset) -> Any:
+def distribute_dataset(strategy: tf.distribute.Strategy | None, dataset: tf.data.Dataset) -> Any:
     """What `fit` is given: one process's batches, of which each of its replicas takes a part.
 
     (Left to itself `fit` fills the parts of one batch up with examples of the next one, which
@@ -188,10 +188,10 @@ def feed(strategy: tf.distribute.Strategy | None, dataset: tf.data.Dataset) -> A
     """
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return dataset
-    crew = crew_of(strategy)
+    processes = process_group(strategy)
     # Of unknown length: one with fewer batches than others goes on with empty ones.
     own = dataset.filter(lambda *batch: True)
-    local = strategy.num_replicas_in_sync // crew.count
+    local = strategy.num_replicas_in_sync // processes.count
 
     def parts(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return own if local == 1 else own.flat_map(_in_parts(local))
@@ -216,7 +216,9 @@ def _in_parts(count: int) -> Callable[..., tf.data.Dataset]:
 
 
 @contextlib.contextmanager
-def together(strategy: tf.distribute.Strategy | None, resumes: bool = False) -> Iterator[None]:
+def translate_worker_errors(
+    strategy: tf.distribute.Strategy | None, resumes: bool = False
+) -> Iterator[None]:
     """Turn what TensorFlow raises when a worker is gone into one line.
 
     Args:
@@ -225,16 +227,16 @@ def together(strategy: tf.distribute.Strategy | None, resumes: bool = False) -> 
     Raises:
         ConnectionError: a worker was lost.
     """
-    crew = crew_of(strategy)
+    processes = process_group(strategy)
     try:
         yield
     except tf.errors.OpError as error:
-        if crew is ALONE or not is_lost(error):
+        if processes is ONE_PROCESS or not is_lost(error):
             raise
         again = " with --resume to go on from the newest checkpoint" if resumes else ""
         raise ConnectionError(
-            f"worker {crew.index} of {crew.count} lost another one ({type(error).__name__}); "
-            f"start all of them again{again}"
+            f"worker {processes.index} of {processes.count} lost another one "
+            f"({type(error).__name__}); start all of them again{again}"
         ) from error
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from latentddpm.clip.text_encoder import TextEncoder
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import (
     CONFIG,
@@ -73,7 +73,7 @@ class ClipTowers:
     label: str
     image_encoder: keras.Model
     text_encoder: TextEncoder
-    tokenizer: ClipTokenizer
+    tokenizer: CLIPTokenizer
     image_projection: np.ndarray
     text_projection: np.ndarray
     side: int

@@ -101,8 +101,8 @@ def evaluate_bound(
     for number, pixels in enumerate(images.batches(BATCH, "bound", quiet)):
         batch = slice(number * BATCH, number * BATCH + len(pixels))
         context = {} if contexts is None else {"context": contexts[batch]}
-        draws = [np.random.default_rng((seed, int(row))) for row in images.rows[batch]]
-        parts.append(_measure(model, network, pixels, context, edges, draws))
+        stream = [np.random.default_rng((seed, int(row))) for row in images.rows[batch]]
+        parts.append(_measure(model, network, pixels, context, edges, stream))
     measured = Measured(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     values = {
         "unit": "bits per dimension",
@@ -149,12 +149,12 @@ def _measure(
     pixels: np.ndarray,
     context: dict[str, np.ndarray],
     edges: np.ndarray,
-    draws: list[np.random.Generator],
+    stream: list[np.random.Generator],
 ) -> tuple[np.ndarray, ...]:
     """What `Measured` holds, of one batch; image k draws everything from draws[k]."""
 
     def normal() -> np.ndarray:
-        return np.stack([draw.standard_normal(mean.shape[1:], "float32") for draw in draws])
+        return np.stack([draw.standard_normal(mean.shape[1:], "float32") for draw in stream])
 
     def denoise(noisy_latents: Any, timesteps: Any) -> Any:
         return network({"noisy_latents": noisy_latents, "timesteps": timesteps, **context})
@@ -164,7 +164,7 @@ def _measure(
     spread = logvar.mean(axis=(1, 2, 3), dtype="float64") / 2
     spread += np.log(model.autoencoder.scaling_factor)
     entropy = BITS * (np.log(2 * np.pi * np.e) / 2 + spread)
-    timesteps = np.stack([draw.integers(edges[:-1], edges[1:]) for draw in draws])
+    timesteps = np.stack([draw.integers(edges[:-1], edges[1:]) for draw in stream])
     errors = np.empty(timesteps.shape)
     for band, chosen in enumerate(timesteps.T.astype("int32")):
         signals.check()

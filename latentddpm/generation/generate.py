@@ -14,15 +14,15 @@ from PIL import Image
 
 import latentddpm
 from latentddpm.choices import SAMPLERS
-from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 from latentddpm.generation.loras import apply_loras, read_loras, remembered_loras
 from latentddpm.generation.provenance import (
     comparison,
     input_file,
     model_name,
-    read_making,
-    traces,
+    read_generation_metadata,
+    source_metadata,
 )
 from latentddpm.pipeline.init_image import InitImage, read_init_image
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -72,7 +72,7 @@ def generate_images(
     given = {key: value for key, value in given.items() if value is not None}
     remembered, original = {}, None
     if source:
-        remembered = read_making(source)
+        remembered = read_generation_metadata(source)
         with Image.open(source) as image:
             original = np.asarray(image.convert("RGB"))  # `out` may be the same file
         own_sampler = options["sampler"] in (None, remembered.get("sampler"))
@@ -112,15 +112,17 @@ def generate_images(
         with timed("import Keras"):
             import_keras()
             from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-        with _devices(strategy) as crew:
-            if crew.count > 1 and (grid or seed is None):
+        with _devices(strategy) as processes:
+            if processes.count > 1 and (grid or seed is None):
                 need = "no --grid: each writes its own" if grid else "--seed, the same in all"
-                raise UserError(f"--strategy multi-worker: {crew.count} processes need {need}")
+                raise UserError(
+                    f"--strategy multi-worker: {processes.count} processes need {need}"
+                )
             with timed("load model"):
                 pipeline = LatentDiffusion.load(folder.path)
                 apply_loras(pipeline, changes)
             settings = _settings(options, given, pipeline.defaults)
-            share = crew.share(len(each))
+            share = processes.share(len(each))
             each, seeds = (values[share.start : share.stop] for values in (each, seeds))
             images = []
             if each:
@@ -129,7 +131,7 @@ def generate_images(
                     seed=seeds,
                     tile=tile,
                     batch_size=batch_size,
-                    progress=not quiet and crew.chief,
+                    progress=not quiet and processes.is_chief,
                     **{**settings, "num_images": 1},
                     **(vars(start) if start else {}),
                 )
@@ -139,7 +141,7 @@ def generate_images(
                     "model": model_name(folder),
                     "model_digest": folder.digest,
                     **settings,
-                    **traces(files, start),
+                    **source_metadata(files, start),
                     **({"loras": pipeline.loras} if changes else {}),
                 }
                 if grid:
@@ -153,7 +155,7 @@ def generate_images(
                     ]
                 for target, pixels, record in zip(targets, pictures, records, strict=True):
                     save_png(target, pixels, record)
-            crew.barrier()
+            processes.barrier()
     if source and pictures and not quiet:
         print(comparison(source, original, pictures[0]), file=sys.stderr)
     if timing:
@@ -163,19 +165,24 @@ def generate_images(
 
 
 @contextlib.contextmanager
-def _devices(strategy: str) -> Iterator[Crew]:
-    """Networks made in it compute on the devices of a strategy, in one process of a crew."""
+def _devices(strategy: str) -> Iterator[ProcessGroup]:
+    """Networks made in it compute on the devices of a strategy, in one process of a group."""
     import keras
 
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        from latentddpm.distribution.strategy import crew_of, in_scope, make_strategy, together
+        from latentddpm.distribution.strategy import (
+            in_scope,
+            make_strategy,
+            process_group,
+            translate_worker_errors,
+        )
 
         devices = make_strategy(strategy)
-        with together(devices), in_scope(devices):
-            yield crew_of(devices)
+        with translate_worker_errors(devices), in_scope(devices):
+            yield process_group(devices)
     elif strategy in ("auto", "one"):
-        yield ALONE
+        yield ONE_PROCESS
     else:
         raise UserError(f"--strategy {strategy}: needs KERAS_BACKEND=tensorflow, not {backend}")
 

@@ -47,7 +47,7 @@ SAMPLER_OPTIONS = {
 }
 
 
-def read_making(source: Path) -> dict[str, Any]:
+def read_generation_metadata(source: Path) -> dict[str, Any]:
     """The metadata of a PNG that can be made again: anyone can write one.
 
     Raises:
@@ -109,14 +109,14 @@ def beside(source: Path, name: str) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def traces(files: dict[str, Path | None], start: InitImage | None) -> dict[str, Any]:
+def source_metadata(files: dict[str, Path | None], start: InitImage | None) -> dict[str, Any]:
     """What a PNG says about the picture it started from, and its mask."""
-    traces = {}
+    source_metadata = {}
     for name, path in files.items():
         if path is not None:
-            traces[name] = path.name
-            traces[f"{name}_sha256"] = file_digest(path)
-    return traces if start is None else {**traces, "strength": start.strength}
+            source_metadata[name] = path.name
+            source_metadata[f"{name}_sha256"] = file_digest(path)
+    return source_metadata if start is None else {**source_metadata, "strength": start.strength}
 
 
 def model_name(folder: ModelFolder) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from latentddpm.clip.text_encoder import ACTIVATIONS, LAYER_NORM_EPSILON, TextEncoder, check_sizes
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
 from latentddpm.utils.files import atomic_path, read_json, write_json
@@ -45,7 +45,7 @@ SIZES = {
 }
 
 
-def load_clip_folder(folder: str | Path) -> tuple[TextEncoder, ClipTokenizer]:
+def load_clip_folder(folder: str | Path) -> tuple[TextEncoder, CLIPTokenizer]:
     """The text encoder and tokenizer of one local Hugging Face folder.
 
     Taken are a `CLIPTextModel` or a whole `CLIPModel` (`config.json`, `model.safetensors`) with
@@ -64,7 +64,7 @@ def load_clip_folder(folder: str | Path) -> tuple[TextEncoder, ClipTokenizer]:
 
 def read_text_encoder(
     text_encoder_folder: str | Path, tokenizer_folder: str | Path
-) -> tuple[TextEncoder, ClipTokenizer]:
+) -> tuple[TextEncoder, CLIPTokenizer]:
     """A `CLIPTextModel` and its `CLIPTokenizer`.
 
     Weights are float32, float16 or bfloat16, in one file or in shards, and become float32. All
@@ -79,7 +79,7 @@ def read_text_encoder(
     config = read_json(folder / CONFIG)
     sizes, _ = read_clip_config(config, source)
     length = sizes["context_length"]
-    tokenizer = ClipTokenizer.load(tokenizer_folder, default_length=length)
+    tokenizer = CLIPTokenizer.load(tokenizer_folder, default_length=length)
     for name, asked in (
         ("context_length", tokenizer.context_length),
         ("vocabulary_size", tokenizer.vocabulary_size),
@@ -142,7 +142,7 @@ def assign(variable: keras.Variable, value: np.ndarray) -> None:
 
 def write_text_encoder(
     text_encoder: TextEncoder,
-    tokenizer: ClipTokenizer,
+    tokenizer: CLIPTokenizer,
     text_encoder_folder: str | Path,
     tokenizer_folder: str | Path,
 ) -> None:
@@ -172,7 +172,7 @@ def write_text_encoder(
     write_json(folder / CONFIG, clip_config(text_encoder, tokenizer))
 
 
-def clip_config(text_encoder: TextEncoder, tokenizer: ClipTokenizer) -> dict[str, Any]:
+def clip_config(text_encoder: TextEncoder, tokenizer: CLIPTokenizer) -> dict[str, Any]:
     """The `config.json` of a text encoder, in the keys of `transformers.CLIPTextConfig`."""
     return {
         "architectures": ["CLIPTextModel"],

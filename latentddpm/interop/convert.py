@@ -12,9 +12,9 @@ from pathlib import Path
 import latentddpm
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.compvis.single_file import load_single_file, read_single_file
-from latentddpm.interop.diffusers.checkpoint import Piece
+from latentddpm.interop.diffusers.checkpoint import CheckpointPart
 from latentddpm.interop.diffusers.folder import build, read_folder, save_diffusers
-from latentddpm.interop.diffusers.networks import judge
+from latentddpm.interop.diffusers.networks import validate
 from latentddpm.interop.tensors import refuse_pickle
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -107,8 +107,8 @@ def _load(folder: str | Path) -> LatentDiffusion:
     return LatentDiffusion(parts["vae"], parts["unet"], None, image_size=found.image_size)
 
 
-def _convert_unet(piece: Piece, out: Path, storage: str, quiet: bool) -> None:
-    unet = judge(piece).build(quiet)
+def _convert_unet(piece: CheckpointPart, out: Path, storage: str, quiet: bool) -> None:
+    unet = validate(piece).build(quiet)
     with atomic_folder(out) as staged:
         file = staged / FILES["unet"]
         save_archive(unet, file, storage)

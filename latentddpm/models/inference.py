@@ -45,7 +45,7 @@ def has_replicas(network: keras.Model) -> bool:
 def _compiled(network: keras.Model) -> Callable[[Any], Any]:
     import tensorflow as tf
 
-    from latentddpm.distribution.replicas import shared_out
+    from latentddpm.distribution.replicas import split_over_replicas
 
     strategy, jit_compile = network.distribute_strategy, network.jit_compile or None
     network = weakref.ref(network)  # else the function would keep it alive
@@ -54,7 +54,7 @@ def _compiled(network: keras.Model) -> Callable[[Any], Any]:
         return network()(inputs, training=False)
 
     function = tf.function(
-        shared_out(predict, strategy),
+        split_over_replicas(predict, strategy),
         autograph=False,
         reduce_retracing=True,
         jit_compile=jit_compile,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import latentddpm
 from latentddpm.clip.text_encoder import TextEncoder
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
@@ -80,7 +80,7 @@ class LatentDiffusion:
         unet: UNet | None,
         schedule: NoiseSchedule | None,
         text_encoder: TextEncoder | None = None,
-        tokenizer: ClipTokenizer | None = None,
+        tokenizer: CLIPTokenizer | None = None,
         image_size: tuple[int, int] | None = None,
         defaults: dict[str, Any] | None = None,
         digest: str | None = None,
@@ -107,7 +107,7 @@ class LatentDiffusion:
         text_encoder = tokenizer = None
         if "text_encoder" in found.parts:
             text_encoder = load_archive(found.file("text_encoder"), TextEncoder)
-            tokenizer = ClipTokenizer.load(found.path / TOKENIZER)
+            tokenizer = CLIPTokenizer.load(found.path / TOKENIZER)
         return cls(
             load_archive(found.file("vae"), Autoencoder),
             load_archive(unet_file, UNet),

@@ -23,9 +23,14 @@ from latentddpm.config import AutoencoderRun
 from latentddpm.data import examples
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
-from latentddpm.data.random import Draws
-from latentddpm.distribution.processes import ALONE, Crew
-from latentddpm.distribution.strategy import agreement, crew_of, feed, in_scope
+from latentddpm.data.random import RandomStream
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
+from latentddpm.distribution.strategy import (
+    any_process,
+    distribute_dataset,
+    in_scope,
+    process_group,
+)
 from latentddpm.evaluation.metrics.similarity import WINDOW, psnr, ssim
 from latentddpm.interop.vgg import describe
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -42,8 +47,8 @@ from latentddpm.training.run.loop import (
     in_float32,
     run_steps,
 )
-from latentddpm.training.run.progress import introduce
-from latentddpm.training.run.resume import agree, check_best, check_run, data_facts
+from latentddpm.training.run.progress import run_summary
+from latentddpm.training.run.resume import check_best, check_resume, check_run, data_facts
 from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.run.wandb_log import import_wandb
 from latentddpm.utils import signals
@@ -96,10 +101,10 @@ def train_autoencoder(
             perceptual_weight=config.perceptual.weight,
             adversary=build_adversary(config),
         )
-    crew = crew_of(strategy)
-    quiet = quiet or not crew.chief
+    processes = process_group(strategy)
+    quiet = quiet or not processes.is_chief
     catalog = catalog or out / "catalog"
-    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, crew=crew)
+    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, processes=processes)
     facts = {}
     if config.init:
         facts["init"] = read_model_folder(config.init).digest
@@ -107,7 +112,7 @@ def train_autoencoder(
         facts["perceptual distance"] = describe(perceptual)
     if config.data.validation_by == "caption":
         facts["captions"] = catalog.row_digest
-    contract = agree(
+    contract = check_resume(
         out,
         config,
         data_facts(catalog, **facts),
@@ -124,29 +129,31 @@ def train_autoencoder(
         "resolution": config.data.resolution,
         "latent_shape": (size, size, model.latent_channels),
     }
-    draws = Draws(settings.seed, "train-vae")
+    stream = RandomStream(settings.seed, "train-vae")
 
     def training_examples(start: int, stop: int) -> tf.data.Dataset:
         batch_size = settings.batch_size
-        positions, own = examples.share(start * batch_size, stop * batch_size, batch_size, crew)
+        positions, own = examples.share(
+            start * batch_size, stop * batch_size, batch_size, processes
+        )
         batches = examples.image_examples(
             selection=training_images,
-            draws=draws,
+            stream=stream,
             positions=positions,
             batch_size=own,
             background=config.data.background,
             flip=config.data.flip,
             **common,
         )
-        return feed(strategy, batches)
+        return distribute_dataset(strategy, batches)
 
     def in_order(
-        images: Selection, most: int | None = None, crew: Crew = ALONE
+        images: Selection, most: int | None = None, processes: ProcessGroup = ONE_PROCESS
     ) -> tf.data.Dataset:
         count = len(images) if most is None else min(len(images), most)
-        positions, own = examples.share(0, count, settings.batch_size, crew)
+        positions, own = examples.share(0, count, settings.batch_size, processes)
         return examples.image_examples(
-            selection=images, draws=None, positions=positions, batch_size=own, **common
+            selection=images, stream=None, positions=positions, batch_size=own, **common
         )
 
     best_metric = settings.best_metric
@@ -156,7 +163,7 @@ def train_autoencoder(
     if model.adversary:
         parts["discriminator"] = model.adversary.discriminator
     images = len(training_images), len(validation_images)
-    say(introduce(config, model, parts, images, out), quiet)
+    say(run_summary(config, model, parts, images, out), quiet)
     if perceptual:
         say(f"distance   {describe(perceptual)}", quiet)
 
@@ -165,16 +172,16 @@ def train_autoencoder(
             return {}
         with averaged_weights(model):
             values = model.evaluate(
-                feed(strategy, in_order(validation_images, crew=crew)),
+                distribute_dataset(strategy, in_order(validation_images, processes=processes)),
                 steps=math.ceil(len(validation_images) / settings.batch_size),
                 verbose=0,
-                callbacks=[StopEvaluation(agreement(strategy))],
+                callbacks=[StopEvaluation(any_process(strategy))],
                 return_dict=True,
             )
-            if not crew.chief:
+            if not processes.is_chief:
                 return {}
             pairs = reconstruct(model, in_order(validation_images, MEASURED_IMAGES))
-        values = {f"validation_{key}": v for key, v in {**values, **likeness(*pairs)}.items()}
+        values = {f"validation_{key}": v for key, v in {**values, **psnr_and_ssim(*pairs)}.items()}
         log.write(step, values)
         picture = reconstruction_grid(*pairs)
         save_png(out / "samples" / f"step-{step:08d}.png", picture)
@@ -194,13 +201,13 @@ def train_autoencoder(
         strategy=strategy,
     )
     model = in_float32(model)
-    if crew.chief:
+    if processes.is_chief:
         if settings.train == "all":
             statistics = measure_latents(model, in_order(training_images))
             model.scaling_factor = 1.0 / statistics["std"]
             model.latent_statistics = statistics
         whole_model(config, model).save(out / "model")
-    crew.barrier()
+    processes.barrier()
     return model
 
 
@@ -229,7 +236,7 @@ def reconstruct(
     return originals, decoded
 
 
-def likeness(originals: list[np.ndarray], decoded: list[np.ndarray]) -> dict[str, float]:
+def psnr_and_ssim(originals: list[np.ndarray], decoded: list[np.ndarray]) -> dict[str, float]:
     """Mean PSNR in dB and, where images are large enough for it, mean SSIM."""
     measures = {"psnr": psnr, "ssim": ssim}
     if min(originals[0].shape[1:3]) < WINDOW:

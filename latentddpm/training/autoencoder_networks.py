@@ -19,7 +19,7 @@ from latentddpm.models.discriminator import PatchDiscriminator, smallest_side
 from latentddpm.models.functional import freeze, remade
 from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
 from latentddpm.pipeline.model_folder import read_model_folder
-from latentddpm.training.finetune import adopt_autoencoder
+from latentddpm.training.finetune import inherit_autoencoder_config
 from latentddpm.training.run.loop import layer_policy, make_optimizer
 from latentddpm.training.step.adversarial import Adversary
 
@@ -38,7 +38,7 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
     if base is None and config.training.train == "decoder":
         raise UserError("training.train=decoder: of which model? name it: init=MODEL or --init")
     if base is not None:
-        config = adopt_autoencoder(config, base)
+        config = inherit_autoencoder_config(config, base)
     dtype = layer_policy(config.training)
     if base is not None:
         model = remade(load_archive(base.file("vae"), Autoencoder), dtype=dtype)

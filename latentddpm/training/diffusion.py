@@ -24,7 +24,7 @@ from latentddpm.data.buckets import (
     Part,
     Shape,
     buckets_of,
-    in_turns,
+    interleave,
     one_by_one,
     stream_name,
     table,
@@ -33,10 +33,15 @@ from latentddpm.data.captions import Captions, CaptionTokens, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.distribution.strategy import agreement, crew_of, feed, in_scope
+from latentddpm.distribution.strategy import (
+    any_process,
+    distribute_dataset,
+    in_scope,
+    process_group,
+)
 from latentddpm.errors import UserError
 from latentddpm.models.archive import load_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -47,8 +52,8 @@ from latentddpm.training.diffusion_networks import build_networks, read_sources,
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
-from latentddpm.training.run.progress import introduce
-from latentddpm.training.run.resume import agree, check_best, check_run, data_facts
+from latentddpm.training.run.progress import run_summary
+from latentddpm.training.run.resume import check_best, check_resume, check_run, data_facts
 from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.run.wandb_log import import_wandb
 from latentddpm.utils import signals
@@ -123,10 +128,10 @@ def train_diffusion(
         )
 
     latents = latents or out / "latents"
-    crew = crew_of(strategy)
-    quiet = quiet or not crew.chief
+    processes = process_group(strategy)
+    quiet = quiet or not processes.is_chief
     catalog = catalog or latents / "catalog"
-    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, crew=crew)
+    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, processes=processes)
     vae_digest = sources.vae.parts["vae"]["digest"]
     by_caption = config.data.validation_by == "caption"
     facts = {"captions": catalog.row_digest} if tokenizer or by_caption else {}
@@ -134,7 +139,7 @@ def train_diffusion(
         facts["init"] = sources.base.digest
     elif text_encoder is not None and not config.text.trained:
         facts["text encoder"] = weights_digest(text_encoder)
-    contract = agree(
+    contract = check_resume(
         out,
         config,
         data_facts(catalog, autoencoder=vae_digest, **facts),
@@ -149,7 +154,7 @@ def train_diffusion(
     if config.data.aspect_buckets:
         say(table(training_images, validation_images, settings.batch_size), quiet)
     captions = Captions(catalog, config.data.caption_templates) if tokenizer else None
-    tokens = prepare_tokens(captions, tokenizer, quiet, crew) if tokenizer else None
+    tokens = prepare_tokens(captions, tokenizer, quiet, processes) if tokenizer else None
     prompts = grid_prompts(config, captions, tokens)
     cache = prepare_latents(
         catalog,
@@ -159,9 +164,9 @@ def train_diffusion(
         resolution=buckets,
         mirrored=config.data.flip,
         quiet=quiet,
-        crew=crew,
+        processes=processes,
     )
-    stream = Examples(
+    batches = Examples(
         cache,
         schedule,
         LatentSpace(sources.vae_config["scaling_factor"]),
@@ -181,25 +186,25 @@ def train_diffusion(
     )
 
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": sampled.autoencoder}
-    say(introduce(config, model, parts, tuple(map(len, split)), out), quiet)
+    say(run_summary(config, model, parts, tuple(map(len, split)), out), quiet)
 
     def validate(step: int, log: RunLog) -> dict[str, float]:
         values = {}
         with averaged_weights(model):
             if validation_images:
                 values = model.evaluate(
-                    stream.validation(validation_images),
+                    batches.validation(validation_images),
                     steps=sum(
                         math.ceil(len(images) / settings.batch_size)
                         for images in validation_images.values()
                     ),
                     verbose=0,
-                    callbacks=[StopEvaluation(agreement(strategy))],
+                    callbacks=[StopEvaluation(any_process(strategy))],
                     return_dict=True,
                 )
                 values = {f"validation_{key}": value for key, value in values.items()}
                 log.write(step, values)
-            if not crew.chief:
+            if not processes.is_chief:
                 return values
             with signals.deferred():  # the chief draws alone, and may stop drawing alone
                 picture = sample_grid(sampled, prompts, config)
@@ -209,7 +214,7 @@ def train_diffusion(
 
     run_steps(
         model,
-        lambda start, stop: stream.training(training_images, start, stop),
+        lambda start, stop: batches.training(training_images, start, stop),
         config,
         out,
         validate,
@@ -220,16 +225,16 @@ def train_diffusion(
         strategy=strategy,
     )
     if config.lora.rank:
-        if crew.chief:
+        if processes.is_chief:
             save_trained_lora(unet, out / LORA, config, sources.base)
-        crew.barrier()
+        processes.barrier()
         return sampled
     sampled.unet = in_float32(unet)
     if text_encoder is not None:
         sampled.text_encoder = in_float32(text_encoder)
-    if crew.chief:
+    if processes.is_chief:
         sampled.save(out / "model")
-    crew.barrier()
+    processes.barrier()
     return sampled
 
 
@@ -264,14 +269,18 @@ class Examples:
         settings = self.config.training
         recipe = {name: getattr(settings, name) for name in RECIPE}
         part = self._part(images, "train-diffusion", **recipe)
-        return feed(self.strategy, in_turns(images, start, stop, settings.batch_size, part))
+        return distribute_dataset(
+            self.strategy, interleave(images, start, stop, settings.batch_size, part)
+        )
 
     def validation(self, images: Mapping[Shape, Selection]) -> tf.data.Dataset:
         """Each held-back image once, with the same noise and timestep every time.
 
         Nothing of the recipe applies: runs that differ in it have comparable losses.
         """
-        return feed(self.strategy, one_by_one(images, self._part(images, "validation")))
+        return distribute_dataset(
+            self.strategy, one_by_one(images, self._part(images, "validation"))
+        )
 
     def _part(self, images: Mapping[Shape, Selection], name: str, **recipe: float) -> Part:
         settings, factor = (
@@ -288,14 +297,14 @@ class Examples:
                     images[shape],
                     *self.parts,
                     batch_size=batch_size,
-                    draws=Draws(settings.seed, stream_name(name, shape)),
+                    stream=RandomStream(settings.seed, stream_name(name, shape)),
                     positions=positions,
                     tokens=self.tokens,
                     **recipe,
                 )
 
-            crew = crew_of(self.strategy)
-            return examples.shared(range(first, last), settings.batch_size, crew, batches)
+            processes = process_group(self.strategy)
+            return examples.shared(range(first, last), settings.batch_size, processes, batches)
 
         return part
 

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 
 from latentddpm.clip.text_encoder import TextEncoder, build_text_encoder, load_preset
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionData, DiffusionRun
 from latentddpm.data.buckets import buckets_of
 from latentddpm.errors import UserError
@@ -27,7 +27,7 @@ from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.functional import freeze, remade
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
-from latentddpm.training.finetune import adopt, base_networks, check_autoencoder
+from latentddpm.training.finetune import base_networks, check_autoencoder, inherit_config
 from latentddpm.training.run.loop import layer_policy
 from latentddpm.training.step.denoising_step import DenoisingStep
 
@@ -58,7 +58,7 @@ def read_sources(config: DiffusionRun, vae: Path | None) -> tuple[DiffusionRun, 
     """
     base = read_model_folder(config.init) if config.init else None
     if base is not None:
-        config = adopt(config, base)
+        config = inherit_config(config, base)
     elif config.lora.rank:
         raise UserError("lora.rank: a LoRA changes a finished model; name it with --init MODEL")
     elif config.text.source == "init":
@@ -72,7 +72,7 @@ def read_sources(config: DiffusionRun, vae: Path | None) -> tuple[DiffusionRun, 
     return config, Sources(source, arguments, base)
 
 
-def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer | None]:
+def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, CLIPTokenizer | None]:
     """The text encoder and tokenizer of a configuration; (None, None) when unconditional."""
     text = config.text
     if text.source == "none":
@@ -82,7 +82,7 @@ def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer 
     if text.source == "scratch":
         sizes = {k: getattr(text, k) for k in ("hidden_dim", "num_layers", "num_heads")}
         encoder = build_text_encoder(**sizes, context_length=text.context_length)
-        return encoder, ClipTokenizer(text.context_length)
+        return encoder, CLIPTokenizer(text.context_length)
     if not text.path:
         raise UserError(f"text.path: needed with text.source={text.source}")
     return (load_clip_folder if text.source == "clip" else load_preset)(text.path)
@@ -90,7 +90,7 @@ def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, ClipTokenizer 
 
 def build_networks(
     config: DiffusionRun, sources: Sources
-) -> tuple[UNet, TextEncoder | None, ClipTokenizer | None]:
+) -> tuple[UNet, TextEncoder | None, CLIPTokenizer | None]:
     """The UNet, and the text encoder with its tokenizer, reproducible by the seed.
 
     They are untrained, or those of `sources.base`. The autoencoder's arguments fix the latents'

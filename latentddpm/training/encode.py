@@ -9,7 +9,7 @@ import tensorflow as tf
 from latentddpm.data.buckets import Buckets, make_buckets
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
-from latentddpm.distribution.strategy import crew_of
+from latentddpm.distribution.strategy import process_group
 from latentddpm.errors import UserError
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -50,9 +50,11 @@ def encode_folder(
             raise UserError("--resolution: needed, this autoencoder names no size of its own")
         resolution = source.image_size[0]
     buckets = make_buckets(resolution, *aspect_buckets) if aspect_buckets else Buckets(resolution)
-    crew = crew_of(strategy)
+    processes = process_group(strategy)
     catalog = catalog or out / "catalog"
-    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet or not crew.chief, crew=crew)
+    catalog = open_catalog(
+        data, catalog, strict=strict, quiet=quiet or not processes.is_chief, processes=processes
+    )
     return prepare_latents(
         catalog,
         out,
@@ -61,5 +63,5 @@ def encode_folder(
         resolution=buckets,
         mirrored=mirrored,
         quiet=quiet,
-        crew=crew,
+        processes=processes,
     )

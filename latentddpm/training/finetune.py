@@ -14,7 +14,7 @@ from typing import Any
 
 import latentddpm
 from latentddpm.clip.text_encoder import TextEncoder
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import AutoencoderRun, DiffusionRun, Section
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
@@ -30,7 +30,7 @@ OWN_SOURCES = ("init", "scratch")
 """What `text.source` may say beside an `init` that has a text encoder."""
 
 
-def adopt(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
+def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
     """The configuration of a run that starts from `base`: what it leaves out is the model's.
 
     Raises:
@@ -89,12 +89,12 @@ def save_trained_lora(unet: UNet, path: Path, config: DiffusionRun, base: ModelF
 
 def base_networks(
     config: DiffusionRun, base: ModelFolder, dtype: str
-) -> tuple[UNet, TextEncoder | None, ClipTokenizer | None]:
+) -> tuple[UNet, TextEncoder | None, CLIPTokenizer | None]:
     """The UNet of `base`, of which only a LoRA trains where that was asked for, and its text
     encoder, frozen unless `text.trained`.
 
     Args:
-        config: one that `adopt` returned.
+        config: one that `inherit_config` returned.
         dtype: policy of the networks.
     """
     unet = load_archive(base.file("unet"), UNet)
@@ -112,7 +112,7 @@ def base_networks(
         text_encoder.trainable = True
     else:
         freeze(text_encoder)
-    return unet, text_encoder, ClipTokenizer.load(base.path / TOKENIZER)
+    return unet, text_encoder, CLIPTokenizer.load(base.path / TOKENIZER)
 
 
 def check_autoencoder(base: ModelFolder, vae: ModelFolder) -> None:
@@ -130,8 +130,8 @@ def check_autoencoder(base: ModelFolder, vae: ModelFolder) -> None:
         )
 
 
-def adopt_autoencoder(config: AutoencoderRun, base: ModelFolder) -> AutoencoderRun:
-    """As `adopt`, for `train-vae`.
+def inherit_autoencoder_config(config: AutoencoderRun, base: ModelFolder) -> AutoencoderRun:
+    """As `inherit_config`, for `train-vae`.
 
     Raises:
         UserError: the model has no autoencoder, or the configuration names other sizes.

@@ -127,7 +127,6 @@ def check_new(folder: Path) -> None:
         raise UserError(f"{folder}: exists already; name a new folder")
 
 
-
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """The JSON object in a file of modest size; `{}` where it is `optional` and missing.
 

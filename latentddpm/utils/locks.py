@@ -24,8 +24,8 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def alone(folder: Path, name: str, quiet: bool) -> Iterator[None]:
-    """Wait until no other process is inside.
+def wait_for_lock(folder: Path, name: str, quiet: bool) -> Iterator[None]:
+    """Lock a folder, waiting until no other process is inside.
 
     Args:
         name: what the message calls the folder while one waits.
@@ -43,8 +43,10 @@ def alone(folder: Path, name: str, quiet: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claim(folder: Path, doing: str) -> Iterator[None]:
-    """As `alone`, for what there is no use in waiting for. Where nothing can be locked, a warning.
+def require_lock(folder: Path, doing: str) -> Iterator[None]:
+    """Lock a folder, or refuse: no other process may be inside.
+
+    Where the filesystem cannot lock, a warning says so.
 
     Args:
         doing: what the other process does there, in the message.

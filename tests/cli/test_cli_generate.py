@@ -8,8 +8,8 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from command_line import call, pixels, refused, start, succeeds
 from PIL import Image
-from test_cli import call, pixels, refused, start, succeeds
 from tiny import SIZE, quick_model
 
 from latentddpm import choices

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentddpm.clip.text_encoder import TextEncoder, build_text_encoder, load_preset
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError
 
 SIZES = {
@@ -29,7 +29,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def token_ids():
-    return ClipTokenizer(8)(["a cat", "", "two dogs!"])
+    return CLIPTokenizer(8)(["a cat", "", "two dogs!"])
 
 
 def call(encoder, token_ids):

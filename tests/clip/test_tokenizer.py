@@ -12,7 +12,7 @@ import pytest
 
 from latentddpm.clip import tokenizer as module
 from latentddpm.clip import vocabulary
-from latentddpm.clip.tokenizer import ClipTokenizer, PromptTooLong
+from latentddpm.clip.tokenizer import CLIPTokenizer, PromptTooLong
 from latentddpm.errors import UserError
 
 CAPTIONS = [
@@ -27,11 +27,11 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return ClipTokenizer()
+    return CLIPTokenizer()
 
 
 def write_hugging_face(folder, tokenizer, **config):
-    """The files as Hugging Face writes them, without `ClipTokenizer.save`."""
+    """The files as Hugging Face writes them, without `CLIPTokenizer.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(tokenizer.vocabulary), "utf-8")
     merges = "\n".join(f"{a} {b}" for a, b in tokenizer.merges)
@@ -48,7 +48,7 @@ def test_packaged_vocabulary(tokenizer):
     assert len(tokenizer.merges) == 48_894, "CLIP has 48,894 merges"
     vocabulary.packaged_vocabulary.cache_clear()
     start = time.perf_counter()
-    ClipTokenizer()
+    CLIPTokenizer()
     assert time.perf_counter() - start < 1.0, "loading is expected to take about 0.1 s"
 
 
@@ -77,15 +77,15 @@ def test_known_ids(tokenizer, text, ids):
 
 
 def test_batch_and_lengths():
-    rows = ClipTokenizer(5)(["a cat", ""])
+    rows = CLIPTokenizer(5)(["a cat", ""])
     assert rows.tolist() == [
         [49406, 320, 2368, 49407, 49407],
         [49406, 49407, 49407, 49407, 49407],
     ], "each prompt fills its own row"
-    assert ClipTokenizer(16)([]).shape == (0, 16), "no prompts give no rows"
+    assert CLIPTokenizer(16)([]).shape == (0, 16), "no prompts give no rows"
     for bad in (2, 0, -1, 7.5, "77", True, None):
         with pytest.raises(UserError, match="context_length"):
-            ClipTokenizer(bad)
+            CLIPTokenizer(bad)
 
 
 @pytest.mark.parametrize("bad", [b"bytes", [None], [1], ["ok", b"no"]])
@@ -122,7 +122,7 @@ def test_decode_refuses_unknown_ids(tokenizer):
 
 
 def test_too_long_is_cut_and_said():
-    tokenizer = ClipTokenizer(6)
+    tokenizer = CLIPTokenizer(6)
     with pytest.warns(PromptTooLong) as caught:
         row = tokenizer("a photo of a cat on a mat")[0]
     assert row.tolist() == [49406, 320, 1125, 539, 320, 49407], "the end token is kept"
@@ -196,13 +196,13 @@ def test_merges_in_the_order_of_the_rules(tokenizer):
 
 
 def test_save_is_small_and_loads(tmp_path):
-    ClipTokenizer(16).save(tmp_path)
+    CLIPTokenizer(16).save(tmp_path)
     names = [path.name for path in tmp_path.iterdir()]
     assert names == ["tokenizer_config.json"], "the packaged vocabulary is named, not copied"
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config["model_max_length"] == 16, "the context length is saved"
-    loaded = ClipTokenizer.load(tmp_path)
-    np.testing.assert_array_equal(loaded("a cat"), ClipTokenizer(16)("a cat"))
+    loaded = CLIPTokenizer.load(tmp_path)
+    np.testing.assert_array_equal(loaded("a cat"), CLIPTokenizer(16)("a cat"))
 
 
 def test_save_standalone_is_read_without_the_package(tmp_path, tokenizer):
@@ -212,22 +212,22 @@ def test_save_standalone_is_read_without_the_package(tmp_path, tokenizer):
     lines = (tmp_path / "merges.txt").read_text("utf-8").split("\n")
     assert lines[0] == "#version: 0.2", "merges.txt starts as Hugging Face's"
     assert lines[1] == "i n", "the best merge comes first"
-    np.testing.assert_array_equal(ClipTokenizer.load(tmp_path)(CAPTIONS), tokenizer(CAPTIONS))
+    np.testing.assert_array_equal(CLIPTokenizer.load(tmp_path)(CAPTIONS), tokenizer(CAPTIONS))
 
 
 def test_load_hugging_face_folder(tmp_path, tokenizer):
     write_hugging_face(tmp_path, tokenizer, model_max_length=32, pad_token={"content": "!"})
-    loaded = ClipTokenizer.load(tmp_path)
+    loaded = CLIPTokenizer.load(tmp_path)
     assert loaded("a cat")[0, :6].tolist() == [49406, 320, 2368, 49407, 0, 0], "padded with '!'"
     assert loaded.context_length == 32, "model_max_length is the context length"
     write_hugging_face(tmp_path, tokenizer, model_max_length=10**30)
-    assert ClipTokenizer.load(tmp_path, default_length=20).context_length == 20, "not set there"
+    assert CLIPTokenizer.load(tmp_path, default_length=20).context_length == 20, "not set there"
 
 
 def test_load_tokenizer_json(tmp_path, tokenizer):
     model = {"type": "BPE", "vocab": tokenizer.vocabulary, "merges": tokenizer.merges}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}), "utf-8")
-    loaded = ClipTokenizer.load(tmp_path)
+    loaded = CLIPTokenizer.load(tmp_path)
     assert loaded.encode(CAPTIONS[3]) == tokenizer.encode(CAPTIONS[3]), "the same ids"
     loaded.save(tmp_path / "copy")
     assert not (tmp_path / "copy" / "vocab.json").exists(), "recognised as the packaged one"
@@ -236,9 +236,9 @@ def test_load_tokenizer_json(tmp_path, tokenizer):
 def test_other_vocabulary_is_saved_whole(tmp_path, tokenizer):
     merges = tokenizer.merges[:1000]
     tokens = [*vocabulary.byte_tokens(), *map("".join, merges), *tokenizer.tokens[-2:]]
-    small = ClipTokenizer(8, vocabulary={t: n for n, t in enumerate(tokens)}, merges=merges)
+    small = CLIPTokenizer(8, vocabulary={t: n for n, t in enumerate(tokens)}, merges=merges)
     small.save(tmp_path)
-    loaded = ClipTokenizer.load(tmp_path)
+    loaded = CLIPTokenizer.load(tmp_path)
     assert loaded.vocabulary_size == 1514, "512 bytes, 1000 merges, 2 special tokens"
     np.testing.assert_array_equal(loaded("a cat"), small("a cat"))
     assert loaded.decode(loaded.encode("a zebra")) == "a zebra", "decodes with its own tokens"
@@ -284,7 +284,7 @@ def test_bad_folders_are_refused(tmp_path, tokenizer, name, text, message):
     else:
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message) as caught:
-        ClipTokenizer.load(tmp_path)
+        CLIPTokenizer.load(tmp_path)
     assert "\n" not in str(caught.value), "an error is one line"
 
 

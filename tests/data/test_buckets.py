@@ -14,16 +14,23 @@ from tiny import tiny_autoencoder
 
 from latentddpm.config import DiffusionData, DiffusionRun
 from latentddpm.config_file import parse_config
-from latentddpm.data.buckets import Turns, buckets_of, in_turns, make_buckets, stream_name, table
+from latentddpm.data.buckets import (
+    BucketSchedule,
+    buckets_of,
+    interleave,
+    make_buckets,
+    stream_name,
+    table,
+)
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import BLOCK, Selection, split_catalog
 from latentddpm.data.examples import shared
 from latentddpm.data.images import read_image
 from latentddpm.data.latents import encode
 from latentddpm.data.latents.cache import prepare_latents
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.unet import UNet
@@ -94,7 +101,7 @@ def test_squares_are_the_case_of_one_shape():
     assert not square.nearest(*NUMBERS.integers(1, 500, (2, 50))).any()
     everything = Selection(5)
     assert everything.parts(lambda start, stop: np.zeros(stop - start, int), 1) == [everything]
-    assert Turns([7]).before(1000) == [1000]
+    assert BucketSchedule([7]).before(1000) == [1000]
 
 
 def test_parts_of_a_selection_hold_each_image_once():
@@ -120,7 +127,7 @@ def test_turns_are_the_seats_of_webster(seed):
     """The bucket of each step, known from its number alone, is that of dealing one by one."""
     numbers = np.random.default_rng(seed)
     sizes = [int(10 ** numbers.uniform(0, 8)) for _ in range(numbers.integers(1, 12))]
-    turns, dealt, total = Turns(sizes), [0] * len(sizes), sum(sizes)
+    turns, dealt, total = BucketSchedule(sizes), [0] * len(sizes), sum(sizes)
     for step in range(100):
         assert turns.before(step) == dealt, f"{sizes}: before step {step}"
         quotients = [
@@ -143,22 +150,22 @@ SIZES = {(8, 4): 13, (4, 4): 40, (4, 8): 2}
 BATCH = 4
 
 
-def drawn(start, stop, crew=ALONE):
+def drawn(start, stop, processes=ONE_PROCESS):
     """For each step the shape, and which image of it each example is."""
 
     def part(shape, first, last):
-        draws = Draws(3, stream_name("train", shape))
+        stream = RandomStream(3, stream_name("train", shape))
 
         def batches(positions, size):
             found = positions.map(
-                lambda place: (tf.constant(shape), draws.index(place, SIZES[shape]))
+                lambda place: (tf.constant(shape), stream.index(place, SIZES[shape]))
             )
             return found.batch(size)
 
-        return shared(range(first, last), BATCH, crew, batches)
+        return shared(range(first, last), BATCH, processes, batches)
 
     sized = {shape: range(count) for shape, count in SIZES.items()}
-    dataset = in_turns(sized, start, stop, BATCH, part)
+    dataset = interleave(sized, start, stop, BATCH, part)
     return [
         [(*shape, index) for shape, index in zip(shapes.tolist(), indices.tolist(), strict=True)]
         for shapes, indices in dataset.as_numpy_iterator()
@@ -193,7 +200,7 @@ def test_workers_share_each_batch(workers):
     """Their parts make up the batch of one process, and each has a part of every batch: with
     more workers than examples an empty one."""
     whole = drawn(0, 20)
-    parts = [drawn(0, 20, Crew(index, workers)) for index in range(workers)]
+    parts = [drawn(0, 20, ProcessGroup(index, workers)) for index in range(workers)]
     assert [len(part) for part in parts] == [20] * workers
     for step, batch in enumerate(whole):
         together = [one for part in parts for one in part[step]]
@@ -346,7 +353,7 @@ def test_fit_takes_a_batch_of_each_shape(folder, tmp_path, monkeypatch):
     cache = Encoder(monkeypatch).prepare(folder, tmp_path / "cache", buckets)
     stream = Examples(cache, NoiseSchedule(), LatentSpace(1.0), None, config)
     shapes = [target.shape for _, target in stream.training(training, 0, 6)]
-    turns = Turns([len(images) for images in training.values()])
+    turns = BucketSchedule([len(images) for images in training.values()])
     expected = [list(training)[turns.bucket(step)] for step in range(6)]
     assert shapes == [(3, height // 2, width // 2, 4) for height, width in expected]
     held = [target.shape[0] for _, target in stream.validation(validation)]

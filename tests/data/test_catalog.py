@@ -13,7 +13,7 @@ import pytest
 from conftest import age
 from PIL import Image
 
-from latentddpm.clip.tokenizer import ClipTokenizer, PromptTooLong
+from latentddpm.clip.tokenizer import CLIPTokenizer, PromptTooLong
 from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog import reader
@@ -22,7 +22,7 @@ from latentddpm.data.catalog.columns import HEADER, Schema, Table, TableWriter, 
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import BLOCK, Selection, split_catalog
 from latentddpm.data.sources.hash_index import KeyIndex
-from latentddpm.distribution.processes import Crew
+from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.errors import UserError
 
 NAMES = tuple(f"part-{i // 4}/{i:02d}.png" for i in range(8))
@@ -72,7 +72,7 @@ class Bench:
             assert catalog.name(i) == fresh.name(i), f"image {i} is {catalog.name(i)}"
             assert catalog.row(i) == fresh.row(i), f"{fresh.name(i)}: {catalog.row(i)}"
             assert catalog.read(i) == fresh.read(i), f"{fresh.name(i)}: other bytes"
-        for column in ("sha256", "width", "height", "transparent", "lot", "size"):
+        for column in ("sha256", "width", "height", "transparent", "split_hash", "size"):
             found, expected = catalog.images[column], fresh.images[column]
             np.testing.assert_array_equal(found, expected, err_msg=column)
         assert list(catalog.unreadable()) == list(fresh.unreadable()), "other unreadable files"
@@ -238,8 +238,8 @@ def test_a_crew_scans_a_part_each(bench):
     bench.decoded.clear()
 
     def work(index):
-        crew = Crew(index, 3, barrier.wait)
-        found[index] = open_catalog(bench.data, folder, quiet=True, crew=crew)
+        processes = ProcessGroup(index, 3, barrier.wait)
+        found[index] = open_catalog(bench.data, folder, quiet=True, processes=processes)
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(3)]
     for worker in workers:
@@ -343,7 +343,7 @@ def test_a_selection_is_the_list_of_what_is_kept(count):
 
 
 def test_token_ids_are_made_once_and_follow_captions_and_templates(bench):
-    tokenizer, catalog = ClipTokenizer(8), bench.open()
+    tokenizer, catalog = CLIPTokenizer(8), bench.open()
     tokens = prepare_tokens(Captions(catalog), tokenizer, quiet=True)
     stamp = tokens.ids.filename
     expected = tokenizer([f"picture {i}" for i in range(8)] + [""])

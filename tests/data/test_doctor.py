@@ -176,7 +176,7 @@ def test_colour_tells_flat_pictures_apart(tmp_path):
 def test_neighbours_are_those_of_comparing_all():
     """Against every pair compared, on hashes with planted neighbours at every distance."""
     generator = np.random.default_rng(0)
-    looks = generator.integers(0, 256, (600, duplicates.LOOK_BYTES), np.uint8)
+    looks = generator.integers(0, 256, (600, duplicates.HASH_BYTES), np.uint8)
     for i in range(200):
         bits = generator.choice(128, size=i % 12, replace=False)
         flip = np.zeros(128, bool)
@@ -190,18 +190,20 @@ def test_neighbours_are_those_of_comparing_all():
     levels = np.abs(thumbnails[:, None] - thumbnails[None]).mean(-1)
     a, b = np.nonzero((apart <= duplicates.BITS) & (levels <= duplicates.LEVELS))
     expected = duplicates.join(np.arange(len(looks)), a, b)
-    labels, whole = duplicates.alike(looks)
+    labels, whole = duplicates.near_duplicates(looks)
     assert whole
     assert 540 < len(set(expected)) < 560, "expected about a quarter of the planted ones to count"
     np.testing.assert_array_equal(labels, expected, "expected the groups of comparing all")
 
 
 def test_too_many_alike_are_said_to_be(monkeypatch):
-    looks = np.zeros((50, duplicates.LOOK_BYTES), np.uint8)
+    looks = np.zeros((50, duplicates.HASH_BYTES), np.uint8)
     looks[:, 16:] = 255 * (np.arange(50) % 2)[:, None]
-    assert duplicates.alike(looks)[1]
+    assert duplicates.near_duplicates(looks)[1]
     monkeypatch.setattr(duplicates, "MAX_SHIFT", 10)
-    assert not duplicates.alike(looks)[1], "expected a search that was cut short to say so"
+    assert not duplicates.near_duplicates(looks)[1], (
+        "expected a search that was cut short to say so"
+    )
 
 
 def test_bits_are_counted():

@@ -9,14 +9,14 @@ import pytest
 import tensorflow as tf
 from conftest import EMOJI
 
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.data.captions import tokenize_captions
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples, image_examples, positions
 from latentddpm.data.images import read_image
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -24,7 +24,7 @@ from latentddpm.models.autoencoder.latent_space import LatentSpace
 
 RESOLUTION, COUNT, SHAPE = 8, 8, (4, 4, 2)
 PATHS = sorted(path.relative_to(EMOJI).as_posix() for path in EMOJI.rglob("*.png"))[:COUNT]
-DRAWS = Draws(5, "train")
+DRAWS = RandomStream(5, "train")
 
 
 def only(*numbers):
@@ -84,7 +84,7 @@ def captions():
 @pytest.fixture(scope="module")
 def tokens(captions, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokens") / "tokens"
-    return tokenize_captions(captions, ClipTokenizer(16), folder)
+    return tokenize_captions(captions, CLIPTokenizer(16), folder)
 
 
 def own_ids(tokens, image):
@@ -111,14 +111,14 @@ def stream(cache, start=0, stop=6, batch_size=4, **changes):
     return joined({**inputs, "target": target} for inputs, target in batches)
 
 
-def pictures(catalog, start=0, stop=6, batch_size=4, draws=DRAWS, **changes):
+def pictures(catalog, start=0, stop=6, batch_size=4, stream=DRAWS, **changes):
     dataset = image_examples(
         catalog,
         only(*range(COUNT)),
         resolution=RESOLUTION,
         latent_shape=SHAPE,
         batch_size=batch_size,
-        draws=draws,
+        stream=stream,
         positions=positions(start, stop, batch_size),
         **changes,
     )
@@ -137,7 +137,7 @@ def assert_same(found, expected, what):
 
 
 def drawn(position, name):
-    """What the stream draws at a position, asked from `Draws` itself."""
+    """What the stream draws at a position, asked from `RandomStream` itself."""
     position = tf.constant(position, tf.int64)
     return {
         "image": lambda: int(DRAWS.index(position, COUNT)),
@@ -180,7 +180,11 @@ def test_an_example_does_not_depend_on_the_batch_size(catalog, cache, tokens):
 
 
 def test_validation_is_the_same_each_time(cache, tokens):
-    settings = {"draws": Draws(5, "validation"), "tokens": tokens, "selection": only(1, 4, 6)}
+    settings = {
+        "draws": RandomStream(5, "validation"),
+        "tokens": tokens,
+        "selection": only(1, 4, 6),
+    }
     first = stream(cache, **settings)
     assert_same(stream(cache, **settings), first, "the second validation")
     other = stream(cache, **{**settings, "draws": DRAWS})
@@ -329,7 +333,7 @@ def test_half_of_the_rows_are_mirrored(cache):
 
 
 def test_captions_own_their_rows(captions, tokens):
-    tokenizer = ClipTokenizer(16)
+    tokenizer = CLIPTokenizer(16)
     for i, alternatives in enumerate(captions):
         rows = own_ids(tokens, i)
         expected = tokenizer(alternatives or [""])
@@ -357,7 +361,7 @@ def test_pictures_are_the_files_in_the_drawn_order(catalog):
 
 
 def test_validation_pictures_come_in_order_without_draws(catalog):
-    found = pictures(catalog, draws=None, stop=2, background="random", flip=True)
+    found = pictures(catalog, stream=None, stop=2, background="random", flip=True)
     assert set(found) == {"images"}, f"validation holds {set(found)}, expected images alone"
     for image, path in zip(found["images"], PATHS, strict=True):
         np.testing.assert_allclose(image, unit(path), atol=1e-6, err_msg=path)
@@ -410,7 +414,7 @@ def test_a_file_that_breaks_later_is_named_and_its_neighbour_stands_in(fragile):
     (folder / PATHS[2]).write_bytes(b"\x89PNG broken")
     (folder / PATHS[3]).unlink()
     with pytest.warns(UserWarning, match="another image takes its place") as caught:
-        found = pictures(catalog, draws=None, stop=2)["images"]
+        found = pictures(catalog, stream=None, stop=2)["images"]
     for i, stand_in in {1: 1, 2: 4, 3: 4, 4: 4}.items():
         np.testing.assert_allclose(
             found[i], unit(PATHS[stand_in]), atol=1e-6, err_msg=f"image {i} should be {stand_in}"

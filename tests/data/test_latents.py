@@ -18,10 +18,10 @@ from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.images import read_image
 from latentddpm.data.latents import cache, encode
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
-from latentddpm.distribution.processes import Crew
+from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.errors import UserError
 from latentddpm.utils.files import file_digest
-from latentddpm.utils.locks import alone
+from latentddpm.utils.locks import wait_for_lock
 
 RESOLUTION, COUNT, BATCH = 16, 10, 4
 NAMES = tuple(f"part-{i // 5}/{i:02d}.png" for i in range(COUNT))
@@ -61,13 +61,13 @@ class Bench:
             save(self.data / name, seed)
             age(self.data / name)
 
-        def encode(images):
+        def counted(images):
             self.encoded += 1
             if self.fail_after is not None and self.encoded > self.fail_after:
                 raise KeyboardInterrupt
             return compiled[images.shape[1]](images)
 
-        monkeypatch.setattr(encode, "_compiled", lambda model: encode)
+        monkeypatch.setattr(encode, "_compiled", lambda model: counted)
 
     def load(self):
         self.loads += 1
@@ -155,7 +155,7 @@ def test_second_run_never_loads_the_autoencoder_and_says_nothing(bench, capsys):
 def test_opens_a_cache_that_cannot_be_written(bench, monkeypatch):
     bench.prepare()
     monkeypatch.setattr(encode, "write_json", never)
-    monkeypatch.setattr(cache, "alone", never)
+    monkeypatch.setattr(cache, "wait_for_lock", never)
     bench.check(bench.prepare(load_autoencoder=never))
 
 
@@ -290,7 +290,7 @@ def test_a_crew_encodes_a_range_of_rows_each(bench):
             mirrored=True,
             load_autoencoder=bench.load,
             quiet=True,
-            crew=Crew(index, 3, barrier.wait),
+            processes=ProcessGroup(index, 3, barrier.wait),
         )
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(3)]
@@ -414,7 +414,8 @@ import os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from latentddpm.data import latents, latents_build
+from latentddpm.data.latents import encode as encoding
+from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.catalog.scan import open_catalog
 
 data, cache, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -426,11 +427,11 @@ def encode(images):  # 8 numbers of each quarter; real enough to tell images apa
         os.kill(os.getpid(), signal.SIGKILL)
     quarters = images.reshape(len(images), 2, 8, 2, 8, 3).mean((2, 4))
     return np.concatenate([quarters, quarters, quarters[..., :2]], -1)
-latents_build._compiled = lambda autoencoder: encode
-latents_build.SAVE_SECONDS = -1
+encoding._compiled = lambda autoencoder: encode
+encoding.SAVE_SECONDS = -1
 model = SimpleNamespace(downsample_factor=8, latent_channels=4, check_size=lambda *size: None)
 catalog = open_catalog(data, cache.with_name("catalog"), quiet=True)
-latents.prepare_latents(catalog, cache, vae_digest="a", load_autoencoder=lambda: model,
+prepare_latents(catalog, cache, vae_digest="a", load_autoencoder=lambda: model,
                         resolution=16, batch_size=3, quiet=True)
 assert "keras" not in sys.modules and "tensorflow" not in sys.modules, "not needed here"
 print(calls)
@@ -471,7 +472,7 @@ def test_full_disk_is_an_os_error_and_leaves_nothing(bench):
 
 def test_two_builders_take_turns(bench, capsys):
     results = []
-    with alone(_made(bench.cache), "latents cache", True):
+    with wait_for_lock(_made(bench.cache), "latents cache", True):
         thread = threading.Thread(target=lambda: results.append(bench.prepare()))
         thread.start()
         thread.join(0.3)
@@ -512,12 +513,12 @@ def test_bad_input_is_named(bench):
     ("value", "reason"), [(np.nan, "not finite"), (7e4, "70000 exceed float16")]
 )
 def test_moments_that_cannot_be_kept_are_refused(bench, monkeypatch, value, reason):
-    def encode(images):
+    def spoiled(images):
         moments = np.zeros((len(images), 2, 2, 8), np.float32)
         moments[1, 0, 0, 0] = value
         return moments
 
-    monkeypatch.setattr(encode, "_compiled", lambda model: encode)
+    monkeypatch.setattr(encode, "_compiled", lambda model: spoiled)
     with pytest.raises(UserError, match=f"{NAMES[1]}: .*{reason}"):
         bench.prepare()
     assert not (bench.cache / "index.json").exists(), "nothing is left to be trusted"

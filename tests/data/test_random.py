@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 
 
 def along(function, start, stop):
@@ -13,8 +13,8 @@ def along(function, start, stop):
     return np.stack(list(dataset.as_numpy_iterator()))
 
 
-def noise(draws, start=0, stop=8, purpose="noise", shape=(4, 4, 2)):
-    return along(lambda position: draws.normal(purpose, position, shape), start, stop)
+def noise(stream, start=0, stop=8, purpose="noise", shape=(4, 4, 2)):
+    return along(lambda position: stream.normal(purpose, position, shape), start, stop)
 
 
 # --- Pure functions ------------------------------------------------------------------------
@@ -23,14 +23,14 @@ def noise(draws, start=0, stop=8, purpose="noise", shape=(4, 4, 2)):
 @pytest.mark.parametrize("kind", ["index", "integer", "bits", "chance", "uniform", "normal"])
 def test_the_same_position_draws_the_same_in_any_order(kind):
     def draw(position):
-        draws = Draws(7, "train")
+        stream = RandomStream(7, "train")
         return {
-            "index": lambda: draws.index(position, 11),
-            "integer": lambda: draws.integer("timestep", position, 1000),
-            "bits": lambda: draws.bits("caption", position),
-            "chance": lambda: draws.chance("flip", position, 0.5),
-            "uniform": lambda: draws.uniform("background", position, (3,)),
-            "normal": lambda: draws.normal("noise", position, (2, 3)),
+            "index": lambda: stream.index(position, 11),
+            "integer": lambda: stream.integer("timestep", position, 1000),
+            "bits": lambda: stream.bits("caption", position),
+            "chance": lambda: stream.chance("flip", position, 0.5),
+            "uniform": lambda: stream.uniform("background", position, (3,)),
+            "normal": lambda: stream.normal("noise", position, (2, 3)),
         }[kind]()
 
     forward = along(draw, 0, 40)
@@ -42,13 +42,13 @@ def test_the_same_position_draws_the_same_in_any_order(kind):
 
 def test_numbers_are_frozen():
     """A resumed run has to see the numbers its first part saw, also after an upgrade."""
-    draws = Draws(0, "train")
+    stream = RandomStream(0, "train")
     position = tf.constant(5, tf.int64)
     found = [
-        int(draws.index(position, 1000)),
-        int(draws.integer("timestep", position, 1000)),
-        round(float(draws.uniform("background", position, (1,))[0]), 6),
-        round(float(draws.normal("noise", position, (1,))[0]), 6),
+        int(stream.index(position, 1000)),
+        int(stream.integer("timestep", position, 1000)),
+        round(float(stream.uniform("background", position, (1,))[0]), 6),
+        round(float(stream.normal("noise", position, (1,))[0]), 6),
     ]
     expected = [796, 885, 0.100788, 1.39847]
     assert found == expected, f"drew {found}, at version 0.1 it was {expected}"
@@ -57,10 +57,10 @@ def test_numbers_are_frozen():
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (noise(Draws(0, "train")), noise(Draws(1, "train"))),
-        (noise(Draws(0, "train")), noise(Draws(0, "validation"))),
-        (noise(Draws(0, "train")), noise(Draws(0, "train"), purpose="posterior")),
-        (noise(Draws(0, "train")), noise(Draws(0, "train"), 8, 16)),
+        (noise(RandomStream(0, "train")), noise(RandomStream(1, "train"))),
+        (noise(RandomStream(0, "train")), noise(RandomStream(0, "validation"))),
+        (noise(RandomStream(0, "train")), noise(RandomStream(0, "train"), purpose="posterior")),
+        (noise(RandomStream(0, "train")), noise(RandomStream(0, "train"), 8, 16)),
     ],
     ids=["seed", "stream", "purpose", "position"],
 )
@@ -70,7 +70,7 @@ def test_everything_in_the_key_counts(one, other):
 
 
 def test_no_two_examples_share_their_noise():
-    drawn = noise(Draws(0, "train"), 0, 200).reshape(200, -1)
+    drawn = noise(RandomStream(0, "train"), 0, 200).reshape(200, -1)
     assert len(np.unique(drawn, axis=0)) == 200, "two of 200 examples got the same noise"
     correlation = np.corrcoef(drawn) - np.eye(200)
     # 19,900 pairs of 32 numbers: standard deviation 0.18, so 0.8 is more than four of them.
@@ -82,8 +82,8 @@ def test_no_two_examples_share_their_noise():
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
 def test_every_epoch_is_another_permutation(count):
-    draws = Draws(3, "train")
-    order = along(lambda position: draws.index(position, count), 0, 4 * count)
+    stream = RandomStream(3, "train")
+    order = along(lambda position: stream.index(position, count), 0, 4 * count)
     epochs = order.reshape(4, count)
     for number, epoch in enumerate(epochs):
         np.testing.assert_array_equal(
@@ -97,17 +97,17 @@ def test_every_epoch_is_another_permutation(count):
 
 def test_another_seed_is_another_order():
     orders = {
-        tuple(along(lambda position, s=seed: Draws(s, "train").index(position, 50), 0, 50))
+        tuple(along(lambda position, s=seed: RandomStream(s, "train").index(position, 50), 0, 50))
         for seed in range(5)
     }
     assert len(orders) == 5, f"5 seeds gave {len(orders)} orders"
 
 
 def test_positions_beyond_32_bits():
-    draws, far = Draws(0, "train"), 10**12
-    order = along(lambda position: draws.index(position, 10), far, far + 10)
+    stream, far = RandomStream(0, "train"), 10**12
+    order = along(lambda position: stream.index(position, 10), far, far + 10)
     np.testing.assert_array_equal(np.sort(order), np.arange(10), err_msg="late in a long run")
-    late, early = noise(draws, 2**32, 2**32 + 2), noise(draws, 0, 2)
+    late, early = noise(stream, 2**32, 2**32 + 2), noise(stream, 0, 2)
     assert not np.array_equal(late, early), "positions repeat after 2**32 examples"
 
 
@@ -115,7 +115,7 @@ def test_positions_beyond_32_bits():
 
 
 def test_normal_is_standard_normal():
-    drawn = noise(Draws(0, "train"), 0, 500, shape=(8, 8, 4)).ravel()
+    drawn = noise(RandomStream(0, "train"), 0, 500, shape=(8, 8, 4)).ravel()
     assert drawn.dtype == np.float32, f"noise is {drawn.dtype}"
     bound = 4 / np.sqrt(drawn.size)  # four standard errors
     assert abs(drawn.mean()) < bound, f"mean {drawn.mean():.4f}, expected 0 ± {bound:.4f}"
@@ -126,8 +126,8 @@ def test_normal_is_standard_normal():
 
 @pytest.mark.parametrize("maximum", [1, 3, 1000])
 def test_integers_are_uniform(maximum):
-    draws, count = Draws(0, "train"), 4000
-    drawn = along(lambda position: draws.integer("timestep", position, maximum), 0, count)
+    stream, count = RandomStream(0, "train"), 4000
+    drawn = along(lambda position: stream.integer("timestep", position, maximum), 0, count)
     assert drawn.dtype == np.int32, f"integers are {drawn.dtype}"
     assert drawn.min() >= 0, f"drew {drawn.min()}"
     assert drawn.max() < maximum, f"drew {drawn.max()}, expected at most {maximum - 1}"
@@ -140,9 +140,9 @@ def test_integers_are_uniform(maximum):
 
 @pytest.mark.parametrize("maximum", [1, 3, 1000])
 def test_bits_modulo_n_are_the_integer_below_n(maximum):
-    draws = Draws(0, "train")
-    drawn = along(lambda position: draws.integer("caption", position, maximum), 0, 300)
-    bits = along(lambda position: draws.bits("caption", position), 0, 300)
+    stream = RandomStream(0, "train")
+    drawn = along(lambda position: stream.integer("caption", position, maximum), 0, 300)
+    bits = along(lambda position: stream.bits("caption", position), 0, 300)
     assert bits.min() >= 0, f"drew {bits.min()}"
     assert bits.max() < 1 << 32, f"drew {bits.max()}, expected 32 bits"
     np.testing.assert_array_equal(bits % maximum, drawn, err_msg=f"modulo {maximum}")
@@ -150,15 +150,15 @@ def test_bits_modulo_n_are_the_integer_below_n(maximum):
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 1.0])
 def test_chance_comes_as_often_as_asked(probability):
-    draws, count = Draws(0, "train"), 3000
-    share = along(lambda position: draws.chance("flip", position, probability), 0, count).mean()
+    stream, count = RandomStream(0, "train"), 3000
+    share = along(lambda position: stream.chance("flip", position, probability), 0, count).mean()
     bound = 4 * np.sqrt(probability * (1 - probability) / count)
     assert abs(share - probability) <= bound, f"{share:.3f}, expected {probability} ± {bound:.3f}"
 
 
 def test_uniform_fills_the_unit_interval():
-    draws = Draws(0, "train")
-    drawn = along(lambda position: draws.uniform("background", position, (3,)), 0, 1000)
+    stream = RandomStream(0, "train")
+    drawn = along(lambda position: stream.uniform("background", position, (3,)), 0, 1000)
     assert drawn.min() >= 0, f"drew {drawn.min()}"
     assert drawn.max() < 1, f"drew {drawn.max()}"
     assert abs(drawn.mean() - 0.5) < 0.03, f"mean {drawn.mean():.3f}, expected 0.5"

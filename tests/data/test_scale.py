@@ -15,14 +15,14 @@ import keras
 import nasty
 import pytest
 
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import split_catalog
 from latentddpm.data.examples import diffusion_examples, image_examples, positions
 from latentddpm.data.latents.cache import prepare_latents
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
@@ -58,7 +58,7 @@ def autoencoder():
     return Autoencoder(**sizes)
 
 
-TOKENIZER = ClipTokenizer(16)
+TOKENIZER = CLIPTokenizer(16)
 
 
 def input_side(data, folder, autoencoder):
@@ -76,7 +76,11 @@ def input_side(data, folder, autoencoder):
         batch_size=200,
         quiet=True,
     )
-    settings = {"batch_size": 8, "positions": positions(0, None, 8), "draws": Draws(0, "train")}
+    settings = {
+        "batch_size": 8,
+        "positions": positions(0, None, 8),
+        "draws": RandomStream(0, "train"),
+    }
     streams = [
         image_examples(catalog, training, resolution=2, latent_shape=(1, 1, 4), **settings),
         diffusion_examples(

@@ -10,7 +10,7 @@ import nasty
 import numpy as np
 import pytest
 
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
@@ -18,7 +18,7 @@ from latentddpm.data.catalog.split import split_catalog
 from latentddpm.data.examples import diffusion_examples, image_examples, positions
 from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.pack import KINDS, pack, parse_size
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.data.sources.open import expand, open_source
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
@@ -98,7 +98,7 @@ def never():
 def test_a_packed_set_is_the_folder(kind, packed, reference, tmp_path):
     expected, catalog = reference[0], catalog_of(packed / kind, tmp_path / "catalog")
     assert catalog.digest == expected.digest, "other images, or another order"
-    for column in ("width", "height", "transparent", "lot"):
+    for column in ("width", "height", "transparent", "split_hash"):
         found = catalog.images[column]
         np.testing.assert_array_equal(found, expected.images[column], err_msg=column)
     ours, theirs = Captions(catalog, TEMPLATES), Captions(expected, TEMPLATES)
@@ -122,7 +122,11 @@ def test_a_packed_set_trains_to_the_same_examples(kind, packed, reference, tmp_p
     def streams(catalog, cache):
         training, validation = split_catalog(catalog, DataConfig(validation_fraction=0.3))
         assert len(validation), "the test needs images kept out"
-        settings = {"batch_size": 5, "positions": positions(0, 6, 5), "draws": Draws(1, "train")}
+        settings = {
+            "batch_size": 5,
+            "positions": positions(0, 6, 5),
+            "draws": RandomStream(1, "train"),
+        }
         captions = Captions(catalog, TEMPLATES)
         yield image_examples(
             catalog, training, resolution=8, latent_shape=(4, 4, 4), flip=True, **settings
@@ -132,7 +136,7 @@ def test_a_packed_set_trains_to_the_same_examples(kind, packed, reference, tmp_p
             training,
             NoiseSchedule(),
             LatentSpace(0.5),
-            tokens=prepare_tokens(captions, ClipTokenizer(12), quiet=True),
+            tokens=prepare_tokens(captions, CLIPTokenizer(12), quiet=True),
             condition_dropout=0.2,
             **settings,
         ).map(lambda inputs, target: {**inputs, "target": target})
@@ -245,7 +249,7 @@ def test_members_that_are_no_sample_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "words"),
+    ("name", "data", "caption_stamp"),
     [
         ("0.txt", b"caf\xe9", r"a\.tar: 0\.txt: not UTF-8 \(byte 0xe9 at position 3\)"),
         ("0.json", b"{", r"a\.tar: 0\.json: not valid JSON"),

@@ -7,6 +7,7 @@ network comes down to the entropy ½ log2(2πe s²) as the steps get finer.
 import numpy as np
 import pytest
 from analytic import GaussianDenoiser, normal
+from gaussian import gaussian_bound, least_error
 
 from latentddpm.diffusion import NoiseSchedule
 from latentddpm.diffusion.likelihood import (
@@ -19,20 +20,6 @@ from latentddpm.diffusion.schedule import PREDICTION_TYPES
 from latentddpm.errors import UserError
 
 STD = 0.5
-
-
-def least_error(schedule, std):
-    """E(x0 − x̂0)² of the best network at each timestep."""
-    return std**2 / (1 + std**2 * schedule.snr)
-
-
-def gaussian_bound(schedule, std, variance):
-    """The bound of the best network in closed form, and the entropy; bits per dimension."""
-    bar = schedule.alphas_cumprod[-1]
-    prior = (bar * (std**2 - 1) - np.log(1 - bar)) / 2 / np.log(2)
-    offset, slope = step_terms(schedule)[variance]
-    entropy = np.log2(2 * np.pi * np.e * std**2) / 2
-    return prior + np.sum(offset + slope * least_error(schedule, std)), entropy
 
 
 def kl_of_gaussians(mean, variance, other_mean, other_variance):

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from command_line import LDM_CONFIG
 from conftest import EMOJI, TESTS, environment
 from PIL import Image
 from safetensors.numpy import load_file
-from test_cli import LDM_CONFIG
 from tiny import tiny_autoencoder, tiny_model
 
 from latentddpm.data.examples import share
-from latentddpm.distribution.processes import Crew
+from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.distribution.strategy import check_tf_config, is_lost, make_strategy
 from latentddpm.errors import UserError
 from latentddpm.models.archive import load_archive
@@ -113,7 +113,7 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(workers, batch_size,
     steps = -(-count // batch_size)
     found = [[] for _ in range(steps)]
     for index in range(workers):
-        positions, own = share(5, 5 + count, batch_size, Crew(index, workers))
+        positions, own = share(5, 5 + count, batch_size, ProcessGroup(index, workers))
         batches = [batch.tolist() for batch in positions.batch(own).as_numpy_iterator()]
         if len(batches) < steps:  # a process with nothing in the batches, or in the last of them
             batches = [*batches, *[[]] * (steps - len(batches))]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import EMOJI
-from test_bound import gaussian_bound, least_error
+from gaussian import gaussian_bound, least_error
 from tiny import SIZE, tiny_lora, tiny_model
 
 from latentddpm.cli import main

@@ -117,7 +117,7 @@ def test_statistics_of_batches_are_those_of_the_whole():
     np.testing.assert_allclose(batches.covariance, np.cov(features.T), rtol=1e-7, atol=1e-9)
 
 
-def draws(rng, count, repeats, shift=0.0):
+def stream(rng, count, repeats, shift=0.0):
     return rng.normal(shift, 1.0, (repeats, count, 4))
 
 
@@ -125,11 +125,11 @@ def test_the_kernel_distance_has_no_bias_and_knows_its_error():
     """On many small draws of one and of two distributions."""
     rng = np.random.default_rng(0)
     for shift in (0.0, 1.0):
-        sets = zip(draws(rng, 20, 400), draws(rng, 30, 400, shift), strict=True)
+        sets = zip(stream(rng, 20, 400), stream(rng, 30, 400, shift), strict=True)
         found = [kernel_distance(x, y) for x, y in sets]
         values = np.array([distance.value for distance in found])
         # E (x·y / d + 1)³ for x, y of N(a, 1), N(b, 1): the moments of x·y, by a large draw.
-        big, other = draws(rng, 200_000, 2), draws(rng, 200_000, 2, shift)
+        big, other = stream(rng, 200_000, 2), stream(rng, 200_000, 2, shift)
         means = [
             ((x * y).sum(-1) / 4 + 1) ** 3 for x, y in ((*big,), (*other,), (big[0], other[0]))
         ]
@@ -148,8 +148,8 @@ def test_the_kernel_distance_has_no_bias_and_knows_its_error():
 def test_pairs_are_no_closer_than_their_distributions():
     """y_i made from x_i, with the same distribution: 0 on average only without i = j."""
     rng = np.random.default_rng(2)
-    x = draws(rng, 15, 300)
-    y = 0.8 * x + 0.6 * draws(rng, 15, 300)
+    x = stream(rng, 15, 300)
+    y = 0.8 * x + 0.6 * stream(rng, 15, 300)
     found = [paired_kernel_distance(*pair) for pair in zip(x, y, strict=True)]
     values = np.array([distance.value for distance in found])
     spread = values.std() / np.sqrt(len(values))

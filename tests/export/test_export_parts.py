@@ -23,7 +23,7 @@ from tiny import (
     tiny_model,
 )
 
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError
 from latentddpm.export import endpoints as interop_endpoints
 from latentddpm.export import litert, onnx
@@ -140,7 +140,7 @@ def test_a_server_finds_all_it_needs(written, manifest, model, kind):
     assert manifest["defaults"]["guidance_scale"] == 3.0, f"defaults {manifest['defaults']}"
     levels = manifest["schedule"]["alphas_cumprod"]
     np.testing.assert_array_equal(levels, model.schedule.alphas_cumprod, "other noise levels")
-    tokenizer = ClipTokenizer.load(folder / manifest["tokenizer"])
+    tokenizer = CLIPTokenizer.load(folder / manifest["tokenizer"])
     assert (folder / "tokenizer" / "vocab.json").is_file(), "expected the vocabulary in full"
     assert tokenizer.context_length == CONTEXT_LENGTH, "the tokenizer has another length"
 

@@ -25,13 +25,14 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTokenizer as ReferenceTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from reference_networks import AUTOENCODERS, UNETS, randomize
 
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.clip.vocabulary import END_TOKEN, START_TOKEN, byte_tokens
 
 OUT = Path(__file__).with_name("diffusers")
@@ -93,7 +94,7 @@ def make_pipeline(folder):
     """A whole Stable Diffusion pipeline, and the images of injected latents."""
     tokens = [*byte_tokens(), *map("".join, MERGES), START_TOKEN, END_TOKEN]
     vocabulary = {token: n for n, token in enumerate(tokens)}
-    ours = ClipTokenizer(9, vocabulary=vocabulary, merges=MERGES)
+    ours = CLIPTokenizer(9, vocabulary=vocabulary, merges=MERGES)
     ours.save(folder / "source", standalone=True)
     config = CLIPTextConfig(
         vocab_size=len(tokens),
@@ -113,7 +114,7 @@ def make_pipeline(folder):
         vae=vae,
         unet=unet.half().float(),
         text_encoder=text_encoder.half().float(),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "source"),
+        tokenizer=ReferenceTokenizer.from_pretrained(folder / "source"),
         scheduler=DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,

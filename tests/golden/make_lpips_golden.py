@@ -7,8 +7,8 @@ latentddpm/interop/lpips_heads/vgg.safetensors   head_0 … head_4, from the pac
 tests/golden/lpips.json                     distances on a random VGG16, per block and summed
 
 Nothing of ImageNet is in either; the random weights are drawn again by the test
-(`tests/support/vgg.py`). Of torchvision the package takes only the list of VGG16's layers; where torchvision does not fit
-the installed torch, that list is written here.
+(`tests/support/vgg.py`). Of torchvision the package takes only the list of VGG16's layers; where
+torchvision does not fit the installed torch, that list is written here.
 """
 
 import json

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from latentddpm.clip.text_encoder import TextEncoder, build_text_encoder
-from latentddpm.clip.tokenizer import ClipTokenizer, PromptTooLong
+from latentddpm.clip.tokenizer import CLIPTokenizer, PromptTooLong
 from latentddpm.clip.vocabulary import byte_tokens
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder, read_text_encoder, write_text_encoder
@@ -32,7 +32,7 @@ SIZES = {
 def tokenizer():
     """A vocabulary of bytes: it keeps the embedding of the tiny encoders small."""
     tokens = [*byte_tokens(), "<|startoftext|>", "<|endoftext|>"]
-    return ClipTokenizer(8, vocabulary={t: n for n, t in enumerate(tokens)}, merges=())
+    return CLIPTokenizer(8, vocabulary={t: n for n, t in enumerate(tokens)}, merges=())
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_import_export_import_is_exact(tmp_path, token_ids, write_folder):
 def test_config_of_an_encoder_trained_here(tmp_path):
     encoder = build_text_encoder(hidden_dim=8, num_layers=1, num_heads=2, context_length=16)
     folders = (tmp_path / "text_encoder", tmp_path / "tokenizer")
-    write_text_encoder(encoder, ClipTokenizer(16), *folders)
+    write_text_encoder(encoder, CLIPTokenizer(16), *folders)
     config = json.loads((folders[0] / "config.json").read_text())
     expected = {
         "architectures": ["CLIPTextModel"],
@@ -316,7 +316,7 @@ def test_golden_outputs_of_transformers(activation):
 def test_golden_tokens_of_transformers():
     golden = json.loads((GOLDEN / "clip_tokens.json").read_text("utf-8"))
     assert len(golden) > 200, "a large set of prompts"
-    ours = ClipTokenizer()
+    ours = CLIPTokenizer()
     for text, ids in golden.items():
         assert ours.encode(text) == ids, f"{text!r}: transformers has {ids}"
 
@@ -390,7 +390,7 @@ def test_imports_half_precision_of_transformers(
 def test_transformers_opens_what_is_written(tmp_path, transformers, activation):
     keras.utils.set_random_seed(0)
     sizes = SIZES | {"context_length": 16, "vocabulary_size": 49_408}
-    encoder, ours = TextEncoder(**sizes, activation=activation), ClipTokenizer(16)
+    encoder, ours = TextEncoder(**sizes, activation=activation), CLIPTokenizer(16)
     for variable in encoder.weights:
         variable.assign(variable + keras.random.normal(variable.shape, stddev=0.3, seed=1))
     write_text_encoder(encoder, ours, tmp_path / "text_encoder", tmp_path / "tokenizer")
@@ -415,7 +415,7 @@ def test_transformers_opens_what_is_written(tmp_path, transformers, activation):
 
 @pytest.mark.reference
 def test_tokenizer_matches_transformers(tmp_path, transformers):
-    ours = ClipTokenizer()
+    ours = CLIPTokenizer()
     ours.save(tmp_path, standalone=True)
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
     every = [chr(n) for n in range(0x20, 0x1_0000, 7) if unicodedata.category(chr(n))[0] != "C"]
@@ -424,7 +424,7 @@ def test_tokenizer_matches_transformers(tmp_path, transformers):
     for text, ids in zip(texts, theirs(texts)["input_ids"], strict=True):
         assert ours.encode(text) == ids[1:-1], f"{text!r}: transformers has {ids[1:-1]}"
     theirs.save_pretrained(tmp_path / "theirs")
-    loaded = ClipTokenizer.load(tmp_path / "theirs")
+    loaded = CLIPTokenizer.load(tmp_path / "theirs")
     assert loaded.vocabulary == ours.vocabulary, "we read their files otherwise"
     assert loaded.merges == ours.merges, "we read their files otherwise"
 
@@ -440,8 +440,8 @@ def test_tokenizer_matches_transformers(tmp_path, transformers):
     ],
 )
 def test_where_the_tokenizer_follows_openai_instead(tmp_path, transformers, text, reason):
-    ClipTokenizer().save(tmp_path, standalone=True)
+    CLIPTokenizer().save(tmp_path, standalone=True)
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
-    assert ClipTokenizer().encode(text) != theirs(text)["input_ids"][1:-1], (
+    assert CLIPTokenizer().encode(text) != theirs(text)["input_ids"][1:-1], (
         f"transformers changed: as OpenAI's, {reason}; move this text to the golden prompts"
     )

@@ -15,7 +15,7 @@ from latentddpm.cli import main
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.interop.diffusers.folder import STEM, read_folder
-from latentddpm.interop.diffusers.networks import judge, rows_of
+from latentddpm.interop.diffusers.networks import rows_of, validate
 from latentddpm.interop.diffusers.read_config import unet_arguments
 from latentddpm.interop.diffusers.weight_map import to_ours, to_theirs
 from latentddpm.interop.diffusers.weights import variable, write
@@ -44,7 +44,7 @@ def assert_close(found, expected, what, tolerance=TOLERANCE):
 
 
 def load_unet(folder):
-    return judge(read_folder(folder).unet).build()
+    return validate(read_folder(folder).unet).build()
 
 
 def tensors_of(folder):

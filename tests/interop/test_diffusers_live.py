@@ -16,7 +16,7 @@ from latentddpm import interop
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.interop.diffusers.folder import read_folder
-from latentddpm.interop.diffusers.networks import judge
+from latentddpm.interop.diffusers.networks import validate
 from latentddpm.interop.diffusers.scheduler import KINDS, scheduler_config
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
@@ -167,7 +167,7 @@ def test_unet(name, tmp_path):
     kind, config = UNETS[name]
     model = randomize(kind(**config))
     model.save_pretrained(tmp_path, max_shard_size="500KB")
-    ours = judge(read_folder(tmp_path).unet).build()
+    ours = validate(read_folder(tmp_path).unet).build()
     assert_close(*predictions(model, ours), "prediction")
 
 

@@ -14,11 +14,11 @@ from tiny import tiny_autoencoder
 
 from latentddpm import interop
 from latentddpm.clip.text_encoder import build_text_encoder
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError
 from latentddpm.interop import clip
 from latentddpm.interop.diffusers.folder import INDEX, STEM, read_folder
-from latentddpm.interop.diffusers.networks import judge
+from latentddpm.interop.diffusers.networks import validate
 from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_config
 from latentddpm.interop.tensors import RenamedTensors, TensorFiles
 from latentddpm.models.unet import UNet
@@ -30,7 +30,7 @@ WEIGHTS = f"{STEM}.safetensors"
 def load(folder):
     """The one network of a folder, judged but not built."""
     checkpoint = read_folder(folder)
-    return judge(checkpoint.vae or checkpoint.unet)
+    return validate(checkpoint.vae or checkpoint.unet)
 
 
 def refuse(folder, *words):
@@ -270,7 +270,7 @@ def test_a_text_encoder_of_another_width(pipeline):
         shutil.rmtree(pipeline / folder)
     encoder = build_text_encoder(hidden_dim=8, num_layers=1, num_heads=2, context_length=9)
     clip.write_text_encoder(
-        encoder, ClipTokenizer(9), pipeline / "text_encoder", pipeline / "tokenizer"
+        encoder, CLIPTokenizer(9), pipeline / "text_encoder", pipeline / "tokenizer"
     )
     with pytest.raises(UserError, match="cross_attention_dim is 16, but the text encoder is 8"):
         interop.load_diffusers(pipeline)

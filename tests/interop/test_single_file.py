@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError
 from latentddpm.interop.compvis import single_file
 from latentddpm.interop.compvis.config import text_config, unet_config, vae_config
@@ -19,7 +19,7 @@ from latentddpm.interop.compvis.names import unet_names, vae_names
 from latentddpm.interop.compvis.single_file import load_single_file, read_single_file
 from latentddpm.interop.convert import convert_from
 from latentddpm.interop.diffusers.folder import load_diffusers, save_diffusers
-from latentddpm.interop.diffusers.networks import judge
+from latentddpm.interop.diffusers.networks import validate
 from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline.model_folder import read_model_folder
 
@@ -210,7 +210,7 @@ def test_full_size_is_understood_without_memory(tmp_path, names):
     assert path.stat().st_size > 4.2e9, "float32, a gigaparameter"
     tracemalloc.start()
     checkpoint = read_single_file(path)
-    networks = [judge(piece) for piece in (checkpoint.unet, checkpoint.vae)]
+    networks = [validate(piece) for piece in (checkpoint.unet, checkpoint.vae)]
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert used < 50e6, f"reading the header took {used / 1e6:.0f} MB"
@@ -418,7 +418,7 @@ def test_diffusers_runs_what_is_loaded(file, model):
 
     weights = {key: torch.from_numpy(value) for key, value in compvis.tensors("unet").items()}
     unet.load_state_dict(convert_ldm_unet_checkpoint(weights, config))
-    token_ids = ClipTokenizer()(["a cat", ""])
+    token_ids = CLIPTokenizer()(["a cat", ""])
     context = keras.ops.convert_to_numpy(model.text_encoder({"token_ids": token_ids}))
     latents = np.random.default_rng(1).normal(size=(2, 6, 4, 4)).astype("float32")
     timesteps = np.array([1, 999], "int32")

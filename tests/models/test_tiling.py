@@ -145,9 +145,9 @@ def test_enough_for_one_image_means_one_at_a_time(autoencoder, monkeypatch):
     monkeypatch.setattr(
         type(autoencoder.decoder), "__call__", lambda s, x: seen.append(len(x)) or call(s, x)
     )
-    one = tiling._Half(autoencoder.decoder, autoencoder, "decode", 1, 8).bytes_of_one_pass(
-        (1, 4, 4, 4)
-    )
+    one = tiling.AutoencoderHalf(
+        autoencoder.decoder, autoencoder, "decode", 1, 8
+    ).bytes_of_one_pass((1, 4, 4, 4))
     monkeypatch.setattr(tiling, "available_memory", lambda: 2 * one)
     images = decode(autoencoder, latents)
     assert seen == [1, 1, 1], f"expected three passes of one image, got {seen}"
@@ -234,7 +234,7 @@ def test_broken_weights_are_an_error(autoencoder):
 
 
 def test_the_estimate_grows_with_the_pixels(autoencoder):
-    half = tiling._Half(autoencoder.decoder, autoencoder, "decode", 1, 8)
+    half = tiling.AutoencoderHalf(autoencoder.decoder, autoencoder, "decode", 1, 8)
     small, large = (half.bytes_of_one_pass((1, side, side, 4)) for side in (4, 8))
     assert large == 4 * small, f"four times the pixels should need 4 times {small}, not {large}"
     assert tiling.available_memory() is None or tiling.available_memory() > 0

@@ -27,14 +27,14 @@ import numpy as np
 from safetensors.numpy import load_file
 from train_small import apart, descended
 
-from latentddpm.data.buckets import in_turns, one_by_one
+from latentddpm.data.buckets import interleave, one_by_one
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples, positions
 from latentddpm.data.latents.cache import LatentsCache
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.distribution.replicas import shared_out
-from latentddpm.distribution.strategy import feed
+from latentddpm.distribution.replicas import split_over_replicas
+from latentddpm.distribution.strategy import distribute_dataset
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.unet import UNet
@@ -211,9 +211,9 @@ def train_shapes(replicas):
         inputs = keras.Input((None, None, 3))
         model = Small(inputs, keras.layers.Conv2D(3, 3, padding="same")(inputs))
         model.compile(adamw(), loss="mse")
-    examples = feed(strategy, in_turns(sizes, 0, 2 * STEPS, BATCH, part))
+    examples = distribute_dataset(strategy, interleave(sizes, 0, 2 * STEPS, BATCH, part))
     logs = model.fit(examples, steps_per_epoch=2 * STEPS, verbose=0, shuffle=False).history
-    held_out = feed(strategy, one_by_one(sizes, part))  # batches of 5, 2 and 4
+    held_out = distribute_dataset(strategy, one_by_one(sizes, part))  # batches of 5, 2 and 4
     tested = model.evaluate(held_out, steps=3, verbose=0)
     return model.get_weights(), {"loss": logs["loss"][-1], "tested": tested}
 
@@ -287,7 +287,7 @@ def given(replicas, batch_size=7):
         NoiseSchedule(),
         LatentSpace(1.0),
         batch_size=batch_size,
-        draws=Draws(3, "train-diffusion"),
+        stream=RandomStream(3, "train-diffusion"),
         positions=positions(0, STEPS, batch_size),
     )
     batches = batches.map(lambda inputs, noise: ({**inputs, "noise": noise}, noise))
@@ -327,7 +327,7 @@ def streams():
 def shared(number):
     """Whether four replicas give a batch of `number` examples back as one function does."""
     inputs = {"a": normal(number, 2), "b": normal(number, 1, seed=1)}
-    function = shared_out(lambda parts: parts["a"] * parts["b"] + 1, strategy_of(4))
+    function = split_over_replicas(lambda parts: parts["a"] * parts["b"] + 1, strategy_of(4))
     outputs = tf.function(function)(inputs).numpy()
     return bool(np.array_equal(outputs, inputs["a"] * inputs["b"] + 1))
 

@@ -12,7 +12,7 @@ from conftest import EMOJI
 from safetensors.numpy import save_file
 
 from latentddpm.clip.text_encoder import build_text_encoder
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.unet import UNet
@@ -52,7 +52,7 @@ def tiny_model(seed=0, text=True, **unet_changes):
         text_encoder = build_text_encoder(
             hidden_dim=16, num_layers=1, num_heads=2, context_length=CONTEXT_LENGTH
         )
-        tokenizer = ClipTokenizer(CONTEXT_LENGTH)
+        tokenizer = CLIPTokenizer(CONTEXT_LENGTH)
     perturb(unet, seed)
     return LatentDiffusion(
         autoencoder,

@@ -9,10 +9,15 @@ import keras
 import tensorflow as tf
 from train_small import Small, data, small
 
-from latentddpm.data.buckets import in_turns, one_by_one
+from latentddpm.data.buckets import interleave, one_by_one
 from latentddpm.data.examples import share, shared
-from latentddpm.distribution.processes import ALONE
-from latentddpm.distribution.strategy import agreement, crew_of, feed, make_strategy
+from latentddpm.distribution.processes import ONE_PROCESS
+from latentddpm.distribution.strategy import (
+    any_process,
+    distribute_dataset,
+    make_strategy,
+    process_group,
+)
 
 
 def train(strategy, batch_size, direct):
@@ -23,10 +28,10 @@ def train(strategy, batch_size, direct):
     if direct:
         examples = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
     else:
-        crew = crew_of(strategy)
-        positions, own = share(0, 3 * batch_size, batch_size, crew)
+        processes = process_group(strategy)
+        positions, own = share(0, 3 * batch_size, batch_size, processes)
         pairs = positions.map(lambda place: (tf.gather(x, place), tf.gather(y, place)))
-        examples = feed(strategy, pairs.batch(own))
+        examples = distribute_dataset(strategy, pairs.batch(own))
     history = model.fit(examples, verbose=0, shuffle=False).history
     held_out = tf.data.Dataset.from_tensor_slices(data(7, seed=3)).batch(4)
     tested = model.evaluate(held_out, verbose=0, return_dict=True)
@@ -36,7 +41,7 @@ def train(strategy, batch_size, direct):
 
 def train_shapes(strategy, batch_size):
     """The same of images of two shapes in turns, validated bucket by bucket."""
-    crew, sizes = crew_of(strategy), {(4, 2): range(7), (2, 4): range(4)}
+    processes, sizes = process_group(strategy), {(4, 2): range(7), (2, 4): range(4)}
 
     def part(shape, first, last):
         def images(place):
@@ -46,24 +51,26 @@ def train_shapes(strategy, batch_size):
         def batches(positions, size):
             return positions.map(images).batch(size)
 
-        return shared(range(first, last), batch_size, crew, batches)
+        return shared(range(first, last), batch_size, processes, batches)
 
     with strategy.scope():
         keras.utils.set_random_seed(1)
         inputs = keras.Input((None, None, 3))
         model = Small(inputs, keras.layers.Conv2D(3, 3, padding="same")(inputs))
         model.compile("sgd", loss="mse")
-    examples = feed(strategy, in_turns(sizes, 0, 4, batch_size, part))
+    examples = distribute_dataset(strategy, interleave(sizes, 0, 4, batch_size, part))
     history = model.fit(examples, steps_per_epoch=4, verbose=0, shuffle=False).history
     steps = sum(-(-len(images) // batch_size) for images in sizes.values())
-    tested = model.evaluate(feed(strategy, one_by_one(sizes, part)), steps=steps, verbose=0)
+    tested = model.evaluate(
+        distribute_dataset(strategy, one_by_one(sizes, part)), steps=steps, verbose=0
+    )
     logs = {"loss": history["loss"][-1], "tested": tested}
     return [w.tolist() for w in model.get_weights()], {k: float(v) for k, v in logs.items()}
 
 
 if __name__ == "__main__":
     strategy = make_strategy("auto")
-    crew = crew_of(strategy)
+    processes = process_group(strategy)
     found = {
         "direct": train(strategy, 5, True),
         "by position": train(strategy, 5, False),
@@ -71,8 +78,8 @@ if __name__ == "__main__":
         "two shapes": train_shapes(strategy, 3),
         "two shapes, fewer examples than processes": train_shapes(strategy, 1),
     }
-    if crew is not ALONE:
-        crew.barrier()
-        agreed = agreement(strategy)
-        found["agreed"] = [agreed(False), agreed(crew.index == 1)]
+    if processes is not ONE_PROCESS:
+        processes.barrier()
+        agreed = any_process(strategy)
+        found["agreed"] = [agreed(False), agreed(processes.index == 1)]
     print(json.dumps(found))

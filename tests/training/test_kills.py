@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import LDM_CONFIG, VAE_CONFIG
 from conftest import EMOJI
 from safetensors.numpy import load_file
-from test_cli import LDM_CONFIG, VAE_CONFIG
 
 from latentddpm.training.run import checkpoint
 from latentddpm.utils.files import file_digest

@@ -8,7 +8,7 @@ from latentddpm.config import DiffusionTraining
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples, positions
 from latentddpm.data.latents.cache import LatentsCache
-from latentddpm.data.random import Draws
+from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.training.diffusion import RECIPE
@@ -33,7 +33,7 @@ def stream(cache, stop=8, batch_size=16, schedule=None, **recipe):
         schedule or NoiseSchedule(),
         LatentSpace(1.0),
         batch_size=batch_size,
-        draws=Draws(3, "train"),
+        stream=RandomStream(3, "train"),
         positions=positions(0, stop, batch_size),
         **recipe,
     )

@@ -11,11 +11,11 @@ import sys
 import keras
 import pytest
 from safetensors.numpy import load_file
-from test_safety import Run, settings
+from small_run import Run, settings
 from tiny import SIZE, UNET, few_emoji, step_by_step, tiny_autoencoder
 
 from latentddpm.clip.text_encoder import build_text_encoder
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
 from latentddpm.config_file import dump_config, parse_config
 from latentddpm.errors import UserError
@@ -25,17 +25,17 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.run.contract import SHOWN, Contract
-from latentddpm.training.run.resume import CONFIG, agree, check_run
-from latentddpm.utils.locks import claim
+from latentddpm.training.run.resume import CONFIG, check_resume, check_run
+from latentddpm.utils.locks import require_lock
 
 FACTS = {"images": 40}
 
 
 def judge(folder, config, **options):
-    """`agree` to go on in a folder, once `check_run` has nothing against it."""
+    """`check_resume` to go on in a folder, once `check_run` has nothing against it."""
     check_run(folder, resume=True)
     options = {"resume": True, "allow_changes": False, "quiet": False, **options}
-    return agree(folder, config, FACTS, **options)
+    return check_resume(folder, config, FACTS, **options)
 
 
 def begun(folder, config):
@@ -102,7 +102,7 @@ def write_clip(folder, seed=0):
     keras.utils.set_random_seed(seed)
     encoder = build_text_encoder(hidden_dim=16, num_layers=1, num_heads=2, context_length=16)
     parts = folder / "text_encoder", folder / "tokenizer"
-    write_text_encoder(encoder, ClipTokenizer(16), *parts)
+    write_text_encoder(encoder, CLIPTokenizer(16), *parts)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,6 @@ def test_where_nothing_can_be_locked_it_goes_on_with_a_warning(tmp_path, monkeyp
     monkeypatch.setattr(fcntl, "flock", flock)
     said = f"{tmp_path}: cannot be locked .No locks available.; see that no other process trains"
     entered = False
-    with pytest.warns(UserWarning, match=said), claim(tmp_path, "trains"):
+    with pytest.warns(UserWarning, match=said), require_lock(tmp_path, "trains"):
         entered = True
     assert entered, "expected to go on"

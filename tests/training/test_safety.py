@@ -4,7 +4,6 @@ A small real network goes through `run_steps`, with everything around it that th
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -19,22 +18,15 @@ import tensorflow as tf
 from click.testing import CliRunner
 from limits import file_size_limit
 from safetensors.numpy import load_file
+from small_run import STEPS, Run, settings
 
 from latentddpm.cli.usage import command
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.training.run import checkpoint, loop
-from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
+from latentddpm.training.run.callbacks import StopEvaluation
 from latentddpm.training.run.contract import FREE, Contract
 from latentddpm.training.run.health import PATIENCE, Diverged, less_memory
-from latentddpm.training.run.loop import compile_options, run_steps
-from latentddpm.training.step.train_step import TrainStep
 from latentddpm.utils import signals
-
-STEPS = 24
-
-
-class Network(TrainStep, keras.Model):
-    """Dense layers with this project's training step."""
 
 
 class Hungry(keras.layers.Layer):
@@ -43,85 +35,6 @@ class Hungry(keras.layers.Layer):
     def call(self, inputs):
         count = tf.cast(tf.shape(inputs)[0], tf.int64) * 2**26
         return inputs + tf.reduce_sum(tf.fill((count, 2**28), tf.reduce_sum(inputs)))
-
-
-def settings(**training):
-    common = {
-        "num_steps": STEPS,
-        "batch_size": 4,
-        "learning_rate": 1e-2,
-        "warmup_steps": 0,
-        "ema_momentum": 0.9,
-        "log_every": 1,
-        "validate_every": 8,
-        "checkpoint_every": 6,
-    }
-    return AutoencoderRun.model_validate({"training": common | training})
-
-
-class Run:
-    """A run in a folder; `change(step, inputs, targets)` meddles with the batch of a step."""
-
-    def __init__(self, folder, change=None, extra=(), validate=None, **training):
-        self.folder, self.change, self.validate = folder, change, validate
-        self.config = settings(**training)
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((3,))
-        outputs = inputs
-        for layer in (keras.layers.Dense(8, "silu"), *extra, keras.layers.Dense(2)):
-            outputs = layer(outputs)
-        self.model = Network(inputs, outputs)
-        self.model.compile(**compile_options(self.config.training), loss="mse")
-        self.validations = []
-
-    def examples(self, start, stop):
-        def batches():
-            for step in range(start, stop):
-                numbers = np.random.default_rng(step)
-                inputs = numbers.normal(size=(4, 3)).astype("float32")
-                targets = inputs[:, :2] ** 2
-                if self.change:
-                    self.change(step + 1, inputs, targets)
-                yield inputs, targets
-
-        shapes = tf.TensorSpec((4, 3)), tf.TensorSpec((4, 2))
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=shapes)
-        return dataset.apply(tf.data.experimental.assert_cardinality(stop - start))
-
-    def validation(self, step, log):
-        self.validations.append(step)
-        with averaged_weights(self.model):
-            batches = self.examples(1000, 1020)
-            if self.validate:
-                batches = self.validate(step, batches)
-            values = self.model.evaluate(
-                batches, verbose=0, callbacks=[StopEvaluation()], return_dict=True
-            )
-        log.write(step, {"validation_loss": values["loss"]})
-        (self.folder / "samples").mkdir(exist_ok=True)
-        (self.folder / "samples" / f"step-{step:08d}.png").touch()
-
-    def run(self, resume=False):
-        run_steps(
-            self.model,
-            self.examples,
-            self.config,
-            self.folder,
-            self.validation,
-            contract=Contract.of(self.config, {"images": 40}),
-            resume=resume,
-            quiet=True,
-        )
-        return self
-
-    @property
-    def checkpoints(self):
-        return self.folder / "checkpoints"
-
-    def log(self, key):
-        """Of each step that has one, the last line's value."""
-        lines = (self.folder / "log.jsonl").read_text("utf-8").splitlines()
-        return {line["step"]: line[key] for line in map(json.loads, lines) if key in line}
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +128,7 @@ def test_processes_stop_together_or_not_at_all(tmp_path, monkeypatch):
         return len(asked) == 7  # another process was told
 
     # In place of the flag that several processes sum up after every step.
-    monkeypatch.setattr(loop, "agreement", lambda strategy: agreed)
+    monkeypatch.setattr(loop, "any_process", lambda strategy: agreed)
     with pytest.raises(signals.Stopped, match="after step 7"):
         loop.run_steps(
             *(run.model, run.examples, run.config, run.folder, run.validation),

@@ -26,7 +26,7 @@ from latentddpm.models.unet import UNet
 from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.loop import open_log
-from latentddpm.training.run.progress import Progress, introduce
+from latentddpm.training.run.progress import Progress, run_summary
 from latentddpm.training.run.runlog import RunLog
 from latentddpm.utils.console import say
 from latentddpm.utils.files import read_json_lines
@@ -173,7 +173,7 @@ def test_a_run_introduces_itself(unet):
     unet.compile("sgd", loss="mse")
     frozen = small()
     parts = {"UNet": unet, "text encoder": None, "autoencoder": frozen}
-    lines = introduce(config, unet, parts, (400, 7), Path("runs/x")).splitlines()
+    lines = run_summary(config, unet, parts, (400, 7), Path("runs/x")).splitlines()
     count = f"{unet.count_params() / 1e3:.3g} k"
     assert lines == [
         f"parameters UNet {count}, autoencoder 0.058 k (as it is)",

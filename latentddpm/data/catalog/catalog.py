@@ -7,13 +7,13 @@ million images. So what a scan found is kept in a folder, memory-mapped, in tabl
 `data.catalog.columns`):
 
     version-000001/
-      images/   unit, offset, size, sha256, width, height, transparent, lot; name, row
-      units/    size, mtime_ns, words, end; name, unreadable
+      images/   unit, offset, size, sha256, width, height, transparent, split_hash; name, row
+      units/    size, mtime_ns, caption_stamp, end; name, unreadable
       catalog.json   counts, sizes and digests of all files; written last
 
 Image i is row i, in the order of the source; unreadable files are in no row, but noted with
 their unit. A unit (an image file, or a shard) whose size and time are as noted is not read
-again. `lot`, 64 bits of the SHA-256 of the image's name, decides on training or validation.
+again. `split_hash`, 64 bits of the SHA-256 of the image's name, decides on training or validation.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ IMAGES = Schema(
         "width": ("<u4", ()),
         "height": ("<u4", ()),
         "transparent": ("|b1", ()),
-        "lot": ("<u8", ()),
+        "split_hash": ("<u8", ()),
     },
     ("name", "row"),
 )
@@ -56,7 +56,12 @@ IMAGES = Schema(
 one is not opaque; its name where that is not the unit's, and its columns (`metadata.Row`)."""
 
 UNITS = Schema(
-    {"size": ("<i8", ()), "mtime_ns": ("<i8", ()), "words": ("<i8", ()), "end": ("<u8", ())},
+    {
+        "size": ("<i8", ()),
+        "mtime_ns": ("<i8", ()),
+        "caption_stamp": ("<i8", ()),
+        "end": ("<u8", ()),
+    },
     ("name", "unreadable"),
 )
 """Of each unit: its stamp, the row behind its last image, and a JSON list of `[file, reason]`."""
@@ -113,7 +118,7 @@ class Catalog:
     @property
     def name_digest(self) -> str:
         """Of the names of all images in order."""
-        return self.manifest.files["images/lot.npy"][1]
+        return self.manifest.files["images/split_hash.npy"][1]
 
     @property
     def row_digest(self) -> str:
@@ -199,7 +204,7 @@ class Catalog:
 # --- Folders -------------------------------------------------------------------------------
 
 
-def lot(name: str) -> int:
+def split_hash(name: str) -> int:
     """64 bits that follow from the name of an image alone."""
     return int.from_bytes(hashlib.sha256(order(name)).digest()[:8], "big")
 

@@ -24,17 +24,17 @@ from latentddpm.data.catalog.catalog import (
 )
 from latentddpm.data.catalog.columns import Table
 from latentddpm.data.images import MAX_BYTES, UnreadableImage, read_whole
-from latentddpm.data.prefetch import ahead
+from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import MetadataTable, Row
 from latentddpm.data.sources.storage import order
-from latentddpm.distribution.processes import Crew
+from latentddpm.distribution.processes import ProcessGroup
 
 PARTS = "part-*-of-*"
 """Folders beside the versions, in which the processes of one job scan a part each."""
 
 
-class Noted:
+class PreviousVersion:
     """What one version knows of units, asked for in their order.
 
     Args:
@@ -68,8 +68,10 @@ class Noted:
         stamp = int(self.units["size"][row]), int(self.units["mtime_ns"][row])
         return unit.mtime_ns >= 0 and stamp == (unit.size, unit.mtime_ns)
 
-    def same_words(self, row: int, unit: Unit) -> bool:
-        return unit.words >= 0 and int(self.units["words"][row]) == unit.words
+    def same_captions(self, row: int, unit: Unit) -> bool:
+        return (
+            unit.caption_stamp >= 0 and int(self.units["caption_stamp"][row]) == unit.caption_stamp
+        )
 
     def unreadable(self, row: int) -> list[tuple[str, str]]:
         """The files of a unit that give no pixels, each with its reason."""
@@ -81,7 +83,7 @@ class Noted:
         for unit in units:
             if count >= self.count or self.name(count) != order(unit.name):
                 return False
-            if not (self.same_pixels(count, unit) and self.same_words(count, unit)):
+            if not (self.same_pixels(count, unit) and self.same_captions(count, unit)):
                 return False
             count += 1
         return count == self.count
@@ -92,12 +94,14 @@ class Noted:
         return (int(ends[first - 1]) if first else 0), int(ends[last])
 
 
-def open_noted(kind: str, stamp: MetadataStamp, folders: Iterable[Path]) -> Iterator[Noted]:
+def previous_versions(
+    kind: str, stamp: MetadataStamp, folders: Iterable[Path]
+) -> Iterator[PreviousVersion]:
     """What the versions in catalogs' folders know, complete or not, the newest first.
 
     Args:
         kind: of the source; versions of another kind know nothing of it.
-        stamp: see `Noted`.
+        stamp: see `PreviousVersion`.
     """
     for folder in folders:
         parts = sorted(folder.glob(PARTS))
@@ -107,26 +111,26 @@ def open_noted(kind: str, stamp: MetadataStamp, folders: Iterable[Path]) -> Iter
                 if manifest.complete:
                     check_files(version, manifest)  # damage is not taken over
                 if manifest.kind == kind:
-                    yield Noted(stamp, manifest, *open_tables(version, manifest))
+                    yield PreviousVersion(stamp, manifest, *open_tables(version, manifest))
 
 
-Seen = tuple[bytes, int, int, bool] | str
+Decoded = tuple[bytes, int, int, bool] | str
 """SHA-256, width, height and whether a pixel is not opaque; or why a file gives no pixels."""
 
 
-class Event(NamedTuple):
+class ScanEvent(NamedTuple):
     """One thing to write, in its turn: a unit as noted, an image, or the end of a unit."""
 
     unit: Unit
-    noted: Noted | None = None
+    previous: PreviousVersion | None = None
     row: int = 0
-    words: Row | None = None  # of an image whose pixels are noted
+    captions: Row | None = None  # of an image whose pixels are noted
     entry: Entry | None = None
-    seen: Seen | None = None
+    decoded: Decoded | None = None
 
 
-class UnitReader:
-    """What falls to one process of a crew.
+class SourceReader:
+    """What falls to one process of a group.
 
     Args:
         stamp: of the captions outside of the units, before any was read.
@@ -138,28 +142,28 @@ class UnitReader:
         self,
         source: Source,
         stamp: MetadataStamp,
-        noted: Sequence[Noted],
-        crew: Crew,
+        previous: Sequence[PreviousVersion],
+        processes: ProcessGroup,
         scratch: Path,
     ) -> None:
-        self.source, self.stamp, self.noted = source, stamp, noted
-        self.crew, self.scratch = crew, scratch
+        self.source, self.stamp, self.previous = source, stamp, previous
+        self.processes, self.scratch = processes, scratch
         self._metadata: MetadataTable | None = None
 
     def units(self) -> Iterator[Unit]:
         """The units of this process, by their names alone."""
-        index, count = self.crew.index, self.crew.count
+        index, count = self.processes.index, self.processes.count
         return (
             unit
             for unit in self.source.units()
             if count == 1 or zlib.crc32(order(unit.name)) % count == index
         )
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[ScanEvent]:
         """All events in order, images decoded a little ahead."""
         events = ((event, event.entry) for event in self._events())
-        for event, seen in ahead(examine, events):
-            yield event._replace(seen=seen)
+        for event, decoded in map_ahead(examine, events):
+            yield event._replace(decoded=decoded)
 
     def captions(self) -> tuple[list[str], str, list[str] | None]:
         """Of the captions outside of the units: what is to be said, what is wrong, its columns.
@@ -168,9 +172,9 @@ class UnitReader:
         """
         table = self._metadata
         if table is None:  # not read, so it is as one of the versions found it
-            for noted in self.noted:
-                if noted.manifest.complete and noted.manifest.metadata == self.stamp:
-                    return noted.manifest.notes, noted.manifest.problem, None
+            for previous in self.previous:
+                if previous.manifest.complete and previous.manifest.metadata == self.stamp:
+                    return previous.manifest.notes, previous.manifest.problem, None
             return [], "", None
         count, total, names = table.missing()
         notes = []
@@ -179,20 +183,20 @@ class UnitReader:
             notes = [f"{table.path}: {count} of {total} rows name files that do not exist ({few})"]
         return notes, table.problem, list(table.columns) if self.source.kind == "folder" else None
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Iterator[ScanEvent]:
         for unit in self.units():
-            noted, row = next(
-                ((n, row) for n in self.noted if (row := n.find(unit)) is not None), (None, 0)
+            previous, row = next(
+                ((n, row) for n in self.previous if (row := n.find(unit)) is not None), (None, 0)
             )
-            if noted is not None:
-                same = noted.same_words(row, unit) and noted.same_metadata
-                yield Event(unit, noted, row, None if same else self._words(unit))
+            if previous is not None:
+                same = previous.same_captions(row, unit) and previous.same_metadata
+                yield ScanEvent(unit, previous, row, None if same else self._captions_of(unit))
                 continue
             for entry in self.source.entries(unit, self._open_metadata()):
-                yield Event(unit, entry=entry)
-            yield Event(unit)
+                yield ScanEvent(unit, entry=entry)
+            yield ScanEvent(unit)
 
-    def _words(self, unit: Unit) -> Row:
+    def _captions_of(self, unit: Unit) -> Row:
         """The columns of the one image of a unit, without its pixels."""
         return next(iter(self.source.entries(unit, self._open_metadata()))).row
 
@@ -202,7 +206,7 @@ class UnitReader:
         return self._metadata
 
 
-def examine(entry: Entry) -> Seen:
+def examine(entry: Entry) -> Decoded:
     """Decode an image in full."""
     if entry.size > MAX_BYTES:
         return f"{entry.size:,} bytes is over the limit of {MAX_BYTES:,} bytes"

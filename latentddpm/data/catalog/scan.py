@@ -20,13 +20,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from latentddpm.data.catalog.catalog import Catalog, require_images, versions
-from latentddpm.data.catalog.reader import PARTS, Noted, UnitReader, open_noted
+from latentddpm.data.catalog.reader import PARTS, PreviousVersion, SourceReader, previous_versions
 from latentddpm.data.catalog.writer import CatalogWriter
 from latentddpm.data.sources.base import Source
 from latentddpm.data.sources.open import open_source
-from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError
-from latentddpm.utils.locks import alone
+from latentddpm.utils.locks import wait_for_lock
 
 SAVE_SECONDS = 30.0  # between two notes of how far a scan has come
 
@@ -37,7 +37,7 @@ def open_catalog(
     *,
     strict: bool = False,
     quiet: bool = False,
-    crew: Crew = ALONE,
+    processes: ProcessGroup = ONE_PROCESS,
 ) -> Catalog:
     """The catalog of what is at a place: opened when nothing has changed, else made.
 
@@ -48,7 +48,7 @@ def open_catalog(
         folder: of the catalog, made when missing. Two processes that want one take turns.
         strict: refuse data with unreadable files.
         quiet: no progress bar (shown on stderr when the scan takes over two seconds).
-        crew: processes that all call this and scan a part each.
+        processes: processes that all call this and scan a part each.
 
     Raises:
         UserError: nothing at the place, or nothing readable; with `strict`, not all of it.
@@ -62,20 +62,20 @@ def open_catalog(
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: is a file, not a folder for the catalog")
         folder.mkdir(parents=True, exist_ok=True)
-        if crew.count > 1:
-            _scan_part(source, folder, crew, quiet)
-            crew.barrier()
-        if crew.chief:
+        if processes.count > 1:
+            _scan_part(source, folder, processes, quiet)
+            processes.barrier()
+        if processes.is_chief:
             catalog = _make(source, folder, quiet)
-        crew.barrier()
+        processes.barrier()
         if catalog is None:
             catalog = _newest(source, folder)
             if catalog is None:
                 raise OSError(f"{folder}: the catalog that the chief made is not there")
-    if not len(catalog) and missing and crew.chief:
+    if not len(catalog) and missing and processes.is_chief:
         shutil.rmtree(missing[-1])  # a catalog of nothing is no reason to leave a folder
     require_images(catalog, strict)
-    if crew.chief:
+    if processes.is_chief:
         catalog.report()
     return catalog
 
@@ -92,12 +92,14 @@ def _newest(source: Source, folder: Path) -> Catalog | None:
 def _unchanged(source: Source, catalog: Catalog) -> bool:
     if catalog.manifest.kind != source.kind:
         return False
-    noted = Noted(source.metadata_stamp(), catalog.manifest, catalog.images, catalog.units)
-    return noted.same_metadata and noted.same_units(source.units())
+    previous = PreviousVersion(
+        source.metadata_stamp(), catalog.manifest, catalog.images, catalog.units
+    )
+    return previous.same_metadata and previous.same_units(source.units())
 
 
 def _make(source: Source, folder: Path, quiet: bool) -> Catalog:
-    with alone(folder, "catalog", quiet):
+    with wait_for_lock(folder, "catalog", quiet):
         catalog = _newest(source, folder)  # another process may have made it meanwhile
         if catalog is None:
             catalog = Catalog(source, _scan(source, folder, quiet))
@@ -105,12 +107,12 @@ def _make(source: Source, folder: Path, quiet: bool) -> Catalog:
     return catalog
 
 
-def _scan_part(source: Source, folder: Path, crew: Crew, quiet: bool) -> None:
+def _scan_part(source: Source, folder: Path, processes: ProcessGroup, quiet: bool) -> None:
     """One process's part; the chief then finds everything known and only copies."""
-    here = folder / PARTS.replace("*", "{}").format(crew.index, crew.count)
+    here = folder / PARTS.replace("*", "{}").format(processes.index, processes.count)
     here.mkdir(parents=True, exist_ok=True)
-    with alone(here, "catalog", quiet):
-        _scan(source, here, quiet, crew, folder)
+    with wait_for_lock(here, "catalog", quiet):
+        _scan(source, here, quiet, processes, folder)
 
 
 def _remove_others(folder: Path, version: Path) -> None:
@@ -120,19 +122,21 @@ def _remove_others(folder: Path, version: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _scan(source: Source, folder: Path, quiet: bool, crew: Crew = ALONE, *others: Path) -> Path:
+def _scan(
+    source: Source, folder: Path, quiet: bool, processes: ProcessGroup = ONE_PROCESS, *others: Path
+) -> Path:
     """One pass over a source; returns the folder of the whole version that it made.
 
     Args:
         folder: in which the version is made; its other versions and parts are taken over.
-        crew: scan only what falls to this process of it.
+        processes: scan only what falls to this process of it.
         others: more folders to take rows over from.
     """
     stamp = source.metadata_stamp()
-    noted = list(open_noted(source.kind, stamp, (folder, *others)))
+    previous = list(previous_versions(source.kind, stamp, (folder, *others)))
     last = max((int(path.name[-6:]) for path in versions(folder)), default=0)
     version = folder / f"version-{last + 1:06d}"
-    reader = UnitReader(source, stamp, noted, crew, version)
+    reader = SourceReader(source, stamp, previous, processes, version)
     in_bytes = source.kind != "folder"  # shards are few and large
     total = sum(unit.size if in_bytes else 1 for unit in reader.units())
     saved, inside = time.monotonic(), 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from latentddpm.config import DataConfig
-from latentddpm.data.catalog.catalog import Catalog, lot
+from latentddpm.data.catalog.catalog import Catalog, split_hash
 from latentddpm.data.sources.metadata import TEXT, text_entries
 from latentddpm.errors import UserError
 
@@ -102,7 +102,7 @@ def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Select
         def kept_out(start: int, stop: int) -> np.ndarray:
             return flags[start:stop]
     else:
-        lots = catalog.images["lot"]
+        lots = catalog.images["split_hash"]
 
         def kept_out(start: int, stop: int) -> np.ndarray:
             return lots[start:stop] / 2.0**64 < fraction
@@ -117,14 +117,14 @@ def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Select
 
 def _caption_lots(catalog: Catalog) -> np.ndarray:
     """64 bits that follow from each image's first caption, or its name where it has none."""
-    lots, described = np.array(catalog.images["lot"]), 0
+    lots, described = np.array(catalog.images["split_hash"]), 0
     for index in range(len(catalog)):
         row = catalog.row(index)
         if row.problem:
             raise UserError(row.problem)
         captions = text_entries(row.columns.get(TEXT), TEXT, catalog.row_place(index, row))
         if captions:
-            lots[index] = lot(captions[0].casefold())
+            lots[index] = split_hash(captions[0].casefold())
             described += 1
     if not described:
         raise UserError(

@@ -12,9 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from latentddpm.data.catalog.catalog import IMAGES, MANIFEST, UNITS, Manifest, expected_files, lot
+from latentddpm.data.catalog.catalog import (
+    IMAGES,
+    MANIFEST,
+    UNITS,
+    Manifest,
+    expected_files,
+    split_hash,
+)
 from latentddpm.data.catalog.columns import TableWriter
-from latentddpm.data.catalog.reader import Event, Noted, Seen
+from latentddpm.data.catalog.reader import Decoded, PreviousVersion, ScanEvent
 from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import MAX_COLUMNS, TEXT, Row
 from latentddpm.data.sources.storage import order
@@ -39,7 +46,9 @@ class CatalogWriter:
         self.sidecars = False
         self.unreadable = 0
         self._broken: list[tuple[str, str]] = []  # of the unit that is being written
-        self._run: tuple[Noted, int, int] | None = None  # rows that are still to be copied
+        self._run: tuple[PreviousVersion, int, int] | None = (
+            None  # rows that are still to be copied
+        )
         self._tables = contextlib.ExitStack()
         self.images = self._tables.enter_context(TableWriter(version / "images", IMAGES))
         self.units = self._tables.enter_context(TableWriter(version / "units", UNITS))
@@ -50,20 +59,20 @@ class CatalogWriter:
     def __exit__(self, *error: object) -> None:
         self._tables.close()
 
-    def write(self, event: Event) -> None:
+    def write(self, event: ScanEvent) -> None:
         """Write the next thing.
 
         Raises:
             UserError: a source with more columns than a catalog takes.
         """
-        if event.noted is not None and event.words is None:
-            self._copy(event.noted, event.row)
+        if event.previous is not None and event.captions is None:
+            self._copy(event.previous, event.row)
             return
         self._flush_copies()
-        if event.noted is not None:
-            self._reword(event.unit, event.noted, event.row, event.words)
+        if event.previous is not None:
+            self._replace_captions(event.unit, event.previous, event.row, event.captions)
         elif event.entry is not None:
-            self._add_image(event.unit, event.entry, event.seen)
+            self._add_image(event.unit, event.entry, event.decoded)
         else:
             self._end_unit(event.unit)
 
@@ -78,44 +87,46 @@ class CatalogWriter:
             self.columns = dict.fromkeys(columns)
         self._save(complete=True, notes=notes, problem=problem)
 
-    def _copy(self, noted: Noted, row: int) -> None:
+    def _copy(self, previous: PreviousVersion, row: int) -> None:
         """Take over a unit; neighbours are copied together."""
-        if self._run and self._run[0] is noted and self._run[2] + 1 == row:
-            self._run = (noted, self._run[1], row)
+        if self._run and self._run[0] is previous and self._run[2] + 1 == row:
+            self._run = (previous, self._run[1], row)
             return
         self._flush_copies()
-        self._run = (noted, row, row)
+        self._run = (previous, row, row)
 
     def _flush_copies(self) -> None:
         if self._run is None:
             return
-        noted, first, last = self._run
+        previous, first, last = self._run
         self._run = None
-        start, stop = noted.span(first, last)
+        start, stop = previous.span(first, last)
         shift = self.images.count - start
-        self.images.copy(noted.images, start, stop, unit=self.units.count - first)
-        self.units.copy(noted.units, first, last + 1, end=shift)
-        if noted.manifest.unreadable:
+        self.images.copy(previous.images, start, stop, unit=self.units.count - first)
+        self.units.copy(previous.units, first, last + 1, end=shift)
+        if previous.manifest.unreadable:
             for row in range(first, last + 1):
-                self.unreadable += len(noted.unreadable(row))
-        self.columns.update(dict.fromkeys(noted.manifest.columns))
-        self.sidecars |= noted.manifest.sidecars
+                self.unreadable += len(previous.unreadable(row))
+        self.columns.update(dict.fromkeys(previous.manifest.columns))
+        self.sidecars |= previous.manifest.sidecars
 
-    def _reword(self, unit: Unit, noted: Noted, row: int, words: Row) -> None:
+    def _replace_captions(
+        self, unit: Unit, previous: PreviousVersion, row: int, captions: Row
+    ) -> None:
         """Take over a unit's pixels, with other words."""
-        for image in range(*noted.span(row, row)):
-            columns = {**noted.images.row(image), "unit": self.units.count}
-            name = noted.images.text("name", image)
-            self.images.append(columns, {"name": name, "row": self._pack(unit, words)})
-        self._broken = noted.unreadable(row)
+        for image in range(*previous.span(row, row)):
+            columns = {**previous.images.row(image), "unit": self.units.count}
+            name = previous.images.text("name", image)
+            self.images.append(columns, {"name": name, "row": self._pack(unit, captions)})
+        self._broken = previous.unreadable(row)
         self._end_unit(unit)
 
-    def _add_image(self, unit: Unit, entry: Entry, seen: Seen) -> None:
+    def _add_image(self, unit: Unit, entry: Entry, decoded: Decoded) -> None:
         own = entry.name != unit.name
-        if isinstance(seen, str):
-            self._broken.append((f"{unit.name}: {entry.name}" if own else entry.name, seen))
+        if isinstance(decoded, str):
+            self._broken.append((f"{unit.name}: {entry.name}" if own else entry.name, decoded))
             return
-        digest, width, height, transparent = seen
+        digest, width, height, transparent = decoded
         columns = {
             "unit": self.units.count,
             "offset": entry.offset,
@@ -124,13 +135,13 @@ class CatalogWriter:
             "width": width,
             "height": height,
             "transparent": transparent,
-            "lot": lot(entry.name),
+            "split_hash": split_hash(entry.name),
         }
         texts = {"name": order(entry.name) if own else b"", "row": self._pack(unit, entry.row)}
         self.images.append(columns, texts)
 
     def _pack(self, unit: Unit, row: Row) -> bytes:
-        self.sidecars |= bool(unit.words) and TEXT in row.columns
+        self.sidecars |= bool(unit.caption_stamp) and TEXT in row.columns
         if not row.line:
             self.columns.update(dict.fromkeys(row.columns) if self.source.kind != "folder" else {})
             if len(self.columns) > MAX_COLUMNS:
@@ -141,7 +152,7 @@ class CatalogWriter:
         columns = {
             "size": unit.size,
             "mtime_ns": unit.mtime_ns,
-            "words": unit.words,
+            "caption_stamp": unit.caption_stamp,
             "end": self.images.count,
         }
         broken = json.dumps(self._broken).encode() if self._broken else b""

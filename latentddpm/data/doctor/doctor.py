@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.data.captions import Templates
-from latentddpm.data.doctor.duplicates import Looks, look
+from latentddpm.data.doctor.duplicates import ImageHashes, image_hash
 from latentddpm.data.doctor.report import KINDS, Finding, Report
 from latentddpm.data.images import FORMATS, MAX_BYTES, ORIENTATION, UnreadableImage, read_whole
-from latentddpm.data.prefetch import ahead
+from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Source, is_image
 from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
@@ -41,7 +41,7 @@ class _Seen(NamedTuple):
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
     format: str = ""
-    look: bytes = b""
+    image_hash: bytes = b""
     found: tuple[tuple[str, str], ...] = ()
     tokens: tuple[int, ...] = ()
 
@@ -83,9 +83,9 @@ class _Pass:
         self, source: Source, report: Report, templates: Templates, limit: int | None
     ) -> None:
         self.source, self.report, self.templates, self.limit = source, report, templates, limit
-        self.tokenizer = ClipTokenizer(report.context_length)
+        self.tokenizer = CLIPTokenizer(report.context_length)
         self.columns: dict[str, None] = {}
-        self.looks = Looks()
+        self.hashes = ImageHashes()
         self.images = 0
 
     def run(self, quiet: bool) -> Report:
@@ -103,7 +103,7 @@ class _Pass:
             metadata = self.source.open_metadata(Path(scratch))
             self.columns.update(metadata.columns)
             entries = ((entry, entry) for entry in self._entries(units, metadata))
-            for entry, seen in ahead(self._seen, entries):
+            for entry, seen in map_ahead(self._seen, entries):
                 self._add(entry, seen)
                 bar.update(entry.size if in_bytes else 1)
             self._about_words(metadata)
@@ -139,7 +139,7 @@ class _Pass:
         words, tokens = self._words(entry)
         found = (*found, *words)
         digest = hashlib.sha256(data).digest()
-        return _Seen(digest, image.size, kind, look(image), found, tokens)
+        return _Seen(digest, image.size, kind, image_hash(image), found, tokens)
 
     def _words(self, entry: Entry) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
         """What is to be said of an image's captions, and their numbers of tokens."""
@@ -188,7 +188,7 @@ class _Pass:
         report.formats[seen.format] += 1
         report.widths.append(seen.size[0])
         report.heights.append(seen.size[1])
-        self.looks.add(seen.digest, seen.look)
+        self.hashes.add(seen.digest, seen.image_hash)
         self.names.write(storage.order(entry.name))
         self.name_ends.append(self.names.tell())
 
@@ -222,7 +222,7 @@ class _Pass:
             self.templates.check(list(self.columns), metadata.path)
 
     def _duplicates(self) -> None:
-        equal, alike, self.report.searched_all = self.looks.duplicates()
+        equal, alike, self.report.searched_all = self.hashes.duplicates()
         for key, found in (("equal", equal), ("alike", alike)):
             if found:
                 finding = self.report.findings.setdefault(key, Finding())

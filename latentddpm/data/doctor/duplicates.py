@@ -1,4 +1,4 @@
-"""Which images look alike: a small description of each, and neighbours without comparing all.
+"""Duplicates among images: equal files, and images that look alike, found without comparing all.
 
 Of an image over white, made 36×36:
 
@@ -23,15 +23,15 @@ from PIL import Image
 BITS = 6
 LEVELS = 8.0
 SIDE, HASH_SIDE, THUMBNAIL_SIDE = 36, 9, 4
-LOOK_BYTES = 16 + 3 * THUMBNAIL_SIDE**2
+HASH_BYTES = 16 + 3 * THUMBNAIL_SIDE**2
 MAX_SHIFT = 1 << 14
 """Of the images that share a band, each is compared with so many at most."""
 
 ONES = 0xFFFF_FFFF_FFFF_FFFF
 
 
-def look(image: Image.Image) -> bytes:
-    """What an RGB or RGBA image looks like, in `LOOK_BYTES` bytes."""
+def image_hash(image: Image.Image) -> bytes:
+    """Perceptual hash of an RGB or RGBA image, `HASH_BYTES` bytes."""
     premultiplied = image.convert("RGBa") if image.mode == "RGBA" else image
     small = premultiplied.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
     if image.mode == "RGBA":
@@ -44,19 +44,19 @@ def look(image: Image.Image) -> bytes:
     return np.packbits(np.stack(bits)).tobytes() + thumbnail.tobytes()
 
 
-class Looks:
-    """Digests and looks of images 0, 1, 2, …, at 80 bytes each."""
+class ImageHashes:
+    """Digests and hashes of images 0, 1, 2, …, at 80 bytes each."""
 
     def __init__(self) -> None:
-        self._digests, self._looks = array("B"), array("B")
+        self._digests, self._hashes = array("B"), array("B")
 
     def __len__(self) -> int:
         return len(self._digests) // 16
 
-    def add(self, digest: bytes, description: bytes) -> None:
-        """The next image: a digest of its file (16 bytes count), and its `look`."""
+    def add(self, digest: bytes, image_hash: bytes) -> None:
+        """The next image: a digest of its file (16 bytes count), and its `image_hash`."""
         self._digests.frombytes(digest[:16])
-        self._looks.frombytes(description)
+        self._hashes.frombytes(image_hash)
 
     def duplicates(self) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
         """Groups of images whose files are equal, groups that look alike, and whether all were
@@ -69,8 +69,8 @@ class Looks:
         _, inverse = np.unique(digests, return_inverse=True)
         equal = groups(inverse)
         first = np.unique(inverse, return_index=True)[1]
-        looks = np.frombuffer(self._looks, np.uint8).reshape(-1, LOOK_BYTES)[np.sort(first)]
-        labels, whole = alike(looks)
+        hashes = np.frombuffer(self._hashes, np.uint8).reshape(-1, HASH_BYTES)[np.sort(first)]
+        labels, whole = near_duplicates(hashes)
         return equal, [np.sort(first)[group] for group in groups(labels)], whole
 
 
@@ -82,14 +82,14 @@ def groups(labels: np.ndarray) -> list[np.ndarray]:
     return sorted(found, key=lambda part: part[0])
 
 
-def alike(looks: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Labels (N,) of looks (N, LOOK_BYTES), equal where they are alike; whether all were found.
+def near_duplicates(image_hashes: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Labels (N,) of hashes (N, HASH_BYTES), equal where they are alike; whether all were found.
 
     Not all are when over `MAX_SHIFT` images agree in a whole band.
     """
-    hashes = np.ascontiguousarray(looks[:, :16]).view(np.uint64)
-    thumbnails = looks[:, 16:].astype(np.int16)
-    labels = np.arange(len(looks))
+    hashes = np.ascontiguousarray(image_hashes[:, :16]).view(np.uint64)
+    thumbnails = image_hashes[:, 16:].astype(np.int16)
+    labels = np.arange(len(hashes))
     whole = True
     for band in range(BITS + 1):
         # Neighbouring bits see neighbouring places; dealt out, none of the bands is all margin.

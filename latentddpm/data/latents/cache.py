@@ -34,7 +34,7 @@ import numpy as np
 
 from latentddpm.data.buckets import Buckets
 from latentddpm.data.catalog.catalog import Catalog
-from latentddpm.data.latents.encode import Old, Rows, begin, fill, finish
+from latentddpm.data.latents.encode import ReusableMoments, RowRange, begin, encode_rows, finish
 from latentddpm.data.latents.manifest import (
     Contents,
     Index,
@@ -44,10 +44,10 @@ from latentddpm.data.latents.manifest import (
     open_cache,
     read_contents,
 )
-from latentddpm.distribution.processes import ALONE, Crew
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
-from latentddpm.utils.locks import alone
+from latentddpm.utils.locks import wait_for_lock
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -109,7 +109,7 @@ def prepare_latents(
     dtype: str = "float16",
     batch_size: int = 32,
     quiet: bool = False,
-    crew: Crew = ALONE,
+    processes: ProcessGroup = ONE_PROCESS,
 ) -> LatentsCache:
     """The moments of a catalog's images: opened when the cache fits, else encoded and said why.
 
@@ -124,7 +124,7 @@ def prepare_latents(
         dtype: "float16" rounds each number by less than 0.05 %; a million 32×32×4 latents
             then take 16 GB, in "float32" twice as much.
         quiet: no messages, no progress bars.
-        crew: processes that all call this and encode a range of rows each.
+        processes: processes that all call this and encode a range of rows each.
 
     Raises:
         UserError: a file that is missing or unreadable, a resolution that the autoencoder
@@ -147,11 +147,11 @@ def prepare_latents(
     wanted = Index(key=key, images=len(catalog), contents=catalog.digest)
     index, moments, problem = open_cache(cache)
     if problem or misfit(index, wanted):
-        quiet = quiet or not crew.chief
-        settings = (load_autoencoder, batch_size, quiet, crew)
+        quiet = quiet or not processes.is_chief
+        settings = (load_autoencoder, batch_size, quiet, processes)
         cache.mkdir(parents=True, exist_ok=True)
-        if crew.chief:
-            with alone(cache, "latents cache", quiet):
+        if processes.is_chief:
+            with wait_for_lock(cache, "latents cache", quiet):
                 _make(catalog, cache, wanted, *settings)
         else:
             _make(catalog, cache, wanted, *settings)
@@ -168,27 +168,29 @@ def _make(
     load_autoencoder: Callable[[], Autoencoder],
     batch_size: int,
     quiet: bool,
-    crew: Crew,
+    processes: ProcessGroup,
 ) -> None:
-    """Encode the wanted moments, unless another process has done so meanwhile (of a crew, all
-    go on or none)."""
+    """Encode the wanted moments, unless another process has done so meanwhile.
+
+    Of several processes of one job all go on, or none.
+    """
     index, moments, problem = open_cache(cache)
     problem = problem or misfit(index, wanted)
-    if not problem and crew.count == 1:
+    if not problem and processes.count == 1:
         return
     old = None
     if moments is not None and index.key == wanted.key:
         contents = read_contents(cache, index)
         if contents is not None:
-            old = Old(moments, Contents(contents, cache))
+            old = ReusableMoments(moments, Contents(contents, cache))
             problem = difference(catalog, contents, cache)
-    rows = Rows(cache, catalog, wanted, crew.share(len(catalog)), old)
+    rows = RowRange(cache, catalog, wanted, processes.share(len(catalog)), old)
     say(f"latents cache {cache}: {problem}; {rows}", quiet)
-    if crew.chief:
+    if processes.is_chief:
         begin(cache, wanted, old, load_autoencoder)
-    crew.barrier()
-    fill(rows, load_autoencoder, batch_size, quiet)
-    crew.barrier()
-    if crew.chief:
+    processes.barrier()
+    encode_rows(rows, load_autoencoder, batch_size, quiet)
+    processes.barrier()
+    if processes.is_chief:
         finish(cache, catalog, wanted)
-    crew.barrier()
+    processes.barrier()

@@ -47,7 +47,7 @@ SAVE_SECONDS = 30.0  # between two notes of how far an encoding has come
 READ_AHEAD = 3  # batches decoded while one is encoded
 
 
-class Wanted(NamedTuple):
+class PendingRow(NamedTuple):
     """A row to be encoded at a shape, and how many rows are done once it and those before are."""
 
     row: int
@@ -56,19 +56,26 @@ class Wanted(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Old:
+class ReusableMoments:
     """Moments whose rows may be copied, and which image each row is of."""
 
     moments: np.ndarray
     contents: Contents
 
 
-class Rows:
+class RowRange:
     """Where a range of rows comes from: the first ones, up to `done`, are in partial.npy already,
     of the others some are copied from `old`, the rest is to be encoded.
     """
 
-    def __init__(self, cache: Path, catalog: Catalog, wanted: Index, rows: range, old: Old | None):
+    def __init__(
+        self,
+        cache: Path,
+        catalog: Catalog,
+        wanted: Index,
+        rows: range,
+        old: ReusableMoments | None,
+    ):
         self.cache, self.catalog, self.wanted, self.rows, self.old = (
             *(cache, catalog, wanted),
             *(rows, old),
@@ -100,7 +107,10 @@ class Rows:
 
 
 def begin(
-    cache: Path, wanted: Index, old: Old | None, load_autoencoder: Callable[[], Autoencoder]
+    cache: Path,
+    wanted: Index,
+    old: ReusableMoments | None,
+    load_autoencoder: Callable[[], Autoencoder],
 ) -> None:
     """Make partial.npy, unless one of the same rows is there from an interrupted encoding."""
     if _begun(cache, wanted):
@@ -118,8 +128,8 @@ def begin(
     write_index(cache / "partial.json", wanted)
 
 
-def fill(
-    rows: Rows,
+def encode_rows(
+    rows: RowRange,
     load_autoencoder: Callable[[], Autoencoder],
     batch_size: int,
     quiet: bool,
@@ -141,14 +151,14 @@ def fill(
             os.fsync(stream.fileno())
             write_json(rows.progress, done)
 
-        def copy_known() -> Iterator[Wanted]:
+        def copy_known() -> Iterator[PendingRow]:
             """Copy what is known on the way; gives the rows that are to be encoded."""
             done = rows.done
             for block in rows.blocks():
                 for row, bucket, old_row in zip(*map(np.ndarray.tolist, block), strict=True):
                     done += 1
                     if old_row < 0:
-                        yield Wanted(row, rows.buckets.shapes[bucket], done)
+                        yield PendingRow(row, rows.buckets.shapes[bucket], done)
                         continue
                     moments = rows.old.moments
                     write(row, moments[old_row])
@@ -245,7 +255,7 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 
 
 def _image_batches(
-    catalog: Catalog, wanted: Iterator[Wanted], batch_size: int
+    catalog: Catalog, wanted: Iterator[PendingRow], batch_size: int
 ) -> Iterator[tuple[list[int], int, np.ndarray]]:
     """Rows, what is done with them, and images, float32 (B, H, W, 3) in [-1, 1].
 
@@ -260,11 +270,13 @@ def _image_batches(
         except OSError as error:
             raise UserError(f"{catalog.where(row)}: {error}; mend or remove it") from error
 
-    def stacked(batch: list[Wanted], images: list[Future]) -> tuple[list[int], int, np.ndarray]:
+    def stacked(
+        batch: list[PendingRow], images: list[Future]
+    ) -> tuple[list[int], int, np.ndarray]:
         pixels = np.stack([future.result() for future in images])
         return [one.row for one in batch], batch[-1].done, pixels.astype(np.float32) / 127.5 - 1.0
 
-    waiting: deque[tuple[list[Wanted], list[Future]]] = deque()
+    waiting: deque[tuple[list[PendingRow], list[Future]]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
         for _, run in groupby(wanted, lambda one: one.shape):
             while batch := list(islice(run, batch_size)):
@@ -277,8 +289,8 @@ def _image_batches(
 
 def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
     """Images filled up to a whole batch: one shape is compiled once."""
-    fill = np.repeat(images[-1:], batch_size - len(images), axis=0)
-    return np.concatenate([images, fill])
+    encode_rows = np.repeat(images[-1:], batch_size - len(images), axis=0)
+    return np.concatenate([images, encode_rows])
 
 
 def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:

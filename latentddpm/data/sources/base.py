@@ -25,18 +25,18 @@ MetadataStamp = list[list[str | int]]
 
 
 class Unit(NamedTuple):
-    """What is stamped as one. A change of `words` alone leaves the pixels as they were.
+    """What is stamped as one. A change of `caption_stamp` alone leaves the pixels as they were.
 
     Attributes:
         name: relative to the place; units come sorted by it.
         size, mtime_ns: of the file; see `storage.Stamp`.
-        words: what tells whether the sidecar is still the same; 0 for none, -1: too young.
+        caption_stamp: what tells whether the sidecar is still the same; 0 for none, -1: too young.
     """
 
     name: str
     size: int
     mtime_ns: int
-    words: int = 0
+    caption_stamp: int = 0
 
 
 @dataclass(frozen=True)

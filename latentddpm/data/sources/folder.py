@@ -42,11 +42,11 @@ class Folder:
         count = 0
         for name, others in storage.walk(self.place, is_image):
             sidecar = os.path.splitext(name)[0] + SIDECAR_SUFFIX
-            words = 0
+            caption_stamp = 0
             if sidecar.rpartition("/")[2] in others:
-                words = _fingerprint(storage.stamp(storage.join(self.place, sidecar)))
+                caption_stamp = _fingerprint(storage.stamp(storage.join(self.place, sidecar)))
             try:
-                yield Unit(name, *storage.stamp(storage.join(self.place, name)), words)
+                yield Unit(name, *storage.stamp(storage.join(self.place, name)), caption_stamp)
             except FileNotFoundError:
                 continue  # gone since the folder was listed
             count += 1
@@ -57,7 +57,7 @@ class Folder:
     def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
         where = storage.join(self.place, unit.name)
         row = metadata.find(unit.name)
-        if unit.words:
+        if unit.caption_stamp:
             row = self._read_sidecar(unit.name, row, metadata)
         yield Entry(unit.name, where, 0, unit.size, row, lambda: storage.read(where))
 

@@ -92,7 +92,7 @@ class TarShards(Shards):
                         data = stream.read(member.size)
                     sample.images.append((member.name, member.offset_data, member.size, data))
                 elif suffix in (".txt", ".json"):
-                    sample.add_words(suffix, member, stream)
+                    sample.add_text(suffix, member, stream)
             yield from sample.entries()
 
     def read(self, unit: str, offset: int, size: int) -> bytes:
@@ -107,7 +107,7 @@ class _Sample:
         self.images: list[tuple[str, int, int, bytes | None]] = []
         self.row, self.text, self.text_name = Row(), b"", ""
 
-    def add_words(self, suffix: str, member: tarfile.TarInfo, stream: BinaryIO) -> None:
+    def add_text(self, suffix: str, member: tarfile.TarInfo, stream: BinaryIO) -> None:
         """Read a caption or columns; what is wrong with them becomes the row's problem."""
         where = f"{self.path}: {member.name}"
         if member.size > MAX_SIDECAR:

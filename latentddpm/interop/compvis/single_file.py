@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import safe_open
 
 from latentddpm.clip.text_encoder import TextEncoder
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.clip import PREFIX, build_clip, clip_variables, read_clip_config
@@ -37,11 +37,11 @@ from latentddpm.interop.compvis.config import (
     vae_config,
 )
 from latentddpm.interop.compvis.names import unet_names, vae_names
-from latentddpm.interop.diffusers.checkpoint import Checkpoint, Piece
+from latentddpm.interop.diffusers.checkpoint import Checkpoint, CheckpointPart
 from latentddpm.interop.diffusers.folder import build
 from latentddpm.interop.diffusers.networks import AUTOENCODER_SIZES, UNET_SIZES
 from latentddpm.interop.diffusers.read_config import autoencoder_arguments, unet_arguments
-from latentddpm.interop.diffusers.weight_map import Row, autoencoder_rows, unet_rows
+from latentddpm.interop.diffusers.weight_map import TensorMapping, autoencoder_rows, unet_rows
 from latentddpm.interop.tensors import DTYPES, RenamedTensors, TensorFiles
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
@@ -154,7 +154,9 @@ def _refuse_others(shapes: Shapes, path: Path) -> None:
 # --- UNet ----------------------------------------------------------------------------------
 
 
-def _unet_piece(tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str]) -> Piece | None:
+def _unet_piece(
+    tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str]
+) -> CheckpointPart | None:
     prefix = _prefix(shapes, UNET_PREFIXES, "input_blocks.0.0.weight")
     if prefix is None:
         return None
@@ -186,7 +188,7 @@ def _unet_piece(tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str
 # --- Autoencoder ---------------------------------------------------------------------------
 
 
-def _vae_piece(tensors: TensorFiles, shapes: Shapes) -> Piece | None:
+def _vae_piece(tensors: TensorFiles, shapes: Shapes) -> CheckpointPart | None:
     prefix = _prefix(shapes, VAE_PREFIXES, "encoder.conv_in.weight")
     if prefix is None:
         return None
@@ -204,7 +206,7 @@ def _vae_piece(tensors: TensorFiles, shapes: Shapes) -> Piece | None:
     return _piece(source, config, tensors, prefix, names, inner, projections)
 
 
-def _is_projection(row: Row) -> bool:
+def _is_projection(row: TensorMapping) -> bool:
     return row.layout == "dense" and ".attentions." in row.key
 
 
@@ -213,7 +215,7 @@ def _is_projection(row: Row) -> bool:
 
 def _text_reader(
     tensors: TensorFiles, shapes: Shapes
-) -> Callable[[], tuple[TextEncoder, ClipTokenizer]] | None:
+) -> Callable[[], tuple[TextEncoder, CLIPTokenizer]] | None:
     inner = _below(shapes, TEXT_PREFIX)
     if not inner:
         return None
@@ -222,7 +224,7 @@ def _text_reader(
     config = text_config(_below(inner, prefix), source)
     sizes, _ = read_clip_config(config, source)
     names = {name: f"{TEXT_PREFIX}{prefix}{name}" for name, *_ in clip_variables(sizes)}
-    tokenizer = ClipTokenizer(sizes["context_length"])
+    tokenizer = CLIPTokenizer(sizes["context_length"])
     if tokenizer.vocabulary_size > sizes["vocabulary_size"]:
         raise UserError(
             f"{source}: has {sizes['vocabulary_size']} tokens; expected CLIP's "
@@ -271,7 +273,7 @@ def _piece(
     names: Mapping[str, str],
     inner: Shapes,
     shapes: Shapes,
-) -> Piece:
+) -> CheckpointPart:
     """A piece under diffusers' names, once all that the file has below `prefix` is in it."""
     left = set(inner) - set(names.values())
     if strangers := sorted(key for key in left if _is_weight(key)):
@@ -282,7 +284,7 @@ def _piece(
         )
     originals = {key: prefix + name for key, name in names.items()}
     renamed = RenamedTensors(tensors, originals, shapes)
-    return Piece(source, config, lambda: renamed)
+    return CheckpointPart(source, config, lambda: renamed)
 
 
 def _is_weight(key: str) -> bool:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentddpm.clip.text_encoder import TextEncoder
-from latentddpm.clip.tokenizer import ClipTokenizer
+from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.interop.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class Piece:
+class CheckpointPart:
     """One network.
 
     Attributes:
@@ -44,8 +44,8 @@ class Checkpoint:
     """
 
     source: str
-    vae: Piece | None = None
-    unet: Piece | None = None
+    vae: CheckpointPart | None = None
+    unet: CheckpointPart | None = None
     scheduler: dict[str, Any] | None = None
     scheduler_source: str = "scheduler"
-    text: Callable[[], tuple[TextEncoder, ClipTokenizer]] | None = None
+    text: Callable[[], tuple[TextEncoder, CLIPTokenizer]] | None = None

@@ -18,9 +18,9 @@ from typing import Any
 
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop import clip
-from latentddpm.interop.diffusers.checkpoint import Checkpoint, Piece
+from latentddpm.interop.diffusers.checkpoint import Checkpoint, CheckpointPart
 from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES, CONDITIONAL_UNET, UNET
-from latentddpm.interop.diffusers.networks import arguments_of, judge, rows_of
+from latentddpm.interop.diffusers.networks import arguments_of, rows_of, validate
 from latentddpm.interop.diffusers.read_config import sample_size
 from latentddpm.interop.diffusers.scheduler import KINDS, OTHERS, read_scheduler, scheduler_config
 from latentddpm.interop.diffusers.weights import write
@@ -165,13 +165,13 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
         raise UserError(f"{checkpoint.source}: has no autoencoder (vae), which a model needs")
     if checkpoint.unet is None:
         size = sample_size(checkpoint.vae.config, checkpoint.vae.source)
-        return LatentDiffusion(judge(checkpoint.vae).build(quiet), None, None, image_size=size)
+        return LatentDiffusion(validate(checkpoint.vae).build(quiet), None, None, image_size=size)
     # Cheap questions first: the configurations, then the headers, then the weights.
     sizes = {name: arguments_of(getattr(checkpoint, name)) for name in ("vae", "unet")}
     _check_fit(checkpoint, sizes["vae"], sizes["unet"])
     schedule, defaults = read_scheduler(checkpoint.scheduler, checkpoint.scheduler_source)
     latent_size = sample_size(checkpoint.unet.config, checkpoint.unet.source)
-    vae, unet = judge(checkpoint.vae), judge(checkpoint.unet)
+    vae, unet = validate(checkpoint.vae), validate(checkpoint.unet)
     text_encoder = tokenizer = None
     if checkpoint.text is not None:
         text_encoder, tokenizer = checkpoint.text()
@@ -220,8 +220,8 @@ def _read_index(path: Path) -> list[str]:
     return parts
 
 
-def _piece(folder: Path, variant: str | None) -> Piece:
-    return Piece(
+def _piece(folder: Path, variant: str | None) -> CheckpointPart:
+    return CheckpointPart(
         str(folder / CONFIG),
         _read(folder / CONFIG),
         partial(TensorFiles.folder, folder, STEM, variant),

@@ -120,7 +120,7 @@ BLOCKS = {
 }
 
 
-def judge(config: Config, source: str, kinds: Sequence[str]) -> str:
+def validate(config: Config, source: str, kinds: Sequence[str]) -> str:
     """The class of a configuration, once nothing in it asks for what is not here."""
     kind = config.get("_class_name")
     if not isinstance(kind, str):

@@ -13,14 +13,14 @@ from typing import Any
 import keras
 
 from latentddpm.errors import check_choice
-from latentddpm.interop.diffusers.checkpoint import Piece
+from latentddpm.interop.diffusers.checkpoint import CheckpointPart
 from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES
 from latentddpm.interop.diffusers.read_config import (
     autoencoder_arguments,
     linear_projection,
     unet_arguments,
 )
-from latentddpm.interop.diffusers.weight_map import Row, autoencoder_rows, unet_rows
+from latentddpm.interop.diffusers.weight_map import TensorMapping, autoencoder_rows, unet_rows
 from latentddpm.interop.diffusers.weights import fill, match
 from latentddpm.interop.tensors import Tensors
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -58,7 +58,7 @@ class Network:
     kind: type[keras.Model]
     arguments: dict[str, Any]
     tensors: Tensors
-    matched: list[tuple[Row, str]]
+    matched: list[tuple[TensorMapping, str]]
 
     def build(self, quiet: bool = True) -> keras.Model:
         """The network with its weights, as float32; a progress bar unless `quiet`."""
@@ -69,7 +69,7 @@ class Network:
         return model
 
 
-def arguments_of(piece: Piece) -> dict[str, Any]:
+def arguments_of(piece: CheckpointPart) -> dict[str, Any]:
     """The arguments of our network for a piece, from its configuration alone.
 
     Raises:
@@ -81,7 +81,7 @@ def arguments_of(piece: Piece) -> dict[str, Any]:
     return read(piece.config, piece.source)
 
 
-def judge(piece: Piece) -> Network:
+def validate(piece: CheckpointPart) -> Network:
     """The network of a piece, before it is built.
 
     Raises:
@@ -97,14 +97,14 @@ def judge(piece: Piece) -> Network:
     )
 
 
-def rows_of(model: keras.Model) -> Iterator[Row]:
+def rows_of(model: keras.Model) -> Iterator[TensorMapping]:
     """The table of a network of ours, as it is written."""
     return _rows(type(model), model.get_config())
 
 
 def _rows(
     kind: type[keras.Model], arguments: Mapping[str, Any], linear: bool = False
-) -> Iterator[Row]:
+) -> Iterator[TensorMapping]:
     if kind is Autoencoder:
         return autoencoder_rows(**{key: arguments[key] for key in AUTOENCODER_SIZES})
     return unet_rows(**{key: arguments[key] for key in UNET_SIZES}, linear=linear)

@@ -18,7 +18,7 @@ from latentddpm.interop.diffusers.known_keys import (
     CONDITIONAL_UNET,
     UNET,
     Config,
-    judge,
+    validate,
 )
 from latentddpm.models.unet import NORM_EPSILON
 
@@ -29,7 +29,7 @@ def autoencoder_arguments(config: Config, source: str) -> dict[str, Any]:
     Raises:
         UserError: something that our network is not; `source` and the key are named.
     """
-    kind = judge(config, source, (AUTOENCODER,))
+    kind = validate(config, source, (AUTOENCODER,))
     image_channels = _whole(config, source, "in_channels", 3)
     _same(config, source, "out_channels", image_channels, "in_channels")
     widths = _widths(config, source)
@@ -55,7 +55,7 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
     Raises:
         UserError: something that our network is not; `source` and the key are named.
     """
-    kind = judge(config, source, (UNET, CONDITIONAL_UNET))
+    kind = validate(config, source, (UNET, CONDITIONAL_UNET))
     conditional = kind == CONDITIONAL_UNET
     channels = _whole(config, source, "in_channels", 4 if conditional else 3)
     _same(config, source, "out_channels", channels, "in_channels")

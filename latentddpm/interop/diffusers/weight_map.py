@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorMapping:
     """One tensor.
 
     Attributes:
@@ -74,7 +74,7 @@ def autoencoder_rows(
     num_res_blocks: int,
     latent_channels: int,
     image_channels: int,
-) -> Iterator[Row]:
+) -> Iterator[TensorMapping]:
     """The table of `AutoencoderKL` and `Autoencoder`."""
     widths = [channels * multiplier for multiplier in channel_multipliers]
     last = len(widths) - 1
@@ -119,7 +119,7 @@ def unet_rows(
     context_dim: int | None,
     latent_channels: int,
     linear: bool = False,
-) -> Iterator[Row]:
+) -> Iterator[TensorMapping]:
     """The table of `UNet2DModel` (without `context_dim`) or `UNet2DConditionModel`, and `UNet`.
 
     Args:
@@ -130,7 +130,7 @@ def unet_rows(
     last = len(widths) - 1
     time = 4 * channels
 
-    def attention(theirs: str, ours: str, width: int) -> Iterator[Row]:
+    def attention(theirs: str, ours: str, width: int) -> Iterator[TensorMapping]:
         if context_dim is None:
             return _attention_block(theirs, ours, width)
         return _transformer(theirs, ours, width, context_dim, "dense" if linear else "pointwise")
@@ -180,29 +180,31 @@ def unet_rows(
     yield from _conv("conv_out", "conv_out", width, latent_channels)
 
 
-def _conv(theirs: str, ours: str, inputs: int, outputs: int, side: int = 3) -> Iterator[Row]:
+def _conv(
+    theirs: str, ours: str, inputs: int, outputs: int, side: int = 3
+) -> Iterator[TensorMapping]:
     shape = (outputs, inputs, side, side)
-    yield Row(f"{theirs}.weight", shape, f"{ours}/conv/kernel", "conv")
-    yield Row(f"{theirs}.bias", (outputs,), f"{ours}/conv/bias", "vector")
+    yield TensorMapping(f"{theirs}.weight", shape, f"{ours}/conv/kernel", "conv")
+    yield TensorMapping(f"{theirs}.bias", (outputs,), f"{ours}/conv/bias", "vector")
 
 
 def _dense(
     theirs: str, ours: str, inputs: int, outputs: int, layout: str = "dense", bias: bool = True
-) -> Iterator[Row]:
+) -> Iterator[TensorMapping]:
     shape = (outputs, inputs, 1, 1) if layout == "pointwise" else (outputs, inputs)
-    yield Row(f"{theirs}.weight", shape, f"{ours}/kernel", layout)
+    yield TensorMapping(f"{theirs}.weight", shape, f"{ours}/kernel", layout)
     if bias:
-        yield Row(f"{theirs}.bias", (outputs,), f"{ours}/bias", "vector")
+        yield TensorMapping(f"{theirs}.bias", (outputs,), f"{ours}/bias", "vector")
 
 
-def _norm(theirs: str, ours: str, width: int) -> Iterator[Row]:
-    yield Row(f"{theirs}.weight", (width,), f"{ours}/gamma", "vector")
-    yield Row(f"{theirs}.bias", (width,), f"{ours}/beta", "vector")
+def _norm(theirs: str, ours: str, width: int) -> Iterator[TensorMapping]:
+    yield TensorMapping(f"{theirs}.weight", (width,), f"{ours}/gamma", "vector")
+    yield TensorMapping(f"{theirs}.bias", (width,), f"{ours}/beta", "vector")
 
 
 def _resnet(
     theirs: str, ours: str, inputs: int, outputs: int, time: int | None = None
-) -> Iterator[Row]:
+) -> Iterator[TensorMapping]:
     yield from _norm(f"{theirs}.norm1", f"{ours}/norm1", inputs)
     yield from _conv(f"{theirs}.conv1", f"{ours}/conv1", inputs, outputs)
     if time is not None:
@@ -213,14 +215,14 @@ def _resnet(
         yield from _conv(f"{theirs}.conv_shortcut", f"{ours}/shortcut", inputs, outputs, 1)
 
 
-def _autoencoder_middle(half: str, width: int) -> Iterator[Row]:
+def _autoencoder_middle(half: str, width: int) -> Iterator[TensorMapping]:
     theirs, ours = f"{half}.mid_block", f"{half}/mid"
     yield from _resnet(f"{theirs}.resnets.0", f"{ours}_block_0", width, width)
     yield from _attention_block(f"{theirs}.attentions.0", f"{ours}_attention", width)
     yield from _resnet(f"{theirs}.resnets.1", f"{ours}_block_1", width, width)
 
 
-def _attention_block(theirs: str, ours: str, width: int) -> Iterator[Row]:
+def _attention_block(theirs: str, ours: str, width: int) -> Iterator[TensorMapping]:
     yield from _norm(f"{theirs}.group_norm", f"{ours}/norm", width)
     for name, layer in PROJECTIONS.items():
         yield from _dense(f"{theirs}.{name}", f"{ours}/{layer}", width, width)
@@ -231,7 +233,7 @@ PROJECTIONS = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out
 
 def _transformer(
     theirs: str, ours: str, width: int, context_dim: int, projection: str
-) -> Iterator[Row]:
+) -> Iterator[TensorMapping]:
     yield from _norm(f"{theirs}.norm", f"{ours}/norm", width)
     yield from _dense(f"{theirs}.proj_in", f"{ours}/proj_in", width, width, projection)
     inner = f"{theirs}.transformer_blocks.0"

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from latentddpm.errors import UserError, check_choice
-from latentddpm.interop.diffusers.weight_map import Row, to_ours, to_theirs
+from latentddpm.interop.diffusers.weight_map import TensorMapping, to_ours, to_theirs
 from latentddpm.interop.tensors import DTYPES, Tensors
 from latentddpm.models.archive import STORAGE
 from latentddpm.models.functional import FunctionalModel
@@ -29,7 +29,9 @@ ALIGNMENT = 8
 MAX_NAMED = 3
 
 
-def match(rows: Iterable[Row], tensors: Tensors, source: str) -> list[tuple[Row, str]]:
+def match(
+    rows: Iterable[TensorMapping], tensors: Tensors, source: str
+) -> list[tuple[TensorMapping, str]]:
     """The rows of a table with the names that `tensors` has for them.
 
     Args:
@@ -64,7 +66,7 @@ def match(rows: Iterable[Row], tensors: Tensors, source: str) -> list[tuple[Row,
 
 def fill(
     model: keras.Model,
-    matched: Sequence[tuple[Row, str]],
+    matched: Sequence[tuple[TensorMapping, str]],
     tensors: Tensors,
     label: str,
     quiet: bool = False,
@@ -79,7 +81,7 @@ def fill(
 
 def write(
     model: keras.Model,
-    rows: Iterable[Row],
+    rows: Iterable[TensorMapping],
     path: Path,
     label: str,
     storage: str = "float32",
@@ -139,6 +141,6 @@ def _stored(array: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
     return stored
 
 
-def _bar(label: str, matched: Sequence[tuple[Row, str]], quiet: bool) -> tqdm:
+def _bar(label: str, matched: Sequence[tuple[TensorMapping, str]], quiet: bool) -> tqdm:
     total = sum(int(np.prod(row.shape)) for row, _ in matched)
     return tqdm(total=total, desc=label, unit="parameter", unit_scale=True, disable=quiet, delay=1)

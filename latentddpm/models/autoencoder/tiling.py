@@ -54,7 +54,9 @@ def decode(
     raw = LatentSpace(autoencoder.scaling_factor).to_raw(latents)
 
     def run(network: keras.Model) -> np.ndarray:
-        return _Half(network, autoencoder, "decode", 1, factor).run(raw, tile, rows, progress)
+        return AutoencoderHalf(network, autoencoder, "decode", 1, factor).run(
+            raw, tile, rows, progress
+        )
 
     images = run(decoder)
     bad = _unusable(images)
@@ -89,7 +91,9 @@ def encode(
     autoencoder.check_size(*images.shape[1:3])
 
     def run(network: keras.Model) -> np.ndarray:
-        return _Half(network, autoencoder, "encode", factor, 1).run(images, tile, rows, progress)
+        return AutoencoderHalf(network, autoencoder, "encode", factor, 1).run(
+            images, tile, rows, progress
+        )
 
     moments = run(encoder)
     precision = autoencoder.compute_dtype
@@ -141,7 +145,7 @@ def _rows(tile: Tile, factor: int) -> int | None:
     return tile // factor
 
 
-class _Half:
+class AutoencoderHalf:
     """One half of an autoencoder with what it needs to know about memory.
 
     Args:

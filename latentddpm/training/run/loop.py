@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
 from latentddpm.config_file import dump_config
-from latentddpm.distribution.strategy import agreement, crew_of
+from latentddpm.distribution.strategy import any_process, process_group
 from latentddpm.errors import one_line
 from latentddpm.models.functional import remade
 from latentddpm.training.run.callbacks import EverySteps
@@ -31,7 +31,7 @@ from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLio
 from latentddpm.utils import signals
 from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_path
-from latentddpm.utils.locks import claim
+from latentddpm.utils.locks import require_lock
 from latentddpm.utils.memory import is_out_of_memory
 
 OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
@@ -133,28 +133,28 @@ def run_steps(
     """
     training = config.training
     checkpoints = folder / CHECKPOINTS
-    crew, agreed = crew_of(strategy), agreement(strategy)
-    quiet = quiet or not crew.chief
-    with claim(folder, "trains") if crew.chief else contextlib.nullcontext():
+    processes, agreed = process_group(strategy), any_process(strategy)
+    quiet = quiet or not processes.is_chief
+    with require_lock(folder, "trains") if processes.is_chief else contextlib.nullcontext():
         with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
         first = load_latest(checkpoints, model) if resume and present(checkpoints) else 0
-        crew.barrier()  # before the chief drops a damaged checkpoint that others look at
-        if crew.chief:
+        processes.barrier()  # before the chief drops a damaged checkpoint that others look at
+        if processes.is_chief:
             with atomic_path(folder / CONFIG) as temporary:
                 temporary.write_text(dump_config(config), "utf-8")
-        log = open_log(folder, config, first, quiet) if crew.chief else NoLog(folder)
+        log = open_log(folder, config, first, quiet) if processes.is_chief else NoLog(folder)
         with log:
             say(f"resumed at {first}", quiet or not first)
             total = training.num_steps
             saver = Saver(
-                checkpoints, model, contract, training.keep_checkpoints, first, crew.chief
+                checkpoints, model, contract, training.keep_checkpoints, first, processes.is_chief
             )
             picture = folder / "samples" / f"step-{first:08d}.png"
             due = first % training.validate_every == 0 or first >= total
             history = read_history(log.path)
             best = None
-            if crew.chief and best_metric != "none":
+            if processes.is_chief and best_metric != "none":
                 best = Best(saver, best_metric, first, history)
 
             def validated(step: int) -> None:
@@ -164,7 +164,7 @@ def run_steps(
 
             def finish() -> None:
                 if training.keep_best:
-                    crew.barrier()
+                    processes.barrier()
                     restore(latest(checkpoints / BEST), model)
                 model.optimizer.finalize_variable_values(model.trainable_variables)
 

@@ -112,7 +112,7 @@ class Progress(keras.callbacks.Callback):
         self.bar.close()
 
 
-def introduce(
+def run_summary(
     config: AutoencoderRun | DiffusionRun,
     model: keras.Model,
     parts: Mapping[str, keras.Model | None],

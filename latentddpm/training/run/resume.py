@@ -47,7 +47,7 @@ def check_run(folder: Path, resume: bool) -> None:
         raise UserError(f"{folder}: finished, with no checkpoint to resume; take another --out")
 
 
-def agree(
+def check_resume(
     folder: Path,
     config: AutoencoderRun | DiffusionRun,
     data: Mapping[str, int | str],
@@ -139,13 +139,13 @@ class Saver:
         contract: Contract,
         keep: int,
         first: int,
-        chief: bool = True,
+        is_chief: bool = True,
     ) -> None:
         self.folder, self.model, self.contract, self.keep = folder, model, contract, keep
-        self.step, self.chief = first, chief
+        self.step, self.is_chief = first, is_chief
 
     def save(self, step: int) -> None:
-        if not self.chief:
+        if not self.is_chief:
             self.step = step
             return
         try:

@@ -33,7 +33,7 @@ from latentddpm.training.step.train_step import dense_gradients
 
 
 @dataclass
-class Round:
+class RecordedStep:
     """A micro-batch, played: the recorded forward pass, and how both losses pull at its ends.
 
     Attributes:
@@ -84,14 +84,14 @@ def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
     last = model.decoder.last_kernel
     active = model.optimizer.iterations >= adversary.start_step
     adversary.discriminator.refine()
-    played: list[Round] = []
+    recorded: list[RecordedStep] = []
 
-    def play(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
-        played[:] = [_play(model, x, number, active)]
-        sums = played[0].at_last(last), played[0].discriminator_gradients
-        return sums, played[0].terms
+    def record(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
+        recorded[:] = [_record(model, x, number, active)]
+        sums = recorded[0].at_last(last), recorded[0].discriminator_gradients
+        return sums, recorded[0].terms
 
-    (at_last, discriminator_gradients), terms, number = model.over_batch(*arguments, play)
+    (at_last, discriminator_gradients), terms, number = model.over_batch(*arguments, record)
     weight = adversary.share(model.optimizer.iterations)
     if adversary.adaptive:
         scale = model.optimizer.scale_loss(number)
@@ -99,19 +99,19 @@ def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
 
     def gradients(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
         kept = model.accumulation_steps == 1
-        game = played[0] if kept else _play(model, x, number, active)
-        return game.gradients(variables, weight * adversary.weight), {}
+        step = recorded[0] if kept else _record(model, x, number, active)
+        return step.gradients(variables, weight * adversary.weight), {}
 
     sums, _, _ = model.over_batch(*arguments, gradients)
     loss = terms["loss"][0] + weight * adversary.weight * terms["generator"][0]
-    healthy = tf.math.is_finite(loss + terms["discriminator"][0])
-    norm, updated = replicas.apply_gradients(model.optimizer, variables, sums, number, healthy)
+    finite = tf.math.is_finite(loss + terms["discriminator"][0])
+    norm, updated = replicas.apply_gradients(model.optimizer, variables, sums, number, finite)
     discriminator_norm, _ = replicas.apply_gradients(
         adversary.optimizer,
         adversary.discriminator.trainable_variables,
         discriminator_gradients,
         number,
-        playing=tf.logical_and(active, updated),
+        enabled=tf.logical_and(active, updated),
     )
     once = {
         "adaptive_weight": weight,
@@ -122,7 +122,7 @@ def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
     return model.report({**terms, "loss": (loss, number), **once}, updated)
 
 
-def _play(model: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> Round:
+def _record(model: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> RecordedStep:
     """Forward through the autoencoder, then back to its outputs through both losses."""
 
     def total(mean: tf.Tensor) -> tf.Tensor:
@@ -152,7 +152,7 @@ def _play(model: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> Round:
         ),
     )
     terms = {**terms, **dict(zip(JUDGED, judged, strict=True))}
-    return Round(recorded, last, outputs, pull, generator_pull, gradients, terms)
+    return RecordedStep(recorded, last, outputs, pull, generator_pull, gradients, terms)
 
 
 def _against(

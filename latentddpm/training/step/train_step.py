@@ -127,8 +127,8 @@ class TrainStep:
             return dense_gradients(tape, loss, variables), terms
 
         sums, terms, number = self.over_batch(*arguments, gradients)
-        healthy = tf.math.is_finite(terms["loss"][0])
-        norm, updated = replicas.apply_gradients(self.optimizer, variables, sums, number, healthy)
+        finite = tf.math.is_finite(terms["loss"][0])
+        norm, updated = replicas.apply_gradients(self.optimizer, variables, sums, number, finite)
         return self.report({**terms, "gradient_norm": (norm, 1.0)}, updated)
 
     def test_step(self, *arguments: Any) -> dict[str, Any]:

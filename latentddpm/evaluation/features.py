@@ -72,7 +72,7 @@ def kept_features(
         label: of the progress bar, which is shown after two seconds.
 
     Raises:
-        interrupt.Stopped: a signal came; the blocks before it are kept.
+        signals.Stopped: a signal came; the blocks before it are kept.
     """
     key = [latentddpm.__version__, network.label, network.digest, images.size]
     blocks, kept = [], 0

@@ -141,7 +141,7 @@ class GeneratedImages:
             label: in front of the progress bar; the setting by default.
 
         Raises:
-            interrupt.Stopped: a signal came; the batches before it are kept.
+            signals.Stopped: a signal came; the batches before it are kept.
         """
         missing = [k for k in range(len(self)) if not self._is_drawn(k)]
         if not missing:

@@ -156,7 +156,7 @@ def evaluate_generator(
     Raises:
         UserError: too few images, none with a caption, or several settings without matplotlib
             for their plot.
-        interrupt.Stopped: a signal came; what was drawn is kept.
+        signals.Stopped: a signal came; what was drawn is kept.
     """
     if num_images < LEAST:
         raise UserError(f"--num-images: {num_images}, expected at least {LEAST}")

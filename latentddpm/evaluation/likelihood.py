@@ -87,7 +87,7 @@ def evaluate_bound(
 
     Raises:
         UserError: fewer than 2 images or timesteps, captions that do not fit.
-        interrupt.Stopped: a signal came.
+        signals.Stopped: a signal came.
     """
     if len(images) < 2:
         raise UserError(f"the bound and its standard error need 2 images, not {len(images)}")

@@ -78,7 +78,7 @@ def project_latents(
 
     Raises:
         UserError: too few images, no such column, a library that is not installed.
-        interrupt.Stopped: a signal came; what was encoded is kept.
+        signals.Stopped: a signal came; what was encoded is kept.
     """
     check_choice("--projection", projection, PROJECTIONS)
     check_count("a picture of latents", len(images), NEIGHBOURS + 2)

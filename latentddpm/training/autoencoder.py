@@ -84,7 +84,7 @@ def train_autoencoder(
     Raises:
         UserError: unusable folder, a resolution the downsample factor does not divide, a run
             folder that is taken (or, with `resume`, empty or of another run).
-        interrupt.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
+        signals.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
     """
     check_run(out, resume)
     if config.training.wandb:

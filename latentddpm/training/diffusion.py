@@ -109,7 +109,7 @@ def train_diffusion(
         UserError: unusable data or model folder, no captions for a text-conditioned model, a
             resolution that does not fit the networks, a run folder that is taken (or, with
             `resume`, empty or of another run).
-        interrupt.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
+        signals.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
     """
     settings = config.training
     check_run(out, resume)

@@ -42,7 +42,7 @@ def encode_folder(
 
     Raises:
         UserError: unusable data or model folder, a resolution that does not fit.
-        interrupt.Stopped: a signal came; what was encoded is noted.
+        signals.Stopped: a signal came; what was encoded is noted.
     """
     source = read_model_folder(vae)
     if resolution is None:

@@ -156,7 +156,7 @@ def test_a_file_name_may_not_leave_the_folder(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("line", "caption_stamp"),
+    ("line", "words"),
     [
         ('{"file_name": "a.png", "text": "x"', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
@@ -177,7 +177,7 @@ def test_a_wrong_jsonl_line_is_named(folder, line, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "caption_stamp"),
+    ("text", "words"),
     [
         ("file_name,text\na.png\n", "line 2: 1 cells, expected 2"),
         ("file_name,text\na.png,x,y\n", "line 2: 3 cells, expected 2"),

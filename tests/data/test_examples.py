@@ -24,7 +24,7 @@ from latentddpm.models.autoencoder.latent_space import LatentSpace
 
 RESOLUTION, COUNT, SHAPE = 8, 8, (4, 4, 2)
 PATHS = sorted(path.relative_to(EMOJI).as_posix() for path in EMOJI.rglob("*.png"))[:COUNT]
-DRAWS = RandomStream(5, "train")
+STREAM = RandomStream(5, "train")
 
 
 def only(*numbers):
@@ -99,7 +99,7 @@ def stream(cache, start=0, stop=6, batch_size=4, **changes):
         "selection": only(*range(COUNT)),
         "schedule": NoiseSchedule(),
         "latent_space": LatentSpace(0.5),
-        "draws": DRAWS,
+        "stream": STREAM,
         **changes,
     }
     batches = diffusion_examples(
@@ -111,7 +111,7 @@ def stream(cache, start=0, stop=6, batch_size=4, **changes):
     return joined({**inputs, "target": target} for inputs, target in batches)
 
 
-def pictures(catalog, start=0, stop=6, batch_size=4, stream=DRAWS, **changes):
+def pictures(catalog, start=0, stop=6, batch_size=4, stream=STREAM, **changes):
     dataset = image_examples(
         catalog,
         only(*range(COUNT)),
@@ -140,11 +140,11 @@ def drawn(position, name):
     """What the stream draws at a position, asked from `RandomStream` itself."""
     position = tf.constant(position, tf.int64)
     return {
-        "image": lambda: int(DRAWS.index(position, COUNT)),
-        "mirrored": lambda: bool(DRAWS.chance("flip", position, 0.5)),
-        "timestep": lambda: int(DRAWS.integer("timestep", position, 1000)),
-        "posterior": lambda: DRAWS.normal("posterior", position, SHAPE).numpy(),
-        "noise": lambda: DRAWS.normal("noise", position, SHAPE).numpy(),
+        "image": lambda: int(STREAM.index(position, COUNT)),
+        "mirrored": lambda: bool(STREAM.chance("flip", position, 0.5)),
+        "timestep": lambda: int(STREAM.integer("timestep", position, 1000)),
+        "posterior": lambda: STREAM.normal("posterior", position, SHAPE).numpy(),
+        "noise": lambda: STREAM.normal("noise", position, SHAPE).numpy(),
     }[name]()
 
 
@@ -181,13 +181,13 @@ def test_an_example_does_not_depend_on_the_batch_size(catalog, cache, tokens):
 
 def test_validation_is_the_same_each_time(cache, tokens):
     settings = {
-        "draws": RandomStream(5, "validation"),
+        "stream": RandomStream(5, "validation"),
         "tokens": tokens,
         "selection": only(1, 4, 6),
     }
     first = stream(cache, **settings)
     assert_same(stream(cache, **settings), first, "the second validation")
-    other = stream(cache, **{**settings, "draws": DRAWS})
+    other = stream(cache, **{**settings, "stream": STREAM})
     assert not np.array_equal(other["target"], first["target"]), "training sees the same noise"
 
 

@@ -79,7 +79,7 @@ def input_side(data, folder, autoencoder):
     settings = {
         "batch_size": 8,
         "positions": positions(0, None, 8),
-        "draws": RandomStream(0, "train"),
+        "stream": RandomStream(0, "train"),
     }
     streams = [
         image_examples(catalog, training, resolution=2, latent_shape=(1, 1, 4), **settings),

@@ -125,7 +125,7 @@ def test_a_packed_set_trains_to_the_same_examples(kind, packed, reference, tmp_p
         settings = {
             "batch_size": 5,
             "positions": positions(0, 6, 5),
-            "draws": RandomStream(1, "train"),
+            "stream": RandomStream(1, "train"),
         }
         captions = Captions(catalog, TEMPLATES)
         yield image_examples(
@@ -249,7 +249,7 @@ def test_members_that_are_no_sample_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "caption_stamp"),
+    ("name", "data", "words"),
     [
         ("0.txt", b"caf\xe9", r"a\.tar: 0\.txt: not UTF-8 \(byte 0xe9 at position 3\)"),
         ("0.json", b"{", r"a\.tar: 0\.json: not valid JSON"),

@@ -175,8 +175,8 @@ def test_another_text_encoder_in_the_same_place_is_refused(clip_run, tmp_path):
 CLAIM = """
 import sys
 from pathlib import Path
-from latentddpm.distribution.processes import claim
-with claim(Path(sys.argv[1]), "trains"):
+from latentddpm.utils.locks import require_lock
+with require_lock(Path(sys.argv[1]), "trains"):
     print("inside", flush=True)
     sys.stdin.read()
 """

@@ -22,13 +22,13 @@ from latentddpm.utils.files import read_json_lines
 
 SCRIPT = """
 import signal, sys, time
-from latentddpm import interrupt
-with interrupt.listening(), interrupt.deferred():
+from latentddpm.utils import signals
+with signals.listening(), signals.deferred():
     print("ready", flush=True)
     while True:
         time.sleep(0.01)
-        if interrupt.pending() and "{obey}" == "yes":
-            interrupt.check("saved")
+        if signals.pending() and "{obey}" == "yes":
+            signals.check("saved")
 """
 
 

@@ -43,7 +43,7 @@ class StopEvaluation(keras.callbacks.Callback):
         agreed: of `distribute.agreement`; several processes stop at the same batch.
 
     Raises:
-        interrupt.Stopped: from within `evaluate`.
+        signals.Stopped: from within `evaluate`.
     """
 
     def __init__(self, agreed: Callable[[bool], bool] | None = None) -> None:

@@ -125,7 +125,7 @@ def run_steps(
             is kept; "none" keeps none.
 
     Raises:
-        interrupt.Stopped: a signal came; the step that was under way is saved.
+        signals.Stopped: a signal came; the step that was under way is saved.
         Diverged: see `health`; the newest checkpoint is from before that.
         MemoryError: a step needs more than there is, with what to lower.
         UserError: another process trains in the folder; Weights & Biases does not take the run.

@@ -158,7 +158,7 @@ class Saver:
         """Save and end, if a signal has come to this process or, with `agreed`, to another.
 
         Raises:
-            interrupt.Stopped: it has.
+            signals.Stopped: it has.
         """
         signal = signals.pending(agreed)
         if signal is None:

@@ -32,8 +32,10 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.training import autoencoder_networks, diffusion, diffusion_networks
+from latentddpm.training import autoencoder_networks, diffusion_networks
 from latentddpm.training.run.loop import make_optimizer
+from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
+from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BATCHES = 40
@@ -94,7 +96,8 @@ def measure(
 
     config = load_config(AutoencoderRun, CONFIGS / "emoji-64-vae.yaml")
     batch_size = config.training.batch_size
-    config, model = autoencoder_networks.build_autoencoder(config)
+    config, autoencoder = autoencoder_networks.build_autoencoder(config)
+    model = AutoencoderTrainer(autoencoder)
     model.compile(make_optimizer(config.training))
     stream = examples.image_examples(
         catalog,
@@ -113,8 +116,9 @@ def measure(
     config, sources = diffusion_networks.read_sources(config, options.vae)
     source, vae_config = sources.vae, sources.vae_config
     unet, text_encoder, tokenizer = diffusion_networks.build_networks(config, sources)
-    model = diffusion.with_text(unet, text_encoder, tokenizer.context_length)
-    model.compile(make_optimizer(config.training), loss="mse")
+    schedule = NoiseSchedule(**config.schedule.model_dump())
+    model = DenoisingTrainer(unet, schedule, text_encoder)
+    model.compile(make_optimizer(config.training))
     cache = prepare_latents(
         catalog,
         scratch / "latents",
@@ -126,7 +130,7 @@ def measure(
     stream = examples.diffusion_examples(
         cache,
         images,
-        NoiseSchedule(**config.schedule.model_dump()),
+        schedule,
         LatentSpace(vae_config["scaling_factor"]),
         batch_size=batch_size,
         stream=RandomStream(0, "benchmark"),

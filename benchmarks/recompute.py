@@ -26,13 +26,16 @@ def cell(options: argparse.Namespace, recompute: bool) -> dict[str, float]:
     import keras
     import numpy as np
 
+    from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.models.unet import UNet
+    from latentddpm.training.step.denoising_trainer import DenoisingTrainer
     from latentddpm.training.step.optimizer import FlatAdamW
 
     keras.utils.set_random_seed(0)
     unet = UNet(options.channels, (1, 2, 3, 4), 2, (1, 2, 3), recompute=recompute)
-    unet.compile(FlatAdamW(1e-4, global_clipnorm=1.0), loss="mse")
-    unet.optimizer.build(unet.trainable_variables)
+    trainer = DenoisingTrainer(unet, NoiseSchedule())
+    trainer.compile(FlatAdamW(1e-4, global_clipnorm=1.0))
+    trainer.optimizer.build(trainer.trainable_variables)
     numbers = np.random.default_rng(0)
     shape = (options.batch, options.size, options.size, 4)
     noisy_latents, target = numbers.standard_normal((2, *shape)).astype("float32")
@@ -43,7 +46,7 @@ def cell(options: argparse.Namespace, recompute: bool) -> dict[str, float]:
     before, seconds, cpu_seconds = peak(), [], []
     for _ in range(options.steps + 1):
         start, cpu_start = time.perf_counter(), time.process_time()
-        loss = float(unet.train_on_batch(inputs, target, return_dict=True)["loss"])
+        loss = float(trainer.train_on_batch(inputs, target, return_dict=True)["loss"])
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
     return {

@@ -90,6 +90,7 @@ def keras_job(job: str, folder: Path, xla: bool) -> tuple[Any, float, float]:
     import tensorflow as tf
 
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+    from latentddpm.training.step.denoising_trainer import DenoisingTrainer
     from latentddpm.training.step.optimizer import FlatAdamW
 
     model = LatentDiffusion.load(folder / "ours")
@@ -109,16 +110,17 @@ def keras_job(job: str, folder: Path, xla: bool) -> tuple[Any, float, float]:
         return repeat(compiled(model.unet, inputs))
     if job == "unet-train":
         optimizer = FlatAdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP, epsilon=EPSILON)
-        model.unet.compile(optimizer, loss="mse", jit_compile=xla)
-        optimizer.build(model.unet.trainable_variables)
+        trainer = DenoisingTrainer(model.unet, model.schedule)
+        trainer.compile(optimizer, jit_compile=xla)
+        optimizer.build(trainer.trainable_variables)
         data = tf.data.Dataset.from_tensors((inputs, values["target"])).repeat()
-        model.unet.make_train_function()
+        trainer.make_train_function()
         stream = iter(data)
         losses: list[float] = []
 
         def step() -> None:
-            model.unet.reset_metrics()
-            losses.append(float(model.unet.train_function(stream)["loss"]))
+            trainer.reset_metrics()
+            losses.append(float(trainer.train_function(stream)["loss"]))
 
         _, first, later = repeat(step)
         return np.array(losses), first, later

@@ -5,50 +5,86 @@
     images = model.generate("red apple", num_images=4, seed=0)
 
 The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras.
+Where Keras is imported already, it registers the networks' classes, and
+`keras.saving.load_model("….keras")` finds them.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 # Public name → the module it lives in, or the module itself when the names end alike.
 _HOMES = {
+    "Adversary": "latentddpm.training.step.adversarial",
     "Autoencoder": "latentddpm.models.autoencoder.autoencoder",
+    "AutoencoderTrainer": "latentddpm.training.step.autoencoder_trainer",
     "CLIPTokenizer": "latentddpm.clip.tokenizer",
+    "ClassifierFreeGuidance": "latentddpm.diffusion.guidance",
     "Decoder": "latentddpm.models.autoencoder.encoder_decoder",
+    "DenoisingTrainer": "latentddpm.training.step.denoising_trainer",
     "Encoder": "latentddpm.models.autoencoder.encoder_decoder",
     "LatentDiffusion": "latentddpm.pipeline.latent_diffusion",
     "NoiseSchedule": "latentddpm.diffusion.schedule",
+    "PatchDiscriminator": "latentddpm.models.discriminator",
+    "TextEncoder": "latentddpm.clip.text_encoder",
     "UNet": "latentddpm.models.unet",
+    "UserError": "latentddpm.errors",
     "interop": "latentddpm.interop",
+    "noisy_examples": "latentddpm.data.examples",
+    "open_dataset": "latentddpm.data.dataset",
     "samplers": "latentddpm.diffusion.samplers",
+    "train_diffusion": "latentddpm.training.diffusion",
+    "train_vae": "latentddpm.training.autoencoder",
 }
 
 __all__ = [
+    "Adversary",
     "Autoencoder",
+    "AutoencoderTrainer",
     "CLIPTokenizer",
+    "ClassifierFreeGuidance",
     "Decoder",
+    "DenoisingTrainer",
     "Encoder",
     "LatentDiffusion",
     "NoiseSchedule",
+    "PatchDiscriminator",
+    "TextEncoder",
     "UNet",
+    "UserError",
     "__version__",
     "interop",
+    "noisy_examples",
+    "open_dataset",
     "samplers",
+    "train_diffusion",
+    "train_vae",
 ]
 
 if TYPE_CHECKING:
     from latentddpm import interop
+    from latentddpm.clip.text_encoder import TextEncoder
     from latentddpm.clip.tokenizer import CLIPTokenizer
+    from latentddpm.data.dataset import open_dataset
+    from latentddpm.data.examples import noisy_examples
     from latentddpm.diffusion import samplers
+    from latentddpm.diffusion.guidance import ClassifierFreeGuidance
     from latentddpm.diffusion.schedule import NoiseSchedule
+    from latentddpm.errors import UserError
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+    from latentddpm.models.discriminator import PatchDiscriminator
     from latentddpm.models.unet import UNet
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+    from latentddpm.training.autoencoder import train_vae
+    from latentddpm.training.diffusion import train_diffusion
+    from latentddpm.training.step.adversarial import Adversary
+    from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
+    from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 
 
 def __getattr__(name: str) -> Any:
@@ -62,3 +98,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "keras" in sys.modules:
+    importlib.import_module("latentddpm.models")

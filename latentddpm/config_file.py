@@ -51,6 +51,21 @@ def load_config(
     return parse_config(kind, settings, source)
 
 
+def as_config(kind: type[Run], config: Run | dict[str, Any] | str | Path) -> Run:
+    """Settings of `kind`: as they are, or read from a dictionary or a YAML file.
+
+    Raises:
+        UserError: see `load_config`; or they are settings of another command.
+    """
+    if isinstance(config, kind):
+        return config
+    if isinstance(config, Section):
+        raise UserError(f"config: {type(config).__name__}, expected {kind.__name__}")
+    if isinstance(config, dict):
+        return parse_config(kind, config)
+    return load_config(kind, config)
+
+
 def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "config") -> Run:
     """Validate nested settings.
 

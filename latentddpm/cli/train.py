@@ -72,9 +72,7 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
         return
     devices = make_strategy(strategy)
     with translate_worker_errors(devices, resumes=True):
-        model = autoencoder.train_autoencoder(
-            settings, out=out, **run, strategy=devices, quiet=quiet
-        )
+        model = autoencoder.train_vae(settings, out=out, **run, strategy=devices, quiet=quiet)
     if not process_group(devices).is_chief:
         return
     if settings.training.train == "all":

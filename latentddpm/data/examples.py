@@ -4,14 +4,16 @@
     diffusion_examples  position ─► cached moments, caption ─► ({noisy_latents, timesteps
                         [, token_ids]}, target[, weight])                           (UNet)
 
-Networks are deterministic functions of what comes out here; see `stream` for why.
+    noisy_examples      the same from latents and captions in memory
+
+Networks are deterministic functions of what comes out here; see `data.random` for why.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +27,9 @@ from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
+
+if TYPE_CHECKING:
+    from latentddpm.clip.tokenizer import CLIPTokenizer
 
 
 def positions(start: int, stop: int | None, batch_size: int) -> tf.data.Dataset:
@@ -100,7 +105,7 @@ def image_examples(
 
     Args:
         selection: the images of the catalog to read.
-        draws: None reads the files in order, once, without noise, flips or drawn colours
+        stream: None reads the files in order, once, without noise, flips or drawn colours
             (validation: the autoencoder then reconstructs from the posterior's mode).
         background: "white", or "random" for a colour drawn per use behind transparency.
         flip: mirror half of the examples.
@@ -229,3 +234,64 @@ def diffusion_examples(
     dataset = positions.map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size).map(batch, num_parallel_calls=1, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def noisy_examples(
+    latents: np.ndarray,
+    schedule: NoiseSchedule,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    captions: Sequence[str] | None = None,
+    tokenizer: CLIPTokenizer | None = None,
+    condition_dropout: float = 0.1,
+) -> tf.data.Dataset:
+    """Batches for a `DenoisingTrainer`, without end, from latents in memory.
+
+    Every use of a latent has a timestep and noise of its own, which follow from the seed and
+    the position in the stream.
+
+    Args:
+        latents: scaled, (N, h, w, c), as `Autoencoder.to_latents` gives them.
+        schedule: that the trainer has as well.
+        batch_size: latents of a batch.
+        seed: of all that is drawn.
+        captions: one for each latent; None for an unconditional UNet.
+        tokenizer: turns captions into token ids.
+        condition_dropout: share of examples that get the empty prompt, for guidance.
+
+    Returns:
+        Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)]},
+        target (B, h, w, c))`, float32 and int32.
+
+    Raises:
+        ValueError: captions without a tokenizer, or not one for each latent.
+
+    Example:
+        ```python
+        batches = noisy_examples(latents, NoiseSchedule(), batch_size=16, seed=0)
+        trainer.fit(batches, steps_per_epoch=100, epochs=10)
+        ```
+    """
+    latents, tokens = np.asarray(latents, np.float32), None
+    if captions is not None:
+        if tokenizer is None or len(captions) != len(latents):
+            raise ValueError(
+                f"captions: {len(captions)} for {len(latents)} latents, expected one for each, "
+                "and a tokenizer"
+            )
+        ends = np.arange(1, len(latents) + 1)
+        tokens = CaptionTokens(np.asarray(tokenizer([*captions, ""])), ends)
+    # A variance of exp(−∞) = 0: the latents are what they are.
+    moments = np.concatenate([latents, np.full_like(latents, -np.inf)], axis=-1)
+    return diffusion_examples(
+        LatentsCache(len(latents), moments, mirrored=False),
+        Selection(len(latents)),
+        schedule,
+        LatentSpace(1.0),
+        batch_size=batch_size,
+        stream=RandomStream(seed, "train-diffusion"),
+        positions=tf.data.Dataset.range(np.iinfo(np.int64).max),
+        tokens=tokens,
+        condition_dropout=condition_dropout,
+    )

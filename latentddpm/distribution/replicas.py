@@ -10,11 +10,9 @@ all replicas. Shares of any sizes, none at all included, give the numbers of one
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 Slice = Callable[[Any, tf.Tensor], Any]
@@ -112,100 +110,6 @@ def all_reduce(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return list(tensors)
     replica = tf.distribute.get_replica_context()
     return list(replica.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors)))
-
-
-def apply_gradients(
-    optimizer: keras.optimizers.Optimizer,
-    variables: Sequence[keras.Variable],
-    gradients: Sequence[tf.Tensor],
-    number: tf.Tensor,
-    finite: tf.Tensor | bool = True,
-    reduced: bool = False,
-    enabled: tf.Tensor | bool = True,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """One step of an optimizer, unless something in it is not finite; called by each replica.
-
-    Args:
-        gradients: sums over this replica's examples, of losses through `optimizer.scale_loss`.
-        number: examples of the global batch, which the gradients are divided by.
-        healthy: False leaves the update out.
-        reduced: the gradients are summed over the replicas already.
-        playing: False leaves everything as it is, the loss scale too.
-
-    Returns:
-        The gradient's global norm (before clipping), and whether the update was made. If not,
-        weights, moments, averages and step count stay as they are; of an optimizer that
-        scales its loss the scale is halved.
-    """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if not optimizer.built:
-        optimizer.build(variables)
-    flat = hasattr(inner, "apply_vectors")
-    parts = inner.pack(gradients) if flat else list(gradients)
-    if not reduced:
-        parts = all_reduce(parts)
-    scale = 1.0 / (number * optimizer.scale_loss(tf.constant(1.0)))
-    squares = [tf.reduce_sum(tf.square(tf.cast(part, tf.float32))) for part in parts]
-    norm = tf.sqrt(tf.add_n(squares)) * scale
-    enabled = tf.convert_to_tensor(enabled)
-    finite = enabled & finite & tf.math.is_finite(norm)
-    if inner.global_clipnorm:
-        scale *= tf.minimum(1.0, inner.global_clipnorm / norm)
-    parts = [part * tf.cast(scale, part.dtype) for part in parts]
-
-    def update(*parts: tf.Tensor) -> None:
-        if flat:
-            inner.apply_vectors(parts)
-        else:
-            inner.apply(parts, variables)
-
-    def decide(
-        strategy: tf.distribute.Strategy, finite: Any, enabled: Any, parts: list[Any]
-    ) -> None:
-        # Where all replicas meet: a condition inside one of them could not hold an update.
-        def make() -> None:
-            strategy.extended.call_for_each_replica(update, args=tuple(parts))
-            _grow(optimizer)
-
-        def shrink() -> None:
-            _shrink(optimizer)
-
-        with _summed(inner):
-            finite, enabled = (
-                strategy.experimental_local_results(flag)[0] for flag in (finite, enabled)
-            )
-            tf.cond(finite, make, lambda: tf.cond(enabled, shrink, lambda: None))
-
-    replica = tf.distribute.get_replica_context()
-    replica.merge_call(decide, args=(finite, enabled, parts))
-    return norm, finite
-
-
-@contextlib.contextmanager
-def _summed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Keep a Keras optimizer, while its update is traced, from adding up the replicas again."""
-    own = optimizer._all_reduce_sum_gradients
-    optimizer._all_reduce_sum_gradients = list
-    try:
-        yield
-    finally:
-        optimizer._all_reduce_sum_gradients = own
-
-
-def _grow(optimizer: keras.optimizers.Optimizer) -> None:
-    """After so many good steps in a row, twice the loss scale (Micikevicius et al. 2018)."""
-    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return
-    good_steps = optimizer.step_counter.value + 1
-    full = good_steps >= optimizer.dynamic_growth_steps
-    optimizer.dynamic_scale.assign(optimizer.dynamic_scale * tf.where(full, 2.0, 1.0))
-    optimizer.step_counter.assign(tf.where(full, tf.zeros_like(good_steps), good_steps))
-
-
-def _shrink(optimizer: keras.optimizers.Optimizer) -> None:
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer.dynamic_scale.assign(optimizer.dynamic_scale * 0.5)
-        optimizer.step_counter.assign(0)
 
 
 def in_multi_worker_mode() -> bool:

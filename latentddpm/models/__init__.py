@@ -1,0 +1,22 @@
+"""Networks: the autoencoder and the UNet, their blocks, and their archives.
+
+Importing this registers every class that an archive of ours can hold, so that
+`keras.saving.load_model` finds it; importing `latentddpm` beside Keras does the same.
+"""
+
+from latentddpm.clip.text_encoder import TextEncoder
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+from latentddpm.models.discriminator import PatchDiscriminator
+from latentddpm.models.perceptual import PerceptualDistance
+from latentddpm.models.unet import UNet
+
+__all__ = [
+    "Autoencoder",
+    "Decoder",
+    "Encoder",
+    "PatchDiscriminator",
+    "PerceptualDistance",
+    "TextEncoder",
+    "UNet",
+]

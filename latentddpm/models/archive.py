@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from latentddpm.errors import UserError, check_choice
+from latentddpm.models.functional import remade
 from latentddpm.models.layers import blank_weights
 from latentddpm.utils.files import atomic_path
 
@@ -35,6 +36,8 @@ SMALLEST_NUMBER = 2  # bytes: weights are stored in float32 or float16
 def save_archive(model: keras.Model, path: str | Path, storage: str = "float32") -> None:
     """Write `model` as a `.keras` archive, atomically, weights in `storage` precision."""
     check_choice("storage", storage, STORAGE)
+    if model.compiled:
+        model = remade(model)  # nothing of a training setup, such as an optimizer's moments
     with atomic_path(path) as temporary:
         model.save(temporary)
         if storage == "float16":

@@ -11,10 +11,9 @@ from typing import Any
 import keras
 
 from latentddpm.models.layers import blank_weights
-from latentddpm.training.step.train_step import TrainStep
 
 
-class FunctionalModel(TrainStep, keras.Model):
+class FunctionalModel(keras.Model):
     """Base of the networks: `super().__init__(inputs, outputs, constructor_arguments(...))`."""
 
     def __init__(
@@ -29,9 +28,6 @@ class FunctionalModel(TrainStep, keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> keras.Model:
         return cls(**config)
-
-    def get_compile_config(self) -> None:
-        """Nothing of a training setup belongs into a saved model."""
 
 
 def constructor_arguments(scope: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from latentddpm.models.layers import (
     group_norm,
 )
 from latentddpm.models.transformer import TransformerBlock
-from latentddpm.training.step.denoising_step import DenoisingStep
 
 NORM_EPSILON = 1e-5
 MAX_PERIOD = 10_000.0
@@ -62,7 +61,7 @@ class TimestepEmbedding(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class UNet(DenoisingStep, FunctionalModel):
+class UNet(FunctionalModel):
     """U-Net over latents.
 
     Args:

@@ -1,8 +1,8 @@
-"""`train-vae`: a folder of images → an autoencoder whose latent scale was measured.
+"""Training of an autoencoder (`train-vae`): a folder of images → an autoencoder with its scale.
 
-Images are read, encoded, sampled and decoded; the loss is reconstruction + KL (see
-`models.autoencoder.autoencoder`), with a perceptual distance and a discriminator where they are
-asked for (`training.step.adversarial_step`). At the end the moments of the whole training set give
+    images ─► Encoder ─► sample of the posterior ─► Decoder ─► loss of `AutoencoderTrainer`
+
+At the end the moments of the whole training set give
 
     scaling_factor = 1 / std(raw latents)        over samples, so var = E[σ²] + Var[μ]
 
@@ -20,20 +20,14 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun
-from latentddpm.data import examples
-from latentddpm.data.catalog.scan import open_catalog
-from latentddpm.data.catalog.split import Selection, split_catalog
-from latentddpm.data.random import RandomStream
-from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
-from latentddpm.distribution.strategy import (
-    any_process,
-    distribute_dataset,
-    in_scope,
-    process_group,
-)
+from latentddpm.config_file import as_config
+from latentddpm.data.batches import ImageBatches
+from latentddpm.data.dataset import Dataset, open_dataset
+from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.evaluation.metrics.similarity import WINDOW, psnr, ssim
 from latentddpm.interop.vgg import describe
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.autoencoder_networks import (
@@ -42,178 +36,173 @@ from latentddpm.training.autoencoder_networks import (
     build_perceptual,
 )
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.run.loop import (
-    compile_options,
-    in_float32,
-    run_steps,
-)
+from latentddpm.training.run.contract import Contract
+from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import run_summary
 from latentddpm.training.run.resume import check_best, check_resume, check_run, data_facts
+from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.run.wandb_log import import_wandb
+from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.utils import signals
-from latentddpm.utils.console import say
 from latentddpm.utils.pixels import grid, save_png, to_pixels
 
 GRID_IMAGES = 16
 MEASURED_IMAGES = 64
-"""Held-back images, always the same, that PSNR and SSIM are the means over."""
+"""Validation images, always the same, that PSNR and SSIM are the means over."""
 
 
 @signals.listening()
-def train_autoencoder(
-    config: AutoencoderRun,
+def train_vae(
+    config: AutoencoderRun | dict[str, Any] | str | Path,
     data: str | Path,
-    out: Path,
+    out: str | Path,
     *,
-    catalog: Path | None = None,
+    catalog: str | Path | None = None,
+    strict: bool = False,
     resume: bool = False,
     allow_changes: bool = False,
-    strict: bool = False,
     quiet: bool = False,
     strategy: tf.distribute.Strategy | None = None,
 ) -> Autoencoder:
-    """Train on the images of `data` and leave `out/model/vae.keras`.
+    """Train an autoencoder on images, as the command `train-vae` does; leaves `out/model`.
 
     Args:
-        data: a folder of images or shards; see `data.sources.open.open_source`.
-        catalog: folder of the catalog, `out/catalog` by default.
+        config: settings, as an `AutoencoderRun`, a dictionary of what differs from the defaults,
+            or the path of a YAML file of that.
+        data: folder of images or shards; see `data.sources.open.open_source`.
+        out: run folder.
+        catalog: folder of the catalog; `out/catalog` when None.
+        strict: refuse data with unreadable images.
+        resume: go on from the newest checkpoint.
         allow_changes: with `resume`, other settings or data than the run was started with.
-        strategy: of `distribute.make_strategy`; None for one device.
+        quiet: show no progress.
+        strategy: of `distribution.strategy.make_strategy`; None for one device.
+
+    Returns:
+        The trained autoencoder, with its EMA weights, in float32.
 
     Raises:
-        UserError: unusable folder, a resolution the downsample factor does not divide, a run
-            folder that is taken (or, with `resume`, empty or of another run).
-        signals.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
+        UserError: unusable data or settings, a resolution the downsample factor does not divide,
+            a run folder that is taken (or, with `resume`, finished or of another run).
+        signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
+
+    Example:
+        ```python
+        autoencoder = train_vae("configs/small-64-vae.yaml", "photos", "runs/vae")
+        ```
     """
+    config, out = as_config(AutoencoderRun, config), Path(out)
     check_run(out, resume)
     if config.training.wandb:
         import_wandb()
+
+    # === Networks ===
     with in_scope(strategy):
-        config, model = build_autoencoder(config)
-        settings = config.training
+        config, autoencoder = build_autoencoder(config)
         perceptual = build_perceptual(config)
-        model.compile(
-            **compile_options(settings),
-            reconstruction_loss=settings.reconstruction_loss,
-            kl_weight=settings.kl_weight,
-            perceptual=perceptual,
-            perceptual_weight=config.perceptual.weight,
-            adversary=build_adversary(config),
+        trainer = AutoencoderTrainer(
+            autoencoder,
+            config.training.reconstruction_loss,
+            config.training.kl_weight,
+            perceptual,
+            config.perceptual.weight,
+            build_adversary(config),
         )
-    processes = process_group(strategy)
-    quiet = quiet or not processes.is_chief
-    catalog = catalog or out / "catalog"
-    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, processes=processes)
-    facts = {}
-    if config.init:
-        facts["init"] = read_model_folder(config.init).digest
-    if perceptual:
-        facts["perceptual distance"] = describe(perceptual)
-    if config.data.validation_by == "caption":
-        facts["captions"] = catalog.row_digest
-    contract = check_resume(
-        out,
-        config,
-        data_facts(catalog, **facts),
-        resume=resume,
-        allow_changes=allow_changes,
-        quiet=quiet,
+        trainer.compile(**compile_options(config.training))
+    run = Run(config, out, resume, allow_changes, quiet, strategy)
+
+    # === Data ===
+    dataset = open_dataset(
+        data,
+        catalog or out / "catalog",
+        config.data,
+        run.processes,
+        strict=strict,
+        quiet=run.silent,
     )
-    training_images, validation_images = split_catalog(catalog, config.data)
-    check_best(settings, len(validation_images))
-    factor = model.downsample_factor
-    size = config.data.resolution // factor
-    common = {
-        "catalog": catalog,
-        "resolution": config.data.resolution,
-        "latent_shape": (size, size, model.latent_channels),
-    }
-    stream = RandomStream(settings.seed, "train-vae")
+    contract = agree_on_resuming(run, dataset, perceptual)
+    check_best(config.training, len(dataset.validation))
+    side = config.data.resolution // autoencoder.downsample_factor
+    latent_shape = (side, side, autoencoder.latent_channels)
+    batches = ImageBatches(dataset, config, latent_shape, strategy)
 
-    def training_examples(start: int, stop: int) -> tf.data.Dataset:
-        batch_size = settings.batch_size
-        positions, own = examples.share(
-            start * batch_size, stop * batch_size, batch_size, processes
-        )
-        batches = examples.image_examples(
-            selection=training_images,
-            stream=stream,
-            positions=positions,
-            batch_size=own,
-            background=config.data.background,
-            flip=config.data.flip,
-            **common,
-        )
-        return distribute_dataset(strategy, batches)
-
-    def in_order(
-        images: Selection, most: int | None = None, processes: ProcessGroup = ONE_PROCESS
-    ) -> tf.data.Dataset:
-        count = len(images) if most is None else min(len(images), most)
-        positions, own = examples.share(0, count, settings.batch_size, processes)
-        return examples.image_examples(
-            selection=images, stream=None, positions=positions, batch_size=own, **common
-        )
-
-    best_metric = settings.best_metric
+    # === Fit ===
+    parts = {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder}
+    if trainer.adversary:
+        parts["discriminator"] = trainer.adversary.discriminator
+    run.say(run_summary(run, trainer, parts, (len(dataset.training), len(dataset.validation))))
+    if perceptual:
+        run.say(f"distance   {describe(perceptual)}")
+    best_metric = config.training.best_metric
     if best_metric == "perceptual":
         best_metric = perceptual.term
-    parts = {"encoder": model.encoder, "decoder": model.decoder}
-    if model.adversary:
-        parts["discriminator"] = model.adversary.discriminator
-    images = len(training_images), len(validation_images)
-    say(run_summary(config, model, parts, images, out), quiet)
-    if perceptual:
-        say(f"distance   {describe(perceptual)}", quiet)
+    validate = Validation(run, trainer, batches)
+    run_steps(run, trainer, batches.training, validate, contract, best_metric)
+    autoencoder = in_float32(autoencoder)
+    if run.is_chief:
+        if config.training.train == "all":
+            statistics = measure_latents(autoencoder, batches.in_order(dataset.training))
+            autoencoder.scaling_factor = 1.0 / statistics["std"]
+            autoencoder.latent_statistics = statistics
+        whole_model(config, autoencoder).save(out / "model")
+    run.processes.barrier()
+    return autoencoder
 
-    def validate(step: int, log: RunLog) -> dict[str, float]:
-        if not len(validation_images):
+
+def agree_on_resuming(
+    run: Run, dataset: Dataset, perceptual: PerceptualDistance | None
+) -> Contract:
+    """What every step of the run depends on; see `check_resume`."""
+    facts = {}
+    if run.config.init:
+        facts["init"] = read_model_folder(run.config.init).digest
+    if perceptual:
+        facts["perceptual distance"] = describe(perceptual)
+    if run.config.data.validation_by == "caption":
+        facts["captions"] = dataset.catalog.row_digest
+    return check_resume(run, data_facts(dataset.catalog, **facts))
+
+
+class Validation:
+    """Validation of an autoencoder: losses, PSNR, SSIM, and images above their reconstructions."""
+
+    def __init__(self, run: Run, trainer: AutoencoderTrainer, batches: ImageBatches) -> None:
+        self.run, self.trainer, self.batches = run, trainer, batches
+
+    def __call__(self, step: int, log: RunLog) -> dict[str, float]:
+        """Measure the EMA weights; what was written into the log.
+
+        Raises:
+            signals.Stopped: a signal came.
+        """
+        images = self.batches.dataset.validation
+        if not len(images):
             return {}
-        with averaged_weights(model):
-            values = model.evaluate(
-                distribute_dataset(strategy, in_order(validation_images, processes=processes)),
-                steps=math.ceil(len(validation_images) / settings.batch_size),
+        with averaged_weights(self.trainer):
+            values = self.trainer.evaluate(
+                self.batches.validation(),
+                steps=self.batches.validation_steps,
                 verbose=0,
-                callbacks=[StopEvaluation(any_process(strategy))],
+                callbacks=[StopEvaluation(any_process(self.run.strategy))],
                 return_dict=True,
             )
-            if not processes.is_chief:
+            if not self.run.is_chief:
                 return {}
-            pairs = reconstruct(model, in_order(validation_images, MEASURED_IMAGES))
-        values = {f"validation_{key}": v for key, v in {**values, **psnr_and_ssim(*pairs)}.items()}
+            measured = self.batches.in_order(images, MEASURED_IMAGES)
+            pairs = reconstruct(self.trainer.autoencoder, measured)
+        values = {**values, **psnr_and_ssim(*pairs)}
+        values = {f"validation_{key}": value for key, value in values.items()}
         log.write(step, values)
         picture = reconstruction_grid(*pairs)
-        save_png(out / "samples" / f"step-{step:08d}.png", picture)
+        save_png(self.run.sample_path(step), picture)
         log.picture(step, "reconstructions", picture)
         return values
 
-    run_steps(
-        model,
-        training_examples,
-        config,
-        out,
-        validate,
-        best_metric=best_metric,
-        contract=contract,
-        resume=resume,
-        quiet=quiet,
-        strategy=strategy,
-    )
-    model = in_float32(model)
-    if processes.is_chief:
-        if settings.train == "all":
-            statistics = measure_latents(model, in_order(training_images))
-            model.scaling_factor = 1.0 / statistics["std"]
-            model.latent_statistics = statistics
-        whole_model(config, model).save(out / "model")
-    processes.barrier()
-    return model
-
 
 def whole_model(config: AutoencoderRun, autoencoder: Autoencoder) -> LatentDiffusion:
-    """What a run leaves: the autoencoder; where its latents are those of `init`, with all that
-    `init` has beside it."""
+    """What a run leaves: the autoencoder alone; where its latents are those of `init`, with all
+    that `init` has beside it."""
     if config.training.train == "decoder":
         base = read_model_folder(config.init)
         if "unet" in base.parts:
@@ -225,14 +214,14 @@ def whole_model(config: AutoencoderRun, autoencoder: Autoencoder) -> LatentDiffu
 
 
 def reconstruct(
-    model: Autoencoder, dataset: tf.data.Dataset
+    autoencoder: Autoencoder, dataset: tf.data.Dataset
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Images and their reconstructions, uint8, in batches."""
     originals, decoded = [], []
     for batch in dataset:
-        latents = model.to_latents(model.encode(batch["images"])[0])
+        latents = autoencoder.to_latents(autoencoder.encode(batch["images"])[0])
         originals.append(to_pixels(batch["images"]))
-        decoded.append(to_pixels(model.decode(latents)))
+        decoded.append(to_pixels(autoencoder.decode(latents)))
     return originals, decoded
 
 
@@ -254,15 +243,15 @@ def reconstruction_grid(originals: list[np.ndarray], decoded: list[np.ndarray]) 
     return grid([part[i : i + half] for i in range(0, len(pairs[0]), half) for part in pairs])
 
 
-def measure_latents(model: Autoencoder, dataset: tf.data.Dataset) -> dict[str, Any]:
+def measure_latents(autoencoder: Autoencoder, dataset: tf.data.Dataset) -> dict[str, Any]:
     """Mean and standard deviation of raw posterior samples over a whole dataset.
 
     The variance of a sample is E[σ²] + Var[μ], so nothing is drawn. Sums run in float64.
     """
     count, total, squares = 0, 0.0, 0.0
     for batch in dataset:
-        images = np.asarray(batch["images"])
-        mean, logvar = (part.astype(np.float64) for part in model.encode_on_batch(images))
+        moments = autoencoder.encode_on_batch(np.asarray(batch["images"]))
+        mean, logvar = (part.astype(np.float64) for part in moments)
         count += mean.shape[0]
         total = total + mean.mean(axis=(1, 2)).sum(axis=0)
         squares = squares + (np.square(mean) + np.exp(logvar)).mean(axis=(1, 2)).sum(axis=0)

@@ -83,10 +83,7 @@ def build_adversary(config: AutoencoderRun) -> Adversary | None:
         "ema_momentum": 0.0,
     }
     optimizer = make_optimizer(training.model_copy(update=changes))
-    if training.precision == "float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    network.compile(optimizer)
-    return Adversary(network, **options.model_dump())
+    return Adversary(network, optimizer, **options.model_dump())
 
 
 def build_perceptual(config: AutoencoderRun) -> PerceptualDistance | None:

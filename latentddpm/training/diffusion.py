@@ -1,17 +1,15 @@
-"""`train-diffusion`: captioned images and an autoencoder → a text-to-image model.
+"""Training of a UNet in latent space (`train-diffusion`): captioned images → a model of them.
 
-    images ─► latents cache ─► examples (noise drawn in the data) ─► UNet.fit(loss="mse")
+    images ─► latents cache ─► examples (noise drawn in the data) ─► DenoisingTrainer.fit
 
 The network regresses the schedule's target (noise, v, or the clean latents) with a plain
 mean squared error (Ho et al. 2020, eq. 14). A text encoder from scratch trains with it, as
 in the original latent diffusion; one read from CLIP stays as it is, unless it is told to train.
-With `init` all of it starts from a finished model, see `finetune`.
+With `init` all of it starts from a finished model, see `training.finetune`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +17,160 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.config import DiffusionRun
-from latentddpm.data import examples
-from latentddpm.data.buckets import (
-    Part,
-    Shape,
-    buckets_of,
-    interleave,
-    one_by_one,
-    stream_name,
-    table,
-)
-from latentddpm.data.captions import Captions, CaptionTokens, prepare_tokens
-from latentddpm.data.catalog.scan import open_catalog
-from latentddpm.data.catalog.split import Selection, split_catalog
-from latentddpm.data.latents.cache import LatentsCache, prepare_latents
-from latentddpm.data.random import RandomStream
+from latentddpm.config_file import as_config
+from latentddpm.data.batches import LatentBatches
+from latentddpm.data.buckets import buckets_of, table
+from latentddpm.data.captions import CaptionTokens
+from latentddpm.data.catalog.split import Selection
+from latentddpm.data.dataset import Dataset, open_dataset
+from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.distribution.strategy import (
-    any_process,
-    distribute_dataset,
-    in_scope,
-    process_group,
-)
+from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.errors import UserError
-from latentddpm.models.archive import load_archive, weights_digest
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.pipeline.latent_diffusion import DEFAULTS, LatentDiffusion
 from latentddpm.pipeline.model_folder import LORA, ModelFolder
-from latentddpm.training.diffusion_networks import build_networks, read_sources, with_text
+from latentddpm.training.diffusion_networks import Sources, build_networks, read_sources
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
+from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import run_summary
 from latentddpm.training.run.resume import check_best, check_resume, check_run, data_facts
+from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.run.wandb_log import import_wandb
+from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils import signals
 from latentddpm.utils.console import say
 from latentddpm.utils.pixels import grid, save_png
 
 GRID_PROMPTS = 8
-RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
-"""What of the settings changes training examples, and leaves validation alone."""
+
+
+@signals.listening()
+def train_diffusion(
+    config: DiffusionRun | dict[str, Any] | str | Path,
+    data: str | Path,
+    vae: str | Path | None,
+    out: str | Path,
+    *,
+    latents: str | Path | None = None,
+    catalog: str | Path | None = None,
+    strict: bool = False,
+    resume: bool = False,
+    allow_changes: bool = False,
+    quiet: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
+) -> LatentDiffusion:
+    """Train a UNet on captioned images, as the command `train-diffusion` does.
+
+    Leaves the model folder `out/model`, or of a LoRA the file `out/lora.safetensors`.
+
+    Args:
+        config: settings, as a `DiffusionRun`, a dictionary of what differs from the defaults, or
+            the path of a YAML file of that.
+        data: folder of images or shards; see `data.sources.open.open_source`.
+        vae: model folder or finished `train-vae` run; None for the one of `config.init`.
+        out: run folder.
+        latents: folder of the latents cache; `out/latents` when None.
+        catalog: folder of the catalog; `catalog` in the latents cache when None.
+        strict: refuse data with unreadable images.
+        resume: go on from the newest checkpoint.
+        allow_changes: with `resume`, other settings or data than the run was started with.
+        quiet: show no progress.
+        strategy: of `distribution.strategy.make_strategy`; None for one device.
+
+    Returns:
+        The model, with its EMA weights, in float32.
+
+    Raises:
+        UserError: unusable data or model folder, no captions for a text-conditioned model, a
+            resolution that does not fit the networks, a run folder that is taken (or, with
+            `resume`, finished or of another run).
+        signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
+
+    Example:
+        ```python
+        config = "configs/small-64-diffusion.yaml"
+        model = train_diffusion(config, "photos", "runs/vae", "runs/ldm")
+        images = model.generate("a red boat", num_images=4)
+        ```
+    """
+    config, out = as_config(DiffusionRun, config), Path(out)
+    check_run(out, resume)
+    if config.training.wandb:
+        import_wandb()
+
+    # === Networks ===
+    config, sources = read_sources(config, vae)
+    schedule = build_schedule(config)
+    with in_scope(strategy):
+        unet, text_encoder, tokenizer = build_networks(config, sources)
+        trainer = DenoisingTrainer(unet, schedule, text_encoder)
+        trainer.compile(**compile_options(config.training))
+    run = Run(config, out, resume, allow_changes, quiet, strategy)
+
+    # === Data ===
+    latents = Path(latents) if latents else out / "latents"
+    dataset = open_dataset(
+        data,
+        catalog or latents / "catalog",
+        config.data,
+        run.processes,
+        strict=strict,
+        quiet=run.silent,
+    )
+    contract = agree_on_resuming(run, dataset, sources, trainer)
+    check_best(config.training, len(dataset.validation))
+    buckets = buckets_of(config.data)
+    images = tuple(
+        buckets.parts(part, dataset.catalog) for part in (dataset.training, dataset.validation)
+    )
+    if config.data.aspect_buckets:
+        run.say(table(*images, config.training.batch_size))
+    tokens = dataset.tokens(tokenizer) if tokenizer else None
+    prompts = grid_prompts(config, dataset, tokens)
+    cache = prepare_latents(
+        dataset.catalog,
+        latents,
+        vae_digest=sources.vae_digest,
+        load_autoencoder=sources.load_autoencoder,
+        resolution=buckets,
+        mirrored=config.data.flip,
+        quiet=run.silent,
+        processes=run.processes,
+    )
+    latent_space = LatentSpace(sources.vae_config["scaling_factor"])
+    batches = LatentBatches(images, cache, schedule, latent_space, tokens, config, strategy)
+
+    # === Fit ===
+    model = LatentDiffusion(
+        sources.load_autoencoder(),
+        unet,
+        schedule,
+        text_encoder,
+        tokenizer,
+        (config.data.resolution,) * 2,
+        sampling_defaults(config, sources.base),
+    )
+    parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": model.autoencoder}
+    run.say(run_summary(run, trainer, parts, (len(dataset.training), len(dataset.validation))))
+    validate = Validation(run, trainer, batches, model, prompts)
+    run_steps(run, trainer, batches.training, validate, contract, config.training.best_metric)
+    if config.lora.rank:
+        if run.is_chief:
+            save_trained_lora(unet, out / LORA, config, sources.base)
+    else:
+        model.unet = in_float32(unet)
+        if text_encoder is not None:
+            model.text_encoder = in_float32(text_encoder)
+        if run.is_chief:
+            model.save(out / "model")
+    run.processes.barrier()
+    return model
 
 
 def build_schedule(config: DiffusionRun) -> NoiseSchedule:
@@ -79,163 +187,19 @@ def build_schedule(config: DiffusionRun) -> NoiseSchedule:
     return schedule
 
 
-@signals.listening()
-def train_diffusion(
-    config: DiffusionRun,
-    data: str | Path,
-    vae: Path | None,
-    out: Path,
-    *,
-    latents: Path | None = None,
-    catalog: Path | None = None,
-    resume: bool = False,
-    allow_changes: bool = False,
-    strict: bool = False,
-    quiet: bool = False,
-    strategy: tf.distribute.Strategy | None = None,
-) -> LatentDiffusion:
-    """Train on the captioned images of `data` and leave the model folder `out/model`, or the
-    file `out/lora.safetensors` of a LoRA.
-
-    Args:
-        data: a folder of images or shards; see `data.sources.open.open_source`.
-        vae: a model folder or finished `train-vae` run; None for the one of `config.init`.
-        latents: folder of the latents cache, `out/latents` by default.
-        catalog: folder of the catalog, `catalog` in the latents cache by default.
-        allow_changes: with `resume`, other settings or data than the run was started with.
-        strategy: of `distribute.make_strategy`; None for one device.
-
-    Raises:
-        UserError: unusable data or model folder, no captions for a text-conditioned model, a
-            resolution that does not fit the networks, a run folder that is taken (or, with
-            `resume`, empty or of another run).
-        signals.Stopped, Diverged, MemoryError, OSError: see `loop.run_steps`.
-    """
-    settings = config.training
-    check_run(out, resume)
-    if config.training.wandb:
-        import_wandb()
-    config, sources = read_sources(config, vae)
-    vae_file = sources.vae.file("vae")
-    schedule = build_schedule(config)
-    with in_scope(strategy):
-        unet, text_encoder, tokenizer = build_networks(config, sources)
-        model = with_text(unet, text_encoder, tokenizer.context_length if tokenizer else 0)
-        model.compile(
-            **compile_options(settings),
-            loss="mse",
-            num_train_timesteps=schedule.num_train_timesteps,
-        )
-
-    latents = latents or out / "latents"
-    processes = process_group(strategy)
-    quiet = quiet or not processes.is_chief
-    catalog = catalog or latents / "catalog"
-    catalog = open_catalog(data, catalog, strict=strict, quiet=quiet, processes=processes)
-    vae_digest = sources.vae.parts["vae"]["digest"]
-    by_caption = config.data.validation_by == "caption"
-    facts = {"captions": catalog.row_digest} if tokenizer or by_caption else {}
+def agree_on_resuming(
+    run: Run, dataset: Dataset, sources: Sources, trainer: DenoisingTrainer
+) -> Contract:
+    """What every step of the run depends on; see `check_resume`."""
+    catalog, config = dataset.catalog, run.config
+    facts = {"autoencoder": sources.vae_digest}
+    if trainer.text_encoder is not None or config.data.validation_by == "caption":
+        facts["captions"] = catalog.row_digest
     if sources.base is not None:
         facts["init"] = sources.base.digest
-    elif text_encoder is not None and not config.text.trained:
-        facts["text encoder"] = weights_digest(text_encoder)
-    contract = check_resume(
-        out,
-        config,
-        data_facts(catalog, autoencoder=vae_digest, **facts),
-        resume=resume,
-        allow_changes=allow_changes,
-        quiet=quiet,
-    )
-    buckets = buckets_of(config.data)
-    split = split_catalog(catalog, config.data)
-    check_best(settings, len(split[1]))
-    training_images, validation_images = (buckets.parts(images, catalog) for images in split)
-    if config.data.aspect_buckets:
-        say(table(training_images, validation_images, settings.batch_size), quiet)
-    captions = Captions(catalog, config.data.caption_templates) if tokenizer else None
-    tokens = prepare_tokens(captions, tokenizer, quiet, processes) if tokenizer else None
-    prompts = grid_prompts(config, captions, tokens)
-    cache = prepare_latents(
-        catalog,
-        latents,
-        vae_digest=vae_digest,
-        load_autoencoder=lambda: load_archive(vae_file, Autoencoder),
-        resolution=buckets,
-        mirrored=config.data.flip,
-        quiet=quiet,
-        processes=processes,
-    )
-    batches = Examples(
-        cache,
-        schedule,
-        LatentSpace(sources.vae_config["scaling_factor"]),
-        tokens,
-        config,
-        strategy,
-    )
-    size = (config.data.resolution,) * 2
-    sampled = LatentDiffusion(
-        load_archive(vae_file, Autoencoder),
-        unet,
-        schedule,
-        text_encoder,
-        tokenizer,
-        size,
-        sampling_defaults(config, sources.base),
-    )
-
-    parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": sampled.autoencoder}
-    say(run_summary(config, model, parts, tuple(map(len, split)), out), quiet)
-
-    def validate(step: int, log: RunLog) -> dict[str, float]:
-        values = {}
-        with averaged_weights(model):
-            if validation_images:
-                values = model.evaluate(
-                    batches.validation(validation_images),
-                    steps=sum(
-                        math.ceil(len(images) / settings.batch_size)
-                        for images in validation_images.values()
-                    ),
-                    verbose=0,
-                    callbacks=[StopEvaluation(any_process(strategy))],
-                    return_dict=True,
-                )
-                values = {f"validation_{key}": value for key, value in values.items()}
-                log.write(step, values)
-            if not processes.is_chief:
-                return values
-            with signals.deferred():  # the chief draws alone, and may stop drawing alone
-                picture = sample_grid(sampled, prompts, config)
-        save_png(out / "samples" / f"step-{step:08d}.png", picture)
-        log.picture(step, "samples", picture)
-        return values
-
-    run_steps(
-        model,
-        lambda start, stop: batches.training(training_images, start, stop),
-        config,
-        out,
-        validate,
-        best_metric=settings.best_metric,
-        contract=contract,
-        resume=resume,
-        quiet=quiet,
-        strategy=strategy,
-    )
-    if config.lora.rank:
-        if processes.is_chief:
-            save_trained_lora(unet, out / LORA, config, sources.base)
-        processes.barrier()
-        return sampled
-    sampled.unet = in_float32(unet)
-    if text_encoder is not None:
-        sampled.text_encoder = in_float32(text_encoder)
-    if processes.is_chief:
-        sampled.save(out / "model")
-    processes.barrier()
-    return sampled
+    elif trainer.text_encoder is not None and not config.text.trained:
+        facts["text encoder"] = weights_digest(trainer.text_encoder)
+    return check_resume(run, data_facts(catalog, **facts))
 
 
 def sampling_defaults(config: DiffusionRun, base: ModelFolder | None) -> dict[str, Any]:
@@ -247,91 +211,71 @@ def sampling_defaults(config: DiffusionRun, base: ModelFolder | None) -> dict[st
     return {**beside, **defaults}
 
 
-class Examples:
-    """The training and the validation stream of one run."""
+class Validation:
+    """Validation of a UNet: its losses, and images of always the same prompts and seeds."""
 
     def __init__(
         self,
-        cache: LatentsCache,
-        schedule: NoiseSchedule,
-        latent_space: LatentSpace,
-        tokens: CaptionTokens | None,
-        config: DiffusionRun,
-        strategy: tf.distribute.Strategy | None = None,
+        run: Run,
+        trainer: DenoisingTrainer,
+        batches: LatentBatches,
+        model: LatentDiffusion,
+        prompts: list[str],
     ) -> None:
-        self.parts, self.strategy = (schedule, latent_space), strategy
-        self.cache, self.tokens, self.config = cache, tokens, config
+        self.run, self.trainer, self.batches = run, trainer, batches
+        self.model, self.prompts = model, prompts
 
-    def training(
-        self, images: Mapping[Shape, Selection], start: int, stop: int
-    ) -> tf.data.Dataset:
-        """Batches of steps `start` … `stop` − 1, each of images of one shape."""
-        settings = self.config.training
-        recipe = {name: getattr(settings, name) for name in RECIPE}
-        part = self._part(images, "train-diffusion", **recipe)
-        return distribute_dataset(
-            self.strategy, interleave(images, start, stop, settings.batch_size, part)
-        )
+    def __call__(self, step: int, log: RunLog) -> dict[str, float]:
+        """Measure the EMA weights; what was written into the log.
 
-    def validation(self, images: Mapping[Shape, Selection]) -> tf.data.Dataset:
-        """Each held-back image once, with the same noise and timestep every time.
-
-        Nothing of the recipe applies: runs that differ in it have comparable losses.
+        Raises:
+            signals.Stopped: a signal came.
         """
-        return distribute_dataset(
-            self.strategy, one_by_one(images, self._part(images, "validation"))
-        )
-
-    def _part(self, images: Mapping[Shape, Selection], name: str, **recipe: float) -> Part:
-        settings, factor = (
-            self.config.training,
-            self.config.data.resolution // self.cache.latent_shape[0],
-        )
-
-        def part(shape: Shape, first: int, last: int) -> tf.data.Dataset:
-            height, width = shape
-
-            def batches(positions: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-                return examples.diffusion_examples(
-                    self.cache.shaped(height // factor, width // factor),
-                    images[shape],
-                    *self.parts,
-                    batch_size=batch_size,
-                    stream=RandomStream(settings.seed, stream_name(name, shape)),
-                    positions=positions,
-                    tokens=self.tokens,
-                    **recipe,
+        values = {}
+        with averaged_weights(self.trainer):
+            if self.batches.validation_images:
+                values = self.trainer.evaluate(
+                    self.batches.validation(),
+                    steps=self.batches.validation_steps,
+                    verbose=0,
+                    callbacks=[StopEvaluation(any_process(self.run.strategy))],
+                    return_dict=True,
                 )
-
-            processes = process_group(self.strategy)
-            return examples.shared(range(first, last), settings.batch_size, processes, batches)
-
-        return part
+                values = {f"validation_{key}": value for key, value in values.items()}
+                log.write(step, values)
+            if not self.run.is_chief:
+                return values
+            with signals.deferred():  # the chief alone draws, and may stop drawing alone
+                picture = sample_grid(self.model, self.prompts, self.run.config)
+        save_png(self.run.sample_path(step), picture)
+        log.picture(step, "samples", picture)
+        return values
 
 
 def grid_prompts(
-    config: DiffusionRun, captions: Captions | None, tokens: CaptionTokens | None
+    config: DiffusionRun, dataset: Dataset, tokens: CaptionTokens | None
 ) -> list[str]:
     """The fixed prompts of the sample grids; the empty one when unconditional.
 
     Raises:
         UserError: none of the images has a caption.
     """
-    if captions is None:
+    if tokens is None:
         return [""]
-    known = Selection(len(captions), tokens.captioned)
-    bare = len(captions) - len(known)
+    count, captions = len(dataset), dataset.captions
+    known = Selection(count, tokens.captioned)
+    bare = count - len(known)
     if not len(known):
         raise UserError(
-            f"{captions.catalog.source.place}: no captions, but text.source is "
+            f"{dataset.catalog.source.place}: no captions, but text.source is "
             f"{config.text.source!r}; add NAME.txt files or a metadata.jsonl, or train without "
             "text (text.source=none)"
         )
     if bare:
-        first = Selection(len(captions), lambda *block: ~tokens.captioned(*block)).row(0)
+        first = Selection(count, lambda *block: ~tokens.captioned(*block)).row(0)
         say(
-            f"{bare} of {len(captions)} images have no caption and train on the empty prompt, "
-            f"such as {captions.catalog.name(first)}"
+            f"{bare} of {count} images have no caption and train on the empty prompt, "
+            f"such as {dataset.catalog.name(first)}"
         )
     spread = np.linspace(0, len(known) - 1, min(GRID_PROMPTS, len(known))).astype(int)
     return config.samples.prompts or [captions[int(row)][0] for row in known.rows(spread)]

@@ -1,10 +1,9 @@
-"""The networks of a diffusion run: from scratch, or of finished models, as one that `fit` trains.
+"""Networks of a diffusion run: from scratch, or of finished models.
 
     token ids ─► text encoder ─► context ─┐
     noisy latents, timesteps ────────────►└─► UNet ─► prediction
 
-A text encoder that trains is part of the same graph as the UNet, one that does not is too: token
-ids are what the data holds. What a run stands on (an autoencoder, a model to start from) is named
+What a run stands on (an autoencoder, a model to start from) is named
 by model folders, whose configurations are read before any network is built.
 """
 
@@ -22,14 +21,13 @@ from latentddpm.config import DiffusionData, DiffusionRun
 from latentddpm.data.buckets import buckets_of
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
-from latentddpm.models.archive import read_config
+from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.functional import freeze, remade
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.finetune import base_networks, check_autoencoder, inherit_config
 from latentddpm.training.run.loop import layer_policy
-from latentddpm.training.step.denoising_step import DenoisingStep
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,15 @@ class Sources:
     vae: ModelFolder
     vae_config: dict[str, Any]
     base: ModelFolder | None = None
+
+    @property
+    def vae_digest(self) -> str:
+        """Digest of the autoencoder's weights, which tells its latents from others."""
+        return self.vae.parts["vae"]["digest"]
+
+    def load_autoencoder(self) -> Autoencoder:
+        """The autoencoder, in float32."""
+        return load_archive(self.vae.file("vae"), Autoencoder)
 
 
 def read_sources(config: DiffusionRun, vae: Path | None) -> tuple[DiffusionRun, Sources]:
@@ -121,34 +128,6 @@ def build_networks(
         raise UserError(f"unet: {error}") from None
     check_resolution(config.data, sources.vae_config, unet)
     return unet, text_encoder, tokenizer
-
-
-@keras.saving.register_keras_serializable(package="latentddpm")
-class TextToLatents(DenoisingStep, keras.Model):
-    """A text encoder and a UNet as one function of noisy latents, timesteps and token ids."""
-
-
-def with_text(unet: UNet, text_encoder: TextEncoder | None, context_length: int) -> keras.Model:
-    """What trains: the UNet alone, or text encoder and UNet as one function of token ids."""
-    if text_encoder is None:
-        return unet
-    inputs = {
-        name: keras.Input(shape, dtype=dtype, name=name)
-        for name, shape, dtype in (
-            ("noisy_latents", unet.input["noisy_latents"].shape[1:], "float32"),
-            ("timesteps", (), "int32"),
-            ("token_ids", (context_length,), "int32"),
-        )
-    }
-    context = text_encoder({"token_ids": inputs["token_ids"]})
-    prediction = unet(
-        {
-            "noisy_latents": inputs["noisy_latents"],
-            "timesteps": inputs["timesteps"],
-            "context": context,
-        }
-    )
-    return TextToLatents(inputs, prediction, name="text_to_latents")
 
 
 def check_resolution(data: DiffusionData, vae_config: dict[str, Any], unet: UNet) -> None:

@@ -1,4 +1,4 @@
-"""`encode`: images → the latents cache, ahead of `train-diffusion`."""
+"""Encoding of images into the latents cache (`encode`), ahead of `train-diffusion`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from latentddpm.data.buckets import Buckets, make_buckets
-from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.dataset import open_dataset
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
 from latentddpm.distribution.strategy import process_group
 from latentddpm.errors import UserError
@@ -51,12 +51,15 @@ def encode_folder(
         resolution = source.image_size[0]
     buckets = make_buckets(resolution, *aspect_buckets) if aspect_buckets else Buckets(resolution)
     processes = process_group(strategy)
-    catalog = catalog or out / "catalog"
-    catalog = open_catalog(
-        data, catalog, strict=strict, quiet=quiet or not processes.is_chief, processes=processes
+    dataset = open_dataset(
+        data,
+        catalog or out / "catalog",
+        processes=processes,
+        strict=strict,
+        quiet=quiet or not processes.is_chief,
     )
     return prepare_latents(
-        catalog,
+        dataset.catalog,
         out,
         vae_digest=source.parts["vae"]["digest"],
         load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),

@@ -31,6 +31,7 @@ from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.runlog import RunLog
+from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.utils.files import read_json_lines
 from latentddpm.utils.pixels import read_metadata, save_png
 
@@ -647,14 +648,15 @@ def test_a_picture_on_a_full_disk_is_one_line_and_no_file(model, tmp_path):
 
 def test_nothing_half_written_of_a_model_or_checkpoint(tmp_path):
     autoencoder = tiny_autoencoder()
-    autoencoder.compile("adam")
-    autoencoder.optimizer.build(autoencoder.trainable_variables)
+    trainer = AutoencoderTrainer(autoencoder)
+    trainer.compile("adam")
+    trainer.optimizer.build(trainer.trainable_variables)
     alone = LatentDiffusion(autoencoder, None, None)
     contract = Contract("train-vae", {}, {})
     for name, write in {
         "model": alone.save,
         "half": lambda path: alone.save(path, "float16"),
-        "checkpoint": lambda path: checkpoint.save(path, autoencoder, 1, contract),
+        "checkpoint": lambda path: checkpoint.save(path, trainer, 1, contract),
     }.items():
         folder = tmp_path / name
         with file_size_limit(40_000), pytest.raises(OSError, match="too large") as error:

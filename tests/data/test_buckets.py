@@ -14,6 +14,7 @@ from tiny import tiny_autoencoder
 
 from latentddpm.config import DiffusionData, DiffusionRun
 from latentddpm.config_file import parse_config
+from latentddpm.data.batches import LatentBatches
 from latentddpm.data.buckets import (
     BucketSchedule,
     buckets_of,
@@ -35,9 +36,10 @@ from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.training.diffusion import Examples, train_diffusion
+from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.diffusion_networks import check_resolution
 from latentddpm.training.run.contract import Contract, compare
+from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils.files import read_json_lines
 
 NUMBERS = np.random.default_rng(0)
@@ -351,22 +353,24 @@ def test_fit_takes_a_batch_of_each_shape(folder, tmp_path, monkeypatch):
         assert re.search(line, said), f"expected {line} in {said}"
 
     cache = Encoder(monkeypatch).prepare(folder, tmp_path / "cache", buckets)
-    stream = Examples(cache, NoiseSchedule(), LatentSpace(1.0), None, config)
-    shapes = [target.shape for _, target in stream.training(training, 0, 6)]
+    images = training, validation
+    batches = LatentBatches(images, cache, NoiseSchedule(), LatentSpace(1.0), None, config)
+    shapes = [target.shape for _, target in batches.training(0, 6)]
     turns = BucketSchedule([len(images) for images in training.values()])
     expected = [list(training)[turns.bucket(step)] for step in range(6)]
     assert shapes == [(3, height // 2, width // 2, 4) for height, width in expected]
-    held = [target.shape[0] for _, target in stream.validation(validation)]
+    held = [target.shape[0] for _, target in batches.validation()]
     assert sum(held) == sum(map(len, validation.values())), f"validation batches of {held}"
 
     sizes = {"channels": 4, "channel_multipliers": (1, 1), "num_res_blocks": 1, "norm_groups": 2}
     unet = UNet(**sizes, attention_levels=(1,), num_heads=1)
-    unet.compile("sgd", loss="mse")
-    unet.fit(stream.training(training, 0, 6), steps_per_epoch=6, verbose=0, shuffle=False)
-    loss = unet.evaluate(stream.validation(validation), verbose=0, return_dict=True)["loss"]
+    trainer = DenoisingTrainer(unet, NoiseSchedule())
+    trainer.compile("sgd")
+    trainer.fit(batches.training(0, 6), steps_per_epoch=6, verbose=0, shuffle=False)
+    loss = trainer.evaluate(batches.validation(), verbose=0, return_dict=True)["loss"]
     errors = [
         float(np.mean(np.square(unet(inputs) - target), axis=(1, 2, 3)).sum())
-        for inputs, target in stream.validation(validation)
+        for inputs, target in batches.validation()
     ]
     assert loss == pytest.approx(sum(errors) / sum(held), rel=1e-4), "the mean over all images"
 

@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from latentddpm.data.images import read_image
 from latentddpm.errors import UserError
-from latentddpm.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder, GaussianKL
+from latentddpm.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer, GaussianKL
 from latentddpm.training.step.optimizer import FlatAdamW
 
 TINY = {
@@ -226,7 +227,8 @@ def test_kl_agrees_with_an_integral():
 @pytest.mark.parametrize("name", ["l1", "l2"])
 def test_the_loss_is_reconstruction_plus_weighted_kl(name):
     model = tiny()
-    model.compile("sgd", reconstruction_loss=name, kl_weight=0.01)
+    trainer = AutoencoderTrainer(model, name, kl_weight=0.01)
+    trainer.compile("sgd")
     x = {"images": pictures(4, 8, 8, 3), "noise": normal(4, 4, 4, 3)}
     result = {key: np.asarray(value, "float64") for key, value in model(x).items()}
     difference = x["images"] - result["reconstruction"]
@@ -238,7 +240,7 @@ def test_the_loss_is_reconstruction_plus_weighted_kl(name):
         "kl": float(kl),
         "mse": np.square(difference).mean(),
     }
-    found = model.evaluate(x, batch_size=4, verbose=0, return_dict=True)
+    found = trainer.evaluate(x, batch_size=4, verbose=0, return_dict=True)
     assert found.keys() == expected.keys(), f"expected metrics {set(expected)}, got {set(found)}"
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-4, err_msg=f"{key} is wrong")
@@ -246,7 +248,7 @@ def test_the_loss_is_reconstruction_plus_weighted_kl(name):
 
 def test_metrics_weigh_images_not_batches():
     """A short last batch counts by its images."""
-    model = tiny()
+    model = AutoencoderTrainer(tiny())
     model.compile("sgd")
     x = {"images": pictures(5, 8, 8, 3), "noise": normal(5, 4, 4, 3)}
     whole = model.evaluate(x, batch_size=5, verbose=0, return_dict=True)
@@ -259,7 +261,7 @@ def test_metrics_weigh_images_not_batches():
 
 def test_an_unknown_loss_names_the_choices():
     with pytest.raises(UserError, match=r"reconstruction_loss: 'l3' .* 'l1', 'l2'"):
-        tiny().compile(reconstruction_loss="l3")
+        AutoencoderTrainer(tiny(), "l3")
 
 
 # --- Config and archives -------------------------------------------------------------------
@@ -318,8 +320,9 @@ print(json.dumps(model.get_config()))
 def test_an_archive_loads_in_a_fresh_process(tmp_path):
     model = tiny(dtype="float32")
     images = pictures(2, 8, 12, 3)
-    model.compile("adamw", reconstruction_loss="l2", run_eagerly=True)
-    model.fit({"images": images, "noise": normal(2, 4, 6, 3)}, verbose=0)
+    trainer = AutoencoderTrainer(model, "l2")
+    trainer.compile("adamw", run_eagerly=True)
+    trainer.fit({"images": images, "noise": normal(2, 4, 6, 3)}, verbose=0)
     model.scaling_factor, model.latent_statistics = 0.25, {"count": 2, "channel_std": [1, 2, 3.5]}
     model.save(tmp_path / "vae.keras")
     np.save(tmp_path / "images.npy", images)
@@ -354,8 +357,8 @@ def test_it_overfits_four_images(emoji_folder):
     assert len(names) == 4, f"expected red apples in four styles, found {len(names)}"
     pixels = np.stack([read_image(name, 16) for name in names])
     images = (pixels / 127.5 - 1).astype("float32")
-    model = tiny(channel_multipliers=(1, 2))
-    model.compile(FlatAdamW(1e-2), reconstruction_loss="l1", kl_weight=1e-6)
+    model = AutoencoderTrainer(tiny(channel_multipliers=(1, 2)), "l1", kl_weight=1e-6)
+    model.compile(FlatAdamW(1e-2))
     before = model.evaluate({"images": images}, verbose=0, return_dict=True)
     model.fit(dataset(images, normal(4, 8, 8, 3), 60), verbose=0, shuffle=False)
     after = model.evaluate({"images": images}, verbose=0, return_dict=True)
@@ -366,7 +369,7 @@ def test_it_overfits_four_images(emoji_folder):
 
 
 def trained(seed):
-    model = tiny(seed)
+    model = AutoencoderTrainer(tiny(seed))
     model.compile(FlatAdamW(1e-3), run_eagerly=True)
     model.fit(dataset(pictures(2, 8, 16, 3), normal(2, 4, 8, 3), 2), verbose=0, shuffle=False)
     return model.get_weights()

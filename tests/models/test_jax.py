@@ -76,12 +76,13 @@ def test_the_unet_gives_the_same_numbers_and_trains(tmp_path, context_dim):
     if context_dim:
         inputs["context"] = normal(3, 5, context_dim, seed=1)
     script = """
-from latentddpm.models.unet import UNet
+from latentddpm import DenoisingTrainer, NoiseSchedule, UNet
 unet = load_archive(sys.argv[1], UNet)
 expected, target = data.pop("expected"), data.pop("target")
 error = np.abs(jax.jit(unet)(data) - expected).max()
-unet.compile(keras.optimizers.Adam(1e-2), loss="mse")
-losses = [unet.fit(data, target, verbose=0).history["loss"][0] for _ in range(8)]
+trainer = DenoisingTrainer(unet, NoiseSchedule())
+trainer.compile(keras.optimizers.Adam(1e-2))
+losses = [trainer.fit(data, target, verbose=0).history["loss"][0] for _ in range(8)]
 print(error, *losses)
 """
     error, *losses = under_jax(
@@ -104,16 +105,17 @@ def test_the_autoencoder_gives_the_same_numbers_and_trains(tmp_path):
     noise = normal(*mean.shape, seed=1)
     latents = autoencoder.to_latents(mean, logvar, noise)
     script = """
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm import Autoencoder, AutoencoderTrainer
 model = load_archive(sys.argv[1], Autoencoder)
 mean, logvar = jax.jit(model.encode)(data["images"])
 latents = model.to_latents(mean, logvar, data["noise"])
 decoded = jax.jit(model.decode)(data["latents"])
 found = {"mean": mean, "logvar": logvar, "latents": latents, "decoded": decoded}
 error = max(np.abs(np.asarray(array) - data[name]).max() for name, array in found.items())
-model.compile(keras.optimizers.Adam(3e-3), reconstruction_loss="l2")
+trainer = AutoencoderTrainer(model, "l2")
+trainer.compile(keras.optimizers.Adam(3e-3))
 inputs = {"images": data["images"], "noise": data["noise"]}
-losses = [model.fit(inputs, verbose=0).history["loss"][0] for _ in range(8)]
+losses = [trainer.fit(inputs, verbose=0).history["loss"][0] for _ in range(8)]
 print(error, *losses)
 """
     error, *losses = under_jax(

@@ -42,8 +42,10 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.contract import Contract
+from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
+from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLion
-from latentddpm.training.step.train_step import TrainStep
+from latentddpm.training.step.trainer import Trainer
 
 SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
 UNET = {**SIZES, "attention_levels": (0,), "num_heads": 2, "zero_init": False}
@@ -51,14 +53,10 @@ BATCH = 5  # divided by no number of replicas
 STEPS = 3
 
 
-class Small(TrainStep, keras.Model):
-    """Few operations, so that many cases are quick to trace."""
-
-
 def small(dtype=None):
     inputs = keras.Input((6,))
     hidden = keras.layers.Dense(16, activation="tanh", dtype=dtype)(inputs)
-    return Small(inputs, keras.layers.Dense(3, dtype="float32")(hidden))
+    return Trainer(keras.Model(inputs, keras.layers.Dense(3, dtype="float32")(hidden)))
 
 
 def adamw():
@@ -121,12 +119,12 @@ def image_data(number, seed):
 
 BUILDERS = {
     "small": (small, small_data, {"loss": "mse", "metrics": ["mae"]}),
-    "unet": (
-        lambda: UNet(**UNET),
-        unet_data,
-        {"loss": "mse", "num_train_timesteps": 1000},
+    "unet": (lambda: DenoisingTrainer(UNet(**UNET), NoiseSchedule()), unet_data, {}),
+    "autoencoder": (
+        lambda: AutoencoderTrainer(Autoencoder(**SIZES), kl_weight=1e-3),
+        image_data,
+        {},
     ),
-    "autoencoder": (lambda: Autoencoder(**SIZES), image_data, {"kl_weight": 1e-3}),
 }
 
 
@@ -209,7 +207,7 @@ def train_shapes(replicas):
     with strategy.scope():
         keras.utils.set_random_seed(1)
         inputs = keras.Input((None, None, 3))
-        model = Small(inputs, keras.layers.Conv2D(3, 3, padding="same")(inputs))
+        model = Trainer(keras.Model(inputs, keras.layers.Conv2D(3, 3, padding="same")(inputs)))
         model.compile(adamw(), loss="mse")
     examples = distribute_dataset(strategy, interleave(sizes, 0, 2 * STEPS, BATCH, part))
     logs = model.fit(examples, steps_per_epoch=2 * STEPS, verbose=0, shuffle=False).history
@@ -295,7 +293,7 @@ def given(replicas, batch_size=7):
         shapes = {"noisy_latents": (4, 4, 4), "timesteps": (), "noise": (4, 4, 4)}
         inputs = {key: keras.Input(shape, name=key) for key, shape in shapes.items()}
         hidden = Witness()(list(inputs.values()))
-        model = Small(inputs, keras.layers.Dense(4)(hidden))
+        model = Trainer(keras.Model(inputs, keras.layers.Dense(4)(hidden)))
         model.compile("sgd", loss="mse")
     SEEN.clear()
     model.fit(batches, verbose=0, shuffle=False)

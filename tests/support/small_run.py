@@ -7,16 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun
+from latentddpm.training.run import run as training_run
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.loop import compile_options, run_steps
-from latentddpm.training.step.train_step import TrainStep
+from latentddpm.training.step.trainer import Trainer
 
 STEPS = 24
-
-
-class Network(TrainStep, keras.Model):
-    """Dense layers with this project's training step."""
 
 
 def settings(**training):
@@ -44,7 +41,7 @@ class Run:
         outputs = inputs
         for layer in (keras.layers.Dense(8, "silu"), *extra, keras.layers.Dense(2)):
             outputs = layer(outputs)
-        self.model = Network(inputs, outputs)
+        self.model = Trainer(keras.Model(inputs, outputs))
         self.model.compile(**compile_options(self.config.training), loss="mse")
         self.validations = []
 
@@ -76,16 +73,9 @@ class Run:
         (self.folder / "samples" / f"step-{step:08d}.png").touch()
 
     def run(self, resume=False):
-        run_steps(
-            self.model,
-            self.examples,
-            self.config,
-            self.folder,
-            self.validation,
-            contract=Contract.of(self.config, {"images": 40}),
-            resume=resume,
-            quiet=True,
-        )
+        contract = Contract.of(self.config, {"images": 40})
+        run = training_run.Run(self.config, self.folder, resume=resume, quiet=True)
+        run_steps(run, self.model, self.examples, self.validation, contract)
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""A small model with the package's training step, and examples for it; what a step descends."""
+"""A trainer of a small network, and examples for it; what a step descends."""
 
 import math
 
@@ -6,20 +6,16 @@ import keras
 import numpy as np
 
 from latentddpm.training.step.optimizer import FlatAdamW
-from latentddpm.training.step.train_step import TrainStep
+from latentddpm.training.step.trainer import Trainer
 
 ROUNDING = 1e-5
-
-
-class Small(TrainStep, keras.Model):
-    """Two layers."""
 
 
 def small(dtype=None, optimizer=None, **compiled):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
     hidden = keras.layers.Dense(8, activation="tanh", dtype=dtype)(inputs)
-    model = Small(inputs, keras.layers.Dense(2, dtype="float32")(hidden))
+    model = Trainer(keras.Model(inputs, keras.layers.Dense(2, dtype="float32")(hidden)))
     optimizer = optimizer or FlatAdamW(1e-2, global_clipnorm=1.0, use_ema=True, ema_momentum=0.5)
     model.compile(optimizer, loss="mse", **compiled)
     return model

@@ -17,6 +17,7 @@ from train_small import apart, descended
 from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.training.step.adversarial import TERMS, Adversary, adaptive_weight
+from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.training.step.optimizer import FlatAdamW
 
 KL_WEIGHT = 1e-3
@@ -35,15 +36,12 @@ def build(optimizer=None, judge=None, dtype="float32", perceptual=None, steps=1,
     """A tiny autoencoder against a tiny discriminator, by default on plain gradient descent."""
     model = tiny_autoencoder(seed=3, dtype=dtype)
     discriminator = PatchDiscriminator(8, 2, norm_groups=4, dtype=dtype)
-    discriminator.compile(judge or keras.optimizers.SGD(RATE))
-    model.compile(
-        optimizer or keras.optimizers.SGD(RATE),
-        kl_weight=KL_WEIGHT,
-        perceptual=perceptual,
-        adversary=Adversary(discriminator, **options),
-        accumulation_steps=steps,
+    adversary = Adversary(discriminator, judge or keras.optimizers.SGD(RATE), **options)
+    trainer = AutoencoderTrainer(
+        model, kl_weight=KL_WEIGHT, perceptual=perceptual, adversary=adversary
     )
-    return model
+    trainer.compile(optimizer or keras.optimizers.SGD(RATE), accumulation_steps=steps)
+    return trainer
 
 
 def fit(model, *batches, graph=False):
@@ -101,7 +99,7 @@ def test_a_step_equals_its_formulas(perceptual, loss, graph):
         judged = 0.5 * judged + 0.15 * tf.reduce_mean(tf.reduce_sum(slopes**2, (1, 2, 3)))
         mean, logvar = outputs["mean"], outputs["logvar"]
         kl = tf.reduce_sum(0.5 * (mean**2 + tf.exp(logvar) - 1 - logvar)) / len(mean)
-    last = model.decoder.layers[-1].conv.kernel.value
+    last = model.autoencoder.decoder.layers[-1].conv.kernel.value
     weight = adaptive_weight(tape.gradient(near, last), tape.gradient(generator, last))
     with tape:
         total = near + KL_WEIGHT * kl + weight * 0.7 * generator
@@ -134,7 +132,7 @@ def test_the_discriminator_gets_its_say_little_by_little():
     def kernel(**options):
         model = build(adaptive=False, **options)
         fit(model, batch())
-        return np.asarray(model.decoder.last_kernel)
+        return np.asarray(model.autoencoder.decoder.last_kernel)
 
     without, whole, quarter = (
         kernel(weight=0.0),
@@ -163,7 +161,7 @@ def test_the_terms_move_the_autoencoder(perceptual):
 def test_terms_fall_along_their_gradient(perceptual, term):
     """Finite difference: a small step of the decoder's last kernel down a term's gradient."""
     model = build(perceptual=perceptual)
-    kernel = model.decoder.last_kernel
+    kernel = model.autoencoder.decoder.last_kernel
 
     def value():
         decoded = model(batch())["reconstruction"]
@@ -224,8 +222,8 @@ def test_it_starts_later(graph):
     assert float(judge.dynamic_scale) == judge.initial_scale, "its loss scale was changed"
     assert {name: logs[name] for name in TERMS} == dict.fromkeys(TERMS, 0.0), "expected zeros"
 
-    alone = tiny_autoencoder(seed=3)
-    alone.compile(keras.optimizers.SGD(RATE), kl_weight=KL_WEIGHT)
+    alone = AutoencoderTrainer(tiny_autoencoder(seed=3), kl_weight=KL_WEIGHT)
+    alone.compile(keras.optimizers.SGD(RATE))
     for data in (batch(), batch(seed=1)):
         with step_by_step():
             alone.train_on_batch(data)
@@ -239,12 +237,13 @@ def test_it_starts_later(graph):
 
 def test_only_the_decoder():
     """As sd-vae-ft-mse was made: what latents mean stays the same."""
-    model = build()
+    trainer = build()
+    model = trainer.autoencoder
     model.encoder.trainable = False
     images = batch()["images"]
     mean = np.asarray(model.encode(images)[0])
     decoder = model.decoder.get_weights()
-    fit(model, batch())
+    fit(trainer, batch())
     np.testing.assert_array_equal(model.encode(images)[0], mean, "the encoder moved")
     assert all(moved(decoder, model.decoder.get_weights())), "some of the decoder stood still"
 
@@ -289,11 +288,13 @@ def test_half_precision(dtype):
 
 
 def test_the_adversary_is_no_part_of_the_model(tmp_path):
-    plain, model = tiny_autoencoder(), build()
+    plain, model = AutoencoderTrainer(tiny_autoencoder()), build()
     plain.compile("sgd")
-    assert len(model.weights) == len(plain.weights), "the archive would hold the discriminator"
-    assert set(model.checkpoint_groups()) == {"discriminator", "discriminator_optimizer"}
-    assert plain.checkpoint_groups() == {}, "a plain model has none"
+    assert len(model.weights) == len(plain.weights), "the discriminator counts as the model's"
+    own = {"model", "optimizer"}
+    assert set(plain.checkpoint_groups()) == own, "another network's state in a plain checkpoint"
+    more = {"discriminator", "discriminator_optimizer"}
+    assert set(model.checkpoint_groups()) == own | more, "the adversary's state would be lost"
     logs = model.evaluate(tf.data.Dataset.from_tensors(batch()), verbose=0, return_dict=True)
     assert set(logs) == {"loss", "reconstruction", "kl", "mse"}, f"validation measures {set(logs)}"
 
@@ -314,17 +315,16 @@ def train_on(devices, batch_size=5):
     with strategy.scope():
         model = tiny_autoencoder(seed=3)
         discriminator = PatchDiscriminator(8, 2, norm_groups=4, spectral_norm=True)
-        discriminator.compile(FlatAdamW(1e-3))
-        model.compile(
-            FlatAdamW(1e-3, global_clipnorm=0.5), adversary=Adversary(discriminator, r1_weight=0.1)
-        )
+        adversary = Adversary(discriminator, FlatAdamW(1e-3), r1_weight=0.1)
+        model = AutoencoderTrainer(model, adversary=adversary)
+        model.compile(FlatAdamW(1e-3, global_clipnorm=0.5))
     data = tf.data.Dataset.from_tensor_slices(batch(3 * batch_size)).batch(batch_size)
     model.fit(data.take(1), verbose=0, shuffle=False)
     gradients = {
         name: [part.tolist() for part in descended(optimizer)]
         for name, optimizer in (
             ("autoencoder", model.optimizer),
-            ("discriminator", discriminator.optimizer),
+            ("discriminator", adversary.optimizer),
         )
     }
     logs = model.fit(data.skip(1), verbose=0, shuffle=False).history

@@ -9,12 +9,14 @@ import keras
 import numpy as np
 import pytest
 
-from latentddpm.config import DiffusionRun
+from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.callbacks import averaged_weights
 from latentddpm.training.run.contract import Contract, compare
 from latentddpm.training.run.resume import Best, Saver
+from latentddpm.training.run.run import Run
+from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils.files import write_json
 
 FILES = (checkpoint.STATE, checkpoint.RUN, checkpoint.MANIFEST)
@@ -30,7 +32,7 @@ def network(seed=0, width=5, use_ema=True):
     keras.utils.set_random_seed(seed)
     layers = [keras.layers.Dense(width), keras.layers.BatchNormalization()]
     layers += [keras.layers.Dropout(0.2, seed=seed), keras.layers.Dense(2)]
-    model = keras.Sequential([keras.Input((3,)), *layers])
+    model = Trainer(keras.Sequential([keras.Input((3,)), *layers]))
     ema = {"use_ema": True, "ema_momentum": 0.9} if use_ema else {}
     model.compile(keras.optimizers.AdamW(0.01, **ema), loss="mse", run_eagerly=True)
     model.optimizer.build(model.trainable_variables)
@@ -138,7 +140,8 @@ def test_a_model_without_averages_is_refused(two):
 
 
 def best_of(folder, model, first=0, history=(), metric="loss"):
-    return Best(Saver(folder, model, CONTRACT, 2, first), metric, first, history)
+    run = Run(AutoencoderRun(), folder)
+    return Best(Saver(run, model, CONTRACT, first, folder, keep=2), metric, first, history)
 
 
 def lines(**losses):

@@ -12,6 +12,7 @@ from latentddpm import interop
 from latentddpm.cli import main
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import load_config
+from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.interop.convert import convert_from
 from latentddpm.models.archive import load_archive
@@ -19,7 +20,8 @@ from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training import autoencoder_networks, diffusion
-from latentddpm.training.diffusion_networks import Sources, build_networks, read_sources, with_text
+from latentddpm.training.diffusion_networks import Sources, build_networks, read_sources
+from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +109,12 @@ def test_networks_start_as_the_models(lab):
     same(text_encoder, base.text_encoder, "text encoder")
     assert tokenizer.context_length == 16, "expected the model's tokenizer"
     assert unet.get_config()["dropout"] == 0.1, "expected the dropout that was asked for"
-    model = with_text(unet, text_encoder, 16)
+    model = DenoisingTrainer(unet, NoiseSchedule(), text_encoder)
     trained, expected = len(model.trainable_variables), len(unet.weights)
     assert trained == expected, f"{trained} variables train, expected the UNet's {expected}"
     config, sources = read_sources(settings(lab, "text.trainable=true"), None)
     unet, text_encoder, _ = build_networks(config, sources)
-    model = with_text(unet, text_encoder, 16)
+    model = DenoisingTrainer(unet, NoiseSchedule(), text_encoder)
     assert len(model.trainable_variables) == len(model.weights), "expected all to train"
 
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from latentddpm.config import DiffusionTraining
+from latentddpm.data.batches import RECIPE
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples, positions
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.training.diffusion import RECIPE
 from latentddpm.training.run.loop import make_optimizer
 from latentddpm.training.step.optimizer import FlatAdamW
 

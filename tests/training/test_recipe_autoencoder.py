@@ -25,7 +25,7 @@ from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.training.autoencoder import train_autoencoder, whole_model
+from latentddpm.training.autoencoder import train_vae, whole_model
 from latentddpm.training.autoencoder_networks import (
     build_adversary,
     build_autoencoder,
@@ -77,7 +77,7 @@ def data(tmp_path_factory):
 
 
 def train(data, out, config, **options):
-    return train_autoencoder(config, data, out, quiet=True, **options)
+    return train_vae(config, data, out, quiet=True, **options)
 
 
 def train_step_by_step(*arguments, **options):

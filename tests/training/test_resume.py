@@ -25,7 +25,9 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.run.contract import SHOWN, Contract
-from latentddpm.training.run.resume import CONFIG, check_resume, check_run
+from latentddpm.training.run.resume import check_resume, check_run
+from latentddpm.training.run.run import CONFIG
+from latentddpm.training.run.run import Run as TrainingRun
 from latentddpm.utils.locks import require_lock
 
 FACTS = {"images": 40}
@@ -34,8 +36,7 @@ FACTS = {"images": 40}
 def judge(folder, config, **options):
     """`check_resume` to go on in a folder, once `check_run` has nothing against it."""
     check_run(folder, resume=True)
-    options = {"resume": True, "allow_changes": False, "quiet": False, **options}
-    return check_resume(folder, config, FACTS, **options)
+    return check_resume(TrainingRun(config, folder, resume=True, **options), FACTS)
 
 
 def begun(folder, config):

@@ -24,7 +24,7 @@ from latentddpm.cli.usage import command
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.training.run import checkpoint, loop
 from latentddpm.training.run.callbacks import StopEvaluation
-from latentddpm.training.run.contract import FREE, Contract
+from latentddpm.training.run.contract import FREE
 from latentddpm.training.run.health import PATIENCE, Diverged, less_memory
 from latentddpm.utils import signals
 
@@ -130,12 +130,7 @@ def test_processes_stop_together_or_not_at_all(tmp_path, monkeypatch):
     # In place of the flag that several processes sum up after every step.
     monkeypatch.setattr(loop, "any_process", lambda strategy: agreed)
     with pytest.raises(signals.Stopped, match="after step 7"):
-        loop.run_steps(
-            *(run.model, run.examples, run.config, run.folder, run.validation),
-            contract=Contract.of(run.config, {}),
-            resume=False,
-            quiet=True,
-        )
+        run.run()
     assert asked == [False] * 7, f"asked {asked}, expected once a step"
     assert checkpoint.latest(run.checkpoints).name == "step-00000007", "step 7 was not saved"
 

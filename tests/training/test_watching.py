@@ -21,13 +21,16 @@ from train_small import data, small
 
 from latentddpm.config import DiffusionRun
 from latentddpm.config_file import parse_config
+from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.models.unet import UNet
 from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.loop import open_log
 from latentddpm.training.run.progress import Progress, run_summary
+from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
+from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils.console import say
 from latentddpm.utils.files import read_json_lines
 
@@ -44,6 +47,12 @@ def unet():
     return UNet(**UNET)
 
 
+def eager_trainer(unet):
+    trainer = DenoisingTrainer(unet, NoiseSchedule(num_train_timesteps=T))
+    trainer.compile("sgd", run_eagerly=True)
+    return trainer
+
+
 def examples(timesteps, seed=0):
     draw = np.random.default_rng(seed)
     shape = (len(timesteps), 4, 4, 4)
@@ -53,12 +62,12 @@ def examples(timesteps, seed=0):
 
 def test_a_quartile_has_the_mean_of_its_own_examples(unet):
     """Against NumPy, over two batches: a mean of means would weigh their examples unlike."""
-    unet.compile("sgd", loss="mse", num_train_timesteps=T, run_eagerly=True)
+    trainer = eager_trainer(unet)
     timesteps = [*EDGES, 0, 1, 2, 600]
     x, y = examples(timesteps)
     weight = np.linspace(0.5, 2, len(y), dtype="float32")[:, None, None]
     batches = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(len(EDGES))
-    logs = unet.evaluate(batches, verbose=0, return_dict=True)
+    logs = trainer.evaluate(batches, verbose=0, return_dict=True)
     squares = np.square(convert_to_numpy(unet(x)).astype("float64") - y) * weight[..., None]
     errors = squares.mean(axis=(1, 2, 3))
     for quarter in range(4):
@@ -71,15 +80,15 @@ def test_a_quartile_has_the_mean_of_its_own_examples(unet):
 
 
 def test_an_empty_quartile_is_nan_and_another_ones_nan_stays_where_it_is(unet):
-    unet.compile("sgd", loss="mse", num_train_timesteps=T, run_eagerly=True)
+    trainer = eager_trainer(unet)
     x, y = examples([10, 20, 300])
     y[2] = np.inf
-    logs = unet.test_on_batch(x, y, return_dict=True)
+    logs = trainer.test_on_batch(x, y, return_dict=True)
     finite = {name for name, value in logs.items() if np.isfinite(value)}
     assert finite == {"loss_q1"}, f"expected a finite loss of the first quartile alone: {logs}"
 
 
-def test_without_the_number_of_timesteps_there_is_one_loss(unet):
+def test_a_unet_alone_is_a_plain_keras_model(unet):
     unet.compile("sgd", loss="mse", run_eagerly=True)
     logs = unet.test_on_batch(*examples([10]), return_dict=True)
     assert set(logs) == {"loss"}, f"expected Keras's one loss, got {set(logs)}"
@@ -170,15 +179,14 @@ def test_the_rate_leaves_out_what_is_done_between_steps(tmp_path, monkeypatch):
 
 def test_a_run_introduces_itself(unet):
     config = parse_config(DiffusionRun, {"training": {"num_steps": 50, "accumulation_steps": 2}})
-    unet.compile("sgd", loss="mse")
-    frozen = small()
-    parts = {"UNet": unet, "text encoder": None, "autoencoder": frozen}
-    lines = run_summary(config, unet, parts, (400, 7), Path("runs/x")).splitlines()
+    parts = {"UNet": unet, "text encoder": None, "autoencoder": small()}
+    run = Run(config, Path("runs/x"))
+    lines = run_summary(run, eager_trainer(unet), parts, (400, 7)).splitlines()
     count = f"{unet.count_params() / 1e3:.3g} k"
     assert lines == [
-        f"parameters UNet {count}, autoencoder 0.058 k (as it is)",
-        "steps      50 of 32 images in 2 micro-batches, 4 passes over 400 (7 more held back)",
-        f"device     {lines[2].split()[1]} float32, adamw, average of the weights 0.9999",
+        f"parameters UNet {count}, autoencoder 0.058 k (frozen)",
+        "steps      50 of 32 images in 2 micro-batches, 4 epochs of 400 (and 7 validation images)",
+        f"device     {lines[2].split()[1]} float32, adamw, EMA 0.9999",
         "run        runs/x (log.jsonl, tensorboard, samples, checkpoints)",
     ], f"got {lines}"
 

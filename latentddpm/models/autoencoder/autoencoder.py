@@ -19,50 +19,22 @@ keeps both moments, and the factor is one of its arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from latentddpm.errors import UserError, check_choice
+from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.layers import PACKAGE
-from latentddpm.models.perceptual import PerceptualDistance
-from latentddpm.training.step.adversarial import TERMS, Adversary
-from latentddpm.training.step.train_step import TrainStep, on_tensorflow
 
 LOGVAR_RANGE = (-30.0, 20.0)
-RECONSTRUCTION_LOSSES = ("l1", "l2")
-
-
-@dataclass
-class PerceptualTerm:
-    """A perceptual distance as a term of the loss."""
-
-    distance: PerceptualDistance
-    weight: float
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class GaussianKL(keras.losses.Loss):
-    """KL(N(mean, exp(logvar)) ‖ N(0, 1)), summed over an image's latent, mean over the batch.
-
-    A `keras.losses.Loss`, because its reduction is what `tf.distribute` divides by the
-    number of replicas.
-    """
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """`y_true` is the mean, `y_pred` the log-variance, both (B, h, w, c) → (B,)."""
-        mean, logvar = y_true, y_pred
-        terms = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
-        return ops.sum(terms, axis=(1, 2, 3))
-
-
-@keras.saving.register_keras_serializable(package=PACKAGE)
-class Autoencoder(TrainStep, keras.Model):
+class Autoencoder(keras.Model):
     """Encoder, decoder and the scaling between them.
 
     Args:
@@ -201,100 +173,6 @@ class Autoencoder(TrainStep, keras.Model):
         """Scaled latents (B, h, w, c) → images (B, h·f, w·f, 3), about [-1, 1], float32."""
         latents = ops.convert_to_tensor(latents, "float32")
         return self.decoder(LatentSpace(self.scaling_factor).to_raw(latents))
-
-    def compile(
-        self,
-        optimizer: Any = "adamw",
-        reconstruction_loss: str = "l1",
-        kl_weight: float = 1e-6,
-        perceptual: PerceptualDistance | None = None,
-        perceptual_weight: float = 1.0,
-        adversary: Adversary | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Set up training.
-
-        Args:
-            reconstruction_loss: "l1" or "l2", mean over pixels.
-            kl_weight: of the KL term.
-            perceptual, perceptual_weight: a distance between image and reconstruction to add.
-            adversary: a discriminator to train against, on the TensorFlow backend.
-            kwargs: of `keras.Model.compile`, and `accumulation_steps`.
-
-        With `encoder.trainable = False` the decoder alone is trained, and latents keep their
-        meaning.
-
-        Raises:
-            UserError: an unknown reconstruction loss.
-            ValueError: an adversary on another backend; see `TrainStep.compile` too.
-        """
-        check_choice("reconstruction_loss", reconstruction_loss, RECONSTRUCTION_LOSSES)
-        if adversary is not None and not on_tensorflow():
-            raise ValueError("adversary: needs the TensorFlow backend of Keras")
-        # In holders that Keras does not look into: neither is a part of this model.
-        self.perceptual = perceptual and PerceptualTerm(perceptual, perceptual_weight)
-        self.adversary = adversary
-        self.term_names = (
-            *("loss", "reconstruction", "kl", "mse"),
-            *([perceptual.term] if perceptual else ()),
-            *(TERMS if adversary else ()),
-        )
-        super().compile(optimizer=optimizer, **kwargs)
-        distance = {"l1": keras.losses.MeanAbsoluteError, "l2": keras.losses.MeanSquaredError}
-        self.reconstruction_loss = distance[reconstruction_loss]()
-        self.kl_loss = GaussianKL()
-        self.kl_weight = kl_weight
-
-    def loss_terms(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
-    ) -> dict[str, Any]:
-        """`loss` = `reconstruction` + `kl_weight` · `kl` [+ weight · perceptual]; `mse`.
-
-        The perceptual distance goes by its own name; of weight 0 it is only measured.
-        """
-        images, reconstruction = x["images"], y_pred["reconstruction"]
-        error = ops.mean(self.reconstruction_loss.call(images, reconstruction))
-        kl = ops.mean(self.kl_loss.call(y_pred["mean"], y_pred["logvar"]))
-        terms = {
-            "loss": error + self.kl_weight * kl,
-            "reconstruction": error,
-            "kl": kl,
-            "mse": ops.mean(ops.square(images - reconstruction)),
-        }
-        if self.perceptual and (self.perceptual.weight or not training):
-            distance, weight = self.perceptual.distance, self.perceptual.weight
-            terms[distance.term] = ops.mean(distance(reconstruction, images))
-            terms["loss"] += weight * terms[distance.term]
-        return terms
-
-    def train_step(self, *arguments: Any) -> dict[str, Any]:
-        if self.adversary is None:
-            return super().train_step(*arguments)
-        from latentddpm.training.step.adversarial_step import adversarial_step
-
-        return adversarial_step(self, *arguments)
-
-    def checkpoint_groups(self) -> dict[str, list[keras.Variable]]:
-        """Variables that train along with the model's own and are none of them, by group."""
-        return self.adversary.variables() if self.adversary else {}
-
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> Any:
-        """What Keras's own step asks for, on other backends than TensorFlow."""
-        terms = self.loss_terms(x, y, y_pred, sample_weight, training)
-        if not on_tensorflow():
-            number = ops.shape(x["images"])[0]
-            self.count_terms({k: (v, number) for k, v in terms.items() if k != "loss"})
-        return terms["loss"]
-
-    def get_compile_config(self) -> None:
-        """Nothing of the training setup belongs into a saved model."""
 
     def get_config(self) -> dict[str, Any]:
         return {

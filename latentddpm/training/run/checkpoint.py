@@ -31,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 from latentddpm.errors import UserError
 from latentddpm.models.functional import is_frozen
 from latentddpm.training.run.contract import Contract
+from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils.files import atomic_folder, atomic_path, file_digest, write_json
 
 FORMAT = 3
@@ -44,7 +45,7 @@ class NotFinite(ArithmeticError):
     """Weights or optimizer state that hold NaN or infinity, which no checkpoint may."""
 
 
-def save(folder: Path, model: keras.Model, step: int, contract: Contract, keep: int = 2) -> Path:
+def save(folder: Path, trainer: Trainer, step: int, contract: Contract, keep: int = 2) -> Path:
     """Write the checkpoint of `step` below `folder`, then drop all but the newest `keep`.
 
     Raises:
@@ -52,7 +53,7 @@ def save(folder: Path, model: keras.Model, step: int, contract: Contract, keep: 
         OSError: disk full, no permission, or it does not read back as written; the same.
     """
     path = folder / f"step-{step:08d}"
-    state = _state(model)
+    state = _state(trainer)
     for name, array in state.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise NotFinite(f"{path}: not written, for {name} {array.shape} is not finite")
@@ -116,7 +117,7 @@ def newest_contract(folder: Path) -> tuple[int, Contract] | None:
     return None
 
 
-def load_latest(folder: Path, model: keras.Model) -> int:
+def load_latest(folder: Path, trainer: Trainer) -> int:
     """Restore the newest checkpoint that verifies; returns its step.
 
     Raises:
@@ -125,16 +126,16 @@ def load_latest(folder: Path, model: keras.Model) -> int:
     path = latest(folder)
     if path is None:
         raise UserError(f"{folder}: holds no complete checkpoint to resume from")
-    return restore(path, model)
+    return restore(path, trainer)
 
 
-def restore(path: Path, model: keras.Model) -> int:
-    """Put a verified checkpoint into a model and its optimizer; returns its step.
+def restore(path: Path, trainer: Trainer) -> int:
+    """Put a verified checkpoint into a trainer and its optimizer; returns its step.
 
     Raises:
         UserError: it belongs to a model of other shapes.
     """
-    state, variables = load_file(path / STATE), _variables(model)
+    state, variables = load_file(path / STATE), _variables(trainer)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     stored = {name: array.shape for name, array in state.items()}
     if shapes != stored:
@@ -210,23 +211,18 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """What training changes, by names that are stable from one process to the next.
-
-    A model that trains more than itself hands the rest out in `checkpoint_groups`.
-    """
-    more = getattr(model, "checkpoint_groups", dict)()
-    groups = {"model": model.variables, "optimizer": model.optimizer.variables, **more}
+def _variables(trainer: Trainer) -> dict[str, keras.Variable]:
+    """What training changes, by names that are stable from one process to the next."""
     return {
         f"{group}/{index}": variable
-        for group, variables in groups.items()
+        for group, variables in trainer.checkpoint_groups().items()
         for index, variable in enumerate(variables)
         if not is_frozen(variable)
     }
 
 
-def _state(model: keras.Model) -> dict[str, np.ndarray]:
+def _state(trainer: Trainer) -> dict[str, np.ndarray]:
     return {
         name: np.asarray(keras.ops.convert_to_numpy(variable), order="C")
-        for name, variable in _variables(model).items()
+        for name, variable in _variables(trainer).items()
     }

@@ -1,22 +1,18 @@
-"""What both trainers share: the run folder, the optimizer, the one call to `fit`.
-
-runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
-"""
+"""Training loop of both commands: the optimizer, and one call of `fit` over the steps of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
+from latentddpm.config import TrainingConfig
 from latentddpm.config_file import dump_config
-from latentddpm.distribution.strategy import any_process, process_group
+from latentddpm.distribution.strategy import any_process
 from latentddpm.errors import one_line
 from latentddpm.models.functional import remade
 from latentddpm.training.run.callbacks import EverySteps
@@ -24,12 +20,13 @@ from latentddpm.training.run.checkpoint import latest, load_latest, present, res
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.health import Diverged, Health, less_memory, read_history
 from latentddpm.training.run.progress import Progress
-from latentddpm.training.run.resume import BEST, CHECKPOINTS, CONFIG, Best, Saver
+from latentddpm.training.run.resume import Best, Saver
+from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run
 from latentddpm.training.run.runlog import NoLog, RunLog
 from latentddpm.training.run.wandb_log import WandbLog
 from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLion
+from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils import signals
-from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_path
 from latentddpm.utils.locks import require_lock
 from latentddpm.utils.memory import is_out_of_memory
@@ -76,7 +73,7 @@ def layer_policy(training: TrainingConfig) -> str:
 
 
 def compile_options(training: TrainingConfig) -> dict[str, Any]:
-    """What both trainers hand to `compile`."""
+    """Arguments of a trainer's `compile`."""
     return {
         "optimizer": make_optimizer(training),
         "accumulation_steps": training.accumulation_steps,
@@ -84,43 +81,37 @@ def compile_options(training: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def open_log(
-    folder: Path, config: AutoencoderRun | DiffusionRun, first: int, quiet: bool
-) -> RunLog:
+def open_log(run: Run, first: int) -> RunLog | NoLog:
     """The log of a run that goes on from step `first`, with a run of W&B where one is wanted."""
-    if not config.training.wandb:
-        return RunLog(folder, first)
-    settings = config.model_dump(mode="json")
-    wandb = WandbLog(config.training.wandb, folder, settings, resumed=first > 0)
-    say(f"wandb      {wandb.where}", quiet)
-    return RunLog(folder, first, wandb)
+    if not run.is_chief:
+        return NoLog(run.folder)
+    if not run.training.wandb:
+        return RunLog(run.folder, first)
+    settings = run.config.model_dump(mode="json")
+    wandb = WandbLog(run.training.wandb, run.folder, settings, resumed=first > 0)
+    run.say(f"wandb      {wandb.where}")
+    return RunLog(run.folder, first, wandb)
 
 
 def run_steps(
-    model: keras.Model,
+    run: Run,
+    trainer: Trainer,
     examples: Examples,
-    config: AutoencoderRun | DiffusionRun,
-    folder: Path,
     validate: Callable[[int, RunLog], Mapping[str, float]],
-    *,
     contract: Contract,
-    resume: bool,
-    quiet: bool,
-    strategy: tf.distribute.Strategy | None = None,
     best_metric: str = "none",
 ) -> None:
-    """Train a compiled model to `training.num_steps`.
+    """Train a compiled trainer to `training.num_steps`.
 
     The resolved configuration is written when all input was found good, and on resuming when
-    the checkpoint fits it.
-    After it the model holds the averaged weights, with `training.keep_best` those of the best
-    checkpoint.
+    the checkpoint fits it. After it the networks hold the EMA weights, with `training.keep_best`
+    those of the best checkpoint.
 
     Args:
+        trainer: made under the strategy of `run`.
         validate: gives what it wrote into the log, and leaves a picture in `samples` when it is
             done.
-        contract: what `agree` gave.
-        strategy: that the model was made under. Of several processes the chief writes.
+        contract: what `check_resume` gave.
         best_metric: by which of `validate`'s numbers, `validation_` left out, the best checkpoint
             is kept; "none" keeps none.
 
@@ -131,30 +122,24 @@ def run_steps(
         UserError: another process trains in the folder; Weights & Biases does not take the run.
         OSError: a checkpoint or the log cannot be written; earlier checkpoints stay.
     """
-    training = config.training
-    checkpoints = folder / CHECKPOINTS
-    processes, agreed = process_group(strategy), any_process(strategy)
-    quiet = quiet or not processes.is_chief
-    with require_lock(folder, "trains") if processes.is_chief else contextlib.nullcontext():
-        with model.distribute_strategy.scope():
-            model.optimizer.build(model.trainable_variables)
-        first = load_latest(checkpoints, model) if resume and present(checkpoints) else 0
-        processes.barrier()  # before the chief drops a damaged checkpoint that others look at
-        if processes.is_chief:
-            with atomic_path(folder / CONFIG) as temporary:
-                temporary.write_text(dump_config(config), "utf-8")
-        log = open_log(folder, config, first, quiet) if processes.is_chief else NoLog(folder)
-        with log:
-            say(f"resumed at {first}", quiet or not first)
-            total = training.num_steps
-            saver = Saver(
-                checkpoints, model, contract, training.keep_checkpoints, first, processes.is_chief
-            )
-            picture = folder / "samples" / f"step-{first:08d}.png"
-            due = first % training.validate_every == 0 or first >= total
+    checkpoints, total = run.folder / CHECKPOINTS, run.training.num_steps
+    lock = require_lock(run.folder, "trains") if run.is_chief else contextlib.nullcontext()
+    with lock:
+        with trainer.distribute_strategy.scope():
+            trainer.optimizer.build(trainer.trainable_variables)
+        resumes = run.resume and present(checkpoints)
+        first = load_latest(checkpoints, trainer) if resumes else 0
+        run.processes.barrier()  # before the chief drops a damaged checkpoint others look at
+        if run.is_chief:
+            with atomic_path(run.folder / CONFIG) as temporary:
+                temporary.write_text(dump_config(run.config), "utf-8")
+        with open_log(run, first) as log:
+            if first:
+                run.say(f"resumed at {first}")
+            saver = Saver(run, trainer, contract, first)
             history = read_history(log.path)
             best = None
-            if processes.is_chief and best_metric != "none":
+            if run.is_chief and best_metric != "none":
                 best = Best(saver, best_metric, first, history)
 
             def validated(step: int) -> None:
@@ -162,54 +147,64 @@ def run_steps(
                 if best is not None:
                     best.offer(step, values)
 
-            def finish() -> None:
-                if training.keep_best:
-                    processes.barrier()
-                    restore(latest(checkpoints / BEST), model)
-                model.optimizer.finalize_variable_values(model.trainable_variables)
-
-            if first and due and not picture.exists():
+            due = first % run.training.validate_every == 0 or first >= total
+            if first and due and not run.sample_path(first).exists():
                 validated(first)  # the run ended in the middle of it
-            if first >= total:
-                finish()
-                return
+            if first < total:
+                _fit(run, trainer, examples, validated, saver, log)
+            if run.training.keep_best:
+                run.processes.barrier()
+                restore(latest(checkpoints / BEST), trainer)
+            trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
 
-            def validate_unless_stopped(step: int) -> None:
-                with contextlib.suppress(signals.Stopped):
-                    validated(step)
-                model.reset_metrics()  # else the next line of the log is about validation as well
 
-            progress = Progress(log, first, total, training.batch_size, training.log_every, quiet)
-            callbacks = [
-                Health(training, first, history),
-                progress,
-                EverySteps(saver.save, first, total, training.checkpoint_every),
-                EverySteps(validate_unless_stopped, first, total, training.validate_every),
-                EverySteps(lambda step: saver.stop_if_told(step, agreed), first, total, 1),
-            ]
-            with warnings.catch_warnings(), signals.deferred(checking=agreed is None):
-                # Keras remarks that it does not shuffle a dataset; ours draws its own order.
-                warnings.filterwarnings("ignore", message=".*shuffle=True.*")
-                try:
-                    model.fit(
-                        examples(first, total),
-                        steps_per_epoch=total - first,
-                        verbose=0,
-                        callbacks=callbacks,
-                        shuffle=False,
-                    )
-                except Diverged as error:
-                    raise Diverged(f"{error} ({saver.newest()})") from None
-                except OSError as error:
-                    raise OSError(f"{one_line(error)}; {saver.newest()}") from error
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    replicas = model.distribute_strategy.num_replicas_in_sync
-                    raise MemoryError(less_memory(config, replicas)) from error
-                finally:
-                    progress.bar.close()
-            finish()
+def _fit(
+    run: Run,
+    trainer: Trainer,
+    examples: Examples,
+    validated: Callable[[int], None],
+    saver: Saver,
+    log: RunLog | NoLog,
+) -> None:
+    """The one call of `fit`, from the saver's step to the last, and what is said if it fails."""
+    training, first = run.training, saver.step
+    total, agreed = training.num_steps, any_process(run.strategy)
+
+    def validate_unless_stopped(step: int) -> None:
+        with contextlib.suppress(signals.Stopped):
+            validated(step)
+        trainer.reset_metrics()  # else the next line of the log is about validation as well
+
+    progress = Progress(log, first, total, training.batch_size, training.log_every, run.silent)
+    callbacks = [
+        Health(training, first, read_history(log.path)),
+        progress,
+        EverySteps(saver.save, first, total, training.checkpoint_every),
+        EverySteps(validate_unless_stopped, first, total, training.validate_every),
+        EverySteps(lambda step: saver.stop_if_told(step, agreed), first, total, 1),
+    ]
+    with warnings.catch_warnings(), signals.deferred(checking=agreed is None):
+        # Keras remarks that it does not shuffle a dataset; ours draws its own order.
+        warnings.filterwarnings("ignore", message=".*shuffle=True.*")
+        try:
+            trainer.fit(
+                examples(first, total),
+                steps_per_epoch=total - first,
+                verbose=0,
+                callbacks=callbacks,
+                shuffle=False,
+            )
+        except Diverged as error:
+            raise Diverged(f"{error} ({saver.newest()})") from None
+        except OSError as error:
+            raise OSError(f"{one_line(error)}; {saver.newest()}") from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            replicas = trainer.distribute_strategy.num_replicas_in_sync
+            raise MemoryError(less_memory(run.config, replicas)) from error
+        finally:
+            progress.bar.close()
 
 
 def in_float32(model: keras.Model) -> keras.Model:

@@ -1,4 +1,4 @@
-"""What a run says on the terminal, and how fast it is.
+"""Progress of a run on the terminal, and how fast it is.
 
      12%|███▏                     | 1200/10000 [05:12<38:10, 312 images/s, loss 0.0312, lr 1e-04]
 
@@ -12,16 +12,16 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.training.run.curves import LOG
+from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import NoLog, RunLog
+from latentddpm.training.step.trainer import Trainer
 
 REMEMBERED = 20
 """Steps that the pace on the bar is an average over, about."""
@@ -113,44 +113,44 @@ class Progress(keras.callbacks.Callback):
 
 
 def run_summary(
-    config: AutoencoderRun | DiffusionRun,
-    model: keras.Model,
+    run: Run,
+    trainer: Trainer,
     parts: Mapping[str, keras.Model | None],
     images: tuple[int, int],
-    folder: Path,
 ) -> str:
-    """What a run is made of, in four lines.
+    """Networks, steps, device and folder of a run, in four lines.
 
     Args:
-        model: what is trained, made under its strategy.
+        trainer: made under the run's strategy.
         parts: all networks of the run, by the names people call them.
-        images: how many to train on, and how many were held back.
+        images: how many to train on, and how many to validate on.
     """
-    training = config.training
-    along = getattr(model, "checkpoint_groups", dict)().values()
-    trained = {id(variable) for group in (model.trainable_variables, *along) for variable in group}
+    training = run.training
+    groups = trainer.checkpoint_groups()
+    along = [groups[name] for name in groups if name not in ("model", "optimizer")]
+    trained = {id(v) for group in (trainer.trainable_variables, *along) for v in group}
 
     def size(network: keras.Model) -> str:
         own = sum(math.prod(v.shape) for v in network.variables if id(v) in trained)
         total = network.count_params()
-        note = "" if own == total else f" ({_short(own)} trained)" if own else " (as it is)"
+        note = "" if own == total else f" ({_short(own)} trained)" if own else " (frozen)"
         return _short(total) + note
 
     sizes = [f"{name} {size(part)}" for name, part in parts.items() if part is not None]
     micro = training.accumulation_steps
     batch = f"{training.batch_size} images" + (f" in {micro} micro-batches" if micro > 1 else "")
-    passes = training.num_steps * training.batch_size / images[0]
-    replicas = model.distribute_strategy.num_replicas_in_sync
+    epochs = training.num_steps * training.batch_size / images[0]
+    replicas = trainer.distribute_strategy.num_replicas_in_sync
     device = f"{replicas} × {_device()}" if replicas > 1 else _device()
-    average = f"average of the weights {training.ema_momentum:g}"
+    average = f"EMA {training.ema_momentum:g}"
     recipe = [training.precision, training.optimizer, *[average] * (training.ema_momentum > 0)]
     return "\n".join(
         (
             f"parameters {', '.join(sizes)}",
-            f"steps      {training.num_steps} of {batch}, {passes:.3g} passes over {images[0]} "
-            f"({images[1]} more held back)",
+            f"steps      {training.num_steps} of {batch}, {epochs:.3g} epochs of {images[0]} "
+            f"(and {images[1]} validation images)",
             f"device     {device}, {', '.join(recipe)}",
-            f"run        {folder} ({LOG}, tensorboard, samples, checkpoints)",
+            f"run        {run.folder} ({LOG}, tensorboard, samples, checkpoints)",
         )
     )
 

@@ -1,8 +1,8 @@
-"""A run that can be stopped at any step, and goes on as if it had not been.
+"""Resuming: a run can be stopped at any step, and goes on as if it had not been.
 
-check_run, agree   before anything is made: is this the run that is meant?
-Saver              while it trains: write what it takes to go on, and end when told to
-Best               beside that, the checkpoint that validated best
+check_run, check_resume   before anything is made: is this the run that is meant?
+Saver                     while it trains: writes checkpoints, and ends when told to
+Best                      keeps the checkpoint that validated best beside them
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
-
-from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
+from latentddpm.config import TrainingConfig
 from latentddpm.config_file import load_config
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.errors import UserError
@@ -23,11 +21,10 @@ from latentddpm.pipeline.model_folder import LORA
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.contract import COMMANDS, Contract, compare
 from latentddpm.training.run.health import Diverged
+from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run
+from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils import signals
-from latentddpm.utils.console import say
 
-CHECKPOINTS, BEST = "checkpoints", "best"
-CONFIG = "config.yaml"
 HIGHER_IS_BETTER = ("psnr", "ssim")
 
 
@@ -47,47 +44,39 @@ def check_run(folder: Path, resume: bool) -> None:
         raise UserError(f"{folder}: finished, with no checkpoint to resume; take another --out")
 
 
-def check_resume(
-    folder: Path,
-    config: AutoencoderRun | DiffusionRun,
-    data: Mapping[str, int | str],
-    *,
-    resume: bool,
-    allow_changes: bool,
-    quiet: bool,
-) -> Contract:
-    """What the run stands for; on resuming, once it is what the run was started with.
+def check_resume(run: Run, facts: Mapping[str, int | str]) -> Contract:
+    """The contract of a run; on resuming, once it is that of the run which was started.
 
-    Before the first checkpoint that is known of the configuration alone.
-
-    Called before anything is made for the run: what is refused has cost nothing.
+    Before the first checkpoint that is known of the configuration alone. Called before anything
+    is made for the run: what is refused has cost nothing.
 
     Args:
-        data: facts about the data, by the names people read.
-        allow_changes: say what differs instead of refusing it.
+        facts: about the data, by the names people read; see `data_facts`.
 
     Raises:
-        UserError: settings or data differ from those in the newest checkpoint.
+        UserError: settings or data differ from those in the newest checkpoint, and changes are
+            not allowed.
     """
-    contract = Contract.of(config, data)
-    if not resume:
+    contract = Contract.of(run.config, facts)
+    if not run.resume:
         return contract
+    folder = run.folder
     found = checkpoint.newest_contract(folder / CHECKPOINTS)
     step, old = found or (0, _started(folder, contract))
     try:
         refused, noted = compare(old, contract, step)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    if refused and not allow_changes:
+    if refused and not run.allow_changes:
         known = f"that stopped at step {step}" if step else "that was started there"
         raise UserError(
             f"{folder}: not the run {known}: {'; '.join(refused)}. Take that back, or pass "
             "--allow-changes to go on with it"
         )
     if not checkpoint.present(folder / CHECKPOINTS):
-        say(f"{folder}: no checkpoint yet, starting from the beginning", quiet)
+        run.say(f"{folder}: no checkpoint yet, starting from the beginning")
     if refused or noted:
-        say(f"going on from step {step} with {'; '.join(refused + noted)}", quiet)
+        run.say(f"going on from step {step} with {'; '.join(refused + noted)}")
     return contract
 
 
@@ -129,29 +118,34 @@ class Saver:
 
     Args:
         first: step of the checkpoint that training goes on from, 0 for none.
-        chief: False for the workers that leave the writing to another.
+        folder, keep: where checkpoints go and how many stay, if not as the run has it.
     """
 
     def __init__(
         self,
-        folder: Path,
-        model: keras.Model,
+        run: Run,
+        trainer: Trainer,
         contract: Contract,
-        keep: int,
         first: int,
-        is_chief: bool = True,
+        folder: Path | None = None,
+        keep: int | None = None,
     ) -> None:
-        self.folder, self.model, self.contract, self.keep = folder, model, contract, keep
-        self.step, self.is_chief = first, is_chief
+        self.run, self.trainer, self.contract, self.step = run, trainer, contract, first
+        self.folder = folder or run.folder / CHECKPOINTS
+        self.keep = keep or run.training.keep_checkpoints
 
     def save(self, step: int) -> None:
-        if not self.is_chief:
-            self.step = step
-            return
-        try:
-            checkpoint.save(self.folder, self.model, step, self.contract, self.keep)
-        except checkpoint.NotFinite as error:
-            raise Diverged(str(error)) from None
+        """Write the checkpoint of a step, in the chief process.
+
+        Raises:
+            Diverged: it holds numbers that are not finite.
+            OSError: see `checkpoint.save`.
+        """
+        if self.run.is_chief:
+            try:
+                checkpoint.save(self.folder, self.trainer, step, self.contract, self.keep)
+            except checkpoint.NotFinite as error:
+                raise Diverged(str(error)) from None
         self.step = step
 
     def stop_if_told(self, step: int, agreed: Callable[[bool], bool] | None) -> None:
@@ -190,7 +184,7 @@ class Best:
         self, saver: Saver, metric: str, first: int, history: Iterable[Mapping[str, Any]]
     ) -> None:
         folder = saver.folder / BEST
-        self.saver = Saver(folder, saver.model, saver.contract, keep=1, first=0)
+        self.saver = Saver(saver.run, saver.trainer, saver.contract, 0, folder, keep=1)
         self.key, self.higher = f"validation_{metric}", metric in HIGHER_IS_BETTER
         checkpoint.drop_after(folder, first)
         kept = checkpoint.latest(folder)

@@ -1,4 +1,4 @@
-"""What discriminator and decoder tell each other.
+"""Adversarial loss: what discriminator and decoder tell each other.
 
 With logits D(·) of real images x and reconstructions x̂, averaged over patches:
 
@@ -30,6 +30,7 @@ from keras import ops
 
 from latentddpm.errors import check_choice
 from latentddpm.models.discriminator import PatchDiscriminator
+from latentddpm.training.step.trainer import scaling_optimizer
 
 LOSSES = ("hinge", "vanilla")
 JUDGED = ("generator", "discriminator", "logits_real", "logits_fake")
@@ -43,13 +44,14 @@ MAX_WEIGHT = 1e4
 
 @dataclass
 class Adversary:
-    """The discriminator and how it is played against; an argument of `Autoencoder.compile`.
+    """Discriminator, its optimizer and its loss; an argument of `AutoencoderTrainer`.
 
     No layer, so that a model that holds one does not count the discriminator's weights as its
     own: they are neither trained with it nor saved in its archive.
 
     Attributes:
-        discriminator: tells reconstructions from images; compiled with an optimizer of its own.
+        discriminator: tells reconstructions from images.
+        optimizer: of the discriminator, any of Keras's or its name.
         weight: of the generator's loss, on top of w_t.
         loss: "hinge" or "vanilla".
         start_step: the first step of the autoencoder's optimizer with an adversary.
@@ -59,10 +61,11 @@ class Adversary:
 
     Raises:
         UserError: an unknown loss.
-        ValueError: a negative number, or a discriminator that is not compiled.
+        ValueError: a negative number.
     """
 
     discriminator: PatchDiscriminator
+    optimizer: keras.optimizers.Optimizer | str = "adam"
     weight: float = 0.5
     loss: str = "hinge"
     start_step: int = 0
@@ -75,14 +78,8 @@ class Adversary:
         for name in ("weight", "start_step", "warmup_steps", "r1_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")
-        if not self.discriminator.compiled:
-            raise ValueError("discriminator: expected one with an optimizer; call its `compile`")
+        self.optimizer = scaling_optimizer(self.optimizer, self.discriminator)
         self.optimizer.build(self.discriminator.trainable_variables)
-
-    @property
-    def optimizer(self) -> keras.optimizers.Optimizer:
-        """The discriminator's own."""
-        return self.discriminator.optimizer
 
     def variables(self) -> dict[str, list[keras.Variable]]:
         """What the next step depends on beside the autoencoder's own variables, by group."""

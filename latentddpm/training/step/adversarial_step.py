@@ -27,14 +27,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from latentddpm.distribution import replicas
+from latentddpm.distribution.replicas import all_reduce
 from latentddpm.training.step.adversarial import JUDGED, Adversary, adaptive_weight
-from latentddpm.training.step.train_step import dense_gradients
+from latentddpm.training.step.trainer import dense_gradients
+from latentddpm.training.step.update import apply_gradients
 
 
 @dataclass
 class RecordedStep:
-    """A micro-batch, played: the recorded forward pass, and how both losses pull at its ends.
+    """A micro-batch: its recorded forward pass, and how both losses pull at its ends.
 
     Attributes:
         tape: of the whole forward pass.
@@ -72,41 +73,41 @@ class RecordedStep:
         )
 
 
-def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
+def adversarial_step(trainer: Any, *arguments: Any) -> dict[str, Any]:
     """Update the autoencoder and its discriminator; the logs of `fit`.
 
     Args:
-        model: a compiled `Autoencoder` with an `adversary`.
+        trainer: a compiled `AutoencoderTrainer` with an `adversary`.
         arguments: what `fit` hands to a `train_step`.
     """
-    adversary: Adversary = model.adversary
-    variables = model.trainable_variables
-    last = model.decoder.last_kernel
-    active = model.optimizer.iterations >= adversary.start_step
+    adversary: Adversary = trainer.adversary
+    variables = trainer.trainable_variables
+    last = trainer.autoencoder.decoder.last_kernel
+    active = trainer.optimizer.iterations >= adversary.start_step
     adversary.discriminator.refine()
     recorded: list[RecordedStep] = []
 
     def record(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
-        recorded[:] = [_record(model, x, number, active)]
+        recorded[:] = [_record(trainer, x, number, active)]
         sums = recorded[0].at_last(last), recorded[0].discriminator_gradients
         return sums, recorded[0].terms
 
-    (at_last, discriminator_gradients), terms, number = model.over_batch(*arguments, record)
-    weight = adversary.share(model.optimizer.iterations)
+    (at_last, discriminator_gradients), terms, number = trainer.over_batch(*arguments, record)
+    weight = adversary.share(trainer.optimizer.iterations)
     if adversary.adaptive:
-        scale = model.optimizer.scale_loss(number)
-        weight *= adaptive_weight(*(pull / scale for pull in replicas.all_reduce(at_last)))
+        scale = trainer.optimizer.scale_loss(number)
+        weight *= adaptive_weight(*(pull / scale for pull in all_reduce(at_last)))
 
     def gradients(x: Any, y: Any, sample_weight: Any, number: Any) -> Any:
-        kept = model.accumulation_steps == 1
-        step = recorded[0] if kept else _record(model, x, number, active)
+        kept = trainer.accumulation_steps == 1
+        step = recorded[0] if kept else _record(trainer, x, number, active)
         return step.gradients(variables, weight * adversary.weight), {}
 
-    sums, _, _ = model.over_batch(*arguments, gradients)
+    sums, _, _ = trainer.over_batch(*arguments, gradients)
     loss = terms["loss"][0] + weight * adversary.weight * terms["generator"][0]
     finite = tf.math.is_finite(loss + terms["discriminator"][0])
-    norm, updated = replicas.apply_gradients(model.optimizer, variables, sums, number, finite)
-    discriminator_norm, _ = replicas.apply_gradients(
+    norm, updated = apply_gradients(trainer.optimizer, variables, sums, number, finite)
+    discriminator_norm, _ = apply_gradients(
         adversary.optimizer,
         adversary.discriminator.trainable_variables,
         discriminator_gradients,
@@ -119,28 +120,28 @@ def adversarial_step(model: Any, *arguments: Any) -> dict[str, Any]:
         "discriminator_gradient_norm": discriminator_norm,
     }
     once = {name: (value, 1.0) for name, value in once.items()}
-    return model.report({**terms, "loss": (loss, number), **once}, updated)
+    return trainer.report({**terms, "loss": (loss, number), **once}, updated)
 
 
-def _record(model: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> RecordedStep:
+def _record(trainer: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> RecordedStep:
     """Forward through the autoencoder, then back to its outputs through both losses."""
 
     def total(mean: tf.Tensor) -> tf.Tensor:
         """Of a mean over the micro-batch, scaled as the optimizer wants it."""
-        return model.optimizer.scale_loss(mean * number)
+        return trainer.optimizer.scale_loss(mean * number)
 
     recorded = tf.GradientTape()
     last = tf.GradientTape(persistent=True, watch_accessed_variables=False)
     with recorded, last:
-        last.watch(model.decoder.last_kernel.value)
-        outputs = model(x, training=True)
+        last.watch(trainer.autoencoder.decoder.last_kernel.value)
+        outputs = trainer(x, training=True)
     with tf.GradientTape() as ends:
         ends.watch(outputs)
-        terms = model.loss_terms(x, None, outputs, None, True)
+        terms = trainer.loss_terms(x, None, outputs, None, True)
         loss = total(terms["loss"])
     pull = ends.gradient(loss, outputs, unconnected_gradients="zero")
 
-    adversary: Adversary = model.adversary
+    adversary: Adversary = trainer.adversary
     images, reconstruction = x["images"], outputs["reconstruction"]
     generator_pull, gradients, judged = tf.cond(
         active,

@@ -20,8 +20,9 @@ are strung together, updated, and cut up again: six operations a variable, and o
 over the replicas of a `tf.distribute` strategy. Vectors end at `BUCKET_SIZE` numbers, so that
 the copies stay small beside a large network.
 
-The gradient's norm is taken after replicas are summed: any number of them clips alike (Keras
-clips each replica's share before it adds them up).
+`training.step.update` calls it with gradients that are summed and clipped; its own `apply`, for a
+plain Keras `fit`, sums over the replicas before it clips, so that any number of them clips alike
+(Keras clips each replica's share before it adds them up).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras import ops
+
+from latentddpm.distribution.replicas import all_reduce
 
 BUCKET_SIZE = 64 * 2**20
 """Numbers in one vector at most, if no single variable is longer: 256 MiB in float32."""
@@ -101,7 +104,7 @@ class FlatAdamW(keras.optimizers.AdamW):
         self.built = True
 
     def pack(self, gradients: Sequence[Any]) -> list[Any]:
-        """Gradients of the variables, in order, as the vectors of `apply_vectors`."""
+        """Gradients of the variables, in order, as the vectors of `apply_packed`."""
         if len(gradients) != len(self._trainable_variables):
             raise ValueError(
                 f"{len(gradients)} gradients for {len(self._trainable_variables)} variables: "
@@ -109,7 +112,7 @@ class FlatAdamW(keras.optimizers.AdamW):
             )
         return [_string([gradients[i] for i in bucket.indices]) for bucket in self._buckets]
 
-    def apply_vectors(self, vectors: Sequence[Any]) -> None:
+    def apply_packed(self, vectors: Sequence[Any]) -> None:
         """`apply` with gradients that are packed, summed over the replicas and clipped."""
         self._update_buckets(vectors)
         self._iterations.assign_add(1)
@@ -130,13 +133,9 @@ class FlatAdamW(keras.optimizers.AdamW):
     def _backend_apply_gradients(
         self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable]
     ) -> None:
-        gradients = self.pack(grads)
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and self._distribution_strategy.num_replicas_in_sync > 1:
-            gradients = replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients = all_reduce(self.pack(grads))
         if self.global_clipnorm:
-            norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
-            scale = ops.minimum(1.0, self.global_clipnorm / norm)
+            scale = ops.minimum(1.0, self.global_clipnorm / global_norm(gradients))
             gradients = [gradient * scale for gradient in gradients]
         self._update_buckets(gradients)
 
@@ -241,6 +240,12 @@ class WarmAdafactor(WarmAverage, keras.optimizers.Adafactor):
 @keras.saving.register_keras_serializable(package="latentddpm")
 class WarmLion(WarmAverage, keras.optimizers.Lion):
     """`keras.optimizers.Lion` (Chen et al. 2023) with `ema_warmup`."""
+
+
+def global_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Euclidean norm over all of them, float32."""
+    squares = [tf.reduce_sum(tf.square(tf.cast(tensor, tf.float32))) for tensor in tensors]
+    return tf.sqrt(tf.add_n(squares))
 
 
 def _fill(variables: Sequence[keras.Variable]) -> list[list[int]]:

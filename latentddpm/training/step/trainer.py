@@ -1,18 +1,20 @@
-"""The step that `fit` and `evaluate` take, the same on one device and on many.
+"""Trainer: a Keras model that holds a network, and the step that `fit` and `evaluate` take.
 
     L = (1/B) Σᵢ ℓᵢ over the global batch;  g = ∇L;  g ← g · min(1, c / ‖g‖);  one update
 
-Keras's own step weighs every replica alike, whatever it holds, clips each replica's share
-before it is added up, and reports what one of them saw. This one adds up sums (see
-`replicas`), so that any split of a batch, over replicas and over `accumulation_steps`
-micro-batches, gives the same weights and the same numbers in the log. A gradient that is not
-finite changes nothing. Other backends than TensorFlow take Keras's step.
+A network is a function and knows nothing of this; `keras.distillation.Distiller` wraps its
+student in the same way. Keras's own step weighs every replica of a `tf.distribute` strategy alike,
+whatever it holds, clips each replica's share before it is added up, and reports what one of them
+saw. This step adds up sums (see `distribution.replicas`), so any split of a batch, over replicas
+and over `accumulation_steps` micro-batches, gives the same weights and the same numbers in the
+log. A gradient that is not finite changes nothing. Other backends than TensorFlow take Keras's
+step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,30 +24,11 @@ Term = Any | tuple[Any, Any]
 """A mean over examples, or a pair of such a mean and how many examples went into it."""
 
 
-class FiniteMean(keras.metrics.Mean):
-    """The mean of the values that are finite; NaN when there was none."""
+class Trainer(keras.Model):
+    """Trains a network with `compile`, `fit` and `evaluate`, alike on one device and on many.
 
-    def update_state(self, values: Any, sample_weight: Any = 1.0) -> None:
-        finite = ops.isfinite(values)
-        super().update_state(ops.where(finite, values, 0.0), ops.where(finite, sample_weight, 0.0))
-
-    def result(self) -> Any:
-        return ops.where(self.count > 0, super().result(), math.nan)
-
-
-class Means:
-    """Running means by name, out of sight of Keras's attribute tracking."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.by_name = {name: FiniteMean(name=name) for name in names}
-
-
-class TrainStep:
-    """Mixin in front of `keras.Model`.
-
-    `compile` takes `accumulation_steps` on top of Keras's arguments: the micro-batches that a
-    replica's share of a batch is cut into, one after the other, before the one update. Wherever
-    a layer computes in float16 the loss is scaled by a `keras.optimizers.LossScaleOptimizer`.
+    Make it in the `scope()` of a strategy, as any Keras model. What it trains is the network
+    that it was given: save and use that.
 
     The logs of a training step, each a mean since the metrics were last reset, but for the last:
 
@@ -54,22 +37,55 @@ class TrainStep:
         loss_scale     in float16 only
         skipped        1 if this very step was left out because something was not finite
 
-    A model with other terms names them in `term_names` and gives them in `loss_terms`. One with
+    A subclass with other terms names them in `term_names` and gives them in `loss_terms`. One with
     an update of its own overrides `train_step` and builds it of `over_batch`,
-    `replicas.apply_gradients` and `report`.
+    `update.apply_gradients` and `report`.
+
+    Args:
+        network: any Keras model.
+
+    Call arguments:
+        inputs: those of the network.
+
+    Example:
+        ```python
+        network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        trainer = Trainer(network)
+        trainer.compile("adam", loss="mse", accumulation_steps=2)
+        history = trainer.fit(np.ones((8, 4)), np.ones((8, 2)), batch_size=4, verbose=0)
+        ```
     """
 
     term_names: tuple[str, ...] = ("loss",)
 
+    def __init__(self, network: keras.Model | None = None, **kwargs: Any) -> None:
+        # Inputs and losses keep their type; networks cast at their own doors.
+        super().__init__(autocast=False, **kwargs)
+        if network is not None:
+            self.network = network
+            self.built = network.built
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
+
     def compile(
         self,
-        optimizer: Any = "rmsprop",
+        optimizer: Any = "adamw",
         loss: Any = None,
         *,
         accumulation_steps: int = 1,
         **kwargs: Any,
     ) -> None:
-        """Set up training; the arguments of `keras.Model.compile` and `accumulation_steps`.
+        """Set up training.
+
+        Wherever a layer computes in float16 the loss is scaled by a
+        `keras.optimizers.LossScaleOptimizer`.
+
+        Args:
+            optimizer, loss: as of `keras.Model.compile`.
+            accumulation_steps: micro-batches that a replica's share of a batch is cut into, one
+                after the other, before the one update.
+            kwargs: of `keras.Model.compile`.
 
         Raises:
             ValueError: fewer than one micro-batch, or more on another backend than TensorFlow.
@@ -78,10 +94,7 @@ class TrainStep:
             raise ValueError(f"accumulation_steps={accumulation_steps}, expected at least 1")
         if accumulation_steps > 1 and not on_tensorflow():
             raise ValueError("accumulation_steps: needs the TensorFlow backend of Keras")
-        optimizer = keras.optimizers.get(optimizer)
-        if _computes_in_float16(self) and not _scales_loss(optimizer):
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        super().compile(optimizer, loss, **kwargs)
+        super().compile(scaling_optimizer(optimizer, self), loss, **kwargs)
         self.accumulation_steps = accumulation_steps
         extra = ("gradient_norm",) if on_tensorflow() else ()
         self._means = Means((*self.term_names, *extra))
@@ -114,7 +127,7 @@ class TrainStep:
             return super().train_step(*arguments)
         import tensorflow as tf
 
-        from latentddpm.distribution import replicas
+        from latentddpm.training.step.update import apply_gradients
 
         variables = self.trainable_variables
 
@@ -128,7 +141,7 @@ class TrainStep:
 
         sums, terms, number = self.over_batch(*arguments, gradients)
         finite = tf.math.is_finite(terms["loss"][0])
-        norm, updated = replicas.apply_gradients(self.optimizer, variables, sums, number, finite)
+        norm, updated = apply_gradients(self.optimizer, variables, sums, number, finite)
         return self.report({**terms, "gradient_norm": (norm, 1.0)}, updated)
 
     def test_step(self, *arguments: Any) -> dict[str, Any]:
@@ -144,7 +157,7 @@ class TrainStep:
         return self.report(terms)
 
     def over_batch(
-        self, data: Any, function: Any, slices: int | None = None
+        self, data: Any, function: Callable[..., Any], slices: int | None = None
     ) -> tuple[Any, dict[str, tuple[Any, Any]], Any]:
         """`function` over the micro-batches of this replica's share of a batch.
 
@@ -155,7 +168,7 @@ class TrainStep:
             slices: micro-batches; `accumulation_steps` by default.
 
         Returns:
-            sums: of this replica. `replicas.apply_gradients` adds them up over all.
+            sums: of this replica. `update.apply_gradients` adds them up over all.
             terms: name → (mean, how many examples went into it) over the global batch.
             number: examples of the global batch, float32.
         """
@@ -216,6 +229,10 @@ class TrainStep:
             *keras.tree.map_structure(lambda part: None if part is None else part[:stop], parts)
         )
 
+    def checkpoint_groups(self) -> dict[str, list[keras.Variable]]:
+        """All variables that the next step depends on, by group."""
+        return {"model": self.variables, "optimizer": self.optimizer.variables}
+
     def _get_metrics_result_or_logs(self, logs: Any) -> dict[str, Any]:
         # Keras takes the metrics only when it finds all of them in the logs.
         results = self.get_metrics_result()
@@ -231,12 +248,31 @@ class TrainStep:
             super()._maybe_symbolic_build(iterator, data_batch)
             return
         with self.distribute_strategy.scope():
-            if self._compile_metrics is not None and not self._compile_metrics.built:
+            metrics = self._compile_metrics
+            if not self.built or (metrics is not None and not metrics.built):
                 if data_batch is None:
                     data_batch = _local_spec(iterator.data_adapter.get_tf_dataset())
                 self._symbolic_build(data_batch=data_batch)
             if self.optimizer is not None and not self.optimizer.built:
                 self.optimizer.build(self.trainable_variables)
+
+
+class FiniteMean(keras.metrics.Mean):
+    """Mean of the values that are finite; NaN when there was none."""
+
+    def update_state(self, values: Any, sample_weight: Any = 1.0) -> None:
+        finite = ops.isfinite(values)
+        super().update_state(ops.where(finite, values, 0.0), ops.where(finite, sample_weight, 0.0))
+
+    def result(self) -> Any:
+        return ops.where(self.count > 0, super().result(), math.nan)
+
+
+class Means:
+    """Running means by name, out of sight of Keras's attribute tracking."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.by_name = {name: FiniteMean(name=name) for name in names}
 
 
 def on_tensorflow() -> bool:
@@ -281,9 +317,14 @@ def _pairs(terms: Mapping[str, Term], number: Any) -> list[Any]:
     return pairs
 
 
+def scaling_optimizer(optimizer: Any, network: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer of a network, one that scales its loss where a layer computes in float16."""
+    optimizer = keras.optimizers.get(optimizer)
+    in_float16 = any(layer.compute_dtype == "float16" for layer in network._flatten_layers())
+    if in_float16 and not _scales_loss(optimizer):
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
 def _scales_loss(optimizer: Any) -> bool:
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-
-
-def _computes_in_float16(model: Any) -> bool:
-    return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())

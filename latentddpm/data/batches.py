@@ -1,0 +1,164 @@
+"""Batches of one run: its training and validation examples, split over processes and replicas.
+
+    step s ─► positions s·B … s·B + B − 1 ─► examples ─► one batch ─► a part for each replica
+
+Which examples a step sees follows from the step alone; see `data.random`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.data.buckets import Part, Shape, interleave, one_by_one, stream_name
+from latentddpm.data.captions import CaptionTokens
+from latentddpm.data.catalog.split import Selection
+from latentddpm.data.dataset import Dataset
+from latentddpm.data.examples import diffusion_examples, image_examples, share, shared
+from latentddpm.data.latents.cache import LatentsCache
+from latentddpm.data.random import RandomStream
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
+from latentddpm.distribution.strategy import distribute_dataset, process_group
+from latentddpm.models.autoencoder.latent_space import LatentSpace
+
+RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
+"""Settings that change training examples, and leave validation alone."""
+
+
+class ImageBatches:
+    """Batches of images for an autoencoder, `{"images"[, "noise"]}`.
+
+    Args:
+        dataset: its training and validation images.
+        config: of the run.
+        latent_shape: (h, w, c) of the noise.
+        strategy: of the run; None for one device.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: AutoencoderRun,
+        latent_shape: tuple[int, int, int],
+        strategy: tf.distribute.Strategy | None = None,
+    ) -> None:
+        self.dataset, self.config, self.strategy = dataset, config, strategy
+        self.batch_size = config.training.batch_size
+        self._common = {
+            "catalog": dataset.catalog,
+            "resolution": config.data.resolution,
+            "latent_shape": latent_shape,
+        }
+
+    def training(self, start: int, stop: int) -> tf.data.Dataset:
+        """Batches of steps `start` … `stop` − 1."""
+        size, data = self.batch_size, self.config.data
+        processes = process_group(self.strategy)
+        positions, own = share(start * size, stop * size, size, processes)
+        batches = image_examples(
+            selection=self.dataset.training,
+            stream=RandomStream(self.config.training.seed, "train-vae"),
+            positions=positions,
+            batch_size=own,
+            background=data.background,
+            flip=data.flip,
+            **self._common,
+        )
+        return distribute_dataset(self.strategy, batches)
+
+    def validation(self) -> tf.data.Dataset:
+        """Each validation image once, `validation_steps` batches."""
+        processes = process_group(self.strategy)
+        batches = self.in_order(self.dataset.validation, processes=processes)
+        return distribute_dataset(self.strategy, batches)
+
+    @property
+    def validation_steps(self) -> int:
+        return math.ceil(len(self.dataset.validation) / self.batch_size)
+
+    def in_order(
+        self, images: Selection, most: int | None = None, processes: ProcessGroup = ONE_PROCESS
+    ) -> tf.data.Dataset:
+        """The first `most` images of a selection, as they are: nothing is drawn."""
+        count = len(images) if most is None else min(len(images), most)
+        positions, own = share(0, count, self.batch_size, processes)
+        return image_examples(
+            selection=images, stream=None, positions=positions, batch_size=own, **self._common
+        )
+
+
+class LatentBatches:
+    """Batches of noisy latents for a UNet; see `data.examples.diffusion_examples`.
+
+    Args:
+        images: training and validation images, each by the shape of their bucket.
+        cache: moments of all of them.
+        tokens: of their captions; None for an unconditional UNet.
+        config: of the run.
+        strategy: of the run; None for one device.
+    """
+
+    def __init__(
+        self,
+        images: tuple[Mapping[Shape, Selection], Mapping[Shape, Selection]],
+        cache: LatentsCache,
+        schedule: NoiseSchedule,
+        latent_space: LatentSpace,
+        tokens: CaptionTokens | None,
+        config: DiffusionRun,
+        strategy: tf.distribute.Strategy | None = None,
+    ) -> None:
+        self.training_images, self.validation_images = images
+        self.cache, self.tokens, self.config, self.strategy = cache, tokens, config, strategy
+        self._schedule_and_space = (schedule, latent_space)
+        self.batch_size = config.training.batch_size
+
+    def training(self, start: int, stop: int) -> tf.data.Dataset:
+        """Batches of steps `start` … `stop` − 1, each of images of one shape."""
+        recipe = {name: getattr(self.config.training, name) for name in RECIPE}
+        images = self.training_images
+        part = self._part(images, "train-diffusion", **recipe)
+        batches = interleave(images, start, stop, self.batch_size, part)
+        return distribute_dataset(self.strategy, batches)
+
+    def validation(self) -> tf.data.Dataset:
+        """Each validation image once, with the same noise and timestep every time.
+
+        Nothing of the recipe applies: runs that differ in it have comparable losses.
+        """
+        images = self.validation_images
+        return distribute_dataset(
+            self.strategy, one_by_one(images, self._part(images, "validation"))
+        )
+
+    @property
+    def validation_steps(self) -> int:
+        sizes = map(len, self.validation_images.values())
+        return sum(math.ceil(size / self.batch_size) for size in sizes)
+
+    def _part(self, images: Mapping[Shape, Selection], name: str, **recipe: float) -> Part:
+        factor = self.config.data.resolution // self.cache.latent_shape[0]
+
+        def part(shape: Shape, first: int, last: int) -> tf.data.Dataset:
+            height, width = shape
+
+            def batches(positions: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+                return diffusion_examples(
+                    self.cache.shaped(height // factor, width // factor),
+                    images[shape],
+                    *self._schedule_and_space,
+                    batch_size=batch_size,
+                    stream=RandomStream(self.config.training.seed, stream_name(name, shape)),
+                    positions=positions,
+                    tokens=self.tokens,
+                    **recipe,
+                )
+
+            processes = process_group(self.strategy)
+            return shared(range(first, last), self.batch_size, processes, batches)
+
+        return part

@@ -1,0 +1,145 @@
+"""Dataset: the images of a place, their split into training and validation, and their captions.
+
+    place ──scan──► catalog ──► training images, validation images
+                       └──────► captions ──► token ids
+
+Training, `encode` and `evaluate` open their data here, and nowhere else. The split follows from
+the images' names alone, or from their captions alone (`data.validation_by`), so that it is the
+same wherever the same settings are used.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentddpm.config import DataConfig
+from latentddpm.data.captions import Captions, CaptionTokens, prepare_tokens
+from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.catalog.split import Selection, split_catalog
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
+from latentddpm.errors import UserError, check_choice
+
+if TYPE_CHECKING:
+    from latentddpm.clip.tokenizer import CLIPTokenizer
+
+SPLITS = ("all", "training", "validation")
+
+
+class Dataset:
+    """Images of a place with their split and captions; made by `open_dataset`.
+
+    Attributes:
+        catalog: of all readable images.
+        config: how they are split and captioned.
+        processes: that share the work of preparing them.
+        quiet: whether progress is shown while that is done.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        config: DataConfig,
+        processes: ProcessGroup = ONE_PROCESS,
+        quiet: bool = False,
+    ) -> None:
+        self.catalog, self.config = catalog, config
+        self.processes, self.quiet = processes, quiet
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    @cached_property
+    def _split(self) -> tuple[Selection, Selection]:
+        return split_catalog(self.catalog, self.config)
+
+    @property
+    def training(self) -> Selection:
+        """Images to train on.
+
+        Raises:
+            UserError: none is left, or no image has the caption that decides.
+        """
+        return self._split[0]
+
+    @property
+    def validation(self) -> Selection:
+        """Images to validate on: `config.validation_fraction` of all, about."""
+        return self._split[1]
+
+    @cached_property
+    def captions(self) -> Captions:
+        """Alternative captions of each image, made with `config.caption_templates`.
+
+        Raises:
+            UserError: a template is malformed or names an unknown column; the table of captions
+                is damaged.
+        """
+        return Captions(self.catalog, self.config.caption_templates)
+
+    def tokens(self, tokenizer: CLIPTokenizer) -> CaptionTokens:
+        """Token ids of all captions: opened where they fit, else made by the chief process.
+
+        Raises:
+            UserError: see `captions`, and what is wrong with a caption.
+        """
+        return prepare_tokens(self.captions, tokenizer, self.quiet, self.processes)
+
+    def split(self, name: str) -> Selection:
+        """Images of a split: "all", "training" or "validation".
+
+        Raises:
+            UserError: an unknown split, or one without an image.
+        """
+        check_choice("--split", name, SPLITS)
+        if name == "all":
+            return Selection(len(self))
+        selection = self._split[SPLITS.index(name) - 1]
+        if not len(selection):
+            raise UserError(
+                f"--split {name}: --validation-fraction {self.config.validation_fraction:g} by "
+                f"{self.config.validation_by} leaves it none of {len(self)} images; change it, "
+                "or evaluate on --split all"
+            )
+        return selection
+
+
+def open_dataset(
+    place: str | Path,
+    folder: str | Path,
+    config: DataConfig | None = None,
+    processes: ProcessGroup = ONE_PROCESS,
+    *,
+    strict: bool = False,
+    quiet: bool = False,
+) -> Dataset:
+    """Open the images of a place: look through what is new, and read the catalog of the rest.
+
+    Files that cannot be read are named on stderr and left out. Nothing at the place is changed.
+
+    Args:
+        place: folder of images or of shards, one shard, or a pattern of shards; see
+            `data.sources.open.open_source`.
+        folder: of the catalog, made when missing. Two processes that want one take turns.
+        config: how images are split and captioned; the defaults of `data:` when None.
+        processes: of one job, that all call this and scan a part each.
+        strict: refuse data with unreadable files.
+        quiet: show no progress.
+
+    Returns:
+        A `Dataset`.
+
+    Raises:
+        UserError: nothing at the place, or nothing readable; with `strict`, not all of it.
+        OSError: the catalog cannot be written.
+
+    Example:
+        ```python
+        dataset = open_dataset("photos", "runs/catalog")
+        print(len(dataset.training), len(dataset.validation), dataset.captions[0])
+        ```
+    """
+    catalog = open_catalog(place, Path(folder), strict=strict, quiet=quiet, processes=processes)
+    return Dataset(catalog, config or DataConfig(), processes, quiet)

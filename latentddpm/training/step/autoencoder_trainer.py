@@ -1,0 +1,166 @@
+"""Trainer of an autoencoder: reconstruction, KL, and where asked for perception and an adversary.
+
+    L = |image − x̂| + w_KL · KL(q ‖ N(0, 1)) [+ w_p · perceptual distance] [+ w_t · w · L_G]
+
+    KL of an element = ½ (μ² + σ² − 1 − log σ²)
+
+(Kingma & Welling 2014; Rombach et al. 2022, appendix G). The KL is summed over an image's latent
+and the reconstruction averaged over its pixels, so that a weight means the same at every size.
+`training.step.adversarial` has the last term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from latentddpm.errors import check_choice
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.layers import PACKAGE
+from latentddpm.models.perceptual import PerceptualDistance
+from latentddpm.training.step.adversarial import TERMS, Adversary
+from latentddpm.training.step.trainer import Trainer, on_tensorflow
+
+RECONSTRUCTION_LOSSES = ("l1", "l2")
+
+
+@dataclass
+class PerceptualTerm:
+    """A perceptual distance as a term of the loss."""
+
+    distance: PerceptualDistance
+    weight: float
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class GaussianKL(keras.losses.Loss):
+    """KL(N(mean, exp(logvar)) ‖ N(0, 1)), summed over an image's latent, mean over the batch."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """`y_true` is the mean, `y_pred` the log-variance, both (B, h, w, c) → (B,)."""
+        mean, logvar = y_true, y_pred
+        terms = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
+        return ops.sum(terms, axis=(1, 2, 3))
+
+
+class AutoencoderTrainer(Trainer):
+    """Trains an autoencoder to give images back.
+
+    With `autoencoder.encoder.trainable = False` the decoder alone is trained, and latents keep
+    their meaning.
+
+    Args:
+        autoencoder: what is trained.
+        reconstruction_loss: "l1" or "l2", mean over pixels.
+        kl_weight: of the KL term.
+        perceptual: a distance between image and reconstruction to add.
+        perceptual_weight: of that distance; with 0 it is only measured, when validating.
+        adversary: a discriminator to train against; TensorFlow backend only.
+
+    Call arguments:
+        inputs: `{"images": (B, H, W, 3) in [-1, 1]}` and, for a sample of the posterior instead
+            of its mode, `"noise"`: (B, h, w, c) of standard normal numbers. Noise comes with the
+            data, so the network is a deterministic function.
+
+    Returns:
+        `{"reconstruction", "mean", "logvar"}`, moments unscaled. `fit` takes batches of such
+        inputs alone. The logs hold `loss`, `reconstruction`, `kl`, `mse` and the terms that were
+        asked for.
+
+    Raises:
+        UserError: an unknown reconstruction loss.
+        ValueError: an adversary on another backend than TensorFlow.
+
+    Example:
+        ```python
+        autoencoder = Autoencoder(channels=32, norm_groups=8)
+        trainer = AutoencoderTrainer(autoencoder, kl_weight=1e-6)
+        trainer.compile(keras.optimizers.AdamW(1e-4))
+        trainer.fit({"images": images}, batch_size=16, epochs=10)
+        autoencoder.save("vae.keras")
+        ```
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        reconstruction_loss: str = "l1",
+        kl_weight: float = 1e-6,
+        perceptual: PerceptualDistance | None = None,
+        perceptual_weight: float = 1.0,
+        adversary: Adversary | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_choice("reconstruction_loss", reconstruction_loss, RECONSTRUCTION_LOSSES)
+        if adversary is not None and not on_tensorflow():
+            raise ValueError("adversary: needs the TensorFlow backend of Keras")
+        kwargs.setdefault("name", "autoencoder_trainer")
+        super().__init__(**kwargs)
+        self.autoencoder = autoencoder
+        self.built = True
+        distance = {"l1": keras.losses.MeanAbsoluteError, "l2": keras.losses.MeanSquaredError}
+        self.reconstruction_loss = distance[reconstruction_loss]()
+        self.kl_loss = GaussianKL()
+        self.kl_weight = kl_weight
+        # In holders that Keras does not look into: neither is a part of what is trained here.
+        self.perceptual = perceptual and PerceptualTerm(perceptual, perceptual_weight)
+        self.adversary = adversary
+        self.term_names = (
+            *("loss", "reconstruction", "kl", "mse"),
+            *([perceptual.term] if perceptual else ()),
+            *(TERMS if adversary else ()),
+        )
+
+    def call(self, inputs, training=None):
+        return self.autoencoder(inputs, training=training)
+
+    def loss_terms(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+    ) -> dict[str, Any]:
+        """`loss` = `reconstruction` + `kl_weight` · `kl` [+ weight · perceptual]; `mse`.
+
+        The perceptual distance goes by its own name.
+        """
+        images, reconstruction = x["images"], y_pred["reconstruction"]
+        error = ops.mean(self.reconstruction_loss.call(images, reconstruction))
+        kl = ops.mean(self.kl_loss.call(y_pred["mean"], y_pred["logvar"]))
+        terms = {
+            "loss": error + self.kl_weight * kl,
+            "reconstruction": error,
+            "kl": kl,
+            "mse": ops.mean(ops.square(images - reconstruction)),
+        }
+        if self.perceptual and (self.perceptual.weight or not training):
+            distance, weight = self.perceptual.distance, self.perceptual.weight
+            terms[distance.term] = ops.mean(distance(reconstruction, images))
+            terms["loss"] += weight * terms[distance.term]
+        return terms
+
+    def train_step(self, *arguments: Any) -> dict[str, Any]:
+        if self.adversary is None:
+            return super().train_step(*arguments)
+        from latentddpm.training.step.adversarial_step import adversarial_step
+
+        return adversarial_step(self, *arguments)
+
+    def checkpoint_groups(self) -> dict[str, list[keras.Variable]]:
+        groups = super().checkpoint_groups()
+        return {**groups, **self.adversary.variables()} if self.adversary else groups
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """What Keras's own step asks for, on other backends than TensorFlow."""
+        terms = self.loss_terms(x, y, y_pred, sample_weight, training)
+        if not on_tensorflow():
+            number = ops.shape(x["images"])[0]
+            self.count_terms({k: (v, number) for k, v in terms.items() if k != "loss"})
+        return terms["loss"]

@@ -16,16 +16,15 @@ moments (distillation; Hinton et al. 2015):
 
 What is left, details that s×s pixels do not show, is the decoder's to learn, with `train-vae`:
 
-    python examples/double_size.py weights/emoji-64 emoji-128 runs/doubled
-    latentddpm train-vae --init runs/doubled --data emoji-128 \\
-        --config configs/emoji-128-vae.yaml --out runs/emoji-128
+    python examples/double_size.py runs/ldm photos runs/doubled
+    latentddpm train-vae --init runs/doubled --data photos \\
+        --config configs/emoji-128-vae.yaml --out runs/larger
 
 What comes out draws from words at once, for the UNet goes along.
 """
 
 import argparse
 import os
-from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -33,25 +32,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from latentddpm import LatentDiffusion
-from latentddpm.config import DataConfig
-from latentddpm.data.catalog.scan import open_catalog
-from latentddpm.data.catalog.split import split_catalog
-from latentddpm.data.examples import image_examples
-from latentddpm.data.random import RandomStream
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
+import latentddpm
 
 LOGVAR_WEIGHT = 0.01
 
 
-def doubled(old: Autoencoder) -> Autoencoder:
+def doubled(old: latentddpm.Autoencoder) -> latentddpm.Autoencoder:
     """The autoencoder with a level more on the outside, as wide as the outermost is."""
     config = old.get_config()
     config["channel_multipliers"] = [
         config["channel_multipliers"][0],
         *config["channel_multipliers"],
     ]
-    new = Autoencoder.from_config(config)
+    new = latentddpm.Autoencoder.from_config(config)
     for half in ("encoder", "decoder"):
         before, after = getattr(old, half), getattr(new, half)
         for layer in before.layers:
@@ -120,19 +113,10 @@ def moments_loss(before, after):
     return keras.ops.mean(keras.ops.square(mean - new_mean)) + LOGVAR_WEIGHT * spread
 
 
-def lessons(old, catalog, selection, size, stream, positions, batch_size):
+def lessons(old, dataset, split, size, batch_size, **drawn):
     """Images (B, 2s, 2s, 3) and the old moments of the same images, mirrored alike."""
     both = [
-        image_examples(
-            catalog,
-            selection,
-            resolution=side,
-            latent_shape=(1, 1, 1),
-            batch_size=batch_size,
-            stream=stream,
-            positions=positions,
-            flip=stream is not None,
-        )
+        dataset.image_batches(split, side, batch_size, flip=True, **drawn)
         for side in (2 * size, size)
     ]
     pairs = tf.data.Dataset.zip(*both)
@@ -147,32 +131,22 @@ def main(
     steps: int = 300,
     batch_size: int = 32,
     learning_rate: float = 2e-4,
-    validation_fraction: float = 0.03,
-    validation_by: str = "caption",
 ) -> None:
     keras.utils.set_random_seed(0)
-    whole = LatentDiffusion.load(model)
+    whole = latentddpm.LatentDiffusion.load(model)
     old, size = whole.autoencoder, whole.image_size[0]
     new = doubled(old)
 
-    out = Path(out)
-    catalog = open_catalog(data, out.with_name(f"{out.name}-catalog"))
-    split = DataConfig(validation_fraction=validation_fraction, validation_by=validation_by)
-    training, held_back = split_catalog(catalog, split)
-    stream = RandomStream(0, "double-size")
-    learn = lessons(
-        old, catalog, training, size, stream, tf.data.Dataset.range(steps * batch_size), batch_size
-    )
-    check = lessons(
-        old, catalog, held_back, size, None, tf.data.Dataset.range(len(held_back)), batch_size
-    )
+    dataset = latentddpm.open_dataset(data, f"{out}-catalog")
+    learn = lessons(old, dataset, "training", size, batch_size, seed=0, steps=steps)
+    check = lessons(old, dataset, "validation", size, batch_size)
 
     encoder = new.encoder
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, steps, warmup_target=learning_rate, warmup_steps=steps // 20
     )
     encoder.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0), loss=moments_loss)
-    print(f"held back, as made: {encoder.evaluate(check, verbose=0):.5f}")
+    print(f"validation, as made: {encoder.evaluate(check, verbose=0):.5f}")
     encoder.fit(learn, verbose=2, validation_data=check)
     whole.autoencoder, whole.image_size = new, (2 * size, 2 * size)
     whole.save(out)
@@ -185,6 +159,4 @@ if __name__ == "__main__":
     parser.add_argument("data")
     parser.add_argument("out")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--validation-fraction", type=float, default=0.03)
-    parser.add_argument("--validation-by", default="caption")
     main(**vars(parser.parse_args()))

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentddpm.config import DataConfig
+from latentddpm.config_file import as_config
 from latentddpm.data.captions import Captions, CaptionTokens, prepare_tokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.scan import open_catalog
@@ -23,6 +24,8 @@ from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from latentddpm.clip.tokenizer import CLIPTokenizer
 
 SPLITS = ("all", "training", "validation")
@@ -87,6 +90,54 @@ class Dataset:
         """
         return prepare_tokens(self.captions, tokenizer, self.quiet, self.processes)
 
+    def image_batches(
+        self,
+        split: str,
+        resolution: int,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        steps: int | None = None,
+        flip: bool = False,
+    ) -> tf.data.Dataset:
+        """Batches of images for a network of pixels.
+
+        Args:
+            split: "all", "training" or "validation".
+            resolution: side of the square that images are scaled and cropped to, in pixels.
+            batch_size: images of a batch.
+            seed: of the order, which is a new one every epoch, and of the flips; None gives
+                every image once, in order, as it is.
+            steps: batches; with a seed, None goes on without end.
+            flip: with a seed, mirror half of the images, drawn per use.
+
+        Returns:
+            Batches `{"images": (B, resolution, resolution, 3)}`, float32 in [-1, 1].
+
+        Raises:
+            UserError: an unknown split, or one without an image.
+        """
+        import tensorflow as tf
+
+        from latentddpm.data.examples import image_examples
+        from latentddpm.data.random import RandomStream
+
+        selection = self.split(split)
+        count = len(selection) if seed is None else 2**63 - 1
+        if steps is not None:
+            count = min(count, steps * batch_size)
+        batches = image_examples(
+            self.catalog,
+            selection,
+            resolution=resolution,
+            latent_shape=(0,),
+            batch_size=batch_size,
+            stream=None if seed is None else RandomStream(seed, "images"),
+            positions=tf.data.Dataset.range(count),
+            flip=flip,
+        )
+        return batches.map(lambda batch: {"images": batch["images"]})
+
     def split(self, name: str) -> Selection:
         """Images of a split: "all", "training" or "validation".
 
@@ -109,7 +160,7 @@ class Dataset:
 def open_dataset(
     place: str | Path,
     folder: str | Path,
-    config: DataConfig | None = None,
+    config: DataConfig | dict[str, Any] | None = None,
     processes: ProcessGroup = ONE_PROCESS,
     *,
     strict: bool = False,
@@ -123,7 +174,8 @@ def open_dataset(
         place: folder of images or of shards, one shard, or a pattern of shards; see
             `data.sources.open.open_source`.
         folder: of the catalog, made when missing. Two processes that want one take turns.
-        config: how images are split and captioned; the defaults of `data:` when None.
+        config: how images are split and captioned: a section `data:`, or a dictionary of what
+            differs from its defaults, such as `{"validation_by": "caption"}`.
         processes: of one job, that all call this and scan a part each.
         strict: refuse data with unreadable files.
         quiet: show no progress.
@@ -141,5 +193,6 @@ def open_dataset(
         print(len(dataset.training), len(dataset.validation), dataset.captions[0])
         ```
     """
+    config = as_config(DataConfig, config or {})
     catalog = open_catalog(place, Path(folder), strict=strict, quiet=quiet, processes=processes)
-    return Dataset(catalog, config or DataConfig(), processes, quiet)
+    return Dataset(catalog, config, processes, quiet)

@@ -94,7 +94,7 @@ def image_examples(
     selection: Selection,
     *,
     resolution: int,
-    latent_shape: tuple[int, int, int],
+    latent_shape: tuple[int, ...],
     batch_size: int,
     stream: RandomStream | None,
     positions: tf.data.Dataset,

@@ -112,6 +112,7 @@ def all_reduce(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return list(replica.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors)))
 
 
-def in_multi_worker_mode() -> bool:
-    """Whether the strategy spans processes."""
-    return tf.distribute.get_strategy().extended._in_multi_worker_mode()
+def in_multi_worker_mode(strategy: tf.distribute.Strategy | None = None) -> bool:
+    """Whether a strategy, by default the one in whose scope this is called, spans processes."""
+    strategy = strategy or tf.distribute.get_strategy()
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

@@ -24,6 +24,7 @@ from typing import Any
 import tensorflow as tf
 
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
+from latentddpm.distribution.replicas import in_multi_worker_mode
 from latentddpm.errors import UserError, check_choice
 
 STRATEGIES = ("auto", "one", "mirrored", "multi-worker")
@@ -151,7 +152,7 @@ def in_scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractCont
 
 def process_group(strategy: tf.distribute.Strategy | None) -> ProcessGroup:
     """The processes of a strategy."""
-    if strategy is None or not strategy.extended._in_multi_worker_mode():
+    if strategy is None or not in_multi_worker_mode(strategy):
         return ONE_PROCESS
     resolver = strategy.cluster_resolver
     jobs = resolver.cluster_spec().as_dict()

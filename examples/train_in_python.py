@@ -30,7 +30,7 @@ def train_autoencoder(dataset, steps: int) -> latentddpm.Autoencoder:
     trainer = latentddpm.AutoencoderTrainer(autoencoder, kl_weight=1e-6)
     trainer.compile(keras.optimizers.AdamW(2e-3))
     images = dataset.image_batches("training", RESOLUTION, batch_size=16, seed=0, flip=True)
-    trainer.fit(images, steps_per_epoch=steps, verbose=2)
+    trainer.fit(images, steps_per_epoch=steps, shuffle=False, verbose=2)
     mean, _ = encode(autoencoder, dataset)
     autoencoder.scaling_factor = 1 / float(mean.std())  # latents of about unit variance
     return autoencoder
@@ -59,7 +59,7 @@ def train_unet(latents, captions, steps: int):
     examples = latentddpm.noisy_examples(
         latents, schedule, batch_size=16, seed=0, captions=captions, tokenizer=tokenizer
     )
-    history = trainer.fit(examples, steps_per_epoch=steps, verbose=2).history
+    history = trainer.fit(examples, steps_per_epoch=steps, shuffle=False, verbose=2).history
     return unet, schedule, text_encoder, tokenizer, history["loss"][-1]
 
 

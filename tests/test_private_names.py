@@ -82,14 +82,20 @@ def is_private(name):
 
 def names_used():
     """Private names that the package takes from objects, or overrides, and does not define."""
-    used, own = set(), set()
+    used, own, overridden = set(), set(), set()
     bases = compiled_model(), averaging_optimizer(), keras.metrics.Mean(), keras.losses.Loss()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_private(node.name):
-                inherited = any(hasattr(base, node.name) for base in bases)
-                (used if inherited else own).add(node.name)
-            elif isinstance(node, ast.Attribute) and is_private(node.attr):
+                own.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                methods = {one.name for one in node.body if isinstance(one, ast.FunctionDef)}
+                overridden |= {
+                    name
+                    for name in filter(is_private, methods)
+                    if any(hasattr(base, name) for base in bases)
+                }
+            if isinstance(node, ast.Attribute) and is_private(node.attr):
                 of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
                 mine = of_self and isinstance(node.ctx, ast.Store)
                 (own if mine and node.attr not in LISTED else used).add(node.attr)
@@ -99,7 +105,7 @@ def names_used():
                 name = getattr(node.args[1], "value", "")
                 if isinstance(name, str) and is_private(name):
                     used.add(name)
-    return used - own
+    return (used - own) | overridden
 
 
 def test_all_are_there():

@@ -1,6 +1,6 @@
 """Cold `latentddpm generate`: one image in a new process, imports included.
 
-    python benchmarks/generate.py [--model emoji-64] [--repeats 5]
+    python benchmarks/generate.py [--model emoji-128] [--repeats 5]
 
 Prints JSON: wall seconds of each run, their median, and the stretches `--timing` names.
 """
@@ -28,7 +28,7 @@ def one_run(model: str, out: Path) -> tuple[float, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="emoji-64")
+    parser.add_argument("--model", default="emoji-128")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

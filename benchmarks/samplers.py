@@ -1,6 +1,6 @@
 """How many steps each sampler needs, on a model that ships.
 
-    python benchmarks/samplers.py [--model emoji-64] [--grid FILE.png]
+    python benchmarks/samplers.py [--model emoji-128] [--grid FILE.png]
 
 Deterministic samplers all approximate the solution of one equation. From the same noise,
 this measures how far the latents that n steps reach lie from those of many steps (RMS over
@@ -36,7 +36,7 @@ REFERENCE = {"sampler": "heun", "num_steps": 250}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="emoji-64")
+    parser.add_argument("--model", default="emoji-128")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--grid", type=Path)
     options = parser.parse_args()

@@ -10,7 +10,7 @@ from latentddpm.utils.pixels import grid, save_png
 
 
 def main(prompt: str = "red apple", out: str = "example.png") -> None:
-    model = latentddpm.LatentDiffusion.load("weights/emoji-64")
+    model = latentddpm.LatentDiffusion.load("weights/emoji-128")
     images = model.generate(prompt, num_images=4, seed=0, progress=True)  # uint8 (4, 64, 64, 3)
     save_png(out, grid([images]))
     print(out)

@@ -1,6 +1,6 @@
 """Generate from an ONNX export with NumPy and ONNX Runtime alone: a server in one page.
 
-latentddpm export --model emoji-64 --format onnx --out exported
+latentddpm export --model emoji-128 --format onnx --out exported
 python examples/onnx_generate.py exported "red apple" --seed 0 --out apple.png
 
 The pixels of `latentddpm generate --sampler ddim --timestep-spacing trailing`: DDIM (Song et al.

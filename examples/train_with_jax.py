@@ -14,7 +14,7 @@ because time is what a borrowed machine is measured in. Moving averages of the w
 
     python examples/train_with_jax.py prepare DATA.npz emoji-128              (on TensorFlow)
     KERAS_BACKEND=jax python examples/train_with_jax.py train DATA.npz OUT --seconds 380
-    python examples/train_with_jax.py pack DATA.npz OUT weights/emoji-64      (on TensorFlow)
+    python examples/train_with_jax.py pack DATA.npz OUT MODEL      (on TensorFlow)
 
 Compiling takes longer than training: with JAX_COMPILATION_CACHE_DIR set, `compile DATA.npz OUT`
 beside the first stage has the second one's program ready when it is wanted.

@@ -25,7 +25,7 @@ autoencoder only.
 A thousand passes for an image are many, so the timesteps are cut into bands, one is drawn of
 each and counts for the whole band. That is unbiased whatever the bands; these hold equal shares
 of what the sum is for Gaussian latents of unit variance, ½ log(1 + snr') − ½ log(1 + snr) a term,
-most of which lies where noise is least. On the emoji-64 of commit 776de50, 46 of them scatter
+most of which lies where noise is least. On a model of 64×64 emoji, 46 of them scatter
 sixty times less than as many bands of equal length.
 """
 

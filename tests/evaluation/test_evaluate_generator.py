@@ -367,7 +367,7 @@ def run(*arguments):
 def test_the_command_refuses_in_one_line(options, message, tmp_path):
     if options[1:] and options[0] == "--generator":
         options = [*options, "--out", tmp_path / "out", "--extractor", "hed"]
-    answer = run("--model", "emoji-64", "--data", EMOJI, *options)
+    answer = run("--model", "emoji-128", "--data", EMOJI, *options)
     assert answer.exit_code == 2, f"exit code {answer.exit_code}, expected 2: {answer.output}"
     assert message in answer.output, f"expected {message!r} in {answer.output!r}"
     assert answer.output.count("\n") == 1, f"expected one line, got {answer.output!r}"

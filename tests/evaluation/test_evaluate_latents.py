@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded(images, tmp_pat
     ):
         with pytest.raises(UserError, match=message):
             project_latents(None, which, tmp_path, **options)
-    result = run("--model", "emoji-64", "--data", EMOJI)
+    result = run("--model", "emoji-128", "--data", EMOJI)
     assert result.exit_code == 2
     assert "--latents: leaves pictures; name a folder with --out" in result.stderr
 

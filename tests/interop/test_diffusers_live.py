@@ -233,13 +233,13 @@ def test_parts_made_here(tmp_path):
 
 
 def test_the_model_that_ships(tmp_path):
-    """emoji-64 in diffusers draws what it draws here."""
-    folder = Path(__file__).resolve().parents[2] / "weights" / "emoji-64"
+    """emoji-128 in diffusers draws what it draws here."""
+    folder = Path(__file__).resolve().parents[2] / "weights" / "emoji-128"
     model = LatentDiffusion.load(folder)
     interop.save_diffusers(model, tmp_path / "theirs")
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "theirs")
     pipeline.set_progress_bar_config(disable=True)
-    latents = np.random.default_rng(0).standard_normal((1, 8, 8, 4)).astype("float32")
+    latents = np.random.default_rng(0).standard_normal((1, 16, 16, 4)).astype("float32")
     images = pipeline(
         "red apple",
         num_inference_steps=10,

@@ -1,19 +1,13 @@
-"""The models that ship: whole, small enough, and showing what is asked for."""
+"""The model that ships: whole, small enough, and showing what is asked for."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EMOJI
 
-from latentddpm.data.images import read_image
-from latentddpm.evaluation.metrics.similarity import psnr
 from latentddpm.generation.generate import DEFAULT_MODEL
-from latentddpm.models.archive import load_archive
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import MANIFEST, read_model_folder
-from latentddpm.utils.pixels import to_pixels
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 READY = sorted(path.parent for path in WEIGHTS.glob(f"*/{MANIFEST}"))
@@ -24,8 +18,9 @@ def emoji():
     return LatentDiffusion.load(WEIGHTS / DEFAULT_MODEL)
 
 
-@pytest.mark.parametrize("folder", READY, ids=lambda path: path.name)
-def test_a_ready_model_is_whole_and_small(folder):
+def test_one_model_ships_whole_and_small():
+    (folder,) = READY
+    assert folder.name == DEFAULT_MODEL, f"weights/ holds {folder.name}, not the default model"
     read_model_folder(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size <= 40_000_000, f"{folder.name} has {size:,} bytes, allowed 40 MB"
@@ -52,24 +47,3 @@ def test_seeds_and_styles_make_a_difference(emoji):
     styled = emoji.generate("red apple, fluent 3d style", seed=0).astype(float)
     assert np.abs(plain[0] - plain[1]).mean() > 3, "two seeds should give two pictures"
     assert np.abs(plain[0] - styled[0]).mean() > 1, "a style should change the picture"
-
-
-def test_both_models_mean_the_same_by_a_latent():
-    """One UNet serves both; half of what emoji-128 decodes is what emoji-64 does."""
-    small, large = (read_model_folder(WEIGHTS / name) for name in ("emoji-64", "emoji-128"))
-    for part in ("unet", "text_encoder"):
-        same = small.file(part).read_bytes() == large.file(part).read_bytes()
-        assert same, f"{part}: expected one file in both folders"
-    small, large = (load_archive(folder.file("vae"), Autoencoder) for folder in (small, large))
-    files = sorted(EMOJI.rglob("*.png"))[::10]
-    decoded = []
-    for file in files:
-        content = file.read_bytes()
-        images = [np.float32(read_image(content, side))[None] / 127.5 - 1 for side in (64, 128)]
-        latents = small.to_latents(small.encode(images[0])[0])
-        other = np.asarray(large.to_latents(large.encode(images[1])[0]))
-        error = np.sqrt(np.mean((np.asarray(latents) - other) ** 2))
-        assert error < 0.1, f"{file.name}: latents of deviation 1 differ by {error:.3f}"
-        half = to_pixels(large.decode(latents)).reshape(1, 64, 2, 64, 2, 3).mean(axis=(2, 4))
-        decoded.append(psnr(np.uint8(half.round()), to_pixels(small.decode(latents)))[0])
-    assert min(decoded) > 25, f"expected the same pictures, PSNR is {np.round(decoded, 1)} dB"

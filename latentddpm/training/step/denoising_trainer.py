@@ -84,9 +84,9 @@ class DenoisingTrainer(Trainer):
 
     def call(self, inputs, training=None):
         if self.text_encoder is not None:
-            context = self.text_encoder({"token_ids": inputs["token_ids"]}, training=training)
-            inputs = {**inputs, "context": context}
-            del inputs["token_ids"]
+            inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
+            token_ids = inputs.pop("token_ids")
+            inputs["context"] = self.text_encoder({"token_ids": token_ids}, training=training)
         return self.unet(inputs, training=training)
 
     def compile(self, optimizer: Any = "adamw", loss: Any = "mse", **kwargs: Any) -> None:

@@ -11,7 +11,17 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input from the user: a file, a key or a value, named with what was expected."""
+    """Bad input: a file, a key or a value, named with what was expected and the nearest choice.
+
+    The command line prints it as one line and exits with code 2.
+
+    Example:
+        >>> try:
+        ...     latentddpm.samplers.get("ddin")
+        ... except latentddpm.UserError as error:
+        ...     print(str(error)[:56])
+        sampler: 'ddin' is not known (did you mean 'ddim'?); cho
+    """
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:
@@ -36,7 +46,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def one_line(error: object) -> str:
-    """What an error or warning says, in one line; of the system's, which file and what."""
+    """Message of an error or a warning in one line; of the system's errors, file and reason."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror}"

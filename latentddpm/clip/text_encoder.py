@@ -1,4 +1,4 @@
-"""CLIP's text transformer: token ids to the context that conditions the UNet.
+"""Text encoder: CLIP's text transformer, from token ids to the context of the UNet.
 
     token_ids (B, L) → token + position embeddings (B, L, d)
                      → num_layers × [x + attention(norm(x)); x + mlp(norm(x))], causal
@@ -28,10 +28,7 @@ LAYER_NORM_EPSILON = 1e-5
 
 @keras.saving.register_keras_serializable(package="latentddpm")
 class TextEncoder(keras.Model):
-    """CLIP's text transformer.
-
-    Called with `{"token_ids": int32 (B, L)}`, L ≤ `context_length`; returns the final states,
-    (B, L, hidden_dim), normalised.
+    """CLIP's text transformer: token ids to the context of a UNet.
 
     Args:
         hidden_dim: width d, divisible by `num_heads`.
@@ -43,13 +40,23 @@ class TextEncoder(keras.Model):
         vocabulary_size: number of tokens.
         dtype: dtype or dtype policy of the layers.
 
+    Call arguments:
+        inputs: `{"token_ids": int32 (B, L)}`, L at most `context_length`.
+
+    Returns:
+        The states behind the final norm, (B, L, hidden_dim).
+
     Raises:
         UserError: a size is not a positive whole number, the heads do not divide the width,
             or the activation is not known.
 
     Example:
-        encoder = TextEncoder(hidden_dim=64, num_layers=2, num_heads=4, context_length=16)
-        encoder({"token_ids": CLIPTokenizer(16)("a cat")}).shape  # (1, 16, 64)
+        >>> encoder = latentddpm.TextEncoder(
+        ...     hidden_dim=16, num_layers=1, num_heads=2, context_length=8
+        ... )
+        >>> token_ids = latentddpm.CLIPTokenizer(8)(["a cat", "a dog"])
+        >>> tuple(encoder({"token_ids": token_ids}).shape)
+        (2, 8, 16)
     """
 
     def __init__(

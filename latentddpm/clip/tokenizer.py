@@ -58,7 +58,7 @@ class PromptTooLong(UserWarning):
 
 
 class CLIPTokenizer:
-    """Text to CLIP token ids and back.
+    """CLIP's byte-pair tokenizer: text to token ids and back.
 
     Args:
         context_length: positions of the text encoder, special tokens included; at least 3.
@@ -68,6 +68,11 @@ class CLIPTokenizer:
 
     Raises:
         UserError: a bad length, or a vocabulary and merges that do not fit together.
+
+    Example:
+        >>> tokenizer = latentddpm.CLIPTokenizer(context_length=8)
+        >>> tokenizer("a photo of a cat")  # int32 (1, 8): start, five words, end, end
+        array([[49406, 320, 1125, 539, 320, 2368, 49407, 49407]], dtype=int32)
     """
 
     def __init__(

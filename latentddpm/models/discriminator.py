@@ -92,7 +92,7 @@ class SpectralConv2D(layers.Conv2D):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class PatchDiscriminator(FunctionalModel):
-    """The network above.
+    """PatchGAN discriminator: a convolutional network that says which patches look real.
 
     Args:
         channels: width of the first layer; it doubles from layer to layer, up to eightfold.
@@ -100,6 +100,9 @@ class PatchDiscriminator(FunctionalModel):
         norm: "group", "instance" or "none".
         norm_groups: of group norm, or fewer where a layer is narrower.
         spectral_norm: divide every kernel by its largest singular value.
+        image_channels: 3 for RGB.
+        dtype: dtype or dtype policy of the layers.
+        name: of the Keras model.
 
     Call arguments:
         inputs: (B, H, W, image_channels) in [-1, 1], sides of at least `smallest_side`.
@@ -110,6 +113,11 @@ class PatchDiscriminator(FunctionalModel):
     Raises:
         ValueError: sizes that are not positive, or `norm_groups` that do not divide a width.
         UserError: an unknown `norm`.
+
+    Example:
+        >>> discriminator = latentddpm.PatchDiscriminator(channels=8, num_layers=2, norm_groups=4)
+        >>> tuple(discriminator(np.zeros((1, 32, 32, 3), "float32")).shape)
+        (1, 6, 6, 1)
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The denoiser: noisy latents and a timestep (and text) → prediction.
+"""UNet, the denoiser: noisy latents, a timestep and (where conditional) text → prediction.
 
 A U-Net of ResnetBlocks with attention at the levels asked for (Ho et al. 2020, appendix B;
 Rombach et al. 2022, §3.3). Without a context it is self-attention, diffusers' `UNet2DModel`;
@@ -62,7 +62,7 @@ class TimestepEmbedding(layers.Layer):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class UNet(FunctionalModel):
-    """U-Net over latents.
+    """UNet: the denoiser of latents, unconditional or conditioned on text.
 
     Args:
         channels: width of the highest resolution.
@@ -82,6 +82,8 @@ class UNet(FunctionalModel):
             takes a third of the memory in training, a step a fifth more time (measured, see
             docs/benchmarks.md). Not kept with the model.
         norm_epsilon: of the group norms, but for those in front of transformer blocks (1e-6).
+        dtype: dtype or dtype policy of the layers.
+        name: of the Keras model.
 
     Call arguments:
         inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}` and, with `context_dim`,
@@ -97,9 +99,13 @@ class UNet(FunctionalModel):
             level does not exist, or `num_heads` has not one number for each level.
 
     Example:
-        ```python
-        unet = UNet(channels=320, num_heads=8, context_dim=768)      # Stable Diffusion 1.x
-        ```
+        >>> unet = latentddpm.UNet(  # Stable Diffusion 1.x: 320 channels, context_dim=768
+        ...     channels=16, channel_multipliers=(1, 2), attention_levels=(1,), num_heads=2,
+        ...     norm_groups=4,
+        ... )
+        >>> noisy_latents, timesteps = np.zeros((2, 8, 8, 4), "float32"), np.array([0, 999])
+        >>> tuple(unet({"noisy_latents": noisy_latents, "timesteps": timesteps}).shape)
+        (2, 8, 8, 4)
     """
 
     def __init__(

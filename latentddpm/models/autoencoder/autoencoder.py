@@ -1,19 +1,17 @@
-"""The first stage: images ⇄ latents at 1/8 of the size (KL-f8).
+"""Autoencoder, the first stage: images ⇄ latents at 1/8 of the size (KL-f8).
 
 An `Encoder` gives the mean and log-variance of a diagonal Gaussian over raw latents, a
 `Decoder` maps raw latents back to an image (Kingma & Welling 2014; Rombach et al. 2022,
 §3.1 and appendix G):
 
-    q(raw | image) = N(mean, exp(logvar))       loss = |image − decoded| + w · KL(q ‖ N(0, 1))
-                                                [+ a perceptual and an adversarial term]
-    latents        = raw · scaling_factor       KL per element = ½(μ² + σ² − 1 − log σ²)
+    q(raw | image) = N(mean, exp(logvar))
+    latents        = raw · scaling_factor
 
 `Autoencoder` is the only place that knows the scaling factor: diffusion sees latents of
 about unit variance, callers never multiply by it. 0.18215 belongs to Stable Diffusion's
 own weights; a model trained here gets its factor measured over its training set.
 
-The older Keras ports put the scaling into Lambda layers and dropped logvar; here the model
-keeps both moments, and the factor is one of its arguments.
+`training.step.autoencoder_trainer` has the loss that it is trained with.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Autoencoder(keras.Model):
-    """Encoder, decoder and the scaling between them.
+    """Autoencoder: an encoder, a decoder, and the scaling of the latents between them.
 
     Args:
         channels: width of the highest resolution.
@@ -57,13 +55,19 @@ class Autoencoder(keras.Model):
     Returns:
         `{"reconstruction", "mean", "logvar"}`, moments unscaled.
 
+    Raises:
+        ValueError: no level, a scaling factor that is not positive, or `norm_groups` that do not
+            divide a width.
+
     Example:
-        ```python
-        autoencoder = Autoencoder(channels=32, norm_groups=8)
-        mean, logvar = autoencoder.encode(images)
-        latents = autoencoder.to_latents(mean)      # scaled, for diffusion
-        images = autoencoder.decode(latents)
-        ```
+        >>> autoencoder = latentddpm.Autoencoder(
+        ...     channels=8, channel_multipliers=(1, 2), norm_groups=4
+        ... )
+        >>> images = np.zeros((1, 16, 16, 3), "float32")
+        >>> mean, logvar = autoencoder.encode(images)
+        >>> latents = autoencoder.to_latents(mean)  # scaled, for diffusion
+        >>> tuple(latents.shape), tuple(autoencoder.decode(latents).shape)
+        ((1, 8, 8, 4), (1, 16, 16, 3))
     """
 
     def __init__(

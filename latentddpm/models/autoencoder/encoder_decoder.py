@@ -1,4 +1,4 @@
-"""The two halves of the autoencoder: images → moments, and raw latents → images.
+"""Encoder and decoder, the halves of the autoencoder: images → moments, raw latents → images.
 
     Encoder   conv_in ─► levels of ResnetBlocks, each but the last halving ─► middle ─► moments
     Decoder   conv_in ─► middle ─► the same levels upwards, each but the last doubling ─► image
@@ -23,9 +23,32 @@ from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, Upsampl
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Encoder(FunctionalModel):
-    """Images (B, H, W, 3) in [-1, 1] → moments (B, H/f, W/f, 2 · latent_channels).
+    """Encoder: images to the moments of their raw latents.
 
-    The moments are mean and log-variance side by side, f = 2 ** (levels - 1).
+    Args:
+        channels: width of the highest resolution.
+        channel_multipliers: width of each level in units of `channels`; every further level
+            halves the resolution, f = 2 ** (levels − 1).
+        num_res_blocks: ResnetBlocks a level.
+        latent_channels: channels of a latent.
+        norm_groups, norm_epsilon: of every group norm.
+        image_channels: 3 for RGB.
+        dtype: dtype or dtype policy of the layers.
+        name: of the Keras model.
+
+    Call arguments:
+        inputs: images (B, H, W, image_channels) in [-1, 1]; H and W are multiples of f.
+
+    Returns:
+        Moments (B, H/f, W/f, 2 · latent_channels), float32: mean and log-variance side by side.
+
+    Raises:
+        ValueError: `norm_groups` does not divide a width.
+
+    Example:
+        >>> encoder = latentddpm.Encoder(channels=8, channel_multipliers=(1, 2), norm_groups=4)
+        >>> tuple(encoder(np.zeros((1, 16, 16, 3), "float32")).shape)
+        (1, 8, 8, 8)
     """
 
     def __init__(
@@ -70,7 +93,33 @@ class Encoder(FunctionalModel):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Decoder(FunctionalModel):
-    """Raw latents (B, h, w, latent_channels) → images (B, h·f, w·f, 3), about [-1, 1]."""
+    """Decoder: raw latents to images.
+
+    Args:
+        channels: width of the highest resolution.
+        channel_multipliers: width of each level in units of `channels`; every further level
+            doubles the resolution, f = 2 ** (levels − 1).
+        num_res_blocks: ResnetBlocks a level, and one more.
+        latent_channels: channels of a latent.
+        norm_groups, norm_epsilon: of every group norm.
+        image_channels: 3 for RGB.
+        dtype: dtype or dtype policy of the layers.
+        name: of the Keras model.
+
+    Call arguments:
+        inputs: raw latents (B, h, w, latent_channels), that is before scaling.
+
+    Returns:
+        Images (B, h·f, w·f, image_channels), float32, about [-1, 1].
+
+    Raises:
+        ValueError: `norm_groups` does not divide a width.
+
+    Example:
+        >>> decoder = latentddpm.Decoder(channels=8, channel_multipliers=(1, 2), norm_groups=4)
+        >>> tuple(decoder(np.zeros((1, 8, 8, 4), "float32")).shape)
+        (1, 16, 16, 3)
+    """
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class GaussianKL(keras.losses.Loss):
 
 
 class AutoencoderTrainer(Trainer):
-    """Trains an autoencoder to give images back.
+    """Trainer of an autoencoder, which learns to give images back.
 
     With `autoencoder.encoder.trainable = False` the decoder alone is trained, and latents keep
     their meaning.
@@ -75,13 +75,14 @@ class AutoencoderTrainer(Trainer):
         ValueError: an adversary on another backend than TensorFlow.
 
     Example:
-        ```python
-        autoencoder = Autoencoder(channels=32, norm_groups=8)
-        trainer = AutoencoderTrainer(autoencoder, kl_weight=1e-6)
-        trainer.compile(keras.optimizers.AdamW(1e-4))
-        trainer.fit({"images": images}, batch_size=16, epochs=10)
-        autoencoder.save("vae.keras")
-        ```
+        >>> autoencoder = latentddpm.Autoencoder(8, channel_multipliers=(1, 2), norm_groups=4)
+        >>> trainer = latentddpm.AutoencoderTrainer(autoencoder, "l1", kl_weight=1e-6)
+        >>> trainer.compile(keras.optimizers.AdamW(1e-4), run_eagerly=True)
+        >>> images = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3)).astype("float32")
+        >>> history = trainer.fit({"images": images}, batch_size=2, verbose=0).history
+        >>> sorted(history)
+        ['gradient_norm', 'kl', 'loss', 'mse', 'reconstruction', 'skipped']
+        >>> autoencoder.save("vae.keras")
     """
 
     def __init__(

@@ -25,7 +25,7 @@ QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")
 
 
 class DenoisingTrainer(Trainer):
-    """Trains a UNet, and a text encoder along with it where that is trainable.
+    """Trainer of a UNet, and of a text encoder along with it where that is trainable.
 
     Noise comes with the data, so that every replica and every resumed run sees the noise it
     should: `latentddpm.noisy_examples` makes such batches from arrays of latents.
@@ -50,14 +50,15 @@ class DenoisingTrainer(Trainer):
         ValueError: the text encoder's width is not the UNet's `context_dim`.
 
     Example:
-        ```python
-        unet = UNet(channels=32, channel_multipliers=(1, 2), attention_levels=(1,), norm_groups=8)
-        trainer = DenoisingTrainer(unet, NoiseSchedule())
-        trainer.compile(keras.optimizers.AdamW(1e-4))
-        batches = noisy_examples(latents, trainer.schedule, batch_size=16, seed=0)
-        trainer.fit(batches, steps_per_epoch=100)
-        unet.save("unet.keras")
-        ```
+        >>> unet = latentddpm.UNet(8, channel_multipliers=(1,), attention_levels=(), norm_groups=4)
+        >>> trainer = latentddpm.DenoisingTrainer(unet, latentddpm.NoiseSchedule())
+        >>> trainer.compile(keras.optimizers.AdamW(1e-4), run_eagerly=True)
+        >>> latents = np.random.default_rng(0).normal(size=(16, 8, 8, 4))
+        >>> batches = latentddpm.noisy_examples(latents, trainer.schedule, batch_size=4, seed=0)
+        >>> history = trainer.fit(batches, steps_per_epoch=2, shuffle=False, verbose=0).history
+        >>> "loss_q1" in history
+        True
+        >>> unet.save("unet.keras")
     """
 
     def __init__(

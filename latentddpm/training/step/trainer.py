@@ -25,7 +25,7 @@ Term = Any | tuple[Any, Any]
 
 
 class Trainer(keras.Model):
-    """Trains a network with `compile`, `fit` and `evaluate`, alike on one device and on many.
+    """Trainer of any Keras network: `compile`, `fit`, `evaluate`, alike on one device and on many.
 
     Make it in the `scope()` of a strategy, as any Keras model. What it trains is the network
     that it was given: save and use that.

@@ -116,16 +116,18 @@ def test_the_site_lists_every_page():
 
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
     nav = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)["nav"]
-    listed = {page for entry in nav for page in flat(entry)}
+    listed = set(flat(nav))
     there = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
     there |= set(hooks.OUTSIDE.values())
     assert listed == there, f"mkdocs.yml and docs/ differ: {sorted(listed ^ there)}"
 
 
 def flat(entry):
+    """The pages of an entry of the navigation: a page, a list, or a title with either."""
     if isinstance(entry, str):
         return [entry]
-    return [page for pages in entry.values() for one in pages for page in flat(one)]
+    entries = entry if isinstance(entry, list) else entry.values()
+    return [page for one in entries for page in flat(one)]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -331,6 +331,7 @@ def test_settings_in_the_text_exist(page):
     pattern = rf"^((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?=$|[:= ])"
     named = {name for code in inline(PAGES[page]) for name in re.findall(pattern, code)}
     named = {name for name in named if name.split(".")[1] not in SUFFIXES}
+    named |= set(re.findall(r"--set (\w+\.\w+)=", PAGES[page]))
     assert named <= SETTINGS, f"{page}: no setting {sorted(named - SETTINGS)}"
 
 

@@ -47,9 +47,11 @@ class DataConfig(Section):
     caption_templates: list[str] = Field(
         [], description='such as "{text}, {style} style", over the metadata\'s columns'
     )
-    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share that is kept out")
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of validation images")
     validation_by: Literal["path", "caption"] = Field(
-        "path", description="caption: pictures of the same thing are all kept out, or none"
+        "path",
+        description="a hash of the image's path, or of its first caption, decides; by caption all "
+        "pictures of the same thing are validation images, or none",
     )
 
 
@@ -66,11 +68,15 @@ class DiffusionData(DataConfig):
 class AutoencoderConfig(Section):
     """Sizes of the first stage; the defaults are Stable Diffusion's."""
 
-    channels: int = Field(128, gt=0)
-    channel_multipliers: Multipliers = [1, 2, 4, 4]
-    num_res_blocks: int = Field(2, gt=0)
-    latent_channels: int = Field(4, gt=0)
-    norm_groups: int = Field(32, gt=0)
+    channels: int = Field(128, gt=0, description="width at full resolution")
+    channel_multipliers: Multipliers = Field(
+        [1, 2, 4, 4],
+        description="width of each level, in units of channels; each level but the first halves "
+        "the resolution",
+    )
+    num_res_blocks: int = Field(2, gt=0, description="blocks a level; the decoder has one more")
+    latent_channels: int = Field(4, gt=0, description="numbers for each latent position")
+    norm_groups: int = Field(32, gt=0, description="of every group norm; divides all widths")
 
 
 class PerceptualConfig(Section):
@@ -86,7 +92,9 @@ class AdversarialConfig(Section):
     """A discriminator to train the autoencoder against."""
 
     weight: float = Field(0.0, ge=0, description="of the generator's loss; 0: no discriminator")
-    loss: Literal["hinge", "vanilla"] = "hinge"
+    loss: Literal["hinge", "vanilla"] = Field(
+        "hinge", description="hinge, or vanilla: binary cross-entropy"
+    )
     start_step: int = Field(0, ge=0, description="steps without it: first a good reconstruction")
     warmup_steps: int = Field(
         0, ge=0, description="after start_step, over which the weight rises from 0"
@@ -98,25 +106,29 @@ class AdversarialConfig(Section):
 class DiscriminatorConfig(Section):
     """Sizes of the PatchGAN discriminator and how it learns; the defaults are the field's."""
 
-    channels: int = Field(64, gt=0)
+    channels: int = Field(64, gt=0, description="width of its first layer")
     num_layers: int = Field(3, gt=0, description="3 see 70 pixels a logit, 2 see 34")
-    norm: Literal["group", "instance", "none"] = "group"
-    norm_groups: int = Field(32, gt=0)
-    spectral_norm: bool = False
+    norm: Literal["group", "instance", "none"] = Field("group", description="between its layers")
+    norm_groups: int = Field(32, gt=0, description="of norm group")
+    spectral_norm: bool = Field(False, description="bound the slope of every layer")
     learning_rate: float | None = Field(None, gt=0, description="null: the autoencoder's")
-    betas: Betas = [0.5, 0.9]
+    betas: Betas = Field([0.5, 0.9], description="of its adamw: decay of the two moments")
 
 
 class UNetConfig(Section):
     """Sizes of the denoiser; the defaults train on one GPU (about 90 M parameters)."""
 
-    channels: int = Field(128, gt=0)
-    channel_multipliers: Multipliers = [1, 2, 3, 4]
-    num_res_blocks: int = Field(2, gt=0)
-    attention_levels: list[int] = [1, 2, 3]
+    channels: int = Field(128, gt=0, description="width at the latents' resolution")
+    channel_multipliers: Multipliers = Field(
+        [1, 2, 3, 4], description="width of each level, in units of channels"
+    )
+    num_res_blocks: int = Field(2, gt=0, description="blocks a level, one more on the way up")
+    attention_levels: list[int] = Field(
+        [1, 2, 3], description="levels with attention; 0 has the latents' resolution"
+    )
     num_heads: pydantic.PositiveInt | Multipliers = Field(8, description="one, or one a level")
-    norm_groups: int = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    norm_groups: int = Field(32, gt=0, description="of every group norm; divides all widths")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
     recompute: bool = Field(
         False, description="compute blocks again on the way back: less memory, more time"
     )
@@ -133,9 +145,9 @@ class TextConfig(Section):
     )
     path: str = Field("", description="CLIP folder, or KerasHub preset name")
     context_length: int = Field(24, ge=3, le=77, description="tokens, for source scratch")
-    hidden_dim: int = Field(256, gt=0)
-    num_layers: int = Field(4, gt=0)
-    num_heads: int = Field(4, gt=0)
+    hidden_dim: int = Field(256, gt=0, description="width, for source scratch")
+    num_layers: int = Field(4, gt=0, description="transformer blocks, for source scratch")
+    num_heads: int = Field(4, gt=0, description="of attention; divides hidden_dim")
 
     @property
     def trained(self) -> bool:
@@ -159,11 +171,15 @@ class LoraConfig(Section):
 class ScheduleConfig(Section):
     """The forward process and what the UNet predicts."""
 
-    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
-    beta_start: float = Field(0.00085, gt=0)
-    beta_end: float = Field(0.012, gt=0, lt=1)
-    num_train_timesteps: int = Field(1000, gt=1)
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = Field(
+        "scaled_linear", description="how the betas rise; scaled_linear is Stable Diffusion's"
+    )
+    beta_start: float = Field(0.00085, gt=0, description="not used by cosine")
+    beta_end: float = Field(0.012, gt=0, lt=1, description="not used by cosine")
+    num_train_timesteps: int = Field(1000, gt=1, description="T")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = Field(
+        "epsilon", description="what the UNet predicts: the noise, v, or the clean latents"
+    )
     rescale_zero_terminal_snr: bool = Field(
         False, description="end in pure noise; not with epsilon"
     )
@@ -172,22 +188,29 @@ class ScheduleConfig(Section):
 class TrainingConfig(Section):
     """How long, how fast, how often. Steps are optimizer steps, batch sizes are global."""
 
-    num_steps: int = Field(100_000, gt=0)
-    batch_size: int = Field(32, gt=0)
+    num_steps: int = Field(100_000, gt=0, description="length of the run")
+    batch_size: int = Field(32, gt=0, description="of all replicas together")
     optimizer: Literal["adamw", "adafactor", "lion"] = Field(
         "adamw", description="adafactor holds less than one number a weight, lion one, adamw two"
     )
     betas: Betas = Field([0.9, 0.999], description="of adamw: decay of its two moments")
-    learning_rate: float = Field(1e-4, gt=0)
-    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(500, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
+    learning_rate: float = Field(1e-4, gt=0, description="after the warm-up")
+    learning_rate_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine falls to 0 at num_steps"
+    )
+    warmup_steps: int = Field(500, ge=0, description="over which the rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0, description="not of biases and norms")
     clip_norm: float = Field(1.0, gt=0, description="limit of the gradients' global norm")
-    ema_momentum: float = Field(0.9999, ge=0, lt=1, description="0: no moving average")
+    ema_momentum: float = Field(
+        0.9999,
+        ge=0,
+        lt=1,
+        description="of the EMA of the weights, which is validated and kept; 0: none",
+    )
     ema_warmup: bool = Field(
         True, description="at first average over fewer steps: momentum at most n / (n + 9)"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the weights and of everything drawn")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the layers; weights, losses and moments stay float32"
     )
@@ -199,10 +222,10 @@ class TrainingConfig(Section):
     )
     jit_compile: bool = Field(False, description="compile the step with XLA")
     wandb: str = Field("", description="project of Weights & Biases to log to as well")
-    log_every: int = Field(50, gt=0)
-    validate_every: int = Field(2000, gt=0)
-    checkpoint_every: int = Field(1000, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
+    log_every: int = Field(50, gt=0, description="steps")
+    validate_every: int = Field(2000, gt=0, description="steps")
+    checkpoint_every: int = Field(1000, gt=0, description="steps")
+    keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints that stay")
     best_metric: Literal["loss", "none"] = Field(
         "loss", description="of validation: the best checkpoint by it is kept beside the newest"
     )
@@ -218,8 +241,8 @@ class AutoencoderTraining(TrainingConfig):
     best_metric: Literal["loss", "psnr", "ssim", "perceptual", "none"] = Field(
         "loss", description="of validation: the best checkpoint by it is kept beside the newest"
     )
-    reconstruction_loss: Literal["l1", "l2"] = "l1"
-    kl_weight: float = Field(1e-6, ge=0)
+    reconstruction_loss: Literal["l1", "l2"] = Field("l1", description="mean over pixels")
+    kl_weight: float = Field(1e-6, ge=0, description="of the KL term, a sum over the latent")
 
 
 class DiffusionTraining(TrainingConfig):
@@ -246,12 +269,14 @@ class SamplesConfig(Section):
     """
 
     prompts: list[str] = Field([], description="none: captions of the data, spread evenly")
-    images_per_prompt: int = Field(4, gt=0)
-    num_steps: int = Field(30, gt=0)
-    sampler: str = "ddim"
-    timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing"
-    guidance_scale: float = Field(4.0, ge=0)
-    seed: int = Field(0, ge=0)
+    images_per_prompt: int = Field(4, gt=0, description="columns of the grid")
+    num_steps: int = Field(30, gt=0, description="of the sampler")
+    sampler: str = Field("ddim", description="see latentddpm generate --sampler")
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = Field(
+        "trailing", description="which timesteps the sampler visits"
+    )
+    guidance_scale: float = Field(4.0, ge=0, description="1: none")
+    seed: int = Field(0, ge=0, description="of the first column")
 
 
 INIT = Field("", description="model folder to start from instead of random weights (--init)")

@@ -114,7 +114,7 @@ def test_python_and_numpy_hold_no_more_for_more_images(tmp_path, autoencoder):
 
 @pytest.mark.slow
 def test_processes_hold_no_more_for_more_images():
-    """Everything a process holds, C++ included, by the benchmark of docs/scale.md."""
+    """Everything a process holds, C++ included, by the benchmark of docs/guides/scale.md."""
     counts = ("5000", "20000", "80000")
     command = [sys.executable, "benchmarks/scale.py", "--images", *counts]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

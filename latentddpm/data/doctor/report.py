@@ -123,7 +123,7 @@ def as_text(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """The report as one JSON object; docs/doctor.md has its keys."""
+    """The report as one JSON object; docs/guides/doctor.md has its keys."""
     findings = {
         key: {"severity": KINDS[key][0], "count": finding.count, **_items(key, finding)}
         for key, finding in report.findings.items()

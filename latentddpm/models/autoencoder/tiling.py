@@ -30,7 +30,7 @@ AUTO, OFF = "auto", "off"
 Tile = str | int
 
 # What one pass needs beside its weights, in float32 feature maps of the widest block at full
-# size; measured with Stable Diffusion's autoencoder (docs/generate.md).
+# size; measured with Stable Diffusion's autoencoder (docs/guides/generate.md).
 MAPS_OF_ONE_PASS = 8
 STRIP_PIXELS = 1 << 15  # at 256 channels a feature map of 32 MiB, and some ten of them at a time
 

@@ -1,0 +1,241 @@
+"""Hooks of `mkdocs build`: pages that are made from the package, so that they cannot go stale.
+
+    <!-- settings -->         every setting of `latentddpm.config`, on `reference/settings.md`
+    <!-- commands -->         every command's help, on `reference/commands.md`
+    <!-- public names -->     the names of `latentddpm.__all__`, on `reference/index.md`
+    <!-- modules: ROOM -->    the modules of a room, those with public names first
+
+Pages that live elsewhere in the repository (`OUTSIDE`) become pages of the site, and links to
+them are turned to where they are there. Nothing here needs mkdocs until it runs: the tests use
+these functions to look for dead links.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+OUTSIDE = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "weights/emoji-128/README.md": "models/emoji-128.md",
+}
+"""File in the repository → page of the site."""
+
+LINK = re.compile(r"(?<!\\)(\]\()([^)\s]+)(\))")
+CODE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"^<!-- (settings|commands|public names|modules: [\w ]+) -->$", re.MULTILINE)
+
+
+# --- Settings ------------------------------------------------------------------------------
+
+SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def settings_markdown() -> str:
+    """Every setting, a table for each section: key, command, type, default, meaning."""
+    from latentddpm.config import AutoencoderRun, DiffusionRun
+
+    runs = {"train-vae": AutoencoderRun, "train-diffusion": DiffusionRun}
+    lines = []
+    for name in dict.fromkeys(name for run in runs.values() for name in run.model_fields):
+        fields = {c: run.model_fields[name] for c, run in runs.items() if name in run.model_fields}
+        rows: dict[tuple[str, ...], list[str]] = {}
+        for command, field in fields.items():
+            settings = getattr(field.annotation, "model_fields", None)
+            named = {f"{name}.{k}": v for k, v in settings.items()} if settings else {name: field}
+            for key, setting in named.items():
+                rows.setdefault(_cells(key, setting), []).append(command)
+        lines += [f"## {name}", "", _words([field.annotation for field in fields.values()]), ""]
+        lines += ["| setting | command | type | default | meaning |", "|---|---|---|---|---|"]
+        for (key, *cells), commands in rows.items():
+            who = "both" if len(commands) == len(runs) else commands[0]
+            lines.append(f"| {' | '.join([key, who, *cells])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _words(kinds: list[type]) -> str:
+    """What a section's class says, or the class that all of them come from."""
+    kind = next(one for one in kinds[0].__mro__ if all(issubclass(k, one) for k in kinds))
+    text = kind.__doc__ if hasattr(kind, "model_fields") else ""
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def _cells(key: str, field: Any) -> tuple[str, ...]:
+    default = field.get_default(call_default_factory=True)
+    kind = _type(field.annotation, field.metadata)
+    return f"`{key}`", kind, f"`{_yaml(default)}`", (field.description or "").replace("|", "\\|")
+
+
+def _yaml(value: Any) -> str:
+    """A default as a configuration file has it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
+
+
+def _type(annotation: Any, metadata: Any = ()) -> str:
+    """A type with its range, in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0], [*metadata, *arguments[1:]])
+    if origin is typing.Literal:
+        return ", ".join(f"`{one}`" for one in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(one, () if one is type(None) else metadata) for one in arguments)
+    # A constraint stands alone, or in the `metadata` of a `Field`.
+    rules = [rule for one in metadata for rule in getattr(one, "metadata", None) or [one]]
+    limits = {key: getattr(rule, key) for rule in rules for key in SIGNS if hasattr(rule, key)}
+    if origin is list:
+        return f"list of: {_type(arguments[0])}"
+    return " ".join([WORDS[annotation], *(f"{SIGNS[k]} {v:g}" for k, v in limits.items())])
+
+
+# --- Commands ------------------------------------------------------------------------------
+
+
+def commands_markdown() -> str:
+    """Each command with its `--help`."""
+    import click
+
+    from latentddpm.cli import main
+
+    def help_of(command: click.Command, name: str, parent: Any = None) -> str:
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 88}
+        context = click.Context(
+            command, info_name=name, parent=parent, terminal_width=88, **settings
+        )
+        return f"```text\n{command.get_help(context).rstrip()}\n```\n"
+
+    parent = click.Context(main, info_name="latentddpm")
+    parts = [help_of(main, "latentddpm")]
+    for name in main.list_commands(parent):
+        parts += [f"## {name}\n", help_of(main.commands[name], name, parent)]
+    return "\n".join(parts)
+
+
+# --- Modules -------------------------------------------------------------------------------
+
+
+def homes() -> dict[str, str]:
+    """Public name → the module it lives in."""
+    import latentddpm
+
+    return {name: latentddpm._HOMES[name] for name in sorted(latentddpm._HOMES, key=str.lower)}
+
+
+def public_names_markdown() -> str:
+    """A line for each public name, linked to its place."""
+    lines = ["| name | from |", "|---|---|"]
+    for name, home in homes().items():
+        lines.append(f"| [`latentddpm.{name}`][{_path(name, home)}] | `{home}` |")
+    return "\n".join(lines)
+
+
+def _path(name: str, home: str) -> str:
+    """Where a public name is: a name of a module, or the module itself."""
+    return home if home.endswith(f".{name}") else f"{home}.{name}"
+
+
+def modules_markdown(rooms: str) -> str:
+    """The modules of rooms (folders, or modules of the top), as mkdocstrings asks for them."""
+    public = homes()
+    found = [name for room in rooms.split() for name in _modules(room)]
+    first = [name for name in found if name in public.values()]
+    names = [f"[`{name}`][{_path(name, home)}]" for name, home in public.items() if home in first]
+    lines = [f"Public names: {', '.join(names)}.\n"] if names else []
+    for name in [*first, *(name for name in found if name not in first)]:
+        lines.append(f"::: {name}\n    options:\n      heading_level: 2")
+        if (ROOT / name.replace(".", "/")).is_dir():
+            lines.append("      members: false")  # they are those of its modules
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _modules(room: str) -> Iterator[str]:
+    """Dotted names of the modules of a room that say anything, packages before their modules."""
+    place = ROOT / "latentddpm" / room
+    if not place.is_dir():
+        yield f"latentddpm.{room}"
+        return
+    for path in sorted(place.rglob("*.py"), key=lambda p: (p.parent, p.stem != "__init__", p)):
+        if path.name == "__init__.py" and not path.read_text("utf-8").strip():
+            continue
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+# --- Pages ---------------------------------------------------------------------------------
+
+
+def filled(markdown: str) -> str:
+    """A page with its marks replaced by what they stand for."""
+
+    def replace(match: re.Match[str]) -> str:
+        mark, _, argument = match[1].partition(": ")
+        if argument:
+            return modules_markdown(argument)
+        makers = {
+            "settings": settings_markdown,
+            "commands": commands_markdown,
+            "public names": public_names_markdown,
+        }
+        return makers[mark]()
+
+    return MARK.sub(replace, markdown)
+
+
+def relinked(markdown: str, source: str, page: str) -> str:
+    """Links of a file of the repository as they are between pages of the site.
+
+    Args:
+        source: where the file lies in the repository, such as "docs/index.md".
+        page: where its page lies in the site, such as "index.md".
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        target, hash_sign, anchor = match[2].partition("#")
+        if not target or ":" in target:
+            return match[0]
+        path = os.path.normpath(os.path.join(os.path.dirname(source), target))
+        place = OUTSIDE.get(path)
+        if place is None and path.startswith("docs/"):
+            place = path.removeprefix("docs/")
+        if place is None:
+            return match[0]  # left for `--strict` to complain of
+        turned = os.path.relpath(place, os.path.dirname(page) or ".")
+        return f"{match[1]}{turned}{hash_sign}{anchor}{match[3]}"
+
+    parts, end = [], 0
+    for block in CODE.finditer(markdown):
+        parts += [LINK.sub(replace, markdown[end : block.start()]), block[0]]
+        end = block.end()
+    return "".join([*parts, LINK.sub(replace, markdown[end:])])
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that live outside of `docs/`."""
+    file_type = importlib.import_module("mkdocs.structure.files").File
+    for source, page in OUTSIDE.items():
+        files.append(file_type.generated(config, page, abs_src_path=str(ROOT / source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn links, fill in what is made from the package."""
+    places = {page: source for source, page in OUTSIDE.items()}
+    uri = page.file.src_uri
+    return filled(relinked(markdown, places.get(uri, f"docs/{uri}"), uri))

@@ -33,6 +33,7 @@ _HOMES = {
     "TextEncoder": "latentddpm.clip.text_encoder",
     "UNet": "latentddpm.models.unet",
     "UserError": "latentddpm.errors",
+    "export": "latentddpm.export",
     "interop": "latentddpm.interop",
     "noisy_examples": "latentddpm.data.examples",
     "open_dataset": "latentddpm.data.dataset",
@@ -57,6 +58,7 @@ __all__ = [
     "UNet",
     "UserError",
     "__version__",
+    "export",
     "interop",
     "noisy_examples",
     "open_dataset",
@@ -66,7 +68,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from latentddpm import interop
+    from latentddpm import export, interop
     from latentddpm.clip.text_encoder import TextEncoder
     from latentddpm.clip.tokenizer import CLIPTokenizer
     from latentddpm.data.dataset import open_dataset

@@ -39,12 +39,6 @@ CODE = {
 RUNS = {"train-vae": AutoencoderRun, "train-diffusion": DiffusionRun}
 OTHERS_OPTIONS = {"--no-deps", "--run-slow", "--signal"}  # of pip, pytest, Slurm
 
-# Public names and modules that the pages tell of and that are merged after them: empty this then.
-COMING = {
-    *("AutoencoderTrainer", "DenoisingTrainer", "UserError", "TextEncoder"),
-    *("ClassifierFreeGuidance", "train_vae", "train_diffusion", "open_dataset"),
-}
-
 
 def load_hooks():
     spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
@@ -202,7 +196,7 @@ def test_python_compiles_and_its_names_exist(page, body):
 
 def has_name(module, name):
     """Whether a module of the package gives a name, without importing it."""
-    if module == "latentddpm" and name in {*latentddpm.__all__, *COMING}:
+    if module == "latentddpm" and name in latentddpm.__all__:
         return True
     path = ROOT.joinpath(*module.split("."))
     if (path / f"{name}.py").is_file() or (path / name).is_dir():
@@ -224,10 +218,6 @@ def defined(node):
         yield from (target.id for target in node.targets if isinstance(target, ast.Name))
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         yield node.target.id
-
-
-def test_nothing_that_is_there_is_said_to_come():
-    assert not COMING & set(latentddpm.__all__), "COMING: take out what is merged"
 
 
 def test_the_block_of_the_readme_runs():

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 import latentddpm
-from latentddpm import interop, samplers
+from latentddpm import export, interop, samplers
 
 PACKAGE = Path(latentddpm.__file__).parent
-MODULES = ("interop", "samplers", "__version__")
+MODULES = ("export", "interop", "samplers", "__version__")
 PUBLIC = {
     **{name: getattr(latentddpm, name) for name in latentddpm.__all__ if name not in MODULES},
     **{f"samplers.{name}": getattr(samplers, name) for name in samplers.__all__},
     **{f"interop.{name}": getattr(interop, name) for name in interop.__all__},
+    **{f"export.{name}": getattr(export, name) for name in export.__all__},
 }
 CLASSES = sorted(name for name, value in PUBLIC.items() if inspect.isclass(value))
 FUNCTIONS = sorted(name for name, value in PUBLIC.items() if inspect.isfunction(value))

@@ -118,7 +118,7 @@ def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None
     """Write a model for other programs, checked against the original."""
     import_keras()
     from latentddpm.export.export import check_request
-    from latentddpm.export.export import export as write
+    from latentddpm.export.export import export_model as write
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
     check_request(out, kind, storage)

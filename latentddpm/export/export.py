@@ -1,4 +1,4 @@
-"""Models for other programs: one entry, four formats.
+"""Export of a model for other programs: one function, four formats.
 
     keras         a model folder of `.keras` archives
     saved-model   a TensorFlow SavedModel with the endpoints of `endpoints`
@@ -37,16 +37,19 @@ PART_FORMATS = ("onnx", "litert")  # each a module beside this one: TOOLS, SUFFI
 FORMAT_VERSION = 1
 
 
-def export(
+def export_model(
     model: LatentDiffusion,
     out: str | Path,
     format: str,
     storage: str = "float32",
     note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
-    """Write `model` in `format` below `out`.
+    """Write a model for other programs, checked against the original before it takes its name.
 
     Args:
+        model: what to write.
+        out: new folder.
+        format: "keras", "saved-model", "onnx" or "litert".
         storage: precision of the weights in `.keras` archives, see `archive.STORAGE`.
         note: takes a line for each endpoint that was written and checked.
 
@@ -57,6 +60,12 @@ def export(
         UserError: see `check_request`; or a part is too large for the format.
         ArithmeticError: what was written does not compute what the model does.
         OSError: the disk is full, or the folder cannot be written.
+
+    Example:
+        ```python
+        model = latentddpm.LatentDiffusion.load("runs/ldm")
+        latentddpm.export.export_model(model, "exported", "onnx")
+        ```
     """
     out = Path(out)
     check_request(out, format, storage)

@@ -19,9 +19,9 @@ from tiny import SIZE, endpoint_inputs, perturb, quick_model, tiny_autoencoder, 
 from latentddpm.cli import main
 from latentddpm.errors import UserError
 from latentddpm.export import endpoints as interop_endpoints
-from latentddpm.export import export as exports
+from latentddpm.export import export_model as exports
 from latentddpm.export.endpoints import TOLERANCE, check, endpoints, examples
-from latentddpm.export.export import export
+from latentddpm.export.export import export_model
 from latentddpm.export.saved_model import runner
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -185,7 +185,7 @@ def test_an_export_that_fails_its_check_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(interop_endpoints, "TOLERANCE", -1.0)
     alone = LatentDiffusion(tiny_autoencoder(**ONE_LEVEL), None, None, image_size=SIZE)
     with pytest.raises(ArithmeticError):
-        export(alone, tmp_path / "out", "saved-model")
+        export_model(alone, tmp_path / "out", "saved-model")
     left = list(tmp_path.iterdir())
     assert not left, f"expected nothing under the final name or beside it, found {left}"
 
@@ -193,13 +193,13 @@ def test_an_export_that_fails_its_check_leaves_nothing(tmp_path, monkeypatch):
 def test_a_disk_that_is_full_leaves_nothing(tmp_path):
     alone = LatentDiffusion(tiny_autoencoder(**ONE_LEVEL), None, None, image_size=SIZE)
     with file_size_limit(20_000), pytest.raises(OSError, match="File too large"):
-        export(alone, tmp_path / "out", "saved-model")
+        export_model(alone, tmp_path / "out", "saved-model")
     left = list(tmp_path.iterdir())
     assert not left, f"expected nothing under the final name or beside it, found {left}"
 
 
 def test_the_keras_format_is_a_model_folder(model, tmp_path):
-    assert export(model, tmp_path / "out", "keras") == {}, "expected nothing to compare"
+    assert export_model(model, tmp_path / "out", "keras") == {}, "expected nothing to compare"
     parts = set(read_model_folder(tmp_path / "out").parts)
     assert parts == {"vae", "unet", "text_encoder"}, f"expected every part, got {parts}"
 
@@ -207,14 +207,14 @@ def test_the_keras_format_is_a_model_folder(model, tmp_path):
 @pytest.mark.parametrize("kind", exports.FORMATS)
 def test_an_existing_folder_is_refused(model, tmp_path, kind):
     with pytest.raises(UserError, match="exists already") as error:
-        export(model, tmp_path, kind)
+        export_model(model, tmp_path, kind)
     assert str(tmp_path) in str(error.value), f"expected the folder to be named: {error.value}"
     assert not list(tmp_path.iterdir()), "expected the folder untouched"
 
 
 def test_an_unknown_format_is_refused_with_the_nearest(model, tmp_path):
     with pytest.raises(UserError, match="did you mean 'saved-model'"):
-        export(model, tmp_path / "out", "savedmodel")
+        export_model(model, tmp_path / "out", "savedmodel")
 
 
 def test_the_help_names_every_format():
@@ -227,7 +227,7 @@ def test_the_help_names_every_format():
 def test_absent_tools_are_named_in_one_line(model, tmp_path, monkeypatch, kind, tool):
     monkeypatch.setitem(sys.modules, tool, None)  # as if it were not installed
     with pytest.raises(UserError) as error:
-        export(model, tmp_path / "out", kind)
+        export_model(model, tmp_path / "out", kind)
     for part in (f"export --format {kind} needs", tool, 'pip install "latentddpm[export]"'):
         assert part in str(error.value), f"expected {part!r} in {error.value}"
     assert "\n" not in str(error.value), f"expected one line: {error.value}"
@@ -237,7 +237,7 @@ def test_absent_tools_are_named_in_one_line(model, tmp_path, monkeypatch, kind, 
 @pytest.mark.parametrize("kind", ["saved-model", "onnx", "litert"])
 def test_a_storage_that_the_format_lacks_is_refused(model, tmp_path, kind):
     with pytest.raises(UserError, match=f"storage 'float16'.*not '{kind}'"):
-        export(model, tmp_path / "out", kind, "float16")
+        export_model(model, tmp_path / "out", kind, "float16")
     assert not list(tmp_path.iterdir()), "expected nothing written"
 
 

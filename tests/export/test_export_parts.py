@@ -1,6 +1,6 @@
 """ONNX and LiteRT: written by the command line, run by their own runtimes.
 
-Needs the `export` extra; what can be tested without it is in `test_export.py`.
+Needs the `export_model` extra; what can be tested without it is in `test_export.py`.
 """
 
 import json
@@ -28,7 +28,7 @@ from latentddpm.errors import UserError
 from latentddpm.export import endpoints as interop_endpoints
 from latentddpm.export import litert, onnx
 from latentddpm.export.endpoints import TOLERANCE, check, endpoints
-from latentddpm.export.export import export
+from latentddpm.export.export import export_model
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.utils.files import file_digest
@@ -244,7 +244,7 @@ def alone():
 
 
 def test_an_autoencoder_alone_exports_its_two_parts(kind, alone, tmp_path):
-    differences = export(alone, tmp_path / "out", kind)
+    differences = export_model(alone, tmp_path / "out", kind)
     assert set(differences) == {"encode", "decode"}, f"unexpected endpoints {differences}"
     suffix = WRITERS[kind].SUFFIX
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -255,14 +255,14 @@ def test_an_autoencoder_alone_exports_its_two_parts(kind, alone, tmp_path):
 def test_an_export_that_fails_its_check_leaves_nothing(kind, alone, tmp_path, monkeypatch):
     monkeypatch.setattr(interop_endpoints, "TOLERANCE", -1.0)
     with pytest.raises(ArithmeticError, match="endpoint encode"):
-        export(alone, tmp_path / "out", kind)
+        export_model(alone, tmp_path / "out", kind)
     left = list(tmp_path.iterdir())
     assert not left, f"expected nothing under the final name or beside it, found {left}"
 
 
 def test_a_disk_that_is_full_leaves_nothing(kind, alone, tmp_path):
     with file_size_limit(2_000), pytest.raises(OSError, match="File too large"):
-        export(alone, tmp_path / "out", kind)
+        export_model(alone, tmp_path / "out", kind)
     left = list(tmp_path.iterdir())
     assert not left, f"expected nothing under the final name or beside it, found {left}"
 
@@ -273,10 +273,10 @@ def test_a_part_beyond_two_gigabytes(kind, alone, tmp_path, monkeypatch):
     if kind == "litert":
         monkeypatch.setattr(litert, "LARGEST", 0)
         with pytest.raises(UserError, match=r"encoder has .* GB of weights.*'onnx'"):
-            export(alone, tmp_path / "out", kind)
+            export_model(alone, tmp_path / "out", kind)
         return
     monkeypatch.setattr(onnx, "EXTERNAL_ABOVE", 0)
-    export(alone, tmp_path / "out", kind)
+    export_model(alone, tmp_path / "out", kind)
     entries = json.loads((tmp_path / "out" / "pipeline.json").read_text("utf-8"))["parts"]
     files = list(entries["encoder"]["files"])
     assert files == ["encoder.onnx", "encoder.onnx.data"], f"files {files}"

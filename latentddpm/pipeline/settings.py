@@ -121,15 +121,9 @@ class ModelFacts:
             raise UserError("height and width: this model names no size of its own; give both")
         for name, kind in FIELDS.items():
             values[name] = check_type(name, values[name], kind)
-        own = (
-            layer
-            for k, layer in enumerate(defaults)
-            if _first("sampler", defaults[k:]) == values["sampler"]
-        )
-        options = dict(_first("sampler_options", own) or {})
-        if values["timestep_spacing"] != "leading":  # the only one that has an offset
-            options.pop("steps_offset", None)
-        values["sampler_options"] = {**options, **given.get("sampler_options", {})}
+        options = _sampler_options(values["sampler"], values["timestep_spacing"], defaults)
+        options |= given.get("sampler_options", {})
+        values["sampler_options"] = check_sampler_options(values["sampler"], options)
         settings = GenerationSettings(**values)
         self.check(settings)
         return settings
@@ -220,6 +214,20 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
 def _first(name: str, layers: Iterable[Mapping[str, Any]]) -> Any:
     """The value of the first that has one, else None."""
     return next((layer[name] for layer in layers if layer.get(name) is not None), None)
+
+
+def _sampler_options(
+    sampler: str, timestep_spacing: str, defaults: list[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The default options of a sampler: of the first defaults whose sampler it is."""
+    for k in range(len(defaults)):
+        own = defaults[k].get("sampler_options")
+        if own is not None and _first("sampler", defaults[k:]) == sampler:
+            options = dict(own)
+            if timestep_spacing != "leading":  # the only one that has an offset
+                options.pop("steps_offset", None)
+            return options
+    return {}
 
 
 def _downsample_factor(archive: Path) -> int | None:

@@ -128,6 +128,7 @@ def test_settings_do_not_change():
 
 def test_numbers_of_numpy_become_numbers_of_json():
     given = {"num_steps": np.int64(5), "guidance_scale": np.float32(2.5), "height": np.int32(8)}
+    given["sampler_options"] = {"eta": np.float32(0.5)}
     values = dataclasses.asdict(FACTS.settings(**given))
     assert json.loads(json.dumps(values)) == values, f"{values} are not JSON's"
     assert (values["num_steps"], values["guidance_scale"]) == (5, 2.5), f"other values: {values}"

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import EMOJI
+from conftest import EMOJI, TESTS
 from PIL import Image
 from tiny import tiny_lora, tiny_model
 
@@ -431,7 +431,7 @@ def test_the_command_from_model_folder_to_table(model, tmp_path):
     colours = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalMaxPooling2D()])
     colours.save(tmp_path / "colours.keras")
     options = ["--validation-fraction", "0.3", "--num-images", 6, "--sweep", "guidance=2,3"]
-    clip = ["--clip", EMOJI.parent / "golden" / "clip_towers" / "model"]
+    clip = ["--clip", TESTS / "golden" / "clip_towers" / "model"]
     lora = ["--lora", f"{tiny_lora(tmp_path / 'style.safetensors')}:0.5"]
     places = ["--extractor", tmp_path / "colours.keras", "--out", tmp_path / "out", "--quiet"]
     answer = run(

@@ -7,7 +7,9 @@ code 2. System faults (disk full, no permission) stay `OSError` and exit with co
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
 
 
 class UserError(ValueError):
@@ -43,6 +45,31 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
             f"{name}: {value!r} is not known{nearest(value, choices)}; choose one of {allowed}"
         )
     return value
+
+
+TYPES: dict[type, tuple[type, str]] = {
+    str: (str, "text"),
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    list: (list, "a list"),
+    dict: (Mapping, "names with values"),
+}
+"""Each type that options and metadata have: all that passes for it, and its name for people."""
+
+
+def check_type(name: str, value: Any, kind: type) -> Any:
+    """`value` when it is a `kind`, one of `TYPES`; a whole number is a number as well.
+
+    Numbers of NumPy become Python's own, which JSON can hold.
+
+    Raises:
+        UserError: naming `name`, what was expected and the value.
+    """
+    accepted, words = TYPES[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{name}: expected {words}, got {value!r:.80}")
+    return value if type(value) in (kind, int) else kind(value)
 
 
 def one_line(error: object) -> str:

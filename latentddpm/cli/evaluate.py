@@ -19,6 +19,7 @@ from latentddpm.cli.options import FOLDER, data_option, lora_option, model_optio
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
+from latentddpm.pipeline.settings import facts_of
 from latentddpm.utils.files import write_json
 from latentddpm.utils.startup import import_keras
 
@@ -119,6 +120,7 @@ def evaluate(
     """
     from latentddpm.config import AutoencoderRun
     from latentddpm.config_file import load_config
+    from latentddpm.evaluation.sweep import parse_sweep, settings_of
     from latentddpm.generation.loras import apply_loras, read_loras
 
     autoencoder = autoencoder or not (nll or latents or generator)
@@ -139,6 +141,13 @@ def evaluate(
     splitting = {"fraction": validation_fraction, "by": validation_by}
     overrides = [f"data.validation_{key}={value}" for key, value in splitting.items()]
     splits = load_config(AutoencoderRun, None, tuple(overrides)).data
+    facts = facts_of(folder) if nll or generator else None
+    if facts:
+        facts.check_size(*size)
+    settings = []
+    if generator:
+        given = {**setting, "height": size[0], "width": size[1]}
+        settings = settings_of(facts, parse_sweep(sweep), **given)
     import_keras()
     from latentddpm.evaluation.autoencoder import evaluate_autoencoder
     from latentddpm.evaluation.clip_towers import load_clip_towers
@@ -147,7 +156,6 @@ def evaluate(
     from latentddpm.evaluation.images import open_images
     from latentddpm.evaluation.likelihood import evaluate_bound
     from latentddpm.evaluation.projection import project_latents
-    from latentddpm.evaluation.sweep import parse_sweep, settings_of
     from latentddpm.interop.vgg import load_perceptual
     from latentddpm.models.archive import load_archive, weights_digest
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -157,8 +165,7 @@ def evaluate(
     if changes:
         apply_loras(whole, changes)
     vae = whole.autoencoder if whole else load_archive(folder.file("vae"), Autoencoder)
-    (whole or vae).check_size(*size)
-    settings = settings_of(whole, parse_sweep(sweep), **setting) if generator else []
+    (whole.facts if whole else vae).check_size(*size)
     features = load_extractor(extractor) if extractor else None
     if features:
         features.check_size(*size)
@@ -179,7 +186,7 @@ def evaluate(
         images = open_images(
             data, catalog, size, split=split, data=splits, limit=limit, quiet=quiet
         )
-        facts = {
+        conditions = {
             "model": str(model),
             "model_digest": folder.digest,
             "loras": whole.loras if whole else [],
@@ -192,8 +199,8 @@ def evaluate(
             "perceptual": distance
             and {"label": distance.label, "digest": weights_digest(distance)},
         }
-        results = {"latentddpm": __version__, **facts}
-        tell(_heading(facts))
+        results = {"latentddpm": __version__, **conditions}
+        tell(_heading(conditions))
 
         if nll:
             report = evaluate_bound(

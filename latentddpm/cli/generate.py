@@ -18,7 +18,7 @@ from latentddpm.cli.usage import command
 @lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
-@click.option("--steps", type=int, help="Sampler steps [default: the model's].")
+@click.option("--steps", "num_steps", type=int, help="Sampler steps [default: the model's].")
 @click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's].")
 @click.option("--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's].")
 @click.option("--sigma-spacing", help=f"Of samplers in sigma: {', '.join(SIGMA_SPACINGS)}.")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from latentddpm.errors import UserError, check_choice, nearest, one_line
 from latentddpm.utils.console import say
@@ -84,8 +86,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except (UserError, OSError, ArithmeticError, MemoryError) as error:
             if traceback:
                 raise
-            code = 2 if isinstance(error, UserError) else 1
-            raise Failure(one_line(error), code) from None
+            message = one_line(error)
+            if isinstance(error, UserError):
+                raise Failure(name_option(message), 2) from None
+            raise Failure(message, 1) from None
         except Exception as error:
             if traceback or type(error).__name__ != NO_MEMORY:
                 raise
@@ -96,6 +100,22 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             raise Failure(one_line(error) or "interrupted", code) from None
 
     return run
+
+
+def name_option(message: str) -> str:
+    """A message that begins with an argument's name, by the option that gave it.
+
+    Functions say `num_steps: …` and `height 30 …`; on the command line these are `--steps` and
+    `--height`.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+        own = option.opts[0].removeprefix("--").replace("-", "_")
+        named = re.match(rf"({option.name}|{own})(?=: | -?\d)", message)
+        if given and named and option.opts[0].startswith("--"):
+            return option.opts[0] + message[named.end() :]
+    return message
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:

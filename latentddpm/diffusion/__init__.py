@@ -1,15 +1,21 @@
-"""The mathematics of diffusion: schedule (forward), samplers (reverse), guidance."""
+"""The mathematics of diffusion: schedule (forward), samplers (reverse), guidance.
 
-from latentddpm.diffusion import samplers
-from latentddpm.diffusion.guidance import ClassifierFreeGuidance
-from latentddpm.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
-from latentddpm.diffusion.schedule import NoiseSchedule
+The names below load on first use, so that `diffusion.options` is there without Keras.
+"""
 
-__all__ = [
-    "ClassifierFreeGuidance",
-    "DDIMSampler",
-    "DDPMSampler",
-    "NoiseSchedule",
-    "Sampler",
-    "samplers",
-]
+import importlib
+from typing import Any
+
+_HOMES = {
+    "ClassifierFreeGuidance": "guidance",
+    "DDIMSampler": "samplers",
+    "DDPMSampler": "samplers",
+    "NoiseSchedule": "schedule",
+    "Sampler": "samplers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -19,25 +19,15 @@ eq. 15, 16):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from latentddpm.diffusion.options import check_guidance_rescale, check_guidance_scale
 from latentddpm.errors import UserError
 
 Array = Any
-
-
-def check_guidance_scale(guidance_scale: float) -> None:
-    """Refuse what is no guidance scale.
-
-    Raises:
-        UserError: it is negative or not finite.
-    """
-    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-        raise UserError(f"guidance_scale: expected a number of at least 0, got {guidance_scale!r}")
 
 
 class ClassifierFreeGuidance:
@@ -75,10 +65,7 @@ class ClassifierFreeGuidance:
         guidance_rescale: float = 0.0,
     ) -> None:
         check_guidance_scale(guidance_scale)
-        if not 0 <= guidance_rescale <= 1:
-            raise UserError(
-                f"guidance_rescale: expected 0 (none) to 1 (all), got {guidance_rescale!r}"
-            )
+        check_guidance_rescale(guidance_rescale)
         shape, null_shape = tuple(context.shape), tuple(null_context.shape)
         if null_shape not in (shape, (1, *shape[1:])):
             raise UserError(

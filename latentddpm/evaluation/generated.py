@@ -1,12 +1,12 @@
 """Generated images on disk: drawn once, found again, never mixed.
 
-    setting    sampler, steps, spacing, guidance             one folder for each, and each model
+    settings   sampler, steps, spacing, guidance, size …     one folder for each, and each model
     image k    prompt k, seed + k                            one PNG in it, named by both
 
-An image is a function of its model (and the LoRA files merged into it), setting, prompt and seed
+An image is a function of its model (and the LoRA files merged into it), settings, prompt and seed
 (see `seeds`); all are in its metadata, by which a file is known to be the image that is wanted.
 So a drawing that was interrupted goes on, more images come on top of those that are there, and
-another model, LoRA or setting finds none. `latentddpm generate --from` makes any of them again.
+another model, LoRA or settings find none. `latentddpm generate --from` makes any of them again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ import latentddpm
 from latentddpm.data.captions import Captions
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.images import read_image
-from latentddpm.diffusion.guidance import check_guidance_scale
-from latentddpm.diffusion.samplers.factory import default_options, make_sampler
 from latentddpm.errors import UserError
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.seeds import image_seeds
+from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils import signals
 from latentddpm.utils.files import file_digest, write_json
 from latentddpm.utils.pixels import read_metadata, save_png
@@ -38,81 +37,40 @@ SETTING = "setting.json"
 GOLDEN = (5**0.5 - 1) / 2
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What images are drawn with; see `LatentDiffusion.generate`."""
-
-    sampler: str
-    num_steps: int
-    timestep_spacing: str
-    guidance_scale: float
-
-    @classmethod
-    def of(cls, model: LatentDiffusion, **given: Any) -> Setting:
-        """What is given, else the model's defaults. Without text there is no guidance: 1.
-
-        Raises:
-            UserError: a value out of range, or guidance for an unconditional model.
-        """
-        given = {name: value for name, value in given.items() if value is not None}
-        if model.text_encoder is None and given.setdefault("guidance_scale", 1.0) != 1:
-            raise UserError(
-                f"guidance_scale: {given['guidance_scale']}, but this model is unconditional: "
-                "there is no guidance, expected 1"
-            )
-        setting = cls(**{name: model.defaults[name] for name in cls.__annotations__} | given)
-        check_guidance_scale(setting.guidance_scale)
-        make_sampler(
-            model.schedule,
-            model.defaults,
-            setting.sampler,
-            setting.num_steps,
-            setting.timestep_spacing,
-        )
-        return setting
-
-    def __str__(self) -> str:
-        guidance = f"guidance {self.guidance_scale:g}"
-        return f"{self.sampler}, {self.num_steps} steps, {self.timestep_spacing}, {guidance}"
-
-
 class GeneratedImages:
-    """The images of a model at one setting: of prompt k, the image of `seed` + k.
+    """The images of a model by one choice of settings: of prompt k, the image of `seed` + k.
 
     Args:
         root: of the folders of all settings.
         prompts: one for each image.
-        size: (height, width).
 
     Attributes:
         folder: of these images.
+        size: (height, width).
     """
 
     def __init__(
         self,
         root: Path,
         model: LatentDiffusion,
-        setting: Setting,
+        settings: GenerationSettings,
         prompts: Sequence[str],
-        size: tuple[int, int],
         seed: int = 0,
     ) -> None:
-        self.model, self.setting = model, setting
+        self.model, self.settings, self.size = model, settings, settings.size
         self.prompts, self.seeds = prompts, image_seeds(seed, len(prompts))
-        self.size = size
+        values = asdict(settings)
+        if not settings.negative_prompt:  # images that are kept from before name none
+            del values["negative_prompt"]
         self.making = {
             "latentddpm": latentddpm.__version__,
             "model_digest": model.digest,
-            "height": size[0],
-            "width": size[1],
-            **asdict(setting),
-            "sampler_options": default_options(setting.sampler, model.defaults),
-            "guidance_rescale": model.defaults.get("guidance_rescale", 0.0),
+            **values,
             **({"loras": model.loras} if model.loras else {}),
         }
         digest = hashlib.sha256(json.dumps(self.making, sort_keys=True).encode()).hexdigest()
-        name = f"{setting.sampler}-{setting.num_steps}-{setting.guidance_scale:g}-{digest[:8]}"
-        self.folder = root / name
+        name = f"{settings.sampler}-{settings.num_steps}-{settings.guidance_scale:g}"
+        self.folder = root / f"{name}-{digest[:8]}"
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -122,7 +80,7 @@ class GeneratedImages:
         return self.folder / f"{self.seeds[k]:06d}-{prompt[:8]}.png"
 
     def metadata(self, k: int) -> dict[str, Any]:
-        """What the file of image k says of its making."""
+        """Metadata of the file of image k."""
         own = {"prompts": [self.prompts[k]], "seed": self.seeds[k], "num_images": 1}
         return {**self.making, **own}
 
@@ -138,7 +96,7 @@ class GeneratedImages:
         """Draw what is missing.
 
         Args:
-            label: in front of the progress bar; the setting by default.
+            label: in front of the progress bar; the settings by default.
 
         Raises:
             signals.Stopped: a signal came; the batches before it are kept.
@@ -149,7 +107,7 @@ class GeneratedImages:
         write_json(self.folder / SETTING, self.making)
         kept = len(self) - len(missing)
         bar = tqdm(
-            desc=label or str(self.setting),
+            desc=label or str(self.settings),
             total=len(self),
             initial=kept,
             unit="image",
@@ -163,9 +121,7 @@ class GeneratedImages:
                         [self.prompts[k] for k in batch],
                         seed=[self.seeds[k] for k in batch],
                         batch_size=batch_size,
-                        height=self.size[0],
-                        width=self.size[1],
-                        **asdict(self.setting),
+                        settings=self.settings,
                     )
                 except signals.Stopped as signal:
                     raise signals.Stopped(

@@ -24,7 +24,7 @@ from latentddpm.errors import UserError
 from latentddpm.evaluation.clip_towers import ClipTowers
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.features import FEATURES, Images, kept_features
-from latentddpm.evaluation.generated import GeneratedImages, Setting, spread_prompts
+from latentddpm.evaluation.generated import GeneratedImages, spread_prompts
 from latentddpm.evaluation.images import ImageSet, spread_images
 from latentddpm.evaluation.metrics.clip_score import clip_scores
 from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
@@ -34,6 +34,7 @@ from latentddpm.evaluation.metrics.pairwise import check_count
 from latentddpm.evaluation.metrics.precision_recall import density_coverage, precision_recall
 from latentddpm.evaluation.sweep import plot_sweep
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils import signals
 from latentddpm.utils.figures import new_figure
 from latentddpm.utils.pixels import grid, save_png
@@ -125,7 +126,7 @@ def _mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
 @signals.listening()
 def evaluate_generator(
     model: LatentDiffusion,
-    settings: Sequence[Setting],
+    settings: Sequence[GenerationSettings],
     training: ImageSet,
     data: DataConfig,
     extractor: Extractor,
@@ -141,6 +142,7 @@ def evaluate_generator(
     """Compare the images of every setting with the training images; a table of it, and pictures.
 
     Args:
+        settings: to draw with, made by `model.settings`, at the size of `training`.
         training: what is compared with, at the size that images are drawn at; all images that
             `data` leaves for training, or some of them.
         data: which images of the catalog are held back, and how captions are made.
@@ -154,12 +156,14 @@ def evaluate_generator(
         The numbers of the table, for JSON.
 
     Raises:
-        UserError: too few images, none with a caption, or several settings without matplotlib
-            for their plot.
+        UserError: settings that the model cannot follow, too few images, none with a caption, or
+            several settings without matplotlib for their plot.
         signals.Stopped: a signal came; what was drawn is kept.
     """
     if num_images < LEAST:
         raise UserError(f"--num-images: {num_images}, expected at least {LEAST}")
+    for setting in settings:
+        model.make_sampler(setting)
     check_count("density and coverage", len(training), LEAST)
     if towers is not None and model.text_encoder is None:
         raise UserError("--clip: this model is unconditional: no image has words to be held to")
@@ -199,7 +203,7 @@ def evaluate_generator(
         tell(table_row(None, floor))
     lowest = np.inf
     for number, setting in enumerate(settings, 1):
-        images = GeneratedImages(out / GENERATED, model, setting, prompts, training.size, seed)
+        images = GeneratedImages(out / GENERATED, model, setting, prompts, seed)
         images.draw(batch_size, quiet, f"{number}/{len(settings)} {setting}")
         features = kept_features(extractor, images, out / FEATURES, "drawn images", quiet)
         if towers is not None:
@@ -259,7 +263,7 @@ def heading(report: dict[str, Any]) -> str:
     )
 
 
-def table_row(setting: Setting | None, measures: Measures) -> str:
+def table_row(setting: GenerationSettings | None, measures: Measures) -> str:
     """A line of the table; without a setting, of the images held back."""
     name = f"{'held back':41}"
     if setting is not None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
 from latentddpm.errors import UserError, check_choice
-from latentddpm.evaluation.generated import Setting
-from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.settings import GenerationSettings, ModelFacts
 from latentddpm.utils.figures import new_figure
 from latentddpm.utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 KEYS = {
     "sampler": "sampler",
@@ -20,7 +22,7 @@ KEYS = {
     "guidance": "guidance_scale",
     "steps": "num_steps",
 }
-"""Of the command line → of `Setting`; settings come in this order, steps fastest."""
+"""Of the command line → of `GenerationSettings`; settings come in this order, steps fastest."""
 
 KINDS = {"guidance": float, "steps": int}
 CHOICES = {"sampler": SAMPLERS, "spacing": TIMESTEP_SPACINGS}
@@ -43,12 +45,12 @@ def parse_sweep(options: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def settings_of(
-    model: LatentDiffusion, swept: dict[str, list[Any]], **fixed: Any
-) -> list[Setting]:
+    model: ModelFacts | LatentDiffusion, swept: dict[str, list[Any]], **fixed: Any
+) -> list[GenerationSettings]:
     """Every combination of what is swept; the rest is as given, else the model's default.
 
     Raises:
-        UserError: what is swept is given as well, or see `Setting.of`; before anything is drawn.
+        UserError: what is swept is given as well, or see `ModelFacts.settings`.
     """
     for key, name in KEYS.items():
         if name in swept and fixed.get(name) is not None:
@@ -56,7 +58,7 @@ def settings_of(
                 f"--sweep {key}=…: {key} is given as {fixed[name]} as well; leave one out"
             )
     return [
-        Setting.of(model, **{**fixed, **dict(zip(swept, values, strict=True))})
+        model.settings(**{**fixed, **dict(zip(swept, values, strict=True))})
         for values in itertools.product(*swept.values())
     ]
 

@@ -1,7 +1,8 @@
-"""What a PNG made here carries of how it was made, read back to make it again.
+"""Metadata of a PNG made here: everything that it follows from, read back to make it again.
 
-Everything that it follows from is in its metadata. Of a picture it started from, of its mask and
-of LoRA files it is the name and the SHA-256: these have to be there again, and to be the same.
+Its settings are exactly the fields of `GenerationSettings`. Of a picture it started from, of its
+mask and of LoRA files it is the name and the SHA-256: these have to be there again, and to be the
+same.
 """
 
 from __future__ import annotations
@@ -11,39 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from latentddpm.errors import UserError
+from latentddpm.choices import SAMPLER_OPTIONS
+from latentddpm.errors import UserError, check_type
 from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.model_folder import ModelFolder, ready_models
+from latentddpm.pipeline.settings import FIELDS
 from latentddpm.utils.files import file_digest
 from latentddpm.utils.pixels import read_metadata
 
-NUMBER = (int, float)
-# Of the metadata that `--from` needs, and that it may find.
-MAKING = {"prompts": list, "seed": int, "model_digest": str}
-OTHER_MAKING = {
+# Of the metadata beside the settings: what `--from` needs, and what it may find.
+NEEDED = {"prompts": list, "seed": int, "model_digest": str}
+OPTIONAL = {
     "model": str,
-    "negative_prompt": str,
-    "num_steps": int,
-    "sampler": str,
-    "timestep_spacing": str,
-    "sampler_options": dict,
-    "guidance_scale": NUMBER,
-    "guidance_rescale": NUMBER,
-    "height": int,
-    "width": int,
     "num_images": int,
     "init_image": str,
     "init_image_sha256": str,
-    "strength": NUMBER,
+    "strength": float,
     "mask": str,
     "mask_sha256": str,
     "loras": list,
-}
-SAMPLER_OPTIONS = {
-    "eta": NUMBER,
-    "sigma_spacing": str,
-    "steps_offset": int,
-    "set_alpha_to_one": bool,
 }
 
 
@@ -54,22 +41,27 @@ def read_generation_metadata(source: Path) -> dict[str, Any]:
         UserError: no such file, or its metadata cannot be what was written here.
     """
     metadata = read_metadata(source)
-    for key in MAKING:
+    for key in NEEDED:
         if not isinstance(metadata, dict) or key not in metadata:
             raise UserError(f"{source}: its metadata has no {key}")
-    for key, kind in {**MAKING, **OTHER_MAKING}.items():
-        value = metadata.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise UserError(f"{source}: its metadata has {key}: {value!r}")
-    for key, value in (metadata.get("sampler_options") or {}).items():
-        kind = SAMPLER_OPTIONS.get(key)
-        if (
-            kind is None
-            or not isinstance(value, kind)
-            or (isinstance(value, bool) != (kind is bool))
-        ):
-            raise UserError(f"{source}: its metadata has sampler_options {key}: {value!r}")
+    _check_types(f"{source}: its metadata has", metadata, {**NEEDED, **OPTIONAL, **FIELDS})
+    where, options = f"{source}: its metadata has sampler_options", metadata.get("sampler_options")
+    for option, value in (options or {}).items():
+        if option not in SAMPLER_OPTIONS:
+            raise UserError(f"{where} {option}: {value!r:.80}, which no sampler takes")
+    _check_types(where, options or {}, SAMPLER_OPTIONS)
     return metadata
+
+
+def remembered_settings(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a PNG was made with; an earlier version may have known fewer of them."""
+    return {name: metadata[name] for name in FIELDS if metadata.get(name) is not None}
+
+
+def _check_types(where: str, values: dict[str, Any], kinds: dict[str, type]) -> None:
+    for key, kind in kinds.items():
+        if values.get(key) is not None:
+            check_type(f"{where} {key}", values[key], kind)
 
 
 def input_file(
@@ -110,7 +102,7 @@ def beside(source: Path, name: str) -> Path | None:
 
 
 def source_metadata(files: dict[str, Path | None], start: InitImage | None) -> dict[str, Any]:
-    """What a PNG says about the picture it started from, and its mask."""
+    """Metadata about the picture that a PNG started from, and its mask."""
     source_metadata = {}
     for name, path in files.items():
         if path is not None:
@@ -120,14 +112,14 @@ def source_metadata(files: dict[str, Path | None], start: InitImage | None) -> d
 
 
 def model_name(folder: ModelFolder) -> str:
-    """How to find the model again: a ready model by its name, another by its path."""
+    """Name by which a model is found again: a ready model by its name, another by its path."""
     if folder.path.parent in ready_models():
         return folder.path.name
     return str(folder.path)
 
 
 def comparison(source: Path, original: np.ndarray, pixels: np.ndarray) -> str:
-    """How near a picture that was made again, uint8 (H, W, 3), comes to the one before."""
+    """Line that says how near a picture made again, uint8 (H, W, 3), comes to the first."""
     if original.shape != pixels.shape:
         return f"another size than {source}"
     largest = int(np.abs(original.astype(int) - pixels).max())

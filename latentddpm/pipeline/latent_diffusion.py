@@ -1,4 +1,4 @@
-"""Where all parts meet: prompt → context → sampler over the UNet → decoder → images.
+"""Latent diffusion: prompt → context → sampler over the UNet → decoder → images; all parts meet.
 
     model = LatentDiffusion.load("weights/emoji-128")
     images = model.generate("red apple", num_images=4, seed=0)      # uint8 (4, 64, 64, 3)
@@ -23,7 +23,6 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
-from latentddpm.diffusion.samplers.factory import make_sampler
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
@@ -31,7 +30,7 @@ from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.tiling import check_tile, decode, encode
 from latentddpm.models.inference import compiled
 from latentddpm.models.unet import UNet
-from latentddpm.pipeline.init_image import Source, read_init_image
+from latentddpm.pipeline.init_image import InitImage, Source, read_init_image
 from latentddpm.pipeline.model_folder import (
     FILES,
     MANIFEST,
@@ -42,17 +41,12 @@ from latentddpm.pipeline.model_folder import (
     write_manifest,
 )
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
+from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
 from latentddpm.utils import signals
 from latentddpm.utils.files import atomic_folder
 from latentddpm.utils.pixels import from_pixels, to_pixels
 from latentddpm.utils.timing import timed
 
-DEFAULTS = {
-    "num_steps": 30,
-    "sampler": "ddim",
-    "timestep_spacing": "trailing",
-    "guidance_scale": 4.0,
-}
 OUTPUTS = ("images", "latents")
 
 
@@ -66,7 +60,7 @@ class LatentDiffusion:
         autoencoder, unet, schedule: the parts.
         text_encoder, tokenizer: both or neither; None for an unconditional model.
         image_size: (height, width) drawn by default, the size it was trained at.
-        defaults: of `generate`: the keys of `DEFAULTS`, `sampler_options`, `guidance_rescale`.
+        defaults: of `settings`, by the names of `GenerationSettings`.
 
     Attributes:
         digest: of the model folder it was loaded from, None where it was put together.
@@ -156,11 +150,45 @@ class LatentDiffusion:
             )
         return read_model_folder(folder)
 
+    @property
+    def facts(self) -> ModelFacts:
+        """Facts that decide what it draws, and by which settings."""
+        if self.unet is None:
+            raise UserError("this model is an autoencoder alone: without a UNet nothing is drawn")
+        return ModelFacts(
+            defaults=(self.defaults,),
+            image_size=self.image_size,
+            has_text=self.text_encoder is not None,
+            num_train_timesteps=self.schedule.num_train_timesteps,
+            size_multiple=self.autoencoder.downsample_factor * self.unet.downsample_factor,
+        )
+
+    def settings(self, **given: Any) -> GenerationSettings:
+        """Settings of `generate` as given; those left out, or None, are the model's defaults.
+
+        Raises:
+            UserError: an unknown name, or a value that this model cannot follow.
+        """
+        settings = self.facts.settings(**given)
+        self.make_sampler(settings)
+        return settings
+
+    def make_sampler(self, settings: GenerationSettings) -> samplers.Sampler:
+        """The sampler of settings, once this model can follow them.
+
+        Raises:
+            UserError: naming the setting that it cannot follow.
+        """
+        self.facts.check(settings)
+        make = samplers.get(settings.sampler)
+        steps, spacing = settings.num_steps, settings.timestep_spacing
+        return make(self.schedule, steps, spacing, **settings.sampler_options)
+
     def generate(
         self,
         prompt: str | Sequence[str] = "",
         *,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         num_images: int = 1,
         seed: int | Sequence[int] | None = None,
         num_steps: int | None = None,
@@ -171,6 +199,7 @@ class LatentDiffusion:
         guidance_rescale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        settings: GenerationSettings | None = None,
         init_image: Source | None = None,
         strength: float | None = None,
         mask: Source | None = None,
@@ -189,8 +218,10 @@ class LatentDiffusion:
                 image; None draws one.
             num_steps, sampler, timestep_spacing, guidance_scale, guidance_rescale: None for the
                 model's own defaults; a `Sampler` made elsewhere brings its steps and spacing.
-            sampler_options: further arguments of the sampler, such as `{"eta": 0.5}`.
+            sampler_options: further arguments of the sampler, such as `{"eta": 0.5}`; those left
+                out are the model's own.
             height, width: pixels; None for the size the model was trained at.
+            settings: those of `model.settings`, instead of any of their fields above.
             init_image: a picture to start from, a file (scaled and cropped to the size) or
                 uint8 (height, width, 3).
             strength: how far to go from it, in (0, 1]: the share of the steps that is run. None
@@ -209,10 +240,11 @@ class LatentDiffusion:
 
         Raises:
             UserError: a value out of range, an unknown sampler, an option it does not take, a
-                size the autoencoder does not divide, a prompt for an unconditional model, a
-                picture or mask that cannot be read or does not fit.
+                size the networks do not divide, a prompt or guidance for an unconditional model,
+                a picture or mask that cannot be read or does not fit.
         """
-        # === What was asked for ===
+        arguments = locals()
+        given = {name: arguments[name] for name in FIELDS if arguments[name] is not None}
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if num_images < 1 or not prompts:
             raise UserError(f"num_images: {num_images}, expected at least 1 image and 1 prompt")
@@ -220,55 +252,32 @@ class LatentDiffusion:
             raise UserError(f"batch_size: {batch_size}, expected at least 1")
         check_choice("output", output, OUTPUTS)
         check_tile(tile)
+        self.facts.check_prompts(prompts)
         prompts = [text for text in prompts for _ in range(num_images)]
         seeds = image_seeds(seed, len(prompts))
-        size = self._size(height, width)
-        sampler = make_sampler(
-            self.schedule, self.defaults, sampler, num_steps, timestep_spacing, sampler_options
-        )
-        if guidance_rescale and self.text_encoder is None:
-            raise UserError("guidance_rescale: this model is unconditional, there is no guidance")
-        guidance = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
-        for name, value in guidance.items():
-            guidance[name] = self.defaults.get(name, 0.0) if value is None else value
+        settings, sampler = self._decide(settings, given)
 
-        # === Where it starts ===
-        factor = self.autoencoder.downsample_factor
-        shape = (size[0] // factor, size[1] // factor, self.autoencoder.latent_channels)
-        starts = starting_noise(seeds, shape) if latents is None else _given(latents, seeds, shape)
-        start = read_init_image(init_image, mask, strength, size)
-        first_step = 0
-        if start is not None:
-            first_step = start.first_step(sampler.num_steps)
-            with timed("encoder"):
-                known = self._encode(start.init_image, tile)
-            starts = sampler.add_noise(known, starts, first_step)
-            if start.mask is not None:
-                sampler = Inpainting(sampler, known, repaint_weights(start.repaint, factor))
+        start = read_init_image(init_image, mask, strength, settings.size)
+        noise = self._starting_noise(seeds, settings.size, latents)
+        starts, sampler, first_step = self._start(start, sampler, noise, tile)
         with timed("text encoder"):
-            contexts = self._contexts(prompts, negative_prompt)
+            contexts = self._contexts(prompts, settings.negative_prompt)
 
-        # === From there to images ===
-        batches = range(0, len(prompts), batch_size)
         results = []
-        with tqdm(
-            total=len(batches) * (sampler.num_steps - first_step),
-            unit="step",
-            disable=not progress,
-        ) as bar:
+        batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]
+        steps = len(batches) * (sampler.num_steps - first_step)
+        with tqdm(total=steps, unit="step", disable=not progress) as bar:
 
             def after_step(*_: Any) -> None:
                 signals.check()
                 bar.update()
 
-            for begin in batches:
-                part = slice(begin, begin + batch_size)
-                denoiser = self._denoiser(contexts and [rows[part] for rows in contexts], guidance)
+            for batch in batches:
                 with timed("sampler"):
                     denoised = sampler.sample(
-                        denoiser,
-                        starts[part],
-                        noise=partial(step_noise, seeds[part], shape),
+                        self._denoiser(contexts, batch, settings),
+                        starts[batch],
+                        noise=partial(step_noise, seeds[batch], noise.shape[1:]),
                         callback=after_step,
                         first_step=first_step,
                     )
@@ -280,10 +289,63 @@ class LatentDiffusion:
                 results.append(images if start is None else start.composite(images))
         return np.concatenate(results)
 
+    def _decide(
+        self, settings: GenerationSettings | None, given: dict[str, Any]
+    ) -> tuple[GenerationSettings, samplers.Sampler]:
+        """The settings and the sampler of `generate`: those handed over, else as given."""
+        if settings is not None:
+            for name, value in given.items():
+                raise UserError(f"{name}: {value!r} beside settings that have their own")
+            return settings, self.make_sampler(settings)
+        sampler = given.get("sampler")
+        if not isinstance(sampler, samplers.Sampler):
+            settings = self.facts.settings(**given)
+            return settings, self.make_sampler(settings)
+        for name in ("num_steps", "timestep_spacing", "sampler_options"):
+            if name in given:
+                raise UserError(f"{name}: {given[name]!r} beside a sampler that has its own")
+        return self.facts.settings(**{**given, "sampler": None}), sampler
+
+    def _starting_noise(
+        self, seeds: Sequence[int], size: tuple[int, int], latents: np.ndarray | None
+    ) -> np.ndarray:
+        """Standard normal noise, float32 (N, h, w, c): of the seeds, or `latents`."""
+        factor = self.autoencoder.downsample_factor
+        shape = (size[0] // factor, size[1] // factor, self.autoencoder.latent_channels)
+        if latents is None:
+            return starting_noise(seeds, shape)
+        latents = np.asarray(latents, np.float32)
+        if latents.shape != (len(seeds), *shape):
+            raise UserError(f"latents: expected {(len(seeds), *shape)}, got {latents.shape}")
+        return latents
+
+    def _start(
+        self,
+        start: InitImage | None,
+        sampler: samplers.Sampler,
+        noise: np.ndarray,
+        tile: str | int,
+    ) -> tuple[np.ndarray, samplers.Sampler, int]:
+        """Latents to start from, the sampler that goes on from there, and its first step."""
+        if start is None:
+            return noise, sampler, 0
+        first_step = start.first_step(sampler.num_steps)
+        with timed("encoder"):
+            mean, _ = encode(self.autoencoder, from_pixels(start.init_image)[None], tile)
+            known = np.asarray(self.autoencoder.to_latents(mean))
+        starts = sampler.add_noise(known, noise, first_step)
+        if start.mask is not None:
+            weights = repaint_weights(start.repaint, self.autoencoder.downsample_factor)
+            sampler = Inpainting(sampler, known, weights)
+        return starts, sampler, first_step
+
     def _denoiser(
-        self, contexts: Sequence[np.ndarray] | None, guidance: Mapping[str, float]
+        self,
+        contexts: Sequence[np.ndarray] | None,
+        batch: slice,
+        settings: GenerationSettings,
     ) -> samplers.Denoiser:
-        """The UNet as samplers call it, guided by `contexts` where there are any."""
+        """The UNet as samplers call it, guided by the contexts of a batch where there are any."""
         predict = compiled(self.unet)
 
         def denoise(noisy_latents: Any, timesteps: Any, context: Any = None) -> Any:
@@ -294,56 +356,18 @@ class LatentDiffusion:
 
         if contexts is None:
             return denoise
-        return ClassifierFreeGuidance(denoise, *contexts, **guidance)
-
-    def _encode(self, pixels: np.ndarray, tile: str | int) -> np.ndarray:
-        """uint8 (H, W, 3) → the mode of its scaled latents, (1, h, w, c)."""
-        mean, _ = encode(self.autoencoder, from_pixels(pixels)[None], tile)
-        return np.asarray(self.autoencoder.to_latents(mean))
+        context, null_context = (rows[batch] for rows in contexts)
+        scale, rescale = settings.guidance_scale, settings.guidance_rescale
+        return ClassifierFreeGuidance(denoise, context, null_context, scale, rescale)
 
     def _contexts(
         self, prompts: Sequence[str], negative_prompt: str
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Text states of the prompts and of what guidance leads away from, (N, L, d) each."""
         if self.text_encoder is None:
-            if any(prompts) or negative_prompt:
-                raise UserError("this model is unconditional: it takes no prompt")
             return None
         distinct = list(dict.fromkeys([negative_prompt, *prompts]))
         token_ids = self.tokenizer(distinct)
         states = np.asarray(compiled(self.text_encoder)({"token_ids": token_ids}))
         rows = [distinct.index(text) for text in prompts]
         return states[rows], states[[distinct.index(negative_prompt)] * len(prompts)]
-
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        default = self.image_size or (None, None)
-        height = default[0] if height is None else height
-        width = default[1] if width is None else width
-        if height is None or width is None:
-            raise UserError("height and width: this model names no size of its own; give both")
-        self.check_size(height, width)
-        return height, width
-
-    def check_size(self, height: int, width: int) -> None:
-        """Refuse pixels that the autoencoder or the UNet cannot divide.
-
-        Raises:
-            UserError: naming the nearest valid sizes.
-        """
-        self.autoencoder.check_size(height, width)
-        coarsest = self.autoencoder.downsample_factor * self.unet.downsample_factor
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels % coarsest:
-                low = max(pixels // coarsest, 1) * coarsest
-                raise UserError(
-                    f"{name} {pixels} is not a multiple of {coarsest}, the autoencoder's times "
-                    f"the UNet's downsample factor; nearest valid: {low} or {low + coarsest}"
-                )
-
-
-def _given(latents: np.ndarray, seeds: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
-    """Starting noise from outside, once it has the shape (N, *shape)."""
-    latents = np.asarray(latents, np.float32)
-    if latents.shape != (len(seeds), *shape):
-        raise UserError(f"latents: expected {(len(seeds), *shape)}, got {latents.shape}")
-    return latents

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import call, pixels, refused, start, succeeds
 from PIL import Image
-from tiny import SIZE, quick_model
+from tiny import SIZE, quick_model, tiny_model
 
 from latentddpm import choices
 from latentddpm.diffusion import samplers
@@ -23,6 +23,14 @@ def model(tmp_path_factory):
     """The folder of an untrained model."""
     folder = tmp_path_factory.mktemp("untrained") / "model"
     quick_model().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The folder of an unconditional model."""
+    folder = tmp_path_factory.mktemp("bare") / "model"
+    tiny_model(text=False).save(folder)
     return folder
 
 
@@ -151,8 +159,17 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
     for wrong in (
         ("--init-image", "nowhere.png"),
         ("--init-image", str(pictures / "photo.png"), "--strength", "2"),
+        ("--init-image", str(pictures / "photo.png"), "--strength", "0.1"),
         ("--sampler", "ddin"),
         ("--seed", "-1"),
+        ("--steps", "0"),
+        ("--steps", "1001"),
+        ("--timestep-spacing", "leding"),
+        ("--sampler", "ddpm", "--eta", "0.5"),
+        ("--eta", "2"),
+        ("--sigma-spacing", "karras"),
+        ("--guidance-scale", "-1"),
+        ("--height", "33"),
     ):
         process = subprocess.run(
             [sys.executable, "-c", code, "generate", "--model", str(model), *wrong],
@@ -217,15 +234,40 @@ def test_another_sampler_takes_its_own_options(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--sampler", "ddpm", "--eta", 0.5), ("eta", "'ddpm'", "no such option")),
-        (("--sampler", "ddim", "--sigma-spacing", "karras"), ("sigma_spacing", "'ddim'")),
-        (("--sampler", "euler", "--sigma-spacing", "karas"), ("sigma_spacing", "'karras'")),
-        (("--eta", 2), ("eta", "2.0")),
-        (("--guidance-rescale", 2), ("guidance_rescale", "2.0")),
+        (("--sampler", "ddpm", "--eta", 0.5), ("--eta: ", "'ddpm'", "no such option")),
+        (("--sampler", "ddim", "--sigma-spacing", "karras"), ("--sigma-spacing: ", "'ddim'")),
+        (("--sampler", "euler", "--sigma-spacing", "karas"), ("--sigma-spacing: ", "'karras'")),
+        (("--eta", 2), ("--eta: ", "2.0")),
+        (("--guidance-rescale", 2), ("--guidance-rescale: ", "2.0")),
     ],
 )
 def test_options_that_do_not_apply_are_refused(options, words, model, tmp_path):
     refused(generate(model, "--quiet", "--out", tmp_path / "out.png", *options), *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--prompt", "cat"), ("--prompt: 'cat'", "unconditional")),
+        (("--negative-prompt", "cat"), ("--negative-prompt: 'cat'", "unconditional")),
+        (("--guidance-scale", 2), ("--guidance-scale: 2.0", "unconditional", "expected 1.0")),
+        (("--guidance-rescale", 0.5), ("--guidance-rescale: 0.5", "unconditional")),
+    ],
+)
+def test_an_unconditional_model_refuses_words_and_guidance(options, words, bare, tmp_path):
+    refused(call("generate", "--model", bare, "--out", tmp_path / "out.png", *options), *words)
+    assert not list(tmp_path.iterdir()), "expected no picture"
+
+
+def test_an_unconditional_model_draws_and_draws_again(bare, tmp_path):
+    out, again = tmp_path / "out.png", tmp_path / "again.png"
+    succeeds(call("generate", "--model", bare, "--seed", 7, "--steps", 2, "--out", out))
+    made = read_metadata(out)
+    assert made["guidance_scale"] == 1, f"expected no guidance, got {made['guidance_scale']}"
+    save_png(out, pixels(out), {**made, "guidance_scale": 4.0})  # as the version before wrote
+    done = succeeds(call("generate", "--from", out, "--out", again))
+    assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
+    assert read_metadata(again) == made, "expected the metadata of this version"
 
 
 def test_other_backends_have_one_device(model, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Generated images that are kept, what is measured of them, and the table over settings."""
 
 import copy
-import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import EMOJI
+from conftest import EMOJI, TESTS
 from PIL import Image
 from tiny import tiny_lora, tiny_model
 
+import latentddpm
 from latentddpm.cli import main
 from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions
@@ -21,11 +22,12 @@ from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.extractors import Extractor
-from latentddpm.evaluation.generated import GeneratedImages, Setting, spread_prompts
+from latentddpm.evaluation.generated import GeneratedImages, spread_prompts
 from latentddpm.evaluation.generator import References, evaluate_generator, heading, table_row
 from latentddpm.evaluation.images import open_images
 from latentddpm.evaluation.metrics.nearest import nearest, share_nearer
-from latentddpm.evaluation.sweep import parse_sweep, settings_of
+from latentddpm.evaluation.sweep import KEYS, parse_sweep, settings_of
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.utils import signals
 from latentddpm.utils.pixels import read_metadata
 
@@ -40,9 +42,17 @@ def model():
     return model
 
 
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory):
+    """The folder of a model without text."""
+    folder = tmp_path_factory.mktemp("unconditional") / "model"
+    tiny_model(text=False).save(folder)
+    return folder
+
+
 def images_of(model, root, prompts=PROMPTS, seed=7, **given):
-    setting = Setting.of(model, num_steps=2, **given)
-    return GeneratedImages(root, model, setting, prompts, SIZE, seed)
+    settings = model.settings(num_steps=2, **given)
+    return GeneratedImages(root, model, settings, prompts, seed)
 
 
 def times(images):
@@ -101,6 +111,27 @@ def test_another_model_or_prompt_finds_no_image_of_this_one(model, tmp_path):
     changed = images_of(model, tmp_path, ["green apple", *PROMPTS[1:]])
     assert changed.path(0) != images.path(0), "two prompts share a file"
     assert changed.path(1) == images.path(1), "the same prompt, seed and model: another file"
+
+
+def test_images_kept_by_the_version_before_are_found_again(model, tmp_path):
+    """Its name for the folder, from what it wrote into each image."""
+    making = {
+        "latentddpm": latentddpm.__version__,
+        "model_digest": model.digest,
+        "height": 32,
+        "width": 32,
+        "sampler": "ddim",
+        "num_steps": 2,
+        "timestep_spacing": "trailing",
+        "guidance_scale": 1.5,
+        "sampler_options": {},
+        "guidance_rescale": 0.0,
+    }
+    images = images_of(model, tmp_path, guidance_scale=1.5)
+    assert list(images.making.items()) == list(making.items()), f"metadata {images.making}"
+    digest = hashlib.sha256(json.dumps(making, sort_keys=True).encode()).hexdigest()
+    expected = f"ddim-2-1.5-{digest[:8]}"
+    assert images.folder.name == expected, f"{images.folder.name}, expected {expected}"
 
 
 def test_another_lora_or_scale_finds_no_image_of_this_one(model, tmp_path):
@@ -170,11 +201,9 @@ def test_prompts_are_spread_evenly_and_more_go_on_where_fewer_ended(emoji_folder
 # --- Settings and sweeps -------------------------------------------------------------------
 
 
-def test_a_setting_leaves_nothing_to_defaults(model):
-    setting = Setting.of(model, guidance_scale=2.0)
-    expected = Setting("ddim", 3, "trailing", 2.0)
-    assert setting == expected, f"{setting}, expected the model's defaults and guidance 2"
-    assert all(value is not None for value in dataclasses.astuple(setting))
+def swept_part(settings):
+    """What can be swept of settings, in the order of `KEYS`."""
+    return tuple(getattr(settings, name) for name in KEYS.values())
 
 
 def test_a_sweep_is_every_combination(model):
@@ -182,9 +211,11 @@ def test_a_sweep_is_every_combination(model):
     settings = settings_of(model, swept)
     assert len(settings) == 8, f"{len(settings)} settings, expected 2 × 2 × 2"
     assert len(set(settings)) == 8, "settings come twice"
-    assert settings[0] == Setting("ddim", 2, "trailing", 1.0), f"first is {settings[0]}"
-    assert settings[-1] == Setting("unipc", 3, "trailing", 2.5), f"last is {settings[-1]}"
-    assert settings_of(model, {}) == [Setting.of(model)], "no sweep: one setting"
+    first, last = swept_part(settings[0]), swept_part(settings[-1])
+    assert first == ("ddim", "trailing", 1.0, 2), f"first is {settings[0]}"
+    assert last == ("unipc", "trailing", 2.5, 3), f"last is {settings[-1]}"
+    assert settings == settings_of(model.facts, swept), "the facts alone give other settings"
+    assert settings_of(model, {}) == [model.settings()], "no sweep: one choice"
     with pytest.raises(UserError, match="steps is given as 5 as well"):
         settings_of(model, swept, num_steps=5)
 
@@ -213,7 +244,7 @@ def test_a_setting_that_cannot_be_drawn_is_told_before_anything_is(model):
     unconditional = copy.copy(model)
     unconditional.text_encoder = None
     with pytest.raises(UserError, match="unconditional: there is no guidance"):
-        Setting.of(unconditional, guidance_scale=4.0)
+        settings_of(unconditional, {"guidance_scale": [1.0, 4.0]})
 
 
 # --- Nearest training images ---------------------------------------------------------------
@@ -313,7 +344,7 @@ def test_a_sweep_is_measured_once_and_told_whole(model, extractor, emoji_folder,
 def test_what_cannot_be_measured_is_refused_before_any_is_drawn(
     model, extractor, emoji_folder, tmp_path
 ):
-    settings, out = [Setting.of(model)], tmp_path / "out"
+    settings, out = [model.settings()], tmp_path / "out"
 
     def evaluate(images, num_images):
         options = {"num_images": num_images, "quiet": True}
@@ -373,13 +404,34 @@ def test_the_command_refuses_in_one_line(options, message, tmp_path):
     assert answer.output.count("\n") == 1, f"expected one line, got {answer.output!r}"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", 0], "--steps: expected a whole number from 1 to 1000, got 0"),
+        (["--sampler", "ddin"], "--sampler: 'ddin' is not known (did you mean 'ddim'?)"),
+        (["--guidance-scale", 2], "--guidance-scale: 2.0, but this model is unconditional"),
+        (["--sweep", "guidance=1,2"], "guidance_scale: 2.0, but this model is unconditional"),
+        (["--resolution", 20], "height 20 is not a multiple of 16"),
+    ],
+)
+def test_settings_are_refused_before_a_model_is_read(
+    options, message, unconditional, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(LatentDiffusion, "load", lambda path: pytest.fail(f"{path} was read"))
+    places = ["--data", EMOJI, "--out", tmp_path / "out", "--extractor", "hed"]
+    answer = run("--model", unconditional, "--generator", *places, *options)
+    assert answer.exit_code == 2, f"exit code {answer.exit_code}, expected 2: {answer.output}"
+    assert message in answer.output, f"expected {message!r} in {answer.output!r}"
+    assert answer.output.count("\n") == 1, f"expected one line, got {answer.output!r}"
+
+
 @pytest.mark.slow
 def test_the_command_from_model_folder_to_table(model, tmp_path):
     model.save(tmp_path / "model")
     colours = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalMaxPooling2D()])
     colours.save(tmp_path / "colours.keras")
     options = ["--validation-fraction", "0.3", "--num-images", 6, "--sweep", "guidance=2,3"]
-    clip = ["--clip", EMOJI.parent / "golden" / "clip_towers" / "model"]
+    clip = ["--clip", TESTS / "golden" / "clip_towers" / "model"]
     lora = ["--lora", f"{tiny_lora(tmp_path / 'style.safetensors')}:0.5"]
     places = ["--extractor", tmp_path / "colours.keras", "--out", tmp_path / "out", "--quiet"]
     answer = run(

@@ -157,8 +157,11 @@ def test_seeds_count_up():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"height": 30}, ("height 30", "24 or 32")),
-        ({"width": 40}, ("width 40", "32 or 48")),  # 8 divides it, the UNet's 16 does not
+        ({"height": 30}, ("height 30", "16 or 32")),
+        (
+            {"width": 40},
+            ("width 40", "32 or 48"),
+        ),  # 8 divides it, the UNet's 16 does not
         ({"height": 0}, ("height 0",)),
         ({"num_steps": 0}, ("num_steps", "1 to 1000", "0")),
         ({"num_steps": 1001}, ("num_steps", "1 to 1000", "1001")),

@@ -17,13 +17,13 @@ All take (schedule, num_steps, timestep_spacing, steps_offset) and have `timeste
 
 from __future__ import annotations
 
+from latentddpm.choices import SIGMA_SPACINGS, TIMESTEP_SPACINGS
 from latentddpm.diffusion.samplers.base import Denoiser, Noise, Sampler
 from latentddpm.diffusion.samplers.ddpm import DDIMSampler, DDPMSampler, posterior_variance
 from latentddpm.diffusion.samplers.dpm_solver import DPMSolverMultistepSampler
 from latentddpm.diffusion.samplers.euler import EulerAncestralSampler, EulerSampler, HeunSampler
 from latentddpm.diffusion.samplers.pndm import PNDMSampler
 from latentddpm.diffusion.samplers.sigma import SigmaSampler
-from latentddpm.diffusion.samplers.spacing import SIGMA_SPACINGS, TIMESTEP_SPACINGS
 from latentddpm.diffusion.samplers.unipc import UniPCSampler
 from latentddpm.errors import check_choice
 

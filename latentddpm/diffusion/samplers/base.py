@@ -19,7 +19,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from latentddpm.diffusion.samplers.spacing import TIMESTEP_SPACINGS, spaced_timesteps
+from latentddpm.choices import TIMESTEP_SPACINGS
+from latentddpm.diffusion.samplers.spacing import spaced_timesteps
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 

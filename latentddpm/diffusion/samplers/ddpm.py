@@ -25,9 +25,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from latentddpm.diffusion.options import check_eta
 from latentddpm.diffusion.samplers.base import Array, Denoise, Noise, Sampler
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.errors import UserError
 
 
 class DDPMSampler(Sampler):
@@ -79,8 +79,7 @@ class DDIMSampler(Sampler):
     ) -> None:
         self.set_alpha_to_one = set_alpha_to_one
         super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
-        if not 0 <= eta <= 1:
-            raise UserError(f"eta: expected 0 (deterministic) to 1 (DDPM), got {eta!r}")
+        check_eta(eta)
         self.eta = float(eta)
 
     @property

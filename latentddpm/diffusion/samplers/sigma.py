@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from latentddpm.choices import SIGMA_SPACINGS
 from latentddpm.diffusion.samplers.base import Sampler
-from latentddpm.diffusion.samplers.spacing import SIGMA_SPACINGS, karras_sigmas
+from latentddpm.diffusion.samplers.spacing import karras_sigmas
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import check_choice
 

@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from latentddpm.diffusion.options import check_num_steps
 from latentddpm.errors import UserError
-
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
-SIGMA_SPACINGS = ("timesteps", "karras")
 
 
 def spaced_timesteps(
@@ -36,7 +34,7 @@ def spaced_timesteps(
     Args:
         total: T, the number of training timesteps.
         count: n, 1 .. total.
-        spacing: one of `TIMESTEP_SPACINGS`.
+        spacing: one of `choices.TIMESTEP_SPACINGS`.
         offset: what "leading" adds; None for 1, or 0 where 1 does not fit.
         skip_lowest: space n + 1 timesteps and leave out the lowest, for "leading" and
             "linspace": what the multistep solvers of DPM-Solver do, whose last step goes from
@@ -49,8 +47,7 @@ def spaced_timesteps(
     Raises:
         UserError: `count` or `offset` out of range, or an offset for another spacing.
     """
-    if not isinstance(count, int | np.integer) or not 1 <= count <= total:
-        raise UserError(f"num_steps: expected a whole number from 1 to {total}, got {count!r}")
+    check_num_steps(count, total)
     points = count + 1 if skip_lowest and count < total else count
     if spacing == "leading":
         timesteps = np.arange(points)[::-1][:count] * (total // points)

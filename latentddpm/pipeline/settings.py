@@ -1,0 +1,251 @@
+"""Settings of a drawing: every option that an image follows from, decided once and handed on.
+
+    settings = model.settings(num_steps=10)        what is given, else the model's own
+    images = model.generate("red apple", seed=0, settings=settings)
+
+`ModelFacts` makes them, and refuses what the model cannot follow. Its facts are in the model
+folder's manifest and in the archives' configurations, so that the command line decides in a
+second, before Keras is imported. An image's metadata holds exactly the fields of its settings;
+making an image again puts them before the model's own.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
+from latentddpm.diffusion.options import (
+    check_guidance_rescale,
+    check_guidance_scale,
+    check_num_steps,
+    check_sampler_options,
+)
+from latentddpm.errors import UserError, check_choice, check_type
+from latentddpm.pipeline.model_folder import MANIFEST, ModelFolder
+
+DEFAULTS = {
+    "num_steps": 30,
+    "sampler": "ddim",
+    "timestep_spacing": "trailing",
+    "guidance_scale": 4.0,
+}
+OTHER_DEFAULTS = {"sampler_options": {}, "guidance_rescale": 0.0, "negative_prompt": ""}
+WITHOUT_TEXT = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "negative_prompt": ""}
+"""Of an unconditional model: no guidance."""
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Settings of a drawing, none of them left to a default; made by `ModelFacts.settings`.
+
+    The order of the fields is that of an image's metadata.
+
+    Attributes:
+        height, width: in pixels.
+        sampler, num_steps, timestep_spacing, sampler_options: see `diffusion.samplers`.
+        guidance_scale, guidance_rescale: see `diffusion.guidance`.
+        negative_prompt: what guidance leads away from.
+    """
+
+    height: int
+    width: int
+    sampler: str
+    num_steps: int
+    timestep_spacing: str
+    guidance_scale: float
+    sampler_options: dict[str, Any] = field(hash=False)
+    guidance_rescale: float
+    negative_prompt: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    def __str__(self) -> str:
+        guidance = f"guidance {self.guidance_scale:g}"
+        return f"{self.sampler}, {self.num_steps} steps, {self.timestep_spacing}, {guidance}"
+
+
+HINTS = get_type_hints(GenerationSettings)
+FIELDS: dict[str, type] = {
+    one.name: get_origin(HINTS[one.name]) or HINTS[one.name] for one in fields(GenerationSettings)
+}
+"""Each setting, with its type."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts of a model that decide what it draws, and by which settings; see `facts_of`.
+
+    Attributes:
+        defaults: settings that count where none are given, the first that names one.
+        image_size: (height, width) drawn by default.
+        has_text: whether it follows prompts.
+        num_train_timesteps: T; None where only the loaded model says.
+        size_multiple: height and width have to be multiples of it; None as above.
+    """
+
+    defaults: tuple[Mapping[str, Any], ...]
+    image_size: tuple[int, int] | None
+    has_text: bool
+    num_train_timesteps: int | None
+    size_multiple: int | None
+
+    def settings(self, **given: Any) -> GenerationSettings:
+        """Settings as given; those left out, or None, are the defaults.
+
+        Options of a sampler are given and left out one by one; default ones count for their own
+        sampler only, and `steps_offset` for its own spacing.
+
+        Raises:
+            UserError: an unknown name, or a value that this model cannot follow.
+        """
+        given = {
+            check_choice("setting", name, FIELDS): check_type(name, value, FIELDS[name])
+            for name, value in given.items()
+            if value is not None
+        }
+        defaults = [*self.defaults, self._own_size(), {**DEFAULTS, **OTHER_DEFAULTS}]
+        layers = [given, {} if self.has_text else WITHOUT_TEXT, *defaults]
+        values = {name: _first(name, layers) for name in FIELDS}
+        if None in (values["height"], values["width"]):
+            raise UserError("height and width: this model names no size of its own; give both")
+        for name, kind in FIELDS.items():
+            values[name] = check_type(name, values[name], kind)
+        options = _sampler_options(values["sampler"], values["timestep_spacing"], defaults)
+        options |= given.get("sampler_options", {})
+        values["sampler_options"] = check_sampler_options(values["sampler"], options)
+        settings = GenerationSettings(**values)
+        self.check(settings)
+        return settings
+
+    def with_defaults(self, remembered: Mapping[str, Any]) -> ModelFacts:
+        """The same model, with settings that count before its own where none are given."""
+        return replace(self, defaults=(remembered, *self.defaults))
+
+    def check(self, settings: GenerationSettings) -> None:
+        """Refuse settings that this model cannot follow.
+
+        Raises:
+            UserError: naming the setting, what was expected and the nearest valid choice.
+        """
+        check_choice("sampler", settings.sampler, SAMPLERS)
+        check_choice("timestep_spacing", settings.timestep_spacing, TIMESTEP_SPACINGS)
+        if self.num_train_timesteps is not None:
+            check_num_steps(settings.num_steps, self.num_train_timesteps)
+        check_sampler_options(settings.sampler, settings.sampler_options)
+        check_guidance_scale(settings.guidance_scale)
+        check_guidance_rescale(settings.guidance_rescale)
+        for name, none in () if self.has_text else WITHOUT_TEXT.items():
+            value = getattr(settings, name)
+            if value != none:
+                raise UserError(
+                    f"{name}: {value!r}, but this model is unconditional: there is no guidance, "
+                    f"expected {none!r}"
+                )
+        self.check_size(settings.height, settings.width)
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Refuse words for an unconditional model.
+
+        Raises:
+            UserError: naming the first prompt that is not empty.
+        """
+        prompt = next(filter(None, prompts), "")
+        if prompt and not self.has_text:
+            raise UserError(
+                f"prompt: {prompt!r:.80}, but this model is unconditional: it takes no prompt"
+            )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse pixels that the autoencoder and the UNet cannot divide.
+
+        Raises:
+            UserError: naming the nearest valid sizes.
+        """
+        multiple = self.size_multiple
+        if multiple is None:
+            return
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < multiple or pixels % multiple:
+                low = pixels // multiple * multiple
+                near = sorted({max(side, multiple) for side in (low, low + multiple)})
+                raise UserError(
+                    f"{name} {pixels} is not a multiple of {multiple}, the autoencoder's times "
+                    f"the UNet's downsample factor; nearest valid: {' or '.join(map(str, near))}"
+                )
+
+    def _own_size(self) -> dict[str, int]:
+        return dict(zip(("height", "width"), self.image_size or (), strict=False))
+
+
+def facts_of(folder: ModelFolder) -> ModelFacts:
+    """Facts of the model in a folder; neither its networks nor Keras are needed.
+
+    An archive that cannot be read leaves its fact out: loading it says what is wrong.
+
+    Raises:
+        UserError: a folder without a UNet, or a default in its manifest of the wrong type.
+    """
+    factors = [_downsample_factor(folder.file(part)) for part in ("vae", "unet")]
+    total = (folder.schedule or {}).get("num_train_timesteps")
+    for name, kind in FIELDS.items():
+        value = folder.defaults.get(name)
+        if value is not None:
+            check_type(f"{folder.path / MANIFEST}: defaults: {name}", value, kind)
+    return ModelFacts(
+        defaults=({**DEFAULTS, **folder.defaults},),
+        image_size=folder.image_size,
+        has_text="text_encoder" in folder.parts,
+        num_train_timesteps=total if type(total) is int else None,
+        size_multiple=None if None in factors else factors[0] * factors[1],
+    )
+
+
+def _first(name: str, layers: Iterable[Mapping[str, Any]]) -> Any:
+    """The value of the first that has one, else None."""
+    return next((layer[name] for layer in layers if layer.get(name) is not None), None)
+
+
+def _sampler_options(
+    sampler: str, timestep_spacing: str, defaults: list[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The default options of a sampler: of the first defaults whose sampler it is."""
+    for k in range(len(defaults)):
+        own = defaults[k].get("sampler_options")
+        if own is not None and _first("sampler", defaults[k:]) == sampler:
+            options = dict(own)
+            if timestep_spacing != "leading":  # the only one that has an offset
+                options.pop("steps_offset", None)
+            return options
+    return {}
+
+
+def _downsample_factor(archive: Path) -> int | None:
+    """Positions per position of a network's lowest level; None where its archive does not say."""
+    try:
+        with zipfile.ZipFile(archive) as members, members.open("config.json") as config:
+            arguments = json.loads(config.read(MAX_CONFIG_BYTES))["config"]
+    # RuntimeError: an encrypted member, an unknown compression, JSON nested without end.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        OSError,
+        EOFError,
+        RuntimeError,
+    ):
+        return None
+    levels = arguments.get("channel_multipliers") if isinstance(arguments, dict) else None
+    return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else None

@@ -1,0 +1,64 @@
+"""Options as they are listed without Keras are those that the samplers take."""
+
+import inspect
+import typing
+
+import pytest
+
+from latentddpm.choices import SAMPLER_OPTIONS, SAMPLERS
+from latentddpm.diffusion import NoiseSchedule, samplers
+from latentddpm.diffusion.options import check_sampler_options
+from latentddpm.errors import UserError
+
+SCHEDULE = NoiseSchedule()
+EVERY_SAMPLER = ("schedule", "num_steps", "timestep_spacing")
+VALUES = {"steps_offset": 0, "eta": 0.5, "set_alpha_to_one": False, "sigma_spacing": "karras"}
+
+
+@pytest.mark.parametrize("name", samplers.NAMES)
+def test_the_list_names_what_the_sampler_takes(name):
+    made = samplers.get(name)
+    taken = tuple(key for key in inspect.signature(made).parameters if key not in EVERY_SAMPLER)
+    assert SAMPLERS[name] == taken, f"choices.SAMPLERS: {SAMPLERS[name]}, expected {taken}"
+    hints = typing.get_type_hints(made.__init__)
+    for option in taken:
+        kinds = {*typing.get_args(hints[option]), hints[option]}
+        assert SAMPLER_OPTIONS[option] in kinds, f"{option}: expected one of {kinds}"
+
+
+def test_the_lists_are_of_the_same_samplers():
+    assert tuple(SAMPLERS) == samplers.NAMES, f"choices.SAMPLERS: expected {samplers.NAMES}"
+    listed = {option for options in SAMPLERS.values() for option in options}
+    assert listed == set(SAMPLER_OPTIONS), "expected the types of all options, and of no other"
+    assert set(VALUES) == listed, "expected this test to have a value for each"
+
+
+@pytest.mark.parametrize("name", samplers.NAMES)
+@pytest.mark.parametrize("option", VALUES)
+def test_what_passes_the_check_is_what_the_sampler_takes(name, option):
+    options = {option: VALUES[option]}
+    if option in SAMPLERS[name]:
+        checked = check_sampler_options(name, options)
+        assert checked == options, f"{checked}, expected the options as they were given"
+        samplers.get(name)(SCHEDULE, 5, **checked)
+        return
+    with pytest.raises(UserError, match=f"{option}: the sampler '{name}' has no such option"):
+        check_sampler_options(name, options)
+    with pytest.raises(TypeError):
+        samplers.get(name)(SCHEDULE, 5, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddim", {"eta": -0.1}),
+        ("ddim", {"eta": float("nan")}),
+        ("euler", {"sigma_spacing": "karas"}),
+    ],
+)
+def test_a_wrong_value_is_refused_in_the_same_words(name, options):
+    with pytest.raises(UserError) as early:
+        check_sampler_options(name, options)
+    with pytest.raises(UserError) as late:
+        samplers.get(name)(SCHEDULE, 5, **options)
+    assert str(early.value) == str(late.value), "expected the words of the sampler itself"

@@ -48,7 +48,7 @@ def load_config(
     for override in overrides:
         _override(settings, override)
     settings |= {key: str(value) for key, value in given.items() if value is not None}
-    return parse_config(kind, settings, source)
+    return parse_config(kind, settings, f"{source}: ")
 
 
 def as_config(kind: type[Run], config: Run | dict[str, Any] | str | Path) -> Run:
@@ -66,8 +66,11 @@ def as_config(kind: type[Run], config: Run | dict[str, Any] | str | Path) -> Run
     return load_config(kind, config)
 
 
-def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "config") -> Run:
+def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "config: ") -> Run:
     """Validate nested settings.
+
+    Args:
+        source: stands in front of an error's key.
 
     Raises:
         UserError: one line that names the first wrong key, its value and what is expected.
@@ -75,7 +78,7 @@ def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "confi
     try:
         return kind.model_validate(settings)
     except pydantic.ValidationError as error:
-        raise UserError(f"{source}: {_explain(kind, error)}") from None
+        raise UserError(f"{source}{_explain(kind, error)}") from None
 
 
 def dump_config(config: Section) -> str:

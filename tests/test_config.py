@@ -223,7 +223,7 @@ def test_missing_and_undecodable_files_are_refused_by_name(tmp_path):
 
 def test_the_source_is_named():
     with pytest.raises(UserError, match=r"^model\.yaml: unknown key x"):
-        parse_config(AutoencoderRun, {"x": 1}, "model.yaml")
+        parse_config(AutoencoderRun, {"x": 1}, "model.yaml: ")
 
 
 # --- The sections are the constructors -----------------------------------------------------

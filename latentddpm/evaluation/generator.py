@@ -1,11 +1,12 @@
-"""A generator against the images it was trained on: numbers, and what they would be at best.
+"""Generator measured against the images it was trained on, beside what is best.
 
 For each setting the features of generated images are compared with those of the training images
 by Fréchet and kernel distance, precision and recall, density and coverage. Most of these numbers
-depend on how many images there are, and none says by itself what is good. So images that were
-held back from training are measured in the same way, in the same number: a generator whose images
-are as good and as varied as the data's own comes to this floor, and what lies below it is copied.
-Where fewer images are held back than are generated, as many of the generated are measured too.
+depend on how many images there are, and none says by itself what is good. So validation images,
+which were not trained on, are measured in the same way and in the same number. A generator whose
+images are as good and as varied as the data's own reaches this floor; what lies below it is
+copied. Where there are fewer validation images than generated ones, as many of the generated ones
+are measured too.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from latentddpm.config import DataConfig
-from latentddpm.data.captions import Captions
-from latentddpm.data.catalog.split import split_catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.clip_towers import ClipTowers
 from latentddpm.evaluation.extractors import Extractor
@@ -54,8 +52,8 @@ class Measures:
         frechet: see `frechet`.
         kernel, kernel_error: the distance, and half of its 95 % confidence interval.
         precision, recall, density, coverage: see `manifold`.
-        near: share that is nearer to a training image than all but 5 % of those held back; see
-            `nearest`. None where too few are held back.
+        near: share that is nearer to a training image than all but 5 % of the validation images;
+            see `metrics.nearest`. None where there are too few of these.
         clip, clip_error: mean CLIP score of images with their captions, and its standard error;
             see `clip_score`. None without a CLIP.
     """
@@ -78,17 +76,17 @@ class References:
 
     Args:
         training: features of images, (M, d).
-        held_back: of images kept out of training, (H, d), if any.
+        validation: features of validation images, (H, d), if any.
 
     Attributes:
-        floor: whether so many are held back that they can be measured themselves.
+        floor: whether there are enough validation images to be measured themselves.
     """
 
-    def __init__(self, training: np.ndarray, held_back: np.ndarray | None) -> None:
-        self.training, self.held_back = training, held_back
-        self.floor = held_back is not None and len(held_back) >= LEAST
+    def __init__(self, training: np.ndarray, validation: np.ndarray | None) -> None:
+        self.training, self.validation = training, validation
+        self.floor = validation is not None and len(validation) >= LEAST
         self._statistics = Statistics().add(training)
-        self._fresh = self._distances(held_back) if self.floor else None
+        self._fresh = self._distances(validation) if self.floor else None
 
     def measure(self, features: np.ndarray, scores: np.ndarray | None = None) -> Measures:
         """Compare a set of images, by its features (N, d), with the training images.
@@ -128,7 +126,6 @@ def evaluate_generator(
     model: LatentDiffusion,
     settings: Sequence[GenerationSettings],
     training: ImageSet,
-    data: DataConfig,
     extractor: Extractor,
     out: Path,
     *,
@@ -143,9 +140,8 @@ def evaluate_generator(
 
     Args:
         settings: to draw with, made by `model.settings`, at the size of `training`.
-        training: what is compared with, at the size that images are drawn at; all images that
-            `data` leaves for training, or some of them.
-        data: which images of the catalog are held back, and how captions are made.
+        training: what is compared with, at the size that images are drawn at: the training images
+            of a data set, or some of them.
         num_images: to draw at each setting, of captions spread over the training images; image k
             has `seed` + k.
         towers: CLIP, to score images with their captions by.
@@ -169,26 +165,25 @@ def evaluate_generator(
         raise UserError("--clip: this model is unconditional: no image has words to be held to")
     if len(settings) > 1:
         new_figure(1, 1)  # a missing matplotlib is told now, not after hours of drawing
-    learned, kept_out = split_catalog(training.catalog, data)
+    dataset = training.dataset
     prompts = [""] * num_images
     if model.text_encoder is not None:
-        captions = Captions(training.catalog, data.caption_templates)
-        prompts = spread_prompts(captions, learned, num_images)
+        prompts = spread_prompts(dataset.captions, dataset.training, num_images)
         if not any(prompts):
             raise UserError(f"{training.catalog.source.place}: no image has a caption to draw")
-    held_back = spread_images(training.catalog, kept_out, training.size, num_images)
+    validation = spread_images(dataset, dataset.validation, training.size, num_images)
 
     known = References(
         kept_features(extractor, training, out / FEATURES, "training images", quiet),
-        kept_features(extractor, held_back, out / FEATURES, "held-back images", quiet)
-        if len(held_back)
+        kept_features(extractor, validation, out / FEATURES, "validation images", quiet)
+        if len(validation)
         else None,
     )
     scores = None
     if known.floor and towers is not None:
-        own = [next(iter(captions[int(row)]), "") for row in held_back.rows]
-        scores = clip_scores(towers, held_back, own, "CLIP of held-back images", quiet)
-    floor = known.measure(known.held_back, scores) if known.floor else None
+        own = validation.captions()
+        scores = clip_scores(towers, validation, own, "CLIP of validation images", quiet)
+    floor = known.measure(known.validation, scores) if known.floor else None
     report: dict[str, Any] = {
         "frechet": extractor.frechet_name,
         "kernel": extractor.kernel_name,
@@ -243,11 +238,11 @@ def heading(report: dict[str, Any]) -> str:
     clip = report["clip"]
     words = [f"CLIP       score by {clip['label']}, weights {clip['digest'][:12]}"] if clip else []
     floor = [
-        "held back  images kept out of training, as if they had been generated",
-        "near       share nearer to a training image than all but 5 % of those held back",
+        "validation images that were not trained on, as if they had been generated",
+        "near       share nearer to a training image than all but 5 % of the validation images",
     ]
     if not report["floor"]:
-        floor = [f"held back  fewer than {LEAST} images: nothing says what is good, or near"]
+        floor = [f"validation fewer than {LEAST} images: nothing says what is good, or near"]
     return "\n".join(
         [
             *words,
@@ -264,8 +259,8 @@ def heading(report: dict[str, Any]) -> str:
 
 
 def table_row(setting: GenerationSettings | None, measures: Measures) -> str:
-    """A line of the table; without a setting, of the images held back."""
-    name = f"{'held back':41}"
+    """Line of the table for a setting; without one, for the validation images."""
+    name = f"{'validation':41}"
     if setting is not None:
         name = (
             f"{setting.sampler:16}{setting.num_steps:>6} {setting.timestep_spacing:9}"

@@ -1,42 +1,48 @@
-"""The images that are evaluated on: which of a place, at which size."""
+"""Images that are evaluated on: a split of a data set, or some of it, at one size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from latentddpm.config import DataConfig
 from latentddpm.data.catalog.catalog import Catalog
-from latentddpm.data.catalog.scan import open_catalog
-from latentddpm.data.catalog.split import Selection, split_catalog
+from latentddpm.data.catalog.split import Selection
+from latentddpm.data.dataset import Dataset
 from latentddpm.data.images import UnreadableImage, read_image
-from latentddpm.errors import UserError, check_choice
-
-SPLITS = ("all", "training", "validation")
+from latentddpm.errors import UserError
 
 
 class ImageSet:
-    """Images of a catalog at one size, read when they are asked for.
+    """Images of a data set at one size, read when they are asked for.
 
     Args:
-        catalog: what is at the place.
-        rows: of the catalog, int64 (N,).
+        dataset: of which they are.
+        rows: of its catalog, int64 (N,).
         size: (height, width) in pixels; see `data.images.read_image` for how others get there.
     """
 
-    def __init__(self, catalog: Catalog, rows: np.ndarray, size: tuple[int, int]) -> None:
-        self.catalog, self.rows, self.size = catalog, rows, size
+    def __init__(self, dataset: Dataset, rows: np.ndarray, size: tuple[int, int]) -> None:
+        self.dataset, self.rows, self.size = dataset, rows, size
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def catalog(self) -> Catalog:
+        """Catalog of the data set."""
+        return self.dataset.catalog
+
     def where(self, number: int) -> str:
-        """What an image is called."""
+        """Name of an image, for messages."""
         return self.catalog.where(int(self.rows[number]))
+
+    def captions(self) -> list[str]:
+        """First caption of each image, "" for one without."""
+        captions = self.dataset.captions
+        return [next(iter(captions[int(row)]), "") for row in self.rows]
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Some of the images, by their numbers here: uint8 (n, H, W, 3).
@@ -71,48 +77,10 @@ class ImageSet:
                 bar.update(len(batch))
 
 
-def open_images(
-    place: str | Path,
-    catalog: Path,
-    size: tuple[int, int],
-    *,
-    split: str = "all",
-    data: DataConfig | None = None,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> ImageSet:
-    """The images of a place.
-
-    Args:
-        place: a folder of images or shards; see `data.sources.open.open_source`.
-        catalog: folder of the catalog.
-        size: (height, width).
-        split: "all", or those that training with the settings `data` learns from, or keeps out.
-        limit: at most so many, spread evenly over all.
-
-    Raises:
-        UserError: nothing there, or nothing in that split.
-    """
-    check_choice("--split", split, SPLITS)
-    found = open_catalog(place, catalog, quiet=quiet)
-    if split == "all":
-        selection = Selection(len(found))
-    else:
-        data = data or DataConfig()
-        selection = split_catalog(found, data)[SPLITS.index(split) - 1]
-        if not len(selection):
-            raise UserError(
-                f"--split {split}: --validation-fraction {data.validation_fraction:g} by "
-                f"{data.validation_by} leaves it none of {len(found)} images; change it, or "
-                "evaluate on --split all"
-            )
-    return spread_images(found, selection, size, limit)
-
-
 def spread_images(
-    catalog: Catalog, selection: Selection, size: tuple[int, int], limit: int | None = None
+    dataset: Dataset, selection: Selection, size: tuple[int, int], limit: int | None = None
 ) -> ImageSet:
-    """The images of a selection, at most `limit`, spread evenly over it."""
+    """Images of a selection at one size, at most `limit`, spread evenly over it."""
     count = min(limit or len(selection), len(selection))
     numbers = np.linspace(0, len(selection) - 1, count).round().astype(np.int64)
-    return ImageSet(catalog, selection.rows(numbers), size)
+    return ImageSet(dataset, selection.rows(numbers), size)

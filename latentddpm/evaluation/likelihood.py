@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from latentddpm.data.captions import Captions
 from latentddpm.diffusion.likelihood import (
     BITS,
     prior_term,
@@ -71,7 +70,6 @@ def evaluate_bound(
     model: LatentDiffusion,
     images: ImageSet,
     *,
-    caption_templates: Sequence[str] = (),
     num_timesteps: int | None = None,
     seed: int = 0,
     out: Path | None = None,
@@ -80,7 +78,6 @@ def evaluate_bound(
     """The bound on the images' latents, in bits per dimension, and the terms it is made of.
 
     Args:
-        caption_templates: how captions are made; see `data.captions.Templates`.
         num_timesteps: so many an image at most, see `timestep_bands`; None for all.
         seed: of posterior samples, timesteps and noise.
         out: folder for a plot of the terms over the timesteps, where matplotlib is installed.
@@ -94,15 +91,15 @@ def evaluate_bound(
     factor = model.autoencoder.downsample_factor
     shape = (*(side // factor for side in images.size), model.autoencoder.latent_channels)
     edges = timestep_bands(model.schedule, num_timesteps)
-    prompts = _prompts(model, images, caption_templates)
+    prompts = None if model.text_encoder is None else images.captions()
     contexts = _contexts(model, prompts)
     network = compiled(model.unet)
     parts = []
     for number, pixels in enumerate(images.batches(BATCH, "bound", quiet)):
         batch = slice(number * BATCH, number * BATCH + len(pixels))
         context = {} if contexts is None else {"context": contexts[batch]}
-        stream = [np.random.default_rng((seed, int(row))) for row in images.rows[batch]]
-        parts.append(_measure(model, network, pixels, context, edges, stream))
+        generators = [np.random.default_rng((seed, int(row))) for row in images.rows[batch]]
+        parts.append(_measure(model, network, pixels, context, edges, generators))
     measured = Measured(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     values = {
         "unit": "bits per dimension",
@@ -110,7 +107,7 @@ def evaluate_bound(
         "dimensions": int(np.prod(shape)),
         "timesteps_per_image": len(edges) - 1,
         "seed": seed,
-        "caption_templates": None if prompts is None else list(caption_templates),
+        "caption_templates": None if prompts is None else images.dataset.config.caption_templates,
         "without_caption": len(images) if prompts is None else prompts.count(""),
         **summary(model.schedule, edges, measured),
     }
@@ -118,16 +115,6 @@ def evaluate_bound(
     if out is not None:
         text += f"\n\n{_plot(out / PLOT, values['terms'])}"
     return Report(text, values)
-
-
-def _prompts(
-    model: LatentDiffusion, images: ImageSet, templates: Sequence[str]
-) -> list[str] | None:
-    """The images' first captions, "" for one without; None for a model that takes no words."""
-    if model.text_encoder is None:
-        return None
-    captions = Captions(images.catalog, templates)
-    return [next(iter(captions[int(row)]), "") for row in images.rows]
 
 
 def _contexts(model: LatentDiffusion, prompts: Sequence[str] | None) -> np.ndarray | None:
@@ -149,12 +136,12 @@ def _measure(
     pixels: np.ndarray,
     context: dict[str, np.ndarray],
     edges: np.ndarray,
-    stream: list[np.random.Generator],
+    generators: list[np.random.Generator],
 ) -> tuple[np.ndarray, ...]:
-    """What `Measured` holds, of one batch; image k draws everything from draws[k]."""
+    """What `Measured` holds, of one batch; image k draws from generators[k]."""
 
     def normal() -> np.ndarray:
-        return np.stack([draw.standard_normal(mean.shape[1:], "float32") for draw in stream])
+        return np.stack([draw.standard_normal(mean.shape[1:], "float32") for draw in generators])
 
     def denoise(noisy_latents: Any, timesteps: Any) -> Any:
         return network({"noisy_latents": noisy_latents, "timesteps": timesteps, **context})
@@ -164,7 +151,7 @@ def _measure(
     spread = logvar.mean(axis=(1, 2, 3), dtype="float64") / 2
     spread += np.log(model.autoencoder.scaling_factor)
     entropy = BITS * (np.log(2 * np.pi * np.e) / 2 + spread)
-    timesteps = np.stack([draw.integers(edges[:-1], edges[1:]) for draw in stream])
+    timesteps = np.stack([draw.integers(edges[:-1], edges[1:]) for draw in generators])
     errors = np.empty(timesteps.shape)
     for band, chosen in enumerate(timesteps.T.astype("int32")):
         signals.check()

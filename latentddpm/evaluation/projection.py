@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latentddpm.data.captions import Captions
 from latentddpm.data.sources.metadata import text_entries
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.features import FEATURES, kept_features
@@ -123,7 +122,7 @@ def image_groups(images: ImageSet, group_by: str | None) -> tuple[list[str], str
             f"--group-by: no column {group_by!r}{nearest(group_by, known)}; "
             f"columns are {', '.join(map(repr, known)) or 'none'}"
         )
-    captions = Captions(catalog)
+    captions = images.dataset.captions
     groups = []
     for index in map(int, images.rows):
         if group_by is None:

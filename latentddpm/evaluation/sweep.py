@@ -107,7 +107,9 @@ def plot_sweep(path: Path, report: dict[str, Any]) -> None:
             )
             panel.plot(*zip(*line, strict=True), marker="o", label=sampler)
         if floor is not None:
-            panel.axhline(floor["frechet"], color="gray", linestyle="--", label="held back")
+            panel.axhline(
+                floor["frechet"], color="gray", linestyle="--", label="validation images"
+            )
         panel.set(title=f"{AXES[other]} {value:g}, {spacing}", xlabel=AXES[across])
         panel.grid(alpha=0.3)
     panels[0].set_ylim(bottom=0)  # of all panels, now that each has drawn its lines

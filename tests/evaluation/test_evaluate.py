@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import EMOJI
+from metric_sets import image_set
 from PIL import Image
 from tiny import SIZE, tiny_autoencoder
 
@@ -17,7 +18,6 @@ from latentddpm.data.images import read_image
 from latentddpm.errors import UserError
 from latentddpm.evaluation.autoencoder import GRID, evaluate_autoencoder, reconstruct
 from latentddpm.evaluation.extractors import load_extractor
-from latentddpm.evaluation.images import open_images
 from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.metrics.kernel import paired_kernel_distance
 from latentddpm.evaluation.metrics.similarity import psnr, rmse, ssim
@@ -50,7 +50,7 @@ def distance():
 
 
 def emoji(folder, **options):
-    return open_images(EMOJI, folder / "catalog", SIZE, quiet=True, **options)
+    return image_set(EMOJI, folder / "catalog", SIZE, **options)
 
 
 # --- Images --------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_splits_are_those_of_training(folder):
 def test_a_file_that_breaks_is_named(folder, tmp_path):
     for name in "ab":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
-    images = open_images(tmp_path, folder / "breaks", SIZE, quiet=True)
+    images = image_set(tmp_path, folder / "breaks", SIZE)
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"b\.png"):
         images.read([0, 1])
@@ -155,7 +155,7 @@ def test_too_little_is_refused_before_anything_is_computed(folder, autoencoder, 
     extractor = load_extractor(str(folder / "colours.keras"))
     with pytest.raises(UserError, match=r"kernel distance \(colours\) needs at least 3 images"):
         evaluate_autoencoder(autoencoder, emoji(folder, limit=2), extractor=extractor)
-    small = open_images(EMOJI, folder / "catalog", (8, 8), limit=3, quiet=True)
+    small = image_set(EMOJI, folder / "catalog", (8, 8), limit=3)
     with pytest.raises(UserError, match=r"perceptual \(random\) needs images of at least 16×16"):
         evaluate_autoencoder(autoencoder, small, perceptual=distance)
 
@@ -203,8 +203,8 @@ def test_the_command_prints_a_table_and_leaves_its_numbers(folder, tmp_path):
         (("--extractor", "incepton"), "did you mean 'inception'?"),
         (("--perceptual", "vgg"), "neither 'imagenet' nor 'hed', and no such file"),
         (("--split", "test"), "--split: 'test' is not known"),
-        (("--validation-fraction", 2), "data.validation_fraction"),
-        (("--validation-by", "name"), "data.validation_by"),
+        (("--validation-fraction", 2), "--validation-fraction: input should be less than 1"),
+        (("--validation-by", "name"), "--validation-by: input should be"),
         (("--resolution", 30), "30"),
         (("--resolution", 0), "--resolution"),
         (("--limit", 0), "--limit"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import EMOJI, TESTS
+from metric_sets import image_set
 from PIL import Image
 from tiny import tiny_lora, tiny_model
 
@@ -24,7 +25,6 @@ from latentddpm.errors import UserError
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.generated import GeneratedImages, spread_prompts
 from latentddpm.evaluation.generator import References, evaluate_generator, heading, table_row
-from latentddpm.evaluation.images import open_images
 from latentddpm.evaluation.metrics.nearest import nearest, share_nearer
 from latentddpm.evaluation.sweep import KEYS, parse_sweep, settings_of
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -261,9 +261,9 @@ def test_nearest_is_what_looking_at_every_pair_finds():
 
 def test_copies_are_told_from_new_images():
     numbers = np.random.default_rng(1)
-    training, held_back, new = (numbers.normal(size=(n, 16)) for n in (800, 600, 600))
+    training, validation, new = (numbers.normal(size=(n, 16)) for n in (800, 600, 600))
     copies = training[:600] + 0.01 * numbers.normal(size=(600, 16))
-    known = References(training, held_back)
+    known = References(training, validation)
     share = known.measure(new).near
     assert 0.02 < share < 0.09, f"new images of the same kind: {share:.1%}, expected 5 % or so"
     share = known.measure(np.concatenate([copies[:300], new[:300]])).near
@@ -276,11 +276,11 @@ def test_the_training_images_themselves_are_at_no_distance():
     same = References(training, None).measure(training)
     assert same.frechet < 1e-9, f"Fréchet distance {same.frechet} of a set to itself"
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1), f"of a set to itself: {same}"
-    assert same.near is None, "no image is held back, so none says what is near"
+    assert same.near is None, "there are no validation images, so none says what is near"
     told = heading(
         {**dict.fromkeys(("frechet", "kernel", "seed", "floor", "clip")), "training_images": 50}
     )
-    assert "held back  fewer than 6 images: nothing says what is good, or near" in told
+    assert "validation fewer than 6 images: nothing says what is good, or near" in told
 
 
 # --- The whole -----------------------------------------------------------------------------
@@ -290,7 +290,7 @@ DATA = DataConfig(validation_fraction=0.3)
 
 def training_images(folder, tmp_path, limit=None):
     catalog = tmp_path / "catalog"
-    return open_images(folder, catalog, SIZE, split="training", data=DATA, limit=limit)
+    return image_set(folder, catalog, SIZE, "training", limit, DATA)
 
 
 @pytest.fixture(scope="module")
@@ -307,22 +307,24 @@ def test_a_sweep_is_measured_once_and_told_whole(model, extractor, emoji_folder,
     training = training_images(emoji_folder, tmp_path)
     settings = settings_of(model, parse_sweep(["steps=1,2", "guidance=2,3"]))
     fewer = len(split_catalog(training.catalog, DATA)[1])
-    count = 2 * (fewer // 2 + 2)  # more than are held back, in whole batches
+    count = 2 * (fewer // 2 + 2)  # more than there are validation images, in whole batches
     out, lines = tmp_path / "out", []
 
     def evaluate():
         lines.clear()
         options = {"num_images": count, "batch_size": 2, "quiet": True, "tell": lines.append}
-        return evaluate_generator(model, settings, training, DATA, extractor, out, **options)
+        return evaluate_generator(model, settings, training, extractor, out, **options)
 
     report = evaluate()
     rows, floor = report["settings"], report["floor"]
     told = [(row["num_steps"], row["guidance_scale"], row["count"]) for row in rows]
     expected = [(s, scale, n) for scale in (2, 3) for s in (1, 2) for n in (count, fewer)]
     assert told == expected, f"the table has rows for {told}"
-    assert floor["count"] == fewer, f"the floor is of {floor['count']} of {fewer} images held back"
+    assert floor["count"] == fewer, (
+        f"the floor is of {floor['count']} of {fewer} validation images"
+    )
     assert all(np.isfinite([row["frechet"], row["kernel"], row["coverage"]]).all() for row in rows)
-    assert floor["frechet"] < min(row["frechet"] for row in rows), "noise beats held-back emoji"
+    assert floor["frechet"] < min(row["frechet"] for row in rows), "noise beats validation images"
     assert "Fréchet distance (tiny)" in lines[0], f"the table does not name its extractor: {lines}"
     assert len(lines) == 1 + 1 + 8, f"expected a heading, the floor and eight rows: {lines}"
     assert json.loads(json.dumps(report)) == report, "the report is not made for JSON"
@@ -348,7 +350,7 @@ def test_what_cannot_be_measured_is_refused_before_any_is_drawn(
 
     def evaluate(images, num_images):
         options = {"num_images": num_images, "quiet": True}
-        evaluate_generator(model, settings, images, DATA, extractor, out, **options)
+        evaluate_generator(model, settings, images, extractor, out, **options)
 
     with pytest.raises(UserError, match="--num-images: 5, expected at least 6"):
         evaluate(training_images(emoji_folder, tmp_path), 5)
@@ -449,7 +451,7 @@ def test_the_command_from_model_folder_to_table(model, tmp_path):
     lines = answer.stdout.splitlines()
     assert lines[1].startswith("with style.safetensors:0.5 (SHA-256 "), f"no LoRA in {lines}"
     assert "(split training) at 32×32" in lines[2], f"not told what it is compared with: {lines}"
-    assert [line.split()[0] for line in lines[-3:]] == ["held", "ddim", "ddim"], lines
+    assert [line.split()[0] for line in lines[-3:]] == ["validation", "ddim", "ddim"], lines
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text("utf-8"))
     assert len(found["generator"]["settings"]) == 2, f"evaluation.json holds {found}"
     drawn = read_metadata(next((tmp_path / "out" / "generated").glob("*/*.png")))

@@ -11,7 +11,9 @@ from PIL import Image
 from tiny import SIZE, tiny_autoencoder
 
 from latentddpm.cli import main
+from latentddpm.config import DataConfig
 from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.dataset import Dataset
 from latentddpm.errors import UserError
 from latentddpm.evaluation import projection
 from latentddpm.evaluation.images import ImageSet
@@ -22,7 +24,7 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     catalog = open_catalog(EMOJI, tmp_path_factory.mktemp("catalog"), quiet=True)
-    return ImageSet(catalog, np.arange(len(catalog)), SIZE)
+    return ImageSet(Dataset(catalog, DataConfig()), np.arange(len(catalog)), SIZE)
 
 
 def test_groups_are_a_column_or_first_words(images):
@@ -45,10 +47,10 @@ def test_images_without_a_group_are_told(tmp_path):
         if number < 11:
             (tmp_path / f"{number:02}.txt").write_text("red square")
     catalog = open_catalog(tmp_path, tmp_path / "catalog", quiet=True)
-    groups, _ = image_groups(ImageSet(catalog, np.arange(14), SIZE), None)
+    groups, _ = image_groups(ImageSet(Dataset(catalog, DataConfig()), np.arange(14), SIZE), None)
     assert groups == 11 * ["red"] + 3 * [NONE]
     with pytest.raises(UserError, match="1 of 4 images have a first word of the caption; name"):
-        image_groups(ImageSet(catalog, np.arange(10, 14), SIZE), None)
+        image_groups(ImageSet(Dataset(catalog, DataConfig()), np.arange(10, 14), SIZE), None)
 
 
 def test_neighbours_of_one_group_are_counted():
@@ -68,7 +70,7 @@ def test_images_lie_where_their_points_are(images, tmp_path):
     """Up is up, and of two in one cell the one nearer to its middle is shown."""
     side = projection.SIDE
     places = np.array([[0, 0], [10, 10], [9.88, 9.88]], "float32")
-    three = ImageSet(images.catalog, np.array([0, 9, 20]), SIZE)
+    three = ImageSet(images.dataset, np.array([0, 9, 20]), SIZE)
     projection._draw_images(tmp_path / "images.png", places, three)
     canvas = np.asarray(Image.open(tmp_path / "images.png"))
     assert canvas.shape == (projection.CELLS * side, projection.CELLS * side, 3)
@@ -109,7 +111,7 @@ def test_the_command_leaves_two_pictures(model, tmp_path):
 
 def test_what_does_not_fit_is_refused_before_anything_is_encoded(images, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    few = ImageSet(images.catalog, np.arange(11), SIZE)
+    few = ImageSet(images.dataset, np.arange(11), SIZE)
     for which, options, message in (
         (few, {}, "a picture of latents needs at least 12 images, not 11"),
         (images, {"projection": "pca"}, "--projection: 'pca' is not known"),

@@ -11,7 +11,9 @@ from gaussian import gaussian_bound, least_error
 from tiny import SIZE, tiny_lora, tiny_model
 
 from latentddpm.cli import main
+from latentddpm.config import DataConfig
 from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.dataset import Dataset
 from latentddpm.diffusion import NoiseSchedule
 from latentddpm.diffusion.likelihood import timestep_bands
 from latentddpm.errors import UserError
@@ -27,8 +29,9 @@ def catalog(tmp_path_factory):
     return open_catalog(EMOJI, tmp_path_factory.mktemp("catalog"), quiet=True)
 
 
-def images(catalog, *rows):
-    return ImageSet(catalog, np.array(rows), SIZE)
+def images(catalog, *rows, templates=()):
+    dataset = Dataset(catalog, DataConfig(caption_templates=list(templates)))
+    return ImageSet(dataset, np.array(rows), SIZE)
 
 
 def short(model):
@@ -115,7 +118,7 @@ def test_captions_and_seeds_count(model, catalog, whole, tmp_path, monkeypatch):
     """And without matplotlib there is no plot, and a line that says so."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     other = evaluate_bound(
-        model, images(catalog, 0, 39), caption_templates=["a rocket"], out=tmp_path, quiet=True
+        model, images(catalog, 0, 39, templates=["a rocket"]), out=tmp_path, quiet=True
     )
     told, said = (report.values["beta"]["kl"] for report in (whole, other))
     assert told != pytest.approx(said, abs=1e-6), "expected the caption to count"
@@ -134,7 +137,7 @@ def test_model_without_words(catalog, whole):
 
 def test_what_cannot_be_measured_is_refused(model, catalog):
     with pytest.raises(UserError, match=r"no column 'txt'.*did you mean 'text'"):
-        evaluate_bound(model, images(catalog, 0, 1), caption_templates=["{txt}"], quiet=True)
+        evaluate_bound(model, images(catalog, 0, 1, templates=["{txt}"]), quiet=True)
     with pytest.raises(UserError, match="need 2 images, not 1"):
         evaluate_bound(model, images(catalog, 0), quiet=True)
     with pytest.raises(UserError, match="1, expected 2 to 6"):

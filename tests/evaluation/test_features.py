@@ -7,12 +7,13 @@ import signal
 import numpy as np
 import pytest
 from conftest import EMOJI
+from metric_sets import image_set
 from PIL import Image
 
 import latentddpm
 from latentddpm.evaluation import features
 from latentddpm.evaluation.features import kept_features
-from latentddpm.evaluation.images import ImageSet, open_images
+from latentddpm.evaluation.images import ImageSet
 from latentddpm.utils import signals
 
 SIZE = (16, 16)
@@ -37,7 +38,7 @@ def small_blocks(monkeypatch):
 
 
 def emoji(tmp_path, folder=EMOJI, limit=20, size=SIZE):
-    return open_images(folder, tmp_path / "catalog", size, limit=limit, quiet=True)
+    return image_set(folder, tmp_path / "catalog", size, limit=limit)
 
 
 def kept(images, tmp_path, network=None):
@@ -58,7 +59,7 @@ def test_they_are_computed_once(tmp_path):
 
 def test_more_images_come_on_top_in_whole_blocks(tmp_path):
     images = emoji(tmp_path, limit=40)
-    fewer = ImageSet(images.catalog, images.rows[:20], SIZE)
+    fewer = ImageSet(images.dataset, images.rows[:20], SIZE)
     kept(fewer, tmp_path)
     assert kept(images, tmp_path) == 40 - 18, "expected three blocks of six to be found"
 
@@ -74,7 +75,7 @@ def test_an_image_that_changed_is_seen_whatever_it_is_called(emoji_folder, tmp_p
 def test_the_order_of_images_counts(tmp_path):
     images = emoji(tmp_path)
     kept(images, tmp_path)
-    assert kept(ImageSet(images.catalog, images.rows[::-1], SIZE), tmp_path) == 20
+    assert kept(ImageSet(images.dataset, images.rows[::-1], SIZE), tmp_path) == 20
 
 
 @pytest.mark.parametrize("change", [{"label": "colors"}, {"digest": "1"}], ids=str)

@@ -1,6 +1,9 @@
-"""Images and features to measure, made of sines, so that every machine has the same."""
+"""Images and features to measure: of a folder, or made of sines, the same on every machine."""
 
 import numpy as np
+
+from latentddpm.data.dataset import open_dataset
+from latentddpm.evaluation.images import spread_images
 
 
 def image_pairs(count=5, side=24):
@@ -22,3 +25,9 @@ def feature_sets(count=40, width=6):
     grid = np.arange(1, 2 * count * width + 1, dtype=np.float64)
     noise = np.sin(grid**2 * 0.7548776662).reshape(2, count, width)
     return noise[0], 0.9 * noise[1] + 0.5 * np.sin(np.arange(width))
+
+
+def image_set(place, catalog, size, split="all", limit=None, data=None):
+    """Images of a place as `evaluate` takes them."""
+    dataset = open_dataset(place, catalog, data, quiet=True)
+    return spread_images(dataset, dataset.split(split), size, limit)

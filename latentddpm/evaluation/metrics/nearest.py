@@ -5,7 +5,7 @@ With features f and training images t, an image x has the distance
     d(x) = min_t ‖f(x) − f(t)‖
 
 Images that were kept out of training come as near as chance has it: of generated ones, too, 5 %
-should lie below the 5 % quantile of d over those that were held back, and a share well above it
+should lie below the 5 % quantile of d over validation images, and a share well above it
 says that the generator repeats what it has seen. (The training images have to be all, or most: a
 copy of one that is not among them is not found. Held-back images should show other things: where
 a drawing has twins among the training images, these hide copies.)
@@ -43,10 +43,10 @@ def nearest(samples: np.ndarray, references: np.ndarray, k: int) -> tuple[np.nda
     return distances, numbers
 
 
-def share_nearer(generated: np.ndarray, held_back: np.ndarray) -> float:
-    """Share of generated images nearer to training images than all but 5 % of held-back ones.
+def share_nearer(generated: np.ndarray, validation: np.ndarray) -> float:
+    """Share of generated images nearer to training images than all but 5 % of validation images.
 
     Args:
-        generated, held_back: d(x) of either, (N,) and (M,).
+        generated, validation: d(x) of either, (N,) and (M,).
     """
-    return float(np.mean(generated < np.quantile(held_back, QUANTILE)))
+    return float(np.mean(generated < np.quantile(validation, QUANTILE)))

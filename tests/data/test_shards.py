@@ -19,6 +19,7 @@ from latentddpm.data.examples import diffusion_examples, image_examples, positio
 from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.pack import KINDS, pack, parse_size
 from latentddpm.data.random import RandomStream
+from latentddpm.data.sources.folder import Folder
 from latentddpm.data.sources.open import expand, open_source
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
@@ -481,6 +482,16 @@ def test_packing_refuses_what_would_be_lost(folder, tmp_path):
     assert left == ["photos", "taken"], f"something half packed remains: {left}"
     with pytest.warns(UserWarning, match=r"1 of 1 rows .* are not packed \(gone\.png\)"):
         pack(tmp_path / "photos", tmp_path / "new", quiet=True)
+
+
+def test_packing_takes_a_table_of_any_length(folder, packed, tmp_path, monkeypatch):
+    """It is the way out for a table that is too long to train from."""
+    monkeypatch.setattr(Folder.open_metadata, "__defaults__", (1,))
+    assert "pack" in Folder(str(folder)).open_metadata().problem, "a table that is too long"
+    pack(folder, tmp_path / "long", shard_size=SHARD, quiet=True)
+    names = [path.name for path in sorted((packed / "tar").iterdir())]
+    found = [path.name for path in sorted((tmp_path / "long").iterdir())]
+    assert found == names, f"packed {found}, expected {names}"
 
 
 def test_packing_is_the_same_bytes_each_time(folder, packed, tmp_path):

@@ -135,7 +135,6 @@ class SourceReader:
     Args:
         stamp: of the captions outside of the units, before any was read.
         noted: what earlier versions know; the first that knows a unit is believed.
-        scratch: folder for what a large table of captions needs while it is read.
     """
 
     def __init__(
@@ -144,10 +143,9 @@ class SourceReader:
         stamp: MetadataStamp,
         previous: Sequence[PreviousVersion],
         processes: ProcessGroup,
-        scratch: Path,
     ) -> None:
         self.source, self.stamp, self.previous = source, stamp, previous
-        self.processes, self.scratch = processes, scratch
+        self.processes = processes
         self._metadata: MetadataTable | None = None
 
     def units(self) -> Iterator[Unit]:
@@ -202,7 +200,7 @@ class SourceReader:
 
     def _open_metadata(self) -> MetadataTable:
         if self._metadata is None:
-            self._metadata = self.source.open_metadata(self.scratch)
+            self._metadata = self.source.open_metadata()
         return self._metadata
 
 

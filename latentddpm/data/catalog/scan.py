@@ -136,7 +136,7 @@ def _scan(
     previous = list(previous_versions(source.kind, stamp, (folder, *others)))
     last = max((int(path.name[-6:]) for path in versions(folder)), default=0)
     version = folder / f"version-{last + 1:06d}"
-    reader = SourceReader(source, stamp, previous, processes, version)
+    reader = SourceReader(source, stamp, previous, processes)
     in_bytes = source.kind != "folder"  # shards are few and large
     total = sum(unit.size if in_bytes else 1 for unit in reader.units())
     saved, inside = time.monotonic(), 0

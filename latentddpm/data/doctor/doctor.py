@@ -95,12 +95,11 @@ class _Pass:
         total = sum(u.size for u in units) if in_bytes else sum(1 for _ in self.source.units())
         unit = {"unit": "B", "unit_scale": True} if in_bytes else {"unit": "image"}
         with (
-            tempfile.TemporaryDirectory(prefix="latentddpm-doctor-") as scratch,
-            tempfile.TemporaryFile(dir=scratch) as names,
+            tempfile.TemporaryFile(prefix="latentddpm-doctor-") as names,
             tqdm(desc="doctor", total=total, **unit, delay=2, disable=quiet) as bar,
         ):
             self.names, self.name_ends = names, array("Q")
-            metadata = self.source.open_metadata(Path(scratch))
+            metadata = self.source.open_metadata()
             self.columns.update(metadata.columns)
             entries = ((entry, entry) for entry in self._entries(units, metadata))
             for entry, seen in map_ahead(self._seen, entries):

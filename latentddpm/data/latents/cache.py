@@ -34,16 +34,9 @@ import numpy as np
 
 from latentddpm.data.buckets import Buckets
 from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.latents.contents import Contents, difference
 from latentddpm.data.latents.encode import ReusableMoments, RowRange, begin, encode_rows, finish
-from latentddpm.data.latents.manifest import (
-    Contents,
-    Index,
-    Key,
-    difference,
-    misfit,
-    open_cache,
-    read_contents,
-)
+from latentddpm.data.latents.manifest import Index, Key, misfit, open_cache, read_contents
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say

@@ -27,14 +27,8 @@ from latentddpm.data.buckets import Buckets, Shape
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.columns import npy_header
 from latentddpm.data.images import UnreadableImage, read_image
-from latentddpm.data.latents.manifest import (
-    BLOCK,
-    DIGEST_LIMIT,
-    Contents,
-    Index,
-    read_index,
-    write_index,
-)
+from latentddpm.data.latents.contents import BLOCK, Contents
+from latentddpm.data.latents.manifest import DIGEST_LIMIT, Index, read_index, write_index
 from latentddpm.data.prefetch import WORKERS
 from latentddpm.errors import UserError
 from latentddpm.utils import signals

@@ -35,9 +35,15 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     return value
 
 
-def one_line(error: object) -> str:
-    """What an error or warning says, in one line; of the system's, which file and what."""
+def one_line(error: object, limit: int | None = None) -> str:
+    """What an error or warning says, in one line; of the system's, which file and what.
+
+    Args:
+        limit: characters after which it is cut off.
+    """
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror}"
-    return " ".join(str(error).split())
+        text = f"{name}{error.strerror}"
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
+    return text[:limit]

@@ -29,6 +29,7 @@ from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import MetadataTable, Row
 from latentddpm.data.sources.storage import order
 from latentddpm.distribution.processes import ProcessGroup
+from latentddpm.errors import one_line
 
 PARTS = "part-*-of-*"
 """Folders beside the versions, in which the processes of one job scan a part each."""
@@ -214,5 +215,5 @@ def examine(entry: Entry) -> Decoded:
     except UnreadableImage as error:
         return error.reason
     except OSError as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     return hashlib.sha256(data).digest(), image.width, image.height, image.mode == "RGBA"

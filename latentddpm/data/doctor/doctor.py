@@ -32,7 +32,7 @@ from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Source, is_image
 from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
 from latentddpm.data.sources.open import open_source
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, one_line
 
 
 class _Seen(NamedTuple):
@@ -117,7 +117,7 @@ class _Pass:
             try:
                 yield from self.source.entries(unit, metadata)
             except (UserError, OSError) as error:
-                self._note("unreadable", unit.name, _one_line(error))
+                self._note("unreadable", unit.name, _reason(error))
 
     # --- In the workers ---
 
@@ -128,8 +128,7 @@ class _Pass:
             data = entry.load()
             image = read_whole(data, entry.where)
         except (UnreadableImage, OSError) as error:
-            reason = error.reason if isinstance(error, UnreadableImage) else _one_line(error)
-            return _Seen(found=(("unreadable", reason),))
+            return _Seen(found=(("unreadable", _reason(error)),))
         kind, found = describe_file(data, entry.name)
         if image.mode == "RGBA":
             found.append(("transparent", ""))
@@ -284,7 +283,8 @@ def _lonely_texts(folder: str) -> Iterator[tuple[str, str]]:
                 yield name, f"not read: {suffix}, expected .txt"
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without its name."""
+    if isinstance(error, UnreadableImage):
+        return error.reason
+    return getattr(error, "strerror", None) or one_line(error)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, MetadataStamp, Unit
 from latentddpm.data.sources.metadata import MetadataTable, Row, image_name
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, one_line
 
 
 class Shards:
@@ -56,7 +56,7 @@ def parse_columns(data: bytes, where: str) -> Row:
     try:
         columns = json.loads(data)
     except (ValueError, RecursionError) as error:
-        return Row(problem=f"{where}: not valid JSON ({' '.join(str(error).split())})")
+        return Row(problem=f"{where}: not valid JSON ({one_line(error)})")
     if not isinstance(columns, dict):
         return Row(problem=f'{where}: expected an object such as {{"text": "a red apple"}}')
     return Row(0, columns)

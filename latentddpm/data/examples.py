@@ -27,12 +27,6 @@ from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 
 
-def positions(start: int, stop: int | None, batch_size: int) -> tf.data.Dataset:
-    """Example positions of steps `start` … `stop` (None: without end)."""
-    last = np.iinfo(np.int64).max if stop is None else stop * batch_size
-    return tf.data.Dataset.range(start * batch_size, last)
-
-
 def share(
     first: int, last: int, batch_size: int, processes: ProcessGroup = ONE_PROCESS
 ) -> tuple[tf.data.Dataset, int]:
@@ -100,7 +94,7 @@ def image_examples(
 
     Args:
         selection: the images of the catalog to read.
-        draws: None reads the files in order, once, without noise, flips or drawn colours
+        stream: None reads the files in order, once, without noise, flips or drawn colours
             (validation: the autoencoder then reconstructs from the posterior's mode).
         background: "white", or "random" for a colour drawn per use behind transparency.
         flip: mirror half of the examples.

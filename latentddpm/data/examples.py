@@ -25,6 +25,7 @@ from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.utils.pixels import from_pixels
 
 
 def share(
@@ -71,11 +72,6 @@ def shared(
         lambda spec: tf.zeros((0, *spec.shape[1:]), spec.dtype), own.element_spec
     )
     return own.concatenate(tf.data.Dataset.from_tensors(blank).repeat(missing))
-
-
-def to_unit_range(pixels: tf.Tensor) -> tf.Tensor:
-    """0 … 255 → float32 in [-1, 1]."""
-    return tf.cast(pixels, tf.float32) / 127.5 - 1.0
 
 
 def image_examples(
@@ -125,7 +121,7 @@ def image_examples(
             alpha = pixels[..., 3:] / 255.0
             colour = 255.0 * stream.uniform("background", position, (3,))
             pixels = pixels[..., :3] * alpha + colour * (1.0 - alpha)
-        images = to_unit_range(pixels)
+        images = from_pixels(pixels, tf.cast)
         if stream is None:
             return {"images": images}
         if flip:

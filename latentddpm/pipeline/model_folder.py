@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentddpm.errors import UserError
-from latentddpm.utils.files import file_digest, write_json
+from latentddpm.utils.files import FileEntry, write_json
 
 FORMAT = 1
 MANIFEST = "pipeline.json"
@@ -150,7 +150,7 @@ def _check_file(path: Path, part: dict[str, Any]) -> None:
     file = path / part["file"]
     if not file.is_file():
         raise UserError(f"{file}: missing, but named in {MANIFEST}")
-    if file.stat().st_size != part["bytes"] or file_digest(file) != part["sha256"]:
+    if not FileEntry(part["bytes"], part["sha256"]).matches(file):
         raise UserError(f"{file}: is not the file {MANIFEST} describes (size or digest differs)")
 
 
@@ -158,8 +158,7 @@ def describe_part(file: Path, digest: str, **extra: str) -> dict[str, Any]:
     """The manifest's entry of a file."""
     return {
         "file": file.name,
-        "bytes": file.stat().st_size,
-        "sha256": file_digest(file),
+        **asdict(FileEntry.of(file)),
         "digest": digest,
         **extra,
     }

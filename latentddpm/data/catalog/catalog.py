@@ -32,7 +32,7 @@ from latentddpm.data.sources.base import MetadataStamp, Source
 from latentddpm.data.sources.metadata import FILE_NAME, TEXT, Row
 from latentddpm.data.sources.storage import order
 from latentddpm.errors import UserError
-from latentddpm.utils.files import file_digest
+from latentddpm.utils.files import FileEntry
 
 MANIFEST = "catalog.json"
 DIGEST_LIMIT = 1 << 28  # files of this many bytes or more are checked by their size alone
@@ -231,11 +231,9 @@ def check_files(version: Path, manifest: Manifest) -> None:
     """
     for name in expected_files():
         path = version / name
-        size, digest = manifest.files.get(name, (-1, ""))
-        if path.stat().st_size != size:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes, {size} were written")
-        if size < DIGEST_LIMIT and file_digest(path) != digest:
-            raise ValueError(f"{path}: its bytes have changed")
+        entry = FileEntry(*manifest.files.get(name, (-1, "")))
+        if difference := entry.difference(path, DIGEST_LIMIT):
+            raise ValueError(f"{path}: {difference}")
 
 
 def expected_files() -> list[str]:

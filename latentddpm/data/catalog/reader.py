@@ -160,8 +160,11 @@ class SourceReader:
 
     def __iter__(self) -> Iterator[ScanEvent]:
         """All events in order, images decoded a little ahead."""
-        events = ((event, event.entry) for event in self._events())
-        for event, decoded in map_ahead(examine, events):
+        for event, decoded in map_ahead(
+            lambda event: examine(event.entry),
+            self._events(),
+            weigh=lambda event: None if event.entry is None else event.entry.size,
+        ):
             yield event._replace(decoded=decoded)
 
     def captions(self) -> tuple[list[str], str, list[str] | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import MAX_COLUMNS, TEXT, Row
 from latentddpm.data.sources.storage import order
 from latentddpm.errors import UserError
-from latentddpm.utils.files import file_digest, fsync_path, write_json
+from latentddpm.utils.files import FileEntry, fsync_path, write_json
 
 
 class CatalogWriter:
@@ -166,8 +167,7 @@ class CatalogWriter:
         files = {}
         if complete:
             for name in expected_files():
-                path = self.version / name
-                files[name] = (path.stat().st_size, file_digest(path))
+                files[name] = astuple(FileEntry.of(self.version / name))
         manifest = Manifest(
             complete=complete,
             place=self.source.place,

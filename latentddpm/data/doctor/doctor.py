@@ -101,8 +101,8 @@ class _Pass:
             self.names, self.name_ends = names, array("Q")
             metadata = self.source.open_metadata()
             self.columns.update(metadata.columns)
-            entries = ((entry, entry) for entry in self._entries(units, metadata))
-            for entry, seen in map_ahead(self._seen, entries):
+            entries = self._entries(units, metadata)
+            for entry, seen in map_ahead(self._seen, entries, weigh=lambda entry: entry.size):
                 self._add(entry, seen)
                 bar.update(entry.size if in_bytes else 1)
             self._about_words(metadata)

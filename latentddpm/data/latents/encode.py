@@ -10,11 +10,10 @@ See `data.latents.cache` for the files.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -29,10 +28,11 @@ from latentddpm.data.catalog.columns import npy_header
 from latentddpm.data.images import UnreadableImage, read_image
 from latentddpm.data.latents.contents import BLOCK, Contents
 from latentddpm.data.latents.manifest import DIGEST_LIMIT, Index, read_index, write_index
-from latentddpm.data.prefetch import WORKERS
+from latentddpm.data.prefetch import map_ahead
 from latentddpm.errors import UserError
 from latentddpm.utils import signals
-from latentddpm.utils.files import atomic_path, file_digest, fsync_path, write_json
+from latentddpm.utils.files import FileEntry, atomic_path, fsync_path, write_json
+from latentddpm.utils.pixels import from_pixels
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -185,14 +185,13 @@ def encode_rows(
 def finish(cache: Path, catalog: Catalog, wanted: Index) -> None:
     """Let the filled moments take their name, then say what they are."""
     partial = cache / "partial.npy"
-    size = partial.stat().st_size
-    digest = file_digest(partial) if size < DIGEST_LIMIT else None
+    made = FileEntry.of(partial, DIGEST_LIMIT)
     (cache / "index.json").unlink(missing_ok=True)
     fsync_path(cache)  # the old index must be gone before the new moments stand in its place
     _write_contents(cache / "contents.npy", catalog)
     os.replace(partial, cache / "moments.npy")
     fsync_path(cache)
-    done = wanted.model_copy(update={"moments_size": size, "moments_sha256": digest})
+    done = wanted.model_copy(update={"moments_size": made.bytes, "moments_sha256": made.sha256})
     write_index(cache / "index.json", done)
     _drop_notes(cache)
 
@@ -256,29 +255,22 @@ def _image_batches(
     A few batches are decoded ahead; the last one of a run of one shape may be shorter.
     """
 
-    def read(row: int, shape: Shape) -> np.ndarray:
+    def read(one: PendingRow) -> np.ndarray:
+        name = catalog.where(one.row)
         try:
-            return read_image(catalog.read(row), shape, name=catalog.where(row))
+            return read_image(catalog.read(one.row), one.shape, name=name)
         except UnreadableImage as error:
             raise UserError(f"{error}; mend or remove it") from error
         except OSError as error:
-            raise UserError(f"{catalog.where(row)}: {error}; mend or remove it") from error
+            raise UserError(f"{name}: {error}; mend or remove it") from error
 
-    def stacked(
-        batch: list[PendingRow], images: list[Future]
-    ) -> tuple[list[int], int, np.ndarray]:
-        pixels = np.stack([future.result() for future in images])
-        return [one.row for one in batch], batch[-1].done, pixels.astype(np.float32) / 127.5 - 1.0
-
-    waiting: deque[tuple[list[PendingRow], list[Future]]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for _, run in groupby(wanted, lambda one: one.shape):
-            while batch := list(islice(run, batch_size)):
-                waiting.append((batch, [pool.submit(read, one.row, one.shape) for one in batch]))
-                if len(waiting) > READ_AHEAD:
-                    yield stacked(*waiting.popleft())
-        while waiting:
-            yield stacked(*waiting.popleft())
+    decoded = map_ahead(
+        read, wanted, weigh=lambda one: 3 * math.prod(one.shape), window=READ_AHEAD * batch_size
+    )
+    for _, run in groupby(decoded, lambda pair: pair[0].shape):
+        while batch := list(islice(run, batch_size)):
+            rows, pixels = zip(*batch, strict=True)
+            yield [one.row for one in rows], rows[-1].done, from_pixels(np.stack(pixels))
 
 
 def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:

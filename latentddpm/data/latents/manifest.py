@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pydantic
 
-from latentddpm.utils.files import file_digest, write_json
+from latentddpm.utils.files import FileEntry, file_digest, write_json
 
 DIGEST_LIMIT = 1 << 30  # moments of this many bytes or more are checked by their size alone
 
@@ -61,12 +61,8 @@ def open_cache(cache: Path) -> tuple[Index | None, np.ndarray | None, str]:
     path = cache / "moments.npy"
     if not path.exists():
         return index, None, "half-written (no moments)"
-    size = path.stat().st_size
-    if size != index.moments_size:
-        problem = f"{size} bytes, {index.moments_size} were written"
-    elif size < DIGEST_LIMIT and file_digest(path) != index.moments_sha256:
-        problem = "its bytes have changed"
-    else:
+    problem = FileEntry(index.moments_size, index.moments_sha256).difference(path, DIGEST_LIMIT)
+    if not problem:
         try:
             moments = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:

@@ -154,9 +154,9 @@ class FileEntry:
             return "its bytes have changed"
         return ""
 
-    def matches(self, path: str | Path) -> bool:
-        """Whether a file is the one that was written."""
-        return not self.difference(path)
+    def matches(self, path: str | Path, digest_limit: float = math.inf) -> bool:
+        """Whether a file is the one that was written; see `difference`."""
+        return not self.difference(path, digest_limit)
 
 
 def check_new(folder: Path) -> None:

@@ -189,7 +189,7 @@ def diffusion_examples(
         return drawn
 
     def look_up(numbers: np.ndarray, mirrored: np.ndarray, *words: np.ndarray) -> list[np.ndarray]:
-        """What is kept of a batch's images: mean, logvar, and the token ids of a caption."""
+        """The cached mean and logvar of a batch's images, and the token ids of a caption."""
         images = selection.rows(numbers)
         found = [*cache.gather(images + cache.count * mirrored)]
         return [*found, tokens.pick(images, *words)] if words else found

@@ -56,7 +56,7 @@ def pack(
     Files are copied without being looked at: one that gives no pixels gives none afterwards.
 
     Args:
-        place: see `sources.open_source`.
+        place: see `data.sources.open.open_source`.
         out: a new folder, for `shard-000000.tar` and so on.
         kind: one of `KINDS`.
         shard_size: bytes after which the next shard begins.

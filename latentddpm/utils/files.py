@@ -142,7 +142,7 @@ class FileEntry:
         return cls(size, file_digest(path) if size < digest_limit else None)
 
     def difference(self, path: str | Path, digest_limit: float = math.inf) -> str:
-        """What is not as it was in a file, in a few words; empty when it is the same.
+        """The difference of a file from the one that was written, in a few words, or none.
 
         Args:
             digest_limit: the size alone counts of a file of so many bytes or more.

@@ -55,7 +55,7 @@ def save_png(path: str | Path, pixels: np.ndarray, metadata: dict[str, Any] | No
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What `save_png` wrote beside the pixels.
+    """The metadata that `save_png` wrote beside the pixels.
 
     Raises:
         UserError: no such file, not a PNG, or one that was not made by latentddpm.

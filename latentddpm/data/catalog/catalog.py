@@ -68,7 +68,7 @@ UNITS = Schema(
 
 
 class Manifest(pydantic.BaseModel):
-    """What catalog.json holds. Not `complete`: a scan that was interrupted."""
+    """The content of catalog.json. Not `complete`: a scan that was interrupted."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -136,7 +136,7 @@ class Catalog:
         return (name or self._unit(index)).decode("utf-8", "surrogateescape")
 
     def where(self, index: int) -> str:
-        """What messages call an image."""
+        """An image's name in messages."""
         unit = self._unit(index).decode("utf-8", "surrogateescape")
         return self.source.where(unit, self.name(index))
 
@@ -155,7 +155,7 @@ class Catalog:
         return Row.unpack(self.images.text("row", index))
 
     def row_place(self, index: int, row: Row) -> str:
-        """Where a row stands, for messages about it."""
+        """The place of a row, for messages about it."""
         if not row.line:
             return self.where(index)
         return f"{self.metadata_file} line {row.line}"
@@ -179,7 +179,7 @@ class Catalog:
             yield from map(tuple, json.loads(self.units.text("unreadable", unit) or "[]"))
 
     def few_unreadable(self) -> str:
-        """How many files give no pixels, and the first of them, in one line."""
+        """The number of files that give no pixels, and the first of them, in one line."""
         count, found = self.manifest.unreadable, self.unreadable()
         few = [f"{name}: {reason}" for (name, reason), _ in zip(found, range(3), strict=False)]
         total = count + len(self)
@@ -215,7 +215,7 @@ def versions(folder: Path) -> list[Path]:
 
 
 def read_manifest(version: Path) -> Manifest:
-    """What a version says of itself.
+    """The manifest of a version.
 
     Raises:
         OSError, ValueError: it says nothing, or something else.

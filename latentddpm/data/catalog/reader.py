@@ -36,7 +36,7 @@ PARTS = "part-*-of-*"
 
 
 class PreviousVersion:
-    """What one version knows of units, asked for in their order.
+    """One version's knowledge of units, asked for in their order.
 
     Args:
         stamp: of the captions outside of the units, now.
@@ -98,7 +98,7 @@ class PreviousVersion:
 def previous_versions(
     kind: str, stamp: MetadataStamp, folders: Iterable[Path]
 ) -> Iterator[PreviousVersion]:
-    """What the versions in catalogs' folders know, complete or not, the newest first.
+    """The knowledge of all versions in catalogs' folders, complete or not, the newest first.
 
     Args:
         kind: of the source; versions of another kind know nothing of it.
@@ -131,11 +131,11 @@ class ScanEvent(NamedTuple):
 
 
 class SourceReader:
-    """What falls to one process of a group.
+    """Reader of the units that fall to one process of a group.
 
     Args:
         stamp: of the captions outside of the units, before any was read.
-        noted: what earlier versions know; the first that knows a unit is believed.
+        previous: what earlier versions know; the first that knows a unit is believed.
     """
 
     def __init__(

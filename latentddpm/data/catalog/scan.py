@@ -1,7 +1,7 @@
 """Making a catalog: every new image is decoded in full, everything else is copied.
 
-    units ─► UnitReader ─► events ─► CatalogWriter ─► version
-                 ▲
+    units ─► SourceReader ─► events ─► CatalogWriter ─► version
+                  ▲
            what earlier versions noted
 
 What a truncated file lacks is found here, and not in the middle of training. The rows of a
@@ -44,7 +44,7 @@ def open_catalog(
     Files that cannot be read are named on stderr.
 
     Args:
-        place: see `sources.open_source`.
+        place: see `data.sources.open.open_source`.
         folder: of the catalog, made when missing. Two processes that want one take turns.
         strict: refuse data with unreadable files.
         quiet: no progress bar (shown on stderr when the scan takes over two seconds).

@@ -1,4 +1,4 @@
-"""The next version of a catalog, written unit by unit as the events of a `UnitReader` come.
+"""The next version of a catalog, written unit by unit as the events of a `SourceReader` come.
 
 Rows of neighbouring units that are noted in one earlier version are copied together, in blocks.
 """
@@ -82,7 +82,7 @@ class CatalogWriter:
         self._save(complete=False)
 
     def finish(self, notes: list[str], problem: str, columns: Iterable[str] | None) -> None:
-        """Declare what was written the catalog; for the arguments see `UnitReader.captions`."""
+        """Declare what was written the catalog; for the arguments see `SourceReader.captions`."""
         self._flush_copies()
         if columns is not None:
             self.columns = dict.fromkeys(columns)

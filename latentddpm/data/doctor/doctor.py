@@ -36,7 +36,7 @@ from latentddpm.errors import UserError, one_line
 
 
 class _Seen(NamedTuple):
-    """What a worker finds out about one image and its captions."""
+    """A worker's findings about one image and its captions."""
 
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
@@ -140,7 +140,7 @@ class _Pass:
         return _Seen(digest, image.size, kind, image_hash(image), found, tokens)
 
     def _words(self, entry: Entry) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
-        """What is to be said of an image's captions, and their numbers of tokens."""
+        """Findings about an image's captions, and their numbers of tokens."""
         row = entry.row
         problem = row.problem
         captions: tuple[str, ...] = ()
@@ -284,7 +284,7 @@ def _lonely_texts(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file, without its name."""
+    """The reason why a file gives no pixels, without its name."""
     if isinstance(error, UnreadableImage):
         return error.reason
     return getattr(error, "strerror", None) or one_line(error)

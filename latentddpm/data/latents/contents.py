@@ -20,7 +20,7 @@ BLOCK = 4096  # rows looked up together
 
 
 class Contents:
-    """Which row holds an image, by the SHA-256 of its bytes.
+    """Index of the rows of images, by the SHA-256 of their bytes.
 
     Args:
         digests: uint8 (rows, 32).
@@ -60,7 +60,7 @@ class Contents:
 
 
 def difference(catalog: Catalog, old: np.ndarray, scratch: Path) -> str:
-    """What distinguishes the images of a catalog from those of contents, in a few words."""
+    """The difference between the images of a catalog and those of a cache, in a few words."""
     new = catalog.images["sha256"]
     added, names = _unknown(new, Contents(old, scratch), catalog.name)
     gone, _ = _unknown(old, Contents(new, scratch))
@@ -75,7 +75,7 @@ def difference(catalog: Catalog, old: np.ndarray, scratch: Path) -> str:
 def _unknown(
     digests: np.ndarray, known: Contents, name: Callable[[int], str] | None = None
 ) -> tuple[int, list[str]]:
-    """How many images are not in `known`, and the names of the first three."""
+    """The number of images that are not in `known`, and the names of the first three."""
     count, names = 0, []
     for start in range(0, len(digests), BLOCK):
         missing = np.flatnonzero(known.rows(digests[start : start + BLOCK]) < 0)

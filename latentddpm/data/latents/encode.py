@@ -1,8 +1,8 @@
 """Making a latents cache: encode what is new, copy what is known, go on where it was interrupted.
 
-    begin   partial.npy, at its full size
-    fill    rows start … stop − 1 of it; several processes may fill a range each
-    finish  it takes its final name, and the index is written
+    begin         partial.npy, at its full size
+    encode_rows   rows start … stop − 1 of it; several processes may fill a range each
+    finish        it takes its final name, and the index is written
 
 See `data.latents.cache` for the files.
 """
@@ -58,8 +58,8 @@ class ReusableMoments:
 
 
 class RowRange:
-    """Where a range of rows comes from: the first ones, up to `done`, are in partial.npy already,
-    of the others some are copied from `old`, the rest is to be encoded.
+    """A range of rows and where they come from: the first ones, up to `done`, are in partial.npy
+    already, of the others some are copied from `old`, the rest is to be encoded.
     """
 
     def __init__(
@@ -70,10 +70,8 @@ class RowRange:
         rows: range,
         old: ReusableMoments | None,
     ):
-        self.cache, self.catalog, self.wanted, self.rows, self.old = (
-            *(cache, catalog, wanted),
-            *(rows, old),
-        )
+        self.cache, self.catalog, self.wanted = cache, catalog, wanted
+        self.rows, self.old = rows, old
         self.progress = cache / f"progress-{rows.start}-{rows.stop}.json"
         self.done = _progress(self.progress, wanted, rows)
         self.buckets = Buckets(wanted.key.resolution, wanted.key.buckets)
@@ -275,8 +273,8 @@ def _image_batches(
 
 def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
     """Images filled up to a whole batch: one shape is compiled once."""
-    encode_rows = np.repeat(images[-1:], batch_size - len(images), axis=0)
-    return np.concatenate([images, encode_rows])
+    filling = np.repeat(images[-1:], batch_size - len(images), axis=0)
+    return np.concatenate([images, filling])
 
 
 def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:

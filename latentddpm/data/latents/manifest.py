@@ -1,4 +1,4 @@
-"""What a latents cache was made of: its index, whether its moments are whole, whether they fit.
+"""Manifest of a latents cache: its index, whether its moments are whole, whether they fit.
 
 An index names everything the moments depend on: the autoencoder's digest, the way images are
 read, and of every image the SHA-256 of its bytes. See `data.latents.cache` for the files.
@@ -36,7 +36,7 @@ class Key(_Record):
 
 
 class Index(_Record):
-    """What index.json (moments complete) and partial.json (not yet) hold.
+    """The content of index.json (moments complete) and of partial.json (not yet).
 
     `contents` is the digest of contents.npy, the SHA-256 of every image.
     """

@@ -24,7 +24,7 @@ MetadataStamp = list[list[str | int]]
 
 
 class Unit(NamedTuple):
-    """What is stamped as one. A change of `caption_stamp` alone leaves the pixels as they were.
+    """Part of a source with one stamp. If only `caption_stamp` changes, the pixels are the same.
 
     Attributes:
         name: relative to the place; units come sorted by it.
@@ -85,7 +85,7 @@ class Source(Protocol):
         """
 
     def where(self, unit: str, name: str) -> str:
-        """What messages call an image."""
+        """An image's name in messages."""
 
     def read(self, unit: str, offset: int, size: int) -> bytes:
         """The bytes of one image; may be called from many threads.

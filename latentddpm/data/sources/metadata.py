@@ -1,4 +1,4 @@
-"""What a folder says about its images beside their pixels: a table at its root, and sidecars.
+"""Captions and other columns in a folder of images: a table at its root, and sidecars.
 
 - `metadata.jsonl` or `metadata.csv` at the root: `file_name` (relative to the root), `text`
   (one caption or a list of alternatives) and any further columns for templates;
@@ -33,7 +33,7 @@ so that the longest table takes about 1 GB in each process that scans."""
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one image: `columns` is raw.
+    """The columns of one image, raw.
 
     Attributes:
         line: of the metadata file; 0 when the columns come from elsewhere.

@@ -1,4 +1,4 @@
-"""Where captioned images come from: a folder, or shards that hold many images in one file.
+"""Opening a source of captioned images: a folder, or shards of many images in one file.
 
     open_source(place) ──► Folder | TarShards | TFRecordShards | ArrayRecordShards
 

@@ -67,7 +67,7 @@ def is_file(path: str) -> bool:
 
 
 def stamp(path: str) -> Stamp:
-    """What tells whether a file is still the same.
+    """The stamp of a file, which tells whether it is still the same.
 
     Raises:
         OSError: there is none.

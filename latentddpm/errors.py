@@ -36,7 +36,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def one_line(error: object, limit: int | None = None) -> str:
-    """The text of an error or warning in one line; of the system's, its file and reason.
+    """Message of an error or a warning in one line; of the system's errors, file and reason.
 
     Args:
         limit: characters after which it is cut off.

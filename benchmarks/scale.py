@@ -146,8 +146,8 @@ def run_phase(phase: str, data: Path, here: Path) -> dict[str, float]:
         if phase == "train":
             settings = {
                 "batch_size": BATCH,
-                "draws": RandomStream(0, "benchmark"),
-                "positions": examples.positions(0, None, BATCH),
+                "stream": RandomStream(0, "benchmark"),
+                "positions": tf.data.Dataset.range(1 << 40),
             }
             streams = {
                 "latents": examples.diffusion_examples(

@@ -14,7 +14,7 @@ import pydantic
 import yaml
 
 from latentddpm.config import Section
-from latentddpm.errors import UserError, nearest
+from latentddpm.errors import UserError, nearest, one_line
 
 Run = TypeVar("Run", bound=Section)
 
@@ -42,7 +42,7 @@ def load_config(
         except FileNotFoundError:
             raise UserError(f"{path}: no such config file") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path}: not YAML: {one_line(error)}") from None
         if not isinstance(settings, dict):
             raise UserError(f"{path}: expected sections such as `data:`, found {settings!r}")
     for override in overrides:

@@ -72,9 +72,15 @@ def check_type(name: str, value: Any, kind: type) -> Any:
     return value if type(value) in (kind, int) else kind(value)
 
 
-def one_line(error: object) -> str:
-    """Message of an error or a warning in one line; of the system's errors, file and reason."""
+def one_line(error: object, limit: int | None = None) -> str:
+    """Message of an error or a warning in one line; of the system's errors, file and reason.
+
+    Args:
+        limit: characters after which it is cut off.
+    """
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror}"
-    return " ".join(str(error).split())
+        text = f"{name}{error.strerror}"
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
+    return text[:limit]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from latentddpm.data.catalog.catalog import MANIFEST, open_tables, read_manifest
 from latentddpm.data.latents.manifest import Index, open_cache, read_index
 from latentddpm.data.sources.metadata import FILE_NAME
 from latentddpm.data.sources.open import KINDS, open_source
-from latentddpm.data.sources.tar import Shards
+from latentddpm.data.sources.shards import Shards
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import LORA, ModelFolder, find_model, read_model_folder
 from latentddpm.training.run.curves import LOG, VALIDATION, Curve, read_curves
@@ -172,16 +171,15 @@ def describe_shards(source: Shards, quiet: bool) -> Iterator[str]:
     """
     found, columns = Counter(), Counter()
     first, size = "", 0
-    with tempfile.TemporaryDirectory() as scratch:
-        metadata = source.open_metadata(Path(scratch))
-        bar = tqdm(source.units(), "read", len(source.names), unit="shard", delay=2, disable=quiet)
-        for unit in bar:
-            size += unit.size
-            for entry in source.entries(unit, metadata):
-                first = first or entry.name
-                found["images"] += 1
-                found["bytes"] += entry.size
-                columns.update(name for name in entry.row.columns if name != FILE_NAME)
+    metadata = source.open_metadata()
+    bar = tqdm(source.units(), "read", len(source.names), unit="shard", delay=2, disable=quiet)
+    for unit in bar:
+        size += unit.size
+        for entry in source.entries(unit, metadata):
+            first = first or entry.name
+            found["images"] += 1
+            found["bytes"] += entry.size
+            columns.update(name for name in entry.row.columns if name != FILE_NAME)
     yield f"shards     {len(source.names)} of {source.kind}, {_size(size)}, in {source.place}"
     yield f"images     {found['images']}, {_size(found['bytes'])}; the first is {first or 'none'}"
     yield f"columns    {', '.join(f'{k} ({n})' for k, n in columns.most_common()) or 'none'}"

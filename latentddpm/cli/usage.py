@@ -97,7 +97,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             raise Failure(f"out of memory; {advice}", 1) from None
         except KeyboardInterrupt as error:
             code = getattr(error, "exit_code", 130)
-            raise Failure(one_line(error) or "interrupted", code) from None
+            raise Failure(one_line(error) if error.args else "interrupted", code) from None
 
     return run
 

@@ -21,6 +21,7 @@ import keras
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError, check_choice
+from latentddpm.utils.memory import count_weights
 
 ACTIVATIONS = ("quick_gelu", "gelu")  # CLIP and SD 1.x; OpenCLIP and SD 2.x (exact, by erf)
 LAYER_NORM_EPSILON = 1e-5
@@ -84,6 +85,8 @@ class TextEncoder(keras.Model):
         check_sizes(sizes)
         intermediate_dim = sizes.setdefault("intermediate_dim", 4 * hidden_dim)
         check_choice("activation", activation, ACTIVATIONS)
+        count_weights((vocabulary_size + context_length) * hidden_dim)
+        count_weights(num_layers * hidden_dim * (4 * hidden_dim + 2 * intermediate_dim))
         from keras_hub.models import CLIPTextEncoder
 
         # === Layers ===

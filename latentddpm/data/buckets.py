@@ -72,7 +72,7 @@ class Buckets:
         return tuple(shape for shape in self.shapes if shape[0] != shape[1])
 
     def nearest(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-        """Which bucket an image of width × height takes, int64."""
+        """The bucket that an image of width × height takes, int64."""
         return np.searchsorted(self._bounds, width / height)
 
     def of(self, catalog: Catalog) -> Callable[[int, int], np.ndarray]:
@@ -89,7 +89,7 @@ class Buckets:
 def table(
     training: Mapping[Shape, Selection], validation: Mapping[Shape, Selection], batch_size: int
 ) -> str:
-    """How many images take each shape, a line for each that any of them takes."""
+    """Numbers of images by shape, a line for each that any of them takes."""
     lines = ["aspect-ratio buckets:    images   kept out"]
     for height, width in sorted({*training, *validation}, key=ratio):
         count, held = (len(parts.get((height, width), ())) for parts in (training, validation))
@@ -148,7 +148,7 @@ class BucketSchedule:
         self._units = [math.lcm(*sizes) // size for size in sizes]
 
     def before(self, step: int) -> list[int]:
-        """How many batches each bucket has had before a step."""
+        """Numbers of batches that the buckets have had before a step."""
         total = sum(self.sizes)
         # Up to the same point (2k + 1) / n ≤ 2s / N in each: s batches, give or take a few.
         counts = [(2 * step * size + total) // (2 * total) for size in self.sizes]
@@ -159,7 +159,7 @@ class BucketSchedule:
         return counts
 
     def bucket(self, step: int) -> int:
-        """Whose turn a step is."""
+        """The bucket whose turn a step is."""
         return self._next(self.before(step))
 
     def _next(self, counts: Sequence[int]) -> int:
@@ -200,6 +200,6 @@ def one_by_one(images: Mapping[Shape, Sized], part: Part) -> tf.data.Dataset:
 
 
 def stream_name(name: str, shape: Shape) -> str:
-    """What the `Draws` of a bucket are called; the square's are those of a run without others."""
+    """The name of a bucket's `RandomStream`; the square has that of a run without buckets."""
     height, width = shape
     return name if height == width else f"{name} {width}x{height}"

@@ -42,7 +42,7 @@ Template = list[tuple[str, str | None]]
 
 
 class Templates:
-    """How columns become captions.
+    """Templates that turn columns into captions.
 
     Args:
         templates: format strings over the columns, plain `{name}` fields only; none means
@@ -266,7 +266,7 @@ def tokenize_captions(
 
 
 def open_tokens(folder: Path, tokenizer: CLIPTokenizer) -> CaptionTokens:
-    """What `tokenize_captions` wrote.
+    """Token ids that were written before.
 
     Raises:
         OSError, ValueError: it is not there, or not whole.

@@ -27,15 +27,10 @@ from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.utils.pixels import from_pixels
 
 if TYPE_CHECKING:
     from latentddpm.clip.tokenizer import CLIPTokenizer
-
-
-def positions(start: int, stop: int | None, batch_size: int) -> tf.data.Dataset:
-    """Example positions of steps `start` … `stop` (None: without end)."""
-    last = np.iinfo(np.int64).max if stop is None else stop * batch_size
-    return tf.data.Dataset.range(start * batch_size, last)
 
 
 def share(
@@ -82,11 +77,6 @@ def shared(
         lambda spec: tf.zeros((0, *spec.shape[1:]), spec.dtype), own.element_spec
     )
     return own.concatenate(tf.data.Dataset.from_tensors(blank).repeat(missing))
-
-
-def to_unit_range(pixels: tf.Tensor) -> tf.Tensor:
-    """0 … 255 → float32 in [-1, 1]."""
-    return tf.cast(pixels, tf.float32) / 127.5 - 1.0
 
 
 def image_examples(
@@ -136,7 +126,7 @@ def image_examples(
             alpha = pixels[..., 3:] / 255.0
             colour = 255.0 * stream.uniform("background", position, (3,))
             pixels = pixels[..., :3] * alpha + colour * (1.0 - alpha)
-        images = to_unit_range(pixels)
+        images = from_pixels(pixels, tf.cast)
         if stream is None:
             return {"images": images}
         if flip:
@@ -204,7 +194,7 @@ def diffusion_examples(
         return drawn
 
     def look_up(numbers: np.ndarray, mirrored: np.ndarray, *words: np.ndarray) -> list[np.ndarray]:
-        """What is kept of a batch's images: mean, logvar, and the token ids of a caption."""
+        """The cached mean and logvar of a batch's images, and the token ids of a caption."""
         images = selection.rows(numbers)
         found = [*cache.gather(images + cache.count * mirrored)]
         return [*found, tokens.pick(images, *words)] if words else found

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, one_line
 
 MAX_PIXELS = 178_956_970
 """Width times height a header may claim: passes 13,000×13,000, refuses 20,000×20,000."""
@@ -210,7 +210,7 @@ def _explained(file: str | Path | bytes, name: str | None) -> Iterator[None]:
         reason = f"another kind of file or a broken header (read are {', '.join(FORMATS)})"
         raise UnreadableImage(path, reason) from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise UnreadableImage(path, reason) from error
 
 

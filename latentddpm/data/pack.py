@@ -12,7 +12,6 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +56,7 @@ def pack(
     Files are copied without being looked at: one that gives no pixels gives none afterwards.
 
     Args:
-        place: see `sources.open_source`.
+        place: see `data.sources.open.open_source`.
         out: a new folder, for `shard-000000.tar` and so on.
         kind: one of `KINDS`.
         shard_size: bytes after which the next shard begins.
@@ -76,17 +75,16 @@ def pack(
     source = open_source(place)
     known = sum(1 for _ in source.units()) if source.kind == "folder" else None
     with (
-        tempfile.TemporaryDirectory() as scratch,
         atomic_folder(out) as temporary,
         tqdm(desc="pack", total=known, unit="image", delay=2, disable=quiet) as bar,
     ):
-        return _write(source, Path(scratch), temporary, KINDS[kind], shard_size, bar)
+        return _write(source, temporary, KINDS[kind], shard_size, bar)
 
 
 def _write(
-    source: Source, scratch: Path, out: Path, kind: type[Writer], shard_size: int, bar: tqdm
+    source: Source, out: Path, kind: type[Writer], shard_size: int, bar: tqdm
 ) -> tuple[int, int]:
-    metadata = source.open_metadata(scratch)
+    metadata = source.open_metadata(max_rows=None)
     if metadata.problem:
         raise UserError(metadata.problem)
     count = shards = size = 0

@@ -34,7 +34,7 @@ class RandomStream:
         return tf.stack([tf.constant(self._key(purpose), tf.int64), tf.cast(position, tf.int64)])
 
     def index(self, position: tf.Tensor, count: int) -> tf.Tensor:
-        """Which of `count` items stands at a position: a fresh permutation every epoch."""
+        """The item, of `count`, that stands at a position: a fresh permutation every epoch."""
         position = tf.cast(position, tf.int64)
         return tf.random.experimental.index_shuffle(
             position % count, self._seed("order", position // count), count - 1

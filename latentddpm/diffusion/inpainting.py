@@ -53,9 +53,6 @@ class Inpainting(Sampler):
     def stochastic(self) -> bool:
         return self.sampler.stochastic
 
-    def num_calls(self, first_step: int = 0) -> int:
-        return self.sampler.num_calls(first_step)
-
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:

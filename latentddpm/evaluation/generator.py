@@ -51,7 +51,7 @@ class Measures:
         count: of images.
         frechet: see `frechet`.
         kernel, kernel_error: the distance, and half of its 95 % confidence interval.
-        precision, recall, density, coverage: see `manifold`.
+        precision, recall, density, coverage: see `metrics.precision_recall`.
         near: share that is nearer to a training image than all but 5 % of the validation images;
             see `metrics.nearest`. None where there are too few of these.
         clip, clip_error: mean CLIP score of images with their captions, and its standard error;

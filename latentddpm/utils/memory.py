@@ -1,10 +1,16 @@
-"""Memory: whether it ran out, and how much is free."""
+"""Memory: whether it ran out, how much is free, and a limit on the weights that are made."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
+
+_weights_left = contextvars.ContextVar("weights_left", default=math.inf)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -31,6 +37,32 @@ def available_memory() -> int | None:
     if limit and used and limit[0] != "max":
         free.append(int(limit[0]) - int(used[0]))
     return min(free, default=None)
+
+
+class TooManyWeights(ValueError):
+    """A network with more weights than `weight_limit` allows."""
+
+
+@contextlib.contextmanager
+def weight_limit(number: float) -> Iterator[None]:
+    """Networks made inside may have so many weights: for those whose sizes a stranger chose."""
+    token = _weights_left.set(number)
+    try:
+        yield
+    finally:
+        _weights_left.reset(token)
+
+
+def count_weights(number: int) -> None:
+    """Take weights that are about to be made off what `weight_limit` allows.
+
+    Raises:
+        TooManyWeights: so many are not left.
+    """
+    left = _weights_left.get() - number
+    if left < 0:
+        raise TooManyWeights(f"{number} more weights")
+    _weights_left.set(left)
 
 
 def _lines(path: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,13 @@ def to_pixels(images: Any) -> np.ndarray:
     return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def from_pixels(pixels: np.ndarray) -> np.ndarray:
-    """uint8, any shape → images in [-1, 1], float32: what networks take."""
-    return pixels.astype(np.float32) / 127.5 - 1.0
+def from_pixels(pixels: Any, cast: Callable[[Any, type], Any] = np.asarray) -> Any:
+    """0 … 255, any shape → images in [-1, 1], float32: what networks take.
+
+    Args:
+        cast: NumPy's, or that of another library, in whose arrays the pixels are.
+    """
+    return cast(pixels, np.float32) / 127.5 - 1.0
 
 
 def grid(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
@@ -51,7 +55,7 @@ def save_png(path: str | Path, pixels: np.ndarray, metadata: dict[str, Any] | No
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What `save_png` wrote beside the pixels.
+    """The metadata that `save_png` wrote beside the pixels.
 
     Raises:
         UserError: no such file, not a PNG, or one that was not made by latentddpm.

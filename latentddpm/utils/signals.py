@@ -35,7 +35,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
-    """What this process was told. One main thread, one state."""
+    """The signals this process was sent. One main thread, one state."""
 
     listening = False
     received: int | None = None

@@ -1,4 +1,4 @@
-"""Where the time goes: named stretches, collected only while somebody asks.
+"""Timing of named stretches, collected only while somebody asks.
 
 with collect() as spent:
     with timed("decode"): ...

@@ -1,6 +1,7 @@
 """Captions come from exactly one place each, and whatever is wrong with them is said."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from latentddpm.data.captions import Captions
 from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.sources.metadata import MetadataTable
 from latentddpm.errors import UserError
 
 IMAGES = ["a.png", "sub/b.png"]
@@ -201,6 +203,15 @@ def test_rows_without_a_file_are_counted_in_one_warning(folder):
     ):
         captions = read_captions(folder, ["a.png"])  # sub/b.png exists, though not asked for
     assert captions == [("a.png",)], "a ghost row shifted the captions"
+
+
+def test_a_table_of_too_many_rows_is_refused_with_the_way_out(folder):
+    jsonl(folder, *({"file_name": name, "text": name} for name in IMAGES))
+    table = MetadataTable(str(folder), max_rows=2)
+    assert not table.problem, f"two rows of two: {table.problem}"
+    problem = MetadataTable(str(folder), max_rows=1).problem
+    wanted = rf"metadata\.jsonl line 2: more than 1 rows, .*pack --data {re.escape(str(folder))} "
+    assert re.search(wanted, problem), f"{problem!r} does not say {wanted!r}"
 
 
 def test_two_metadata_files_are_refused(folder):

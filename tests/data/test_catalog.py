@@ -21,7 +21,6 @@ from latentddpm.data.catalog.catalog import MANIFEST
 from latentddpm.data.catalog.columns import HEADER, Schema, Table, TableWriter, npy_header
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import BLOCK, Selection, split_catalog
-from latentddpm.data.sources.hash_index import KeyIndex
 from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.errors import UserError
 
@@ -406,18 +405,6 @@ def test_a_table_that_is_too_short_is_refused(tmp_path):
     (tmp_path / "a" / "text.bin").write_bytes(b"ab")
     with pytest.raises(ValueError, match="ends before byte 3"):
         Table(tmp_path / "a", SCHEMA, 1)
-
-
-def test_keys_are_found_whatever_the_collisions(tmp_path):
-    hashes = np.random.default_rng(0).integers(0, 50, 1000).astype(np.uint64) << np.uint64(40)
-    index = KeyIndex(np.array_split(hashes, 7), 1000, tmp_path)
-    starts, stops = index.rows(hashes[:20])
-    for hashed, start, stop in zip(hashes, starts, stops, strict=False):
-        rows = index.row_at(np.arange(start, stop))
-        np.testing.assert_array_equal(rows, np.flatnonzero(hashes == hashed), "other rows")
-    starts, stops = index.rows(np.array([1 << 50], np.uint64))
-    assert starts[0] == stops[0], "a key that nobody has"
-    assert not list(tmp_path.iterdir()), "a file is left"
 
 
 def test_unreadable_pictures_are_named_with_their_reason(tmp_path, capsys):

@@ -17,7 +17,8 @@ from PIL import Image
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.images import read_image
 from latentddpm.data.latents import cache, encode
-from latentddpm.data.latents.cache import LatentsCache, prepare_latents
+from latentddpm.data.latents.cache import prepare_latents
+from latentddpm.data.latents.contents import Contents
 from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.errors import UserError
 from latentddpm.utils.files import file_digest
@@ -95,12 +96,12 @@ class Bench:
             images = images[:, :, ::-1]
         return [np.asarray(part) for part in self.autoencoder.encode(images)]
 
-    def check(self, cache, **options):
+    def check(self, cache, mirrored=False):
         """The rows of `cache` are the moments of the images, in the catalog's order."""
         names = self.names()
         assert cache.count == len(names), f"{cache.count} images, expected {len(names)}"
-        rows = [cache.row(i, **options) for i in range(len(names))]
-        wanted = self.expected(names, flip=options.get("mirrored", False))
+        rows = [i + cache.count * mirrored for i in range(len(names))]
+        wanted = self.expected(names, flip=mirrored)
         half = cache.moments.dtype == np.float16
         for part, kept, moments in zip(
             ("mean", "logvar"), cache.gather(rows), wanted, strict=True
@@ -169,15 +170,12 @@ def test_a_copied_folder_fits(bench):
 def test_mirrored_rows_are_encodings_of_mirrored_images(bench):
     cache = bench.prepare(mirrored=True)
     assert len(cache.moments) == 2 * COUNT, "every image has two rows"
-    assert cache.row(3, True) == COUNT + 3, "mirrored copies stand behind all images"
     bench.check(cache)
     bench.check(cache, mirrored=True)
-    both = cache.gather([cache.row(0), cache.row(0, True)])[0]
+    both = cache.gather([0, COUNT])[0]
     assert np.abs(both[0, :, ::-1] - both[1]).max() > 1e-3, (
         "the test must tell mirrored moments from moments of the mirrored image"
     )
-    with pytest.raises(UserError, match="without mirrored"):
-        LatentsCache(COUNT, cache.moments, False).row(0, True)
 
 
 def test_gather_serves_tensorflow(bench):
@@ -261,6 +259,23 @@ def test_equal_images_are_copied_from_one_row(bench):
     bench.prepare()
     (bench.data / NAMES[7]).write_bytes((bench.data / NAMES[2]).read_bytes())
     bench.check(bench.prepare(load_autoencoder=never))
+
+
+def test_images_are_found_among_others_whose_digests_begin_alike(tmp_path):
+    digests = np.zeros((9000, 32), np.uint8)
+    digests[:, 5] = np.random.default_rng(0).integers(0, 50, 9000)
+    digests[:, 30:] = np.arange(9000, dtype=">u2").view(np.uint8).reshape(-1, 2)
+    contents = Contents(digests, tmp_path)
+    wanted = np.array([8999, 4096, 0, 17])
+    np.testing.assert_array_equal(contents.rows(digests[wanted]), wanted, "other rows")
+    strangers = digests[:2].copy()
+    strangers[0, 31], strangers[1, 0] = 99, 1  # 64 bits that some have, and that none has
+    strangers[0, 10] = 1
+    np.testing.assert_array_equal(contents.rows(strangers), [-1, -1], "a row of another image")
+    twice = Contents(digests[[3, 1, 3]], tmp_path)
+    np.testing.assert_array_equal(twice.rows(digests[[3]]), [0], "not the first row")
+    assert Contents(digests[:0], tmp_path).rows(digests[:1]) == [-1], "found in no rows"
+    assert not list(tmp_path.iterdir()), "a file is left"
 
 
 def test_without_its_contents_a_cache_is_not_copied_from(bench, capsys):

@@ -15,10 +15,11 @@ from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import split_catalog
-from latentddpm.data.examples import diffusion_examples, image_examples, positions
+from latentddpm.data.examples import diffusion_examples, image_examples
 from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.pack import KINDS, pack, parse_size
 from latentddpm.data.random import RandomStream
+from latentddpm.data.sources.folder import Folder
 from latentddpm.data.sources.open import expand, open_source
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
@@ -119,12 +120,14 @@ def test_a_packed_set_trains_to_the_same_examples(kind, packed, reference, tmp_p
     catalog = catalog_of(packed / kind, tmp_path / "catalog")
     expected, cache, place = reference
 
+    import tensorflow as tf
+
     def streams(catalog, cache):
         training, validation = split_catalog(catalog, DataConfig(validation_fraction=0.3))
         assert len(validation), "the test needs images kept out"
         settings = {
             "batch_size": 5,
-            "positions": positions(0, 6, 5),
+            "positions": tf.data.Dataset.range(30),
             "stream": RandomStream(1, "train"),
         }
         captions = Captions(catalog, TEMPLATES)
@@ -481,6 +484,16 @@ def test_packing_refuses_what_would_be_lost(folder, tmp_path):
     assert left == ["photos", "taken"], f"something half packed remains: {left}"
     with pytest.warns(UserWarning, match=r"1 of 1 rows .* are not packed \(gone\.png\)"):
         pack(tmp_path / "photos", tmp_path / "new", quiet=True)
+
+
+def test_packing_takes_a_table_of_any_length(folder, packed, tmp_path, monkeypatch):
+    """It is the way out for a table that is too long to train from."""
+    monkeypatch.setattr(Folder.open_metadata, "__defaults__", (1,))
+    assert "pack" in Folder(str(folder)).open_metadata().problem, "a table that is too long"
+    pack(folder, tmp_path / "long", shard_size=SHARD, quiet=True)
+    names = [path.name for path in sorted((packed / "tar").iterdir())]
+    found = [path.name for path in sorted((tmp_path / "long").iterdir())]
+    assert found == names, f"packed {found}, expected {names}"
 
 
 def test_packing_is_the_same_bytes_each_time(folder, packed, tmp_path):

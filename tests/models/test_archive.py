@@ -250,6 +250,7 @@ def test_a_huge_config_is_refused(members, tmp_path):
 @pytest.mark.parametrize(
     "claim",
     [
+        {"channels": 256},
         {"channels": 1 << 16},
         {"channel_multipliers": [1, 1 << 20]},
         {"num_res_blocks": 1 << 30},
@@ -257,13 +258,14 @@ def test_a_huge_config_is_refused(members, tmp_path):
         {"context_dim": 1 << 40},
     ],
 )
-def test_arguments_larger_than_the_weights_are_refused_before_building(members, tmp_path, claim):
+def test_arguments_larger_than_the_weights_are_refused(members, tmp_path, claim):
     path = pack(tmp_path / "unet.keras", rearranged(members, **claim))
     refused(path, "parameters", "bytes of weights")
 
 
-def test_a_huge_text_encoder_is_refused_before_building(members, tmp_path):
-    arguments = {"hidden_dim": 1 << 20, "num_layers": 1, "num_heads": 1}
+@pytest.mark.parametrize(("hidden_dim", "num_layers"), [(1 << 20, 1), (1, 1 << 30)])
+def test_a_huge_text_encoder_is_refused(members, tmp_path, hidden_dim, num_layers):
+    arguments = {"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": 1}
     config = {"registered_name": "latentddpm>TextEncoder", "config": arguments}
     path = pack(tmp_path / "text.keras", reconfigured(members, **config))
     refused(path, "parameters", kind=TextEncoder)

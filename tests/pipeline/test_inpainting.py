@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from analytic import GaussianDenoiser, ddim_solution
+from checks import one_line
 from PIL import Image
 from tiny import SIZE, tiny_model
 
@@ -56,13 +57,6 @@ def latents_of(model, picture):
 def difference(images, picture):
     """Mean absolute difference in levels of 255."""
     return float(np.abs(images - picture.astype(float)).mean())
-
-
-def one_line(error, *words):
-    message = str(error.value)
-    assert "\n" not in message, f"expected one line, got {message!r}"
-    missing = [word for word in words if str(word) not in message]
-    assert not missing, f"expected {missing} to be named in {message!r}"
 
 
 # --- The sampler that knows a part ---------------------------------------------------------

@@ -6,6 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from checks import one_line
 from tiny import SIZE, perturb, tiny_autoencoder, tiny_model
 
 from latentddpm.diffusion import DDIMSampler
@@ -59,13 +60,6 @@ def edit_manifest(folder, change):
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     change(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-
-
-def one_line(error, *words):
-    message = str(error.value)
-    assert "\n" not in message, f"expected one line, got {message!r}"
-    missing = [word for word in words if str(word) not in message]
-    assert not missing, f"expected {missing} to be named in {message!r}"
 
 
 # --- Images --------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""`check_layer`: everything a registered Keras layer owes its users, in one call."""
+"""Checks of more than one test file: what a registered Keras layer owes its users, in one call,
+and what an error does."""
 
 import keras
 import numpy as np
@@ -97,3 +98,11 @@ def check_gradients(layer, inputs, gradient_free=()):
     assert not surprise, f"{type(layer).__name__}: no gradient reaches {surprise}"
     alive = [end for end in gradient_free if not any(path.endswith(end) for path in dead)]
     assert not alive, f"{type(layer).__name__}: {alive} have a gradient, expected none"
+
+
+def one_line(error, *words):
+    """What `pytest.raises` caught is one line that has these words."""
+    message = str(error.value)
+    assert "\n" not in message, f"expected one line, got {message!r}"
+    missing = [word for word in words if str(word) not in message]
+    assert not missing, f"expected {missing} to be named in {message!r}"

@@ -29,7 +29,7 @@ from train_small import apart, descended
 
 from latentddpm.data.buckets import interleave, one_by_one
 from latentddpm.data.catalog.split import Selection
-from latentddpm.data.examples import diffusion_examples, positions
+from latentddpm.data.examples import diffusion_examples
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
@@ -286,7 +286,7 @@ def given(replicas, batch_size=7):
         LatentSpace(1.0),
         batch_size=batch_size,
         stream=RandomStream(3, "train-diffusion"),
-        positions=positions(0, STEPS, batch_size),
+        positions=tf.data.Dataset.range(STEPS * batch_size),
     )
     batches = batches.map(lambda inputs, noise: ({**inputs, "noise": noise}, noise))
     with strategy_of(replicas).scope():

@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from latentddpm.config import DiffusionTraining
 from latentddpm.data.batches import RECIPE
 from latentddpm.data.catalog.split import Selection
-from latentddpm.data.examples import diffusion_examples, positions
+from latentddpm.data.examples import diffusion_examples
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
@@ -34,7 +35,7 @@ def stream(cache, stop=8, batch_size=16, schedule=None, **recipe):
         LatentSpace(1.0),
         batch_size=batch_size,
         stream=RandomStream(3, "train"),
-        positions=positions(0, stop, batch_size),
+        positions=tf.data.Dataset.range(stop * batch_size),
         **recipe,
     )
     names = ("target", "weight")

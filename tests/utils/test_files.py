@@ -3,12 +3,20 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 
 import pytest
 
-from latentddpm.utils.files import CHUNK, atomic_folder, atomic_path, file_digest, write_json
+from latentddpm.utils.files import (
+    CHUNK,
+    FileEntry,
+    atomic_folder,
+    atomic_path,
+    file_digest,
+    write_json,
+)
 
 
 class Stop(Exception):
@@ -169,3 +177,19 @@ def test_the_digest_is_of_all_bytes(tmp_path, size):
     (tmp_path / "data").write_bytes(data)
     expected = hashlib.sha256(data).hexdigest()
     assert file_digest(tmp_path / "data") == expected, f"wrong digest of {size} bytes"
+
+
+def test_an_entry_knows_its_file_again(tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(b"some bytes")
+    entry = FileEntry.of(path)
+    assert entry == FileEntry(10, file_digest(path)), f"{entry}"
+    assert entry.matches(path), "the file that it was made of"
+    path.write_bytes(b"same bytes")
+    assert entry.difference(path) == "its bytes have changed", entry.difference(path)
+    assert entry.matches(path, digest_limit=10), "a large file counts by its size alone"
+    path.write_bytes(b"more bytes than there were")
+    for limit in (5, math.inf):
+        assert entry.difference(path, limit) == "26 bytes, 10 were written", f"limit {limit}"
+    assert not entry.matches(path), "another file"
+    assert FileEntry.of(path, digest_limit=26) == FileEntry(26, None), "digest of a large file"

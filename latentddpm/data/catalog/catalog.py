@@ -32,7 +32,7 @@ from latentddpm.data.sources.base import MetadataStamp, Source
 from latentddpm.data.sources.metadata import FILE_NAME, TEXT, Row
 from latentddpm.data.sources.storage import order
 from latentddpm.errors import UserError
-from latentddpm.utils.files import file_digest
+from latentddpm.utils.files import FileEntry
 
 MANIFEST = "catalog.json"
 DIGEST_LIMIT = 1 << 28  # files of this many bytes or more are checked by their size alone
@@ -68,7 +68,7 @@ UNITS = Schema(
 
 
 class Manifest(pydantic.BaseModel):
-    """What catalog.json holds. Not `complete`: a scan that was interrupted."""
+    """The content of catalog.json. Not `complete`: a scan that was interrupted."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -136,7 +136,7 @@ class Catalog:
         return (name or self._unit(index)).decode("utf-8", "surrogateescape")
 
     def where(self, index: int) -> str:
-        """What messages call an image."""
+        """An image's name in messages."""
         unit = self._unit(index).decode("utf-8", "surrogateescape")
         return self.source.where(unit, self.name(index))
 
@@ -155,7 +155,7 @@ class Catalog:
         return Row.unpack(self.images.text("row", index))
 
     def row_place(self, index: int, row: Row) -> str:
-        """Where a row stands, for messages about it."""
+        """The place of a row, for messages about it."""
         if not row.line:
             return self.where(index)
         return f"{self.metadata_file} line {row.line}"
@@ -179,7 +179,7 @@ class Catalog:
             yield from map(tuple, json.loads(self.units.text("unreadable", unit) or "[]"))
 
     def few_unreadable(self) -> str:
-        """How many files give no pixels, and the first of them, in one line."""
+        """The number of files that give no pixels, and the first of them, in one line."""
         count, found = self.manifest.unreadable, self.unreadable()
         few = [f"{name}: {reason}" for (name, reason), _ in zip(found, range(3), strict=False)]
         total = count + len(self)
@@ -215,7 +215,7 @@ def versions(folder: Path) -> list[Path]:
 
 
 def read_manifest(version: Path) -> Manifest:
-    """What a version says of itself.
+    """The manifest of a version.
 
     Raises:
         OSError, ValueError: it says nothing, or something else.
@@ -231,11 +231,9 @@ def check_files(version: Path, manifest: Manifest) -> None:
     """
     for name in expected_files():
         path = version / name
-        size, digest = manifest.files.get(name, (-1, ""))
-        if path.stat().st_size != size:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes, {size} were written")
-        if size < DIGEST_LIMIT and file_digest(path) != digest:
-            raise ValueError(f"{path}: its bytes have changed")
+        entry = FileEntry(*manifest.files.get(name, (-1, "")))
+        if difference := entry.difference(path, DIGEST_LIMIT):
+            raise ValueError(f"{path}: {difference}")
 
 
 def expected_files() -> list[str]:

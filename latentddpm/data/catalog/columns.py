@@ -66,7 +66,7 @@ class Table:
         return self.count
 
     def span(self, text: str, start: int, stop: int) -> tuple[int, int]:
-        """Where the texts of rows `start` … `stop` − 1 lie in the file."""
+        """The bytes of the file in which the texts of rows `start` … `stop` − 1 lie."""
         ends = self._columns[f"{text}_end"]
         return (int(ends[start - 1]) if start else 0), (int(ends[stop - 1]) if stop else 0)
 

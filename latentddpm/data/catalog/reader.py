@@ -29,13 +29,14 @@ from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import MetadataTable, Row
 from latentddpm.data.sources.storage import order
 from latentddpm.distribution.processes import ProcessGroup
+from latentddpm.errors import one_line
 
 PARTS = "part-*-of-*"
 """Folders beside the versions, in which the processes of one job scan a part each."""
 
 
 class PreviousVersion:
-    """What one version knows of units, asked for in their order.
+    """One version's knowledge of units, asked for in their order.
 
     Args:
         stamp: of the captions outside of the units, now.
@@ -97,7 +98,7 @@ class PreviousVersion:
 def previous_versions(
     kind: str, stamp: MetadataStamp, folders: Iterable[Path]
 ) -> Iterator[PreviousVersion]:
-    """What the versions in catalogs' folders know, complete or not, the newest first.
+    """The knowledge of all versions in catalogs' folders, complete or not, the newest first.
 
     Args:
         kind: of the source; versions of another kind know nothing of it.
@@ -130,12 +131,11 @@ class ScanEvent(NamedTuple):
 
 
 class SourceReader:
-    """What falls to one process of a group.
+    """Reader of the units that fall to one process of a group.
 
     Args:
         stamp: of the captions outside of the units, before any was read.
-        noted: what earlier versions know; the first that knows a unit is believed.
-        scratch: folder for what a large table of captions needs while it is read.
+        previous: what earlier versions know; the first that knows a unit is believed.
     """
 
     def __init__(
@@ -144,10 +144,9 @@ class SourceReader:
         stamp: MetadataStamp,
         previous: Sequence[PreviousVersion],
         processes: ProcessGroup,
-        scratch: Path,
     ) -> None:
         self.source, self.stamp, self.previous = source, stamp, previous
-        self.processes, self.scratch = processes, scratch
+        self.processes = processes
         self._metadata: MetadataTable | None = None
 
     def units(self) -> Iterator[Unit]:
@@ -161,8 +160,11 @@ class SourceReader:
 
     def __iter__(self) -> Iterator[ScanEvent]:
         """All events in order, images decoded a little ahead."""
-        events = ((event, event.entry) for event in self._events())
-        for event, decoded in map_ahead(examine, events):
+        for event, decoded in map_ahead(
+            lambda event: examine(event.entry),
+            self._events(),
+            weigh=lambda event: None if event.entry is None else event.entry.size,
+        ):
             yield event._replace(decoded=decoded)
 
     def captions(self) -> tuple[list[str], str, list[str] | None]:
@@ -202,7 +204,7 @@ class SourceReader:
 
     def _open_metadata(self) -> MetadataTable:
         if self._metadata is None:
-            self._metadata = self.source.open_metadata(self.scratch)
+            self._metadata = self.source.open_metadata()
         return self._metadata
 
 
@@ -216,5 +218,5 @@ def examine(entry: Entry) -> Decoded:
     except UnreadableImage as error:
         return error.reason
     except OSError as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     return hashlib.sha256(data).digest(), image.width, image.height, image.mode == "RGBA"

@@ -1,7 +1,7 @@
 """Making a catalog: every new image is decoded in full, everything else is copied.
 
-    units ─► UnitReader ─► events ─► CatalogWriter ─► version
-                 ▲
+    units ─► SourceReader ─► events ─► CatalogWriter ─► version
+                  ▲
            what earlier versions noted
 
 What a truncated file lacks is found here, and not in the middle of training. The rows of a
@@ -44,7 +44,7 @@ def open_catalog(
     Files that cannot be read are named on stderr.
 
     Args:
-        place: see `sources.open_source`.
+        place: see `data.sources.open.open_source`.
         folder: of the catalog, made when missing. Two processes that want one take turns.
         strict: refuse data with unreadable files.
         quiet: no progress bar (shown on stderr when the scan takes over two seconds).
@@ -136,7 +136,7 @@ def _scan(
     previous = list(previous_versions(source.kind, stamp, (folder, *others)))
     last = max((int(path.name[-6:]) for path in versions(folder)), default=0)
     version = folder / f"version-{last + 1:06d}"
-    reader = SourceReader(source, stamp, previous, processes, version)
+    reader = SourceReader(source, stamp, previous, processes)
     in_bytes = source.kind != "folder"  # shards are few and large
     total = sum(unit.size if in_bytes else 1 for unit in reader.units())
     saved, inside = time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""Which images of a catalog are meant: those for training, for validation, or of one shape.
+"""Selections of images of a catalog: those for training, for validation, or of one shape.
 
 A selection is a rule on the columns of the catalog, not a list: it counts the images of every
 block that satisfy it, and looks a block up when one of its images is asked for. Validation is

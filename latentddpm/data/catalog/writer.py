@@ -1,4 +1,4 @@
-"""The next version of a catalog, written unit by unit as the events of a `UnitReader` come.
+"""The next version of a catalog, written unit by unit as the events of a `SourceReader` come.
 
 Rows of neighbouring units that are noted in one earlier version are copied together, in blocks.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import MAX_COLUMNS, TEXT, Row
 from latentddpm.data.sources.storage import order
 from latentddpm.errors import UserError
-from latentddpm.utils.files import file_digest, fsync_path, write_json
+from latentddpm.utils.files import FileEntry, fsync_path, write_json
 
 
 class CatalogWriter:
@@ -81,7 +82,7 @@ class CatalogWriter:
         self._save(complete=False)
 
     def finish(self, notes: list[str], problem: str, columns: Iterable[str] | None) -> None:
-        """Declare what was written the catalog; for the arguments see `UnitReader.captions`."""
+        """Declare what was written the catalog; for the arguments see `SourceReader.captions`."""
         self._flush_copies()
         if columns is not None:
             self.columns = dict.fromkeys(columns)
@@ -166,8 +167,7 @@ class CatalogWriter:
         files = {}
         if complete:
             for name in expected_files():
-                path = self.version / name
-                files[name] = (path.stat().st_size, file_digest(path))
+                files[name] = astuple(FileEntry.of(self.version / name))
         manifest = Manifest(
             complete=complete,
             place=self.source.place,

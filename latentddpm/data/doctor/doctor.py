@@ -32,11 +32,11 @@ from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Source, is_image
 from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
 from latentddpm.data.sources.open import open_source
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, one_line
 
 
 class _Seen(NamedTuple):
-    """What a worker finds out about one image and its captions."""
+    """A worker's findings about one image and its captions."""
 
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
@@ -95,15 +95,14 @@ class _Pass:
         total = sum(u.size for u in units) if in_bytes else sum(1 for _ in self.source.units())
         unit = {"unit": "B", "unit_scale": True} if in_bytes else {"unit": "image"}
         with (
-            tempfile.TemporaryDirectory(prefix="latentddpm-doctor-") as scratch,
-            tempfile.TemporaryFile(dir=scratch) as names,
+            tempfile.TemporaryFile(prefix="latentddpm-doctor-") as names,
             tqdm(desc="doctor", total=total, **unit, delay=2, disable=quiet) as bar,
         ):
             self.names, self.name_ends = names, array("Q")
-            metadata = self.source.open_metadata(Path(scratch))
+            metadata = self.source.open_metadata()
             self.columns.update(metadata.columns)
-            entries = ((entry, entry) for entry in self._entries(units, metadata))
-            for entry, seen in map_ahead(self._seen, entries):
+            entries = self._entries(units, metadata)
+            for entry, seen in map_ahead(self._seen, entries, weigh=lambda entry: entry.size):
                 self._add(entry, seen)
                 bar.update(entry.size if in_bytes else 1)
             self._about_words(metadata)
@@ -118,7 +117,7 @@ class _Pass:
             try:
                 yield from self.source.entries(unit, metadata)
             except (UserError, OSError) as error:
-                self._note("unreadable", unit.name, _one_line(error))
+                self._note("unreadable", unit.name, _reason(error))
 
     # --- In the workers ---
 
@@ -129,8 +128,7 @@ class _Pass:
             data = entry.load()
             image = read_whole(data, entry.where)
         except (UnreadableImage, OSError) as error:
-            reason = error.reason if isinstance(error, UnreadableImage) else _one_line(error)
-            return _Seen(found=(("unreadable", reason),))
+            return _Seen(found=(("unreadable", _reason(error)),))
         kind, found = describe_file(data, entry.name)
         if image.mode == "RGBA":
             found.append(("transparent", ""))
@@ -142,7 +140,7 @@ class _Pass:
         return _Seen(digest, image.size, kind, image_hash(image), found, tokens)
 
     def _words(self, entry: Entry) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
-        """What is to be said of an image's captions, and their numbers of tokens."""
+        """Findings about an image's captions, and their numbers of tokens."""
         row = entry.row
         problem = row.problem
         captions: tuple[str, ...] = ()
@@ -285,7 +283,8 @@ def _lonely_texts(folder: str) -> Iterator[tuple[str, str]]:
                 yield name, f"not read: {suffix}, expected .txt"
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())
+def _reason(error: Exception) -> str:
+    """The reason why a file gives no pixels, without its name."""
+    if isinstance(error, UnreadableImage):
+        return error.reason
+    return getattr(error, "strerror", None) or one_line(error)

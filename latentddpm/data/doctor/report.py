@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What `examine` found.
+    """Report of `examine`.
 
     Attributes:
         images, bytes: of readable images.
@@ -179,7 +179,7 @@ def token_quartiles(counts: Counter) -> dict[str, int]:
 
 
 def shorter_sides(report: Report) -> dict[str, int]:
-    """How many images have a shorter side of at least so many pixels."""
+    """Numbers of images whose shorter side has at least so many pixels."""
     widths, heights = (np.frombuffer(a, np.uint32) for a in (report.widths, report.heights))
     shorter = np.minimum(widths, heights)
     return {str(side): int((shorter >= side).sum()) for side in SIDES}

@@ -34,16 +34,9 @@ import numpy as np
 
 from latentddpm.data.buckets import Buckets
 from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.latents.contents import Contents, difference
 from latentddpm.data.latents.encode import ReusableMoments, RowRange, begin, encode_rows, finish
-from latentddpm.data.latents.manifest import (
-    Contents,
-    Index,
-    Key,
-    difference,
-    misfit,
-    open_cache,
-    read_contents,
-)
+from latentddpm.data.latents.manifest import Index, Key, misfit, open_cache, read_contents
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
@@ -63,7 +56,7 @@ class LatentsCache:
     """Moments of images, random access.
 
     Attributes:
-        count: images; image i of the catalog is row i.
+        count: images; image i of the catalog is row i, its mirrored copy row count + i.
         moments: read-only memory map (rows, h, w, 2c), mean before logvar. Of all rows those
             mean something whose image has that shape: see `shaped`.
         mirrored: whether every image has a second row, of its mirrored copy.
@@ -84,12 +77,6 @@ class LatentsCache:
         rows, channels = len(self.moments), self.moments.shape[-1]
         flat = self.moments.reshape(rows, -1)[:, : height * width * channels]
         return replace(self, moments=flat.reshape(rows, height, width, channels))
-
-    def row(self, index: int, mirrored: bool = False) -> int:
-        """The row of image `index`, or of its mirrored copy."""
-        if mirrored and not self.mirrored:
-            raise UserError("this latents cache was made without mirrored copies")
-        return index + self.count * mirrored
 
     def gather(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         """Mean and logvar of rows (B,), float32 (B, h, w, c) each, unscaled."""

@@ -1,8 +1,8 @@
 """Making a latents cache: encode what is new, copy what is known, go on where it was interrupted.
 
-    begin   partial.npy, at its full size
-    fill    rows start … stop − 1 of it; several processes may fill a range each
-    finish  it takes its final name, and the index is written
+    begin         partial.npy, at its full size
+    encode_rows   rows start … stop − 1 of it; several processes may fill a range each
+    finish        it takes its final name, and the index is written
 
 See `data.latents.cache` for the files.
 """
@@ -10,11 +10,10 @@ See `data.latents.cache` for the files.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -27,18 +26,13 @@ from latentddpm.data.buckets import Buckets, Shape
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.columns import npy_header
 from latentddpm.data.images import UnreadableImage, read_image
-from latentddpm.data.latents.manifest import (
-    BLOCK,
-    DIGEST_LIMIT,
-    Contents,
-    Index,
-    read_index,
-    write_index,
-)
-from latentddpm.data.prefetch import WORKERS
+from latentddpm.data.latents.contents import BLOCK, Contents
+from latentddpm.data.latents.manifest import DIGEST_LIMIT, Index, read_index, write_index
+from latentddpm.data.prefetch import map_ahead
 from latentddpm.errors import UserError
 from latentddpm.utils import signals
-from latentddpm.utils.files import atomic_path, file_digest, fsync_path, write_json
+from latentddpm.utils.files import FileEntry, atomic_path, fsync_path, write_json
+from latentddpm.utils.pixels import from_pixels
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -64,8 +58,8 @@ class ReusableMoments:
 
 
 class RowRange:
-    """Where a range of rows comes from: the first ones, up to `done`, are in partial.npy already,
-    of the others some are copied from `old`, the rest is to be encoded.
+    """A range of rows and where they come from: the first ones, up to `done`, are in partial.npy
+    already, of the others some are copied from `old`, the rest is to be encoded.
     """
 
     def __init__(
@@ -76,10 +70,8 @@ class RowRange:
         rows: range,
         old: ReusableMoments | None,
     ):
-        self.cache, self.catalog, self.wanted, self.rows, self.old = (
-            *(cache, catalog, wanted),
-            *(rows, old),
-        )
+        self.cache, self.catalog, self.wanted = cache, catalog, wanted
+        self.rows, self.old = rows, old
         self.progress = cache / f"progress-{rows.start}-{rows.stop}.json"
         self.done = _progress(self.progress, wanted, rows)
         self.buckets = Buckets(wanted.key.resolution, wanted.key.buckets)
@@ -191,14 +183,13 @@ def encode_rows(
 def finish(cache: Path, catalog: Catalog, wanted: Index) -> None:
     """Let the filled moments take their name, then say what they are."""
     partial = cache / "partial.npy"
-    size = partial.stat().st_size
-    digest = file_digest(partial) if size < DIGEST_LIMIT else None
+    made = FileEntry.of(partial, DIGEST_LIMIT)
     (cache / "index.json").unlink(missing_ok=True)
     fsync_path(cache)  # the old index must be gone before the new moments stand in its place
     _write_contents(cache / "contents.npy", catalog)
     os.replace(partial, cache / "moments.npy")
     fsync_path(cache)
-    done = wanted.model_copy(update={"moments_size": size, "moments_sha256": digest})
+    done = wanted.model_copy(update={"moments_size": made.bytes, "moments_sha256": made.sha256})
     write_index(cache / "index.json", done)
     _drop_notes(cache)
 
@@ -262,35 +253,28 @@ def _image_batches(
     A few batches are decoded ahead; the last one of a run of one shape may be shorter.
     """
 
-    def read(row: int, shape: Shape) -> np.ndarray:
+    def read(one: PendingRow) -> np.ndarray:
+        name = catalog.where(one.row)
         try:
-            return read_image(catalog.read(row), shape, name=catalog.where(row))
+            return read_image(catalog.read(one.row), one.shape, name=name)
         except UnreadableImage as error:
             raise UserError(f"{error}; mend or remove it") from error
         except OSError as error:
-            raise UserError(f"{catalog.where(row)}: {error}; mend or remove it") from error
+            raise UserError(f"{name}: {error}; mend or remove it") from error
 
-    def stacked(
-        batch: list[PendingRow], images: list[Future]
-    ) -> tuple[list[int], int, np.ndarray]:
-        pixels = np.stack([future.result() for future in images])
-        return [one.row for one in batch], batch[-1].done, pixels.astype(np.float32) / 127.5 - 1.0
-
-    waiting: deque[tuple[list[PendingRow], list[Future]]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for _, run in groupby(wanted, lambda one: one.shape):
-            while batch := list(islice(run, batch_size)):
-                waiting.append((batch, [pool.submit(read, one.row, one.shape) for one in batch]))
-                if len(waiting) > READ_AHEAD:
-                    yield stacked(*waiting.popleft())
-        while waiting:
-            yield stacked(*waiting.popleft())
+    decoded = map_ahead(
+        read, wanted, weigh=lambda one: 3 * math.prod(one.shape), window=READ_AHEAD * batch_size
+    )
+    for _, run in groupby(decoded, lambda pair: pair[0].shape):
+        while batch := list(islice(run, batch_size)):
+            rows, pixels = zip(*batch, strict=True)
+            yield [one.row for one in rows], rows[-1].done, from_pixels(np.stack(pixels))
 
 
 def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
     """Images filled up to a whole batch: one shape is compiled once."""
-    encode_rows = np.repeat(images[-1:], batch_size - len(images), axis=0)
-    return np.concatenate([images, encode_rows])
+    filling = np.repeat(images[-1:], batch_size - len(images), axis=0)
+    return np.concatenate([images, filling])
 
 
 def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a latents cache was made of: its index, whether its moments are whole, whether they fit.
+"""Manifest of a latents cache: its index, whether its moments are whole, whether they fit.
 
 An index names everything the moments depend on: the autoencoder's digest, the way images are
 read, and of every image the SHA-256 of its bytes. See `data.latents.cache` for the files.
@@ -6,19 +6,15 @@ read, and of every image the SHA-256 of its bytes. See `data.latents.cache` for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pydantic
 
-from latentddpm.data.catalog.catalog import Catalog
-from latentddpm.data.sources.hash_index import KeyIndex
-from latentddpm.utils.files import file_digest, write_json
+from latentddpm.utils.files import FileEntry, file_digest, write_json
 
 DIGEST_LIMIT = 1 << 30  # moments of this many bytes or more are checked by their size alone
-BLOCK = 4096  # rows looked up together
 
 
 class _Record(pydantic.BaseModel):
@@ -40,7 +36,7 @@ class Key(_Record):
 
 
 class Index(_Record):
-    """What index.json (moments complete) and partial.json (not yet) hold.
+    """The content of index.json (moments complete) and of partial.json (not yet).
 
     `contents` is the digest of contents.npy, the SHA-256 of every image.
     """
@@ -65,12 +61,8 @@ def open_cache(cache: Path) -> tuple[Index | None, np.ndarray | None, str]:
     path = cache / "moments.npy"
     if not path.exists():
         return index, None, "half-written (no moments)"
-    size = path.stat().st_size
-    if size != index.moments_size:
-        problem = f"{size} bytes, {index.moments_size} were written"
-    elif size < DIGEST_LIMIT and file_digest(path) != index.moments_sha256:
-        problem = "its bytes have changed"
-    else:
+    problem = FileEntry(index.moments_size, index.moments_sha256).difference(path, DIGEST_LIMIT)
+    if not problem:
         try:
             moments = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
@@ -100,62 +92,6 @@ def misfit(index: Index, wanted: Index) -> str:
         return f"made {'with' if has.mirrored else 'without'} mirrored copies"
     same = (index.images, index.contents) == (wanted.images, wanted.contents)
     return "" if same else "images have changed"
-
-
-class Contents:
-    """Which row holds an image, by the SHA-256 of its bytes.
-
-    Args:
-        digests: uint8 (rows, 32).
-        scratch: folder for unnamed files.
-    """
-
-    def __init__(self, digests: np.ndarray, scratch: Path) -> None:
-        self._digests = digests
-        starts = range(0, len(digests), BLOCK)
-        blocks = (_hashes(digests[start : start + BLOCK]) for start in starts)
-        self._index = KeyIndex(blocks, len(digests), scratch)
-
-    def rows(self, digests: np.ndarray) -> np.ndarray:
-        """The row of each image, int64 (B,); -1 where there is none."""
-        starts, stops = self._index.rows(_hashes(digests))
-        found = np.full(len(digests), -1, np.int64)
-        for i in np.flatnonzero(stops > starts):
-            rows = self._index.row_at(np.arange(starts[i], stops[i]))
-            same = (self._digests[rows] == digests[i]).all(axis=1)
-            if same.any():
-                found[i] = rows[same.argmax()]
-        return found
-
-
-def _hashes(digests: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0]
-
-
-def difference(catalog: Catalog, old: np.ndarray, scratch: Path) -> str:
-    """What distinguishes the images of a catalog from those of contents, in a few words."""
-    new = catalog.images["sha256"]
-    added, names = _unknown(new, Contents(old, scratch), catalog.name)
-    gone, _ = _unknown(old, Contents(new, scratch))
-    parts = []
-    if added:
-        parts.append(f"{added} new ({', '.join(names)}{', ...' if added > len(names) else ''})")
-    if gone:
-        parts.append(f"{gone} gone")
-    return f"images {', '.join(parts)}" if parts else "the order of the images has changed"
-
-
-def _unknown(
-    digests: np.ndarray, known: Contents, name: Callable[[int], str] | None = None
-) -> tuple[int, list[str]]:
-    """How many images are not in `known`, and the names of the first three."""
-    count, names = 0, []
-    for start in range(0, len(digests), BLOCK):
-        missing = np.flatnonzero(known.rows(digests[start : start + BLOCK]) < 0)
-        count += len(missing)
-        if name is not None:
-            names += [name(start + int(i)) for i in missing[: 3 - len(names)]]
-    return count, names
 
 
 def read_index(path: Path) -> Index | None:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from latentddpm.data.sources.metadata import MetadataTable, Row
+from latentddpm.data.sources.metadata import MAX_ROWS, MetadataTable, Row
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Suffixes looked for, in any case. What a file holds is told by its bytes, not its suffix."""
@@ -25,7 +24,7 @@ MetadataStamp = list[list[str | int]]
 
 
 class Unit(NamedTuple):
-    """What is stamped as one. A change of `caption_stamp` alone leaves the pixels as they were.
+    """Part of a source with one stamp. If only `caption_stamp` changes, the pixels are the same.
 
     Attributes:
         name: relative to the place; units come sorted by it.
@@ -68,8 +67,8 @@ class Source(Protocol):
     def metadata_stamp(self) -> MetadataStamp:
         """The stamp as of now."""
 
-    def open_metadata(self, scratch: Path) -> MetadataTable:
-        """Captions outside of the units; unnamed files may grow in `scratch`."""
+    def open_metadata(self, max_rows: int | None = MAX_ROWS) -> MetadataTable:
+        """Captions outside of the units; a table with more rows has a `problem`."""
 
     def units(self) -> Iterator[Unit]:
         """All units, sorted by name.
@@ -86,7 +85,7 @@ class Source(Protocol):
         """
 
     def where(self, unit: str, name: str) -> str:
-        """What messages call an image."""
+        """An image's name in messages."""
 
     def read(self, unit: str, offset: int, size: int) -> bytes:
         """The bytes of one image; may be called from many threads.

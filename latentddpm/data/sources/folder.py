@@ -10,6 +10,7 @@ from pathlib import Path
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import IMAGE_SUFFIXES, Entry, MetadataStamp, Unit, is_image
 from latentddpm.data.sources.metadata import (
+    MAX_ROWS,
     MAX_SIDECAR,
     MetadataTable,
     Row,
@@ -35,8 +36,8 @@ class Folder:
             for name in metadata_files(self.place)
         ]
 
-    def open_metadata(self, scratch: Path) -> MetadataTable:
-        return MetadataTable(self.place, scratch)
+    def open_metadata(self, max_rows: int | None = MAX_ROWS) -> MetadataTable:
+        return MetadataTable(self.place, max_rows)
 
     def units(self) -> Iterator[Unit]:
         count = 0

@@ -1,30 +1,24 @@
-"""What a folder says about its images beside their pixels: a table at its root, and sidecars.
+"""Captions and other columns in a folder of images: a table at its root, and sidecars.
 
 - `metadata.jsonl` or `metadata.csv` at the root: `file_name` (relative to the root), `text`
   (one caption or a list of alternatives) and any further columns for templates;
 - a sidecar `NAME.txt` beside the image: its whole text, stripped, is one caption (it is not
   split into lines).
 
-Files are UTF-8, with or without a byte order mark. A table may be of any length: its rows are
-copied to an unnamed file and found there by name.
+Files are UTF-8, with or without a byte order mark. A table is read into memory whole; a set with
+more rows than `MAX_ROWS` belongs into shards, where every image has its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from latentddpm.data.sources import storage
-from latentddpm.data.sources.hash_index import KeyIndex, text_hash
 from latentddpm.errors import UserError, nearest
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
@@ -32,11 +26,14 @@ FILE_NAME, TEXT = "file_name", "text"
 MAX_LINE = 1 << 26  # bytes of one row
 MAX_SIDECAR = 1 << 26
 MAX_COLUMNS = 1000  # different names
+MAX_ROWS = 2_000_000
+"""Of a table. Measured: a row takes 390 bytes with a caption of 40 letters, 550 with one of 200,
+so that the longest table takes about 1 GB in each process that scans."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one image: `columns` is raw.
+    """The columns of one image, raw.
 
     Attributes:
         line: of the metadata file; 0 when the columns come from elsewhere.
@@ -131,7 +128,7 @@ class MetadataTable:
 
     Args:
         folder: root of the images; None for a table without rows.
-        scratch: where unnamed files may grow.
+        max_rows: more are refused; None takes any number.
 
     Attributes:
         path: of the file; empty when there is none.
@@ -139,9 +136,11 @@ class MetadataTable:
         problem: what is wrong with the file as a whole, in one line; then no row is found.
     """
 
-    def __init__(self, folder: str | None, scratch: Path) -> None:
+    def __init__(self, folder: str | None, max_rows: int | None = MAX_ROWS) -> None:
         self.folder, self.path, self.problem = folder, "", ""
         self.columns: dict[str, None] = {}
+        self._rows: dict[str, bytes] = {}  # packed: half of what dicts take
+        self._found: set[str] = set()
         present = [] if folder is None else metadata_files(folder)
         if not present:
             return
@@ -149,93 +148,53 @@ class MetadataTable:
         try:
             if len(present) > 1:
                 raise UserError(f"{folder}: holds both {' and '.join(present)}; keep one of them")
-            self._read(scratch)
+            self._read(max_rows)
         except UserError as error:
             self.problem = str(error)
+            self._rows.clear()
 
     def find(self, name: str) -> Row:
         """The row of an image, by its POSIX path relative to the folder."""
-        if not self.path or self.problem:
+        if name not in self._rows:
             return Row()
-        number = self._number(name)
-        if number is None:
-            return Row()
-        self._used[number] = 1
-        line, columns = self._row(number)
-        return Row(line, columns)
+        self._found.add(name)
+        return Row.unpack(self._rows[name])
 
     def missing(self, limit: int | None = 4) -> tuple[int, int, list[str]]:
         """Rows whose file does not exist: how many, of how many, and `limit` of their names.
 
         A row counts when `find` has not asked for it and there is no such file.
         """
-        if not self.path or self.problem:
-            return 0, 0, []
-        count, names = 0, []
-        for start in range(0, self._count, 1 << 16):
-            for number in np.flatnonzero(self._used[start : start + (1 << 16)] == 0):
-                name = self._row(start + int(number))[1][FILE_NAME]
-                name = _clean(name)
-                if not storage.is_file(storage.join(self.folder, name)):
-                    count += 1
-                    if limit is None or len(names) < limit:
-                        names.append(name)
-        return count, self._count, names
+        names = [
+            name
+            for name in self._rows
+            if name not in self._found and not storage.is_file(storage.join(self.folder, name))
+        ]
+        return len(names), len(self._rows), names[:limit]
 
-    def _read(self, scratch: Path) -> None:
-        """Copy all rows to an unnamed file, and index them by name."""
+    def _read(self, max_rows: int | None) -> None:
         parse = _parse_csv if self.path.endswith(".csv") else _parse_jsonl
-        self._count, at = 0, 0
-        with contextlib.ExitStack() as stack:
-            spool, ends, hashes, used = (
-                stack.enter_context(tempfile.TemporaryFile(dir=scratch)) for _ in range(4)
-            )
-            for line, columns in parse(self.path, stack.enter_context(storage.opened(self.path))):
-                name = image_name(columns, f"{self.path} line {line}")
+        with storage.opened(self.path) as stream:
+            for line, columns in parse(self.path, stream):
+                place = f"{self.path} line {line}"
+                name = image_name(columns, place)
+                if name in self._rows:
+                    before = Row.unpack(self._rows[name]).line
+                    raise UserError(
+                        f"{place}: {name!r} was described before, at {self.path} line {before}"
+                    )
+                if len(self._rows) == max_rows:
+                    raise UserError(
+                        f"{place}: more than {max_rows:,} rows, and a table is read into memory; "
+                        f"pack so many images into shards: "
+                        f"latentddpm pack --data {self.folder} --out DIR"
+                    )
                 self.columns.update(dict.fromkeys(columns))
                 if len(self.columns) > MAX_COLUMNS:
-                    raise UserError(
-                        f"{self.path} line {line}: more than {MAX_COLUMNS} different columns"
-                    )
-                text = json.dumps([line, columns], ensure_ascii=False)
-                at += spool.write(text.encode("utf-8", "surrogatepass"))
-                ends.write(at.to_bytes(8, "little"))
-                hashes.write(text_hash(name).to_bytes(8, "little"))
-                self._count += 1
-            if not self._count:
-                raise UserError(f"{self.path}: describes no image; fill it or remove it")
-            used.truncate(self._count)
-            for file in (spool, ends, hashes):
-                file.flush()
-            # Memory maps outlive the handles of their files.
-            self._used = np.memmap(used, np.uint8, "r+")
-            self._ends = np.memmap(ends, "<u8", "r")
-            self._lines = np.memmap(spool, np.uint8, "r")
-            values = np.memmap(hashes, "<u8", "r")
-        blocks = (values[i : i + (1 << 16)] for i in range(0, self._count, 1 << 16))
-        self._index = KeyIndex(blocks, self._count, scratch)
-        for first, second in self._index.alike():
-            (before, one), (line, other) = self._row(first), self._row(second)
-            name = _clean(other[FILE_NAME])
-            if _clean(one[FILE_NAME]) == name:
-                raise UserError(
-                    f"{self.path} line {line}: {name!r} was described before, "
-                    f"at {self.path} line {before}"
-                )
-
-    def _row(self, number: int) -> tuple[int, dict[str, Any]]:
-        start = int(self._ends[number - 1]) if number else 0
-        data = self._lines[start : int(self._ends[number])].tobytes()
-        line, columns = json.loads(data.decode("utf-8", "surrogatepass"))
-        return line, columns
-
-    def _number(self, name: str) -> int | None:
-        start, stop = self._index.rows(np.array([text_hash(name)], np.uint64))
-        for place in range(int(start[0]), int(stop[0])):
-            number = int(self._index.row_at(place))
-            if _clean(self._row(number)[1][FILE_NAME]) == name:
-                return number
-        return None
+                    raise UserError(f"{place}: more than {MAX_COLUMNS} different columns")
+                self._rows[name] = Row(line, columns).pack()
+        if not self._rows:
+            raise UserError(f"{self.path}: describes no image; fill it or remove it")
 
 
 def metadata_files(folder: str) -> list[str]:

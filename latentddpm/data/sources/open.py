@@ -1,4 +1,4 @@
-"""Where captioned images come from: a folder, or shards that hold many images in one file.
+"""Opening a source of captioned images: a folder, or shards of many images in one file.
 
     open_source(place) ──► Folder | TarShards | TFRecordShards | ArrayRecordShards
 
@@ -18,7 +18,8 @@ from latentddpm.data.sources.base import Source, is_image
 from latentddpm.data.sources.folder import Folder
 from latentddpm.data.sources.metadata import METADATA_NAMES
 from latentddpm.data.sources.records import ArrayRecordShards, TFRecordShards
-from latentddpm.data.sources.tar import Shards, TarShards
+from latentddpm.data.sources.shards import Shards
+from latentddpm.data.sources.tar import TarShards
 from latentddpm.errors import UserError
 
 KINDS = {

@@ -20,7 +20,7 @@ from typing import Any
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Unit
 from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
-from latentddpm.data.sources.tar import Shards, own_name, parse_columns
+from latentddpm.data.sources.shards import Shards, own_name, parse_columns
 from latentddpm.errors import UserError
 
 IMAGE, NAME, COLUMNS = "image/encoded", "image/filename", "columns"

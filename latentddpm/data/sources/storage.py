@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, one_line
 
 REMOTE_BUFFER = 1 << 20
 UNSETTLED_NS = 2_000_000_000  # a file this young may change again within its time stamp
@@ -67,7 +67,7 @@ def is_file(path: str) -> bool:
 
 
 def stamp(path: str) -> Stamp:
-    """What tells whether a file is still the same.
+    """The stamp of a file, which tells whether it is still the same.
 
     Raises:
         OSError: there is none.
@@ -223,4 +223,4 @@ def _as_os_error(path: str) -> Iterator[None]:
             "tensorflow-io"
         ) from None
     except tf.errors.OpError as error:
-        raise OSError(f"{path}: {' '.join(error.message.split())}") from error
+        raise OSError(f"{path}: {one_line(error.message)}") from error

@@ -1,26 +1,22 @@
-"""Shards: files that hold many captioned images each, read where they stand, never unpacked.
-
-A tar shard is WebDataset's: members that share a stem and stand side by side are one sample.
+"""Tar shards, as WebDataset's: members of one stem that stand side by side are one sample.
 
     000000017.png   the image
     000000017.txt   its caption                                     (or none)
     000000017.json  its columns, `text` among them; `file_name` is the name it had before
 
 The stem ends at the last dot. Other members (.cls, .npy, …), hidden ones, links and devices are
-passed over. `data.sources.records` has the other kinds of shards.
+passed over.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from latentddpm.data.sources import storage
-from latentddpm.data.sources.base import Entry, MetadataStamp, Unit, is_image
+from latentddpm.data.sources.base import Entry, Unit, is_image
 from latentddpm.data.sources.metadata import (
     FILE_NAME,
     MAX_SIDECAR,
@@ -29,46 +25,8 @@ from latentddpm.data.sources.metadata import (
     image_name,
     with_sidecar,
 )
+from latentddpm.data.sources.shards import Shards, own_name, parse_columns
 from latentddpm.errors import UserError
-
-ZEROS = bytes(tarfile.BLOCKSIZE)
-
-
-class Shards:
-    """What all kinds of shards share.
-
-    Args:
-        place: what the user named.
-        folder: in which the shards lie.
-        names: of the shards, relative to `folder`, sorted.
-    """
-
-    kind = ""
-
-    def __init__(self, place: str, folder: str, names: list[str]) -> None:
-        self.place, self.folder, self.names = place, folder, names
-
-    def metadata_stamp(self) -> MetadataStamp:
-        return []
-
-    def open_metadata(self, scratch: Path) -> MetadataTable:
-        return MetadataTable(None, scratch)
-
-    def units(self) -> Iterator[Unit]:
-        for name in self.names:
-            yield Unit(name, *storage.stamp(self.path(name)))
-
-    def where(self, unit: str, name: str) -> str:
-        return f"{self.path(unit)}: {name}"
-
-    def path(self, unit: str) -> str:
-        return storage.join(self.folder, unit) if self.folder else unit
-
-    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
-        raise NotImplementedError
-
-    def read(self, unit: str, offset: int, size: int) -> bytes:
-        raise NotImplementedError
 
 
 class TarShards(Shards):
@@ -161,22 +119,3 @@ def _members(path: str, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
             f"{path}: not a whole, uncompressed tar file ({error}); shards are not compressed, "
             "images are already"
         ) from None
-
-
-def parse_columns(data: bytes, where: str) -> Row:
-    """The columns in a JSON object; what is wrong with it becomes the row's problem."""
-    try:
-        columns = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        return Row(problem=f"{where}: not valid JSON ({' '.join(str(error).split())})")
-    if not isinstance(columns, dict):
-        return Row(problem=f'{where}: expected an object such as {{"text": "a red apple"}}')
-    return Row(0, columns)
-
-
-def own_name(row: Row, member: str) -> str:
-    """The name an image had before it was packed, where its row has a clean one."""
-    try:
-        return image_name(row.columns, member)
-    except UserError:
-        return member

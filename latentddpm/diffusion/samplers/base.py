@@ -90,10 +90,6 @@ class Sampler:
         """Whether `sample` needs a `noise` function."""
         return False
 
-    def num_calls(self, first_step: int = 0) -> int:
-        """How often `sample` calls the denoiser: what a progress bar counts up to."""
-        return self.num_steps - first_step
-
     def sample(
         self,
         denoiser: Denoiser,

@@ -81,9 +81,6 @@ class HeunSampler(SigmaSampler):
 
     whole_timesteps = False
 
-    def num_calls(self, first_step: int = 0) -> int:
-        return max(2 * (self.num_steps - first_step) - 1, 0)
-
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:

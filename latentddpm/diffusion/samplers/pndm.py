@@ -60,10 +60,6 @@ class PNDMSampler(Sampler):
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return timesteps, 1 / (1 + self.schedule.sigmas_at(timesteps) ** 2)
 
-    def num_calls(self, first_step: int = 0) -> int:
-        steps = self.num_steps - first_step
-        return steps + 1 if steps > 1 else steps
-
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:

@@ -1,4 +1,4 @@
-"""What comparisons of two sets of features share: what they ask of them, and all distances."""
+"""Comparisons of two sets of features: what they ask of them, and all distances."""
 
 from __future__ import annotations
 

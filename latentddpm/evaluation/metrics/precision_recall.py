@@ -72,7 +72,7 @@ def density_coverage(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Den
 def _memberships(
     centres: np.ndarray, samples: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many samples each ball around the centres holds, and how many balls each lies in."""
+    """The number of samples in each ball around the centres, and of balls around each sample."""
     radii = _radii(centres, k)
     held, around = np.empty(len(centres), np.int64), np.zeros(len(samples), np.int64)
     for rows, squares in squared_distances(centres, samples):

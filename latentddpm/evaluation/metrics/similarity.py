@@ -1,4 +1,4 @@
-"""How close two images are, pixel by pixel and window by window.
+"""Similarity of two images, pixel by pixel and window by window.
 
 With pixels x, y of 8 bits, and means over all of an image's pixels and channels,
 

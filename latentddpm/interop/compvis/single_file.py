@@ -5,8 +5,8 @@
     cond_stage_model.transformer.…      CLIP's text encoder, as transformers names it
     alphas_cumprod, model_ema.…, …      buffers, averaged weights, training state
 
-Such a file has no configuration: it is inferred (see `compvis_config`), and the tensors are
-renamed (see `compvis`). What comes out is a `Checkpoint` in the terms of diffusers. Taken are
+Such a file has no configuration: it is inferred (see `config`), and the tensors are
+renamed (see `names`). What comes out is a `Checkpoint` in the terms of diffusers. Taken are
 the plain weights, as diffusers does, not the averaged ones.
 
 Everything is judged by the header, before a weight is read; what is another model is refused

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion checkpoint holds, whichever way it is stored.
+"""Parts of a Stable Diffusion checkpoint, whichever way it is stored.
 
 A diffusers folder and a single file are both read into a `Checkpoint`: configurations in
 diffusers' keys, tensors under diffusers' names. Nothing is read from the tensors yet.

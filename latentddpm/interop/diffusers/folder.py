@@ -119,7 +119,7 @@ def save_diffusers(
 
 
 def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
-    """What a diffusers folder holds; of weights nothing is opened yet.
+    """The parts of a diffusers folder; of weights nothing is opened yet.
 
     Raises:
         UserError: no such folder, no diffusers folder, or a pipeline that is not supported.

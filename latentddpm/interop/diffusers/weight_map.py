@@ -1,4 +1,4 @@
-"""Which tensor of diffusers is which variable of ours: one table, read in both directions.
+"""Map of diffusers' tensors to our variables: one table, read in both directions.
 
 A table is generated from the arguments of a network, before the network is built, so that the
 shapes in a file can be judged first. Rows come one by one: a table of an absurd size ends at

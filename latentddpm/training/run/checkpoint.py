@@ -20,6 +20,7 @@ import json
 import re
 import shutil
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from latentddpm.errors import UserError
 from latentddpm.models.functional import is_frozen
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.step.trainer import Trainer
-from latentddpm.utils.files import atomic_folder, atomic_path, file_digest, write_json
+from latentddpm.utils.files import FileEntry, atomic_folder, atomic_path, write_json
 
 FORMAT = 3
 STATE = "state.safetensors"
@@ -66,7 +67,7 @@ def save(folder: Path, trainer: Trainer, step: int, contract: Contract, keep: in
             raise OSError(f"{path}: {error}") from None
         with atomic_path(staged / RUN) as temporary:
             temporary.write_text(contract.dump(), "utf-8")
-        files = {name: _entry(staged / name) for name in FILES}
+        files = {name: asdict(FileEntry.of(staged / name)) for name in FILES}
         manifest = {"format": FORMAT, "step": step, "files": files}
         write_json(staged / MANIFEST, {**manifest, "sha256": _own_digest(manifest)})
     problem = verify(path)
@@ -176,23 +177,17 @@ def verify(path: Path, names: tuple[str, ...] = FILES) -> str | None:
         whole = own == _own_digest(manifest) and set(files) == {*FILES}
         if not whole or manifest["step"] != step_of(path):
             return f"{MANIFEST} is not of this checkpoint"
+        entries = {name: FileEntry(**files[name]) for name in names}
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
-    for name in names:
+    for name, entry in entries.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        size, expected = (path / name).stat().st_size, files[name]["bytes"]
-        if size != expected:
-            return f"{name} has {size} bytes, {expected} were written"
-        if _entry(path / name) != files[name]:
-            return f"{name} does not match its digest"
+        if difference := entry.difference(path / name):
+            return f"{name}: {difference}"
     return None
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _own_digest(manifest: dict[str, Any]) -> str:

@@ -283,7 +283,7 @@ def test_wrong_use_is_one_line(tmp_path):
         ((tmp_path / "nowhere",), "no such folder"),
         ((tmp_path,), "no image in it"),
         ((tmp_path, "--resolution", "0"), "resolution: 0"),
-        ((tmp_path, "--context-length", "1"), "context_length"),
+        ((tmp_path, "--context-length", "1"), "--context-length"),
         ((tmp_path, "--examples", "-1"), "--examples"),
         ((tmp_path, "--caption-template", "{"), "caption template"),
     ):

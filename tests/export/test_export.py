@@ -19,7 +19,7 @@ from tiny import SIZE, endpoint_inputs, perturb, quick_model, tiny_autoencoder, 
 from latentddpm.cli import main
 from latentddpm.errors import UserError
 from latentddpm.export import endpoints as interop_endpoints
-from latentddpm.export import export_model as exports
+from latentddpm.export import export as exports
 from latentddpm.export.endpoints import TOLERANCE, check, endpoints, examples
 from latentddpm.export.export import export_model
 from latentddpm.export.saved_model import runner

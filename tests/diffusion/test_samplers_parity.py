@@ -91,8 +91,9 @@ def test_the_golden_file_is_what_diffusers_answers(reference):
     for case in reference.cases():
         trajectory, timesteps = reference.trajectory(*case)
         name = "/".join(map(str, case))
+        # diffusers computes in float32, and rounds otherwise on another processor.
         np.testing.assert_allclose(
-            trajectory, GOLDEN[name], rtol=0, atol=1e-5, err_msg=f"{name}: expected the frozen"
+            trajectory, GOLDEN[name], rtol=1e-5, atol=1e-5, err_msg=f"{name}: expected the frozen"
         )
         check(name, trajectory, timesteps)
 

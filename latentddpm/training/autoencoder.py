@@ -224,8 +224,10 @@ class Validation:
 
 
 def whole_model(config: AutoencoderRun, autoencoder: Autoencoder) -> LatentDiffusion:
-    """Model that a run leaves: the autoencoder, with the UNet of `init` where only the decoder
-    was trained.
+    """Model to save at the end of a run.
+
+    It has the autoencoder alone. Where only the decoder was trained, UNet and text encoder of
+    `init` still fit and come with it.
 
     Args:
         config: of the run.

@@ -96,7 +96,6 @@ def generate_images(
 
     Raises:
         UserError: see `plan_images`; or options that do not go with the strategy.
-        signals.Stopped: a signal came.
     """
     with collect() as spent:
         plan = plan_images(options)

@@ -201,7 +201,7 @@ class LatentDiffusion:
         """Sampler of some settings.
 
         Args:
-            settings: made by `settings`, of this model or another one.
+            settings: returned by `LatentDiffusion.settings`.
 
         Raises:
             UserError: this model does not accept a setting; the message names it.

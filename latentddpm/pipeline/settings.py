@@ -148,7 +148,7 @@ class ModelFacts:
         """Refuse settings that this model does not accept.
 
         Args:
-            settings: made by `settings`, of this model or another one.
+            settings: returned by `ModelFacts.settings`.
 
         Raises:
             UserError: naming the setting, what was expected and the nearest valid choice.

@@ -1,8 +1,8 @@
 """Configuration of a run: its settings, with defaults, types and ranges.
 
-Every field has a default, so a file holds only what differs (see `config_file`). Sections have the
-names and defaults of the constructors' arguments: `autoencoder:` those of `Autoencoder`, `unet:`
-those of `UNet`, `schedule:` those of `NoiseSchedule`, `adversarial:` those of `Adversary`.
+Every field has a default, so a file holds only what differs (see `config_file`). Sections follow
+the constructors that they are passed to: `autoencoder:` has arguments of `Autoencoder`, `unet:` of
+`UNet`, `schedule:` of `NoiseSchedule`, `adversarial:` of `Adversary`.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class AutoencoderTrainer(Trainer):
     With `autoencoder.encoder.trainable = False` only the decoder is trained, and the latents of
     an image stay the same.
 
-    `fit` takes batches of inputs, without targets. The logs hold `loss`, `reconstruction`, `kl` and
-    `mse`; with `perceptual` also the distance, under its own name, with `adversary` also the
+    `fit` takes batches of inputs, without targets. The logs hold `loss`, `reconstruction`, `kl`
+    and `mse`; with `perceptual` also the distance, under its own name, with `adversary` also the
     terms of `adversarial.TERMS`.
 
     Args:

@@ -68,7 +68,8 @@ class ClipTowers:
         image_encoder: `{"images": (B, side, side, 3)}`, standardised, → (B, 1 + patches, d).
         text_encoder: token ids → states (B, L, d).
         tokenizer: of the texts.
-        image_projection, text_projection: float32 (d, p), each with the d of its tower.
+        image_projection: float32 (d, p), with the d of the image tower.
+        text_projection: float32 (d, p), with the d of the text tower.
         side: of the square that images are scaled and cropped to, in pixels.
     """
 

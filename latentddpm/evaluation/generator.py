@@ -50,13 +50,17 @@ class Measures:
     Attributes:
         count: number of images.
         frechet: see `metrics.frechet`.
-        kernel, kernel_error: kernel distance, and half of its 95 % confidence interval; see
-            `metrics.kernel`.
-        precision, recall, density, coverage: see `metrics.precision_recall`.
+        kernel: kernel distance, see `metrics.kernel`.
+        kernel_error: half of its 95 % confidence interval.
+        precision: see `metrics.precision_recall`.
+        recall: see `metrics.precision_recall`.
+        density: see `metrics.precision_recall`.
+        coverage: see `metrics.precision_recall`.
         near: share of images nearer to a training image than all but 5 % of the validation
             images, see `metrics.nearest`; None with too few validation images.
-        clip, clip_error: mean CLIP score of images with their captions, and its standard error,
-            see `metrics.clip_score`; None without CLIP.
+        clip: mean CLIP score of images with their captions, see `metrics.clip_score`; None
+            without CLIP.
+        clip_error: standard error of that mean; None without CLIP.
     """
 
     count: int

@@ -52,7 +52,8 @@ class Plan:
         loras: files to apply to the model.
         settings: of all images.
         start: picture that the images start from; None for noise.
-        prompts, seeds: one for each image.
+        prompts: one for each image.
+        seeds: one for each image.
         seed: of the first image as given; None where it was drawn.
         targets: file of each image, or the file of the grid.
         rows: of the grid, one for each prompt; 0 for one file per image.

@@ -49,7 +49,8 @@ class GenerationSettings:
     The order of the fields is that of an image's metadata.
 
     Attributes:
-        height, width: of the images in pixels, multiples of `ModelFacts.size_multiple`.
+        height: of the images in pixels, a multiple of `ModelFacts.size_multiple`.
+        width: the same.
         sampler: name of a sampler, one of `choices.SAMPLERS`.
         num_steps: of the sampler, 1 … T.
         timestep_spacing: "leading", "trailing" or "linspace"; see `diffusion.samplers`.

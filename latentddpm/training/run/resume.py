@@ -1,8 +1,10 @@
 """Resuming: a run can be stopped at any step, and goes on as if it had not been stopped.
 
-check_run, check_resume   before training: refuse another run than the one in the folder
-Saver                     during training: write checkpoints, stop after a signal
-Best                      keep the best checkpoint by a metric of validation
+    check_run, check_resume   before training: refuse another run than the one in the folder
+    Saver                     during training: write checkpoints, stop after a signal
+    Best                      keep the best checkpoint by a metric of validation
+
+`checkpoint` reads and writes the files.
 """
 
 from __future__ import annotations

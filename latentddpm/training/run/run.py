@@ -1,6 +1,8 @@
 """Run: a folder, its settings, and the devices and processes that train in it.
 
-runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
+    runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
+
+Of several processes only the chief writes these files.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ class Bucket:
         indices: positions in the list of variables, in the vector's order: first those with
             weight decay.
         num_decayed: how many of them have weight decay.
-        momentum, velocity: m and v, float32 variables (n,).
+        momentum: m, a float32 variable (n,).
+        velocity: v, a float32 variable (n,).
         average: θ̄, a float32 variable (n,), or None without EMA.
     """
 

@@ -4,8 +4,8 @@
     model = latentddpm.LatentDiffusion.load("weights/emoji-128")
     images = model.generate("red apple", num_images=4, seed=0)
 
-The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras.
-Where Keras is imported already, it registers the networks' classes, and
+The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras. If
+Keras is already imported, `import latentddpm` also registers the networks' classes, so that
 `keras.saving.load_model("….keras")` finds them.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Public name → the module it lives in, or the module itself when the names end alike.
+# Public name → the module that defines it, or the module itself if that has the same name.
 _HOMES = {
     "Adversary": "latentddpm.training.step.adversarial",
     "Autoencoder": "latentddpm.models.autoencoder.autoencoder",

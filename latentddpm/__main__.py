@@ -1,4 +1,4 @@
-"""`python -m latentddpm`: the command line, where its script is not on the path."""
+"""Command line as `python -m latentddpm`, for where its script is not on the path."""
 
 from latentddpm.cli import main
 

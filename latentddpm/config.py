@@ -1,8 +1,8 @@
-"""What a run can be told: its settings with their defaults, types and ranges.
+"""Configuration of a run: its settings, with defaults, types and ranges.
 
-Every field has a default, so a file holds only what differs (see `config_file`). The sections
-mirror the constructors they feed: `autoencoder:` holds the arguments of `Autoencoder`, `unet:`
-those of `UNet`, `schedule:` those of `NoiseSchedule`, `adversarial:` those of `Adversary`.
+Every field has a default, so a file holds only what differs (see `config_file`). Sections follow
+the constructors that they are passed to: `autoencoder:` has arguments of `Autoencoder`, `unet:` of
+`UNet`, `schedule:` of `NoiseSchedule`, `adversarial:` of `Adversary`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(pydantic.BaseModel):
-    """A group of settings; keys that are not named here are refused."""
+    """Section of a configuration; unknown keys are refused."""
 
     model_config = pydantic.ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """YAML's `true` (also `yes`, `on`) would pass for 1."""
+        """Refuse YAML's `true` (also `yes`, `on`), which pydantic would accept as the number 1."""
         annotation = cls.model_fields[info.field_name].annotation
         if annotation is not bool and bool not in get_args(annotation):
             for one in value if isinstance(value, list) else [value]:
@@ -37,15 +37,18 @@ Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2,
 
 
 class DataConfig(Section):
-    """Which pixels and captions training sees."""
+    """Data: size and preparation of images, captions, and the split into training and validation.
+
+    `DiffusionData` adds the settings of `train-diffusion`.
+    """
 
     resolution: int = Field(256, gt=0, description="side of the square, in pixels")
     background: Literal["white", "random"] = Field(
-        "white", description="what is seen through transparent pixels; the cache uses white"
+        "white", description="colour behind transparent pixels; the latents cache uses white"
     )
     flip: bool = Field(False, description="mirror half of the images, drawn per use")
     caption_templates: list[str] = Field(
-        [], description='such as "{text}, {style} style", over the metadata\'s columns'
+        [], description='such as "{text}, {style} style", with columns of the metadata'
     )
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of validation images")
     validation_by: Literal["path", "caption"] = Field(
@@ -56,17 +59,19 @@ class DataConfig(Section):
 
 
 class DiffusionData(DataConfig):
-    """`train-diffusion`'s own settings beside the common ones."""
+    """Data settings of `train-diffusion`: those of both commands, and aspect buckets."""
 
     aspect_buckets: bool = Field(
-        False, description="crop to the nearest of several shapes of the square's area"
+        False, description="crop to the nearest of several shapes with the square's area"
     )
-    bucket_step: int = Field(64, gt=0, description="sides of those shapes are multiples of it")
-    bucket_max_ratio: float = Field(2.0, ge=1, description="of their longer side to the shorter")
+    bucket_step: int = Field(64, gt=0, description="sides of these shapes are multiples of it")
+    bucket_max_ratio: float = Field(
+        2.0, ge=1, description="greatest ratio of the longer side to the shorter side"
+    )
 
 
 class AutoencoderConfig(Section):
-    """Sizes of the first stage; the defaults are Stable Diffusion's."""
+    """Sizes of the autoencoder; the defaults are Stable Diffusion's."""
 
     channels: int = Field(128, gt=0, description="width at full resolution")
     channel_multipliers: Multipliers = Field(
@@ -74,68 +79,78 @@ class AutoencoderConfig(Section):
         description="width of each level, in units of channels; each level but the first halves "
         "the resolution",
     )
-    num_res_blocks: int = Field(2, gt=0, description="blocks a level; the decoder has one more")
-    latent_channels: int = Field(4, gt=0, description="numbers for each latent position")
+    num_res_blocks: int = Field(2, gt=0, description="blocks per level; the decoder has one more")
+    latent_channels: int = Field(4, gt=0, description="channels of the latents")
     norm_groups: int = Field(32, gt=0, description="of every group norm; divides all widths")
 
 
 class PerceptualConfig(Section):
-    """A perceptual distance between image and reconstruction, as a term of the loss."""
+    """Perceptual distance between image and reconstruction, as a term of the loss."""
 
     source: str = Field(
         "none", description="none, imagenet, hed, or a file of VGG16: .safetensors, .h5, .keras"
     )
-    weight: float = Field(1.0, ge=0, description="0: measured at validation, not trained with")
+    weight: float = Field(1.0, ge=0, description="of the term; 0: only measured, at validation")
 
 
 class AdversarialConfig(Section):
-    """A discriminator to train the autoencoder against."""
+    """Adversarial loss: a discriminator that the autoencoder is trained against."""
 
     weight: float = Field(0.0, ge=0, description="of the generator's loss; 0: no discriminator")
     loss: Literal["hinge", "vanilla"] = Field(
         "hinge", description="hinge, or vanilla: binary cross-entropy"
     )
-    start_step: int = Field(0, ge=0, description="steps without it: first a good reconstruction")
-    warmup_steps: int = Field(
-        0, ge=0, description="after start_step, over which the weight rises from 0"
+    start_step: int = Field(
+        0, ge=0, description="first step with it; before that the autoencoder learns alone"
     )
-    adaptive: bool = Field(True, description="weigh so that both terms pull at the decoder alike")
-    r1_weight: float = Field(0.0, ge=0, description="of the penalty on the slope at real images")
+    warmup_steps: int = Field(
+        0, ge=0, description="steps after start_step over which the weight rises from 0"
+    )
+    adaptive: bool = Field(
+        True, description="give both losses gradients of the same norm at the decoder's last layer"
+    )
+    r1_weight: float = Field(
+        0.0, ge=0, description="of the gradient penalty at real images, R1; 0: none"
+    )
 
 
 class DiscriminatorConfig(Section):
-    """Sizes of the PatchGAN discriminator and how it learns; the defaults are the field's."""
+    """PatchGAN discriminator: sizes and optimizer, with the usual defaults."""
 
     channels: int = Field(64, gt=0, description="width of its first layer")
-    num_layers: int = Field(3, gt=0, description="3 see 70 pixels a logit, 2 see 34")
+    num_layers: int = Field(
+        3, gt=0, description="strided layers; a logit sees 70 pixels with 3, 34 with 2"
+    )
     norm: Literal["group", "instance", "none"] = Field("group", description="between its layers")
-    norm_groups: int = Field(32, gt=0, description="of norm group")
-    spectral_norm: bool = Field(False, description="bound the slope of every layer")
+    norm_groups: int = Field(32, gt=0, description="of norm: group")
+    spectral_norm: bool = Field(False, description="spectral normalization of every layer")
     learning_rate: float | None = Field(None, gt=0, description="null: the autoencoder's")
-    betas: Betas = Field([0.5, 0.9], description="of its adamw: decay of the two moments")
+    betas: Betas = Field([0.5, 0.9], description="of adamw: decay of its two moments")
 
 
 class UNetConfig(Section):
-    """Sizes of the denoiser; the defaults train on one GPU (about 90 M parameters)."""
+    """Sizes of the UNet; the defaults (about 90 M parameters) train on one GPU."""
 
     channels: int = Field(128, gt=0, description="width at the latents' resolution")
     channel_multipliers: Multipliers = Field(
         [1, 2, 3, 4], description="width of each level, in units of channels"
     )
-    num_res_blocks: int = Field(2, gt=0, description="blocks a level, one more on the way up")
+    num_res_blocks: int = Field(2, gt=0, description="blocks per level, one more on the way up")
     attention_levels: list[int] = Field(
         [1, 2, 3], description="levels with attention; 0 has the latents' resolution"
     )
-    num_heads: pydantic.PositiveInt | Multipliers = Field(8, description="one, or one a level")
+    num_heads: pydantic.PositiveInt | Multipliers = Field(
+        8, description="of attention: a number, or one for each level"
+    )
     norm_groups: int = Field(32, gt=0, description="of every group norm; divides all widths")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
     recompute: bool = Field(
-        False, description="compute blocks again on the way back: less memory, more time"
+        False, description="compute blocks again in the backward pass: less memory, more time"
     )
 
 
 class TextConfig(Section):
-    """Where the text encoder comes from."""
+    """Text encoder: its source and, from scratch, its sizes."""
 
     source: Literal["none", "scratch", "clip", "preset", "init"] = Field(
         "none", description="none: unconditional; init: of the model that init names"
@@ -151,7 +166,7 @@ class TextConfig(Section):
 
     @property
     def trained(self) -> bool:
-        """Whether the text encoder trains along with the UNet."""
+        """True where the text encoder trains along with the UNet."""
         return self.source == "scratch" if self.trainable is None else self.trainable
 
 
@@ -159,17 +174,19 @@ Projection = Literal["query", "key", "value", "out", "proj_in", "proj_out", "ff_
 
 
 class LoraConfig(Section):
-    """Train a small change of the attention of a finished model (`init`), and nothing else."""
+    """LoRA: a low-rank change of the attention of a finished model (`init`), trained alone."""
 
     rank: int = Field(0, ge=0, description="of the change of each projection; 0: no LoRA")
-    alpha: float = Field(0.0, ge=0, description="the change counts alpha / rank; 0: once")
+    alpha: float = Field(
+        0.0, ge=0, description="the change is multiplied by alpha / rank; 0: by 1"
+    )
     targets: list[Projection] = Field(
-        ["query", "key", "value", "out"], min_length=1, description="which projections"
+        ["query", "key", "value", "out"], min_length=1, description="projections that change"
     )
 
 
 class ScheduleConfig(Section):
-    """The forward process and what the UNet predicts."""
+    """Noise schedule of the forward process, and the quantity that the UNet predicts."""
 
     beta_schedule: Literal["linear", "scaled_linear", "cosine"] = Field(
         "scaled_linear", description="how the betas rise; scaled_linear is Stable Diffusion's"
@@ -186,36 +203,37 @@ class ScheduleConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How long, how fast, how often. Steps are optimizer steps, batch sizes are global."""
+    """Training: length, optimizer, precision and intervals in steps; batch sizes are global."""
 
-    num_steps: int = Field(100_000, gt=0, description="length of the run")
+    num_steps: int = Field(100_000, gt=0, description="length of the run, in optimizer steps")
     batch_size: int = Field(32, gt=0, description="of all replicas together")
     optimizer: Literal["adamw", "adafactor", "lion"] = Field(
-        "adamw", description="adafactor holds less than one number a weight, lion one, adamw two"
+        "adamw",
+        description="adamw stores two numbers per weight, lion one, adafactor less than one",
     )
     betas: Betas = Field([0.9, 0.999], description="of adamw: decay of its two moments")
     learning_rate: float = Field(1e-4, gt=0, description="after the warm-up")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="cosine falls to 0 at num_steps"
     )
-    warmup_steps: int = Field(500, ge=0, description="over which the rate rises from 0")
-    weight_decay: float = Field(0.01, ge=0, description="not of biases and norms")
+    warmup_steps: int = Field(500, ge=0, description="steps over which the rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0, description="of weights, not of biases and norms")
     clip_norm: float = Field(1.0, gt=0, description="limit of the gradients' global norm")
     ema_momentum: float = Field(
         0.9999,
         ge=0,
         lt=1,
-        description="of the EMA of the weights, which is validated and kept; 0: none",
+        description="of the EMA of the weights, which is validated and saved; 0: none",
     )
     ema_warmup: bool = Field(
-        True, description="at first average over fewer steps: momentum at most n / (n + 9)"
+        True, description="shorter average at first: momentum at most n / (n + 9) at step n"
     )
-    seed: int = Field(0, ge=0, description="of the weights and of everything drawn")
+    seed: int = Field(0, ge=0, description="of the initial weights and of everything random")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the layers; weights, losses and moments stay float32"
     )
     accumulation_steps: int = Field(
-        1, gt=0, description="micro-batches a batch is computed in, one after the other"
+        1, gt=0, description="micro-batches that a batch is split into, one after the other"
     )
     on_nan: Literal["stop", "skip"] = Field(
         "stop", description="skip: drop and count a batch whose loss or gradient is not finite"
@@ -225,55 +243,59 @@ class TrainingConfig(Section):
     log_every: int = Field(50, gt=0, description="steps")
     validate_every: int = Field(2000, gt=0, description="steps")
     checkpoint_every: int = Field(1000, gt=0, description="steps")
-    keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints that stay")
+    keep_checkpoints: int = Field(2, gt=0, description="number of newest checkpoints to keep")
     best_metric: Literal["loss", "none"] = Field(
-        "loss", description="of validation: the best checkpoint by it is kept beside the newest"
+        "loss", description="metric of validation; its best checkpoint is kept beside the newest"
     )
-    keep_best: bool = Field(False, description="finish with the best checkpoint, not the last")
+    keep_best: bool = Field(
+        False, description="the finished model is the best checkpoint, not the last"
+    )
 
 
 class AutoencoderTraining(TrainingConfig):
-    """`train-vae`'s own settings beside the common ones."""
+    """Training settings of `train-vae`: those of both commands, and the autoencoder's loss."""
 
     train: Literal["all", "decoder"] = Field(
-        "all", description="decoder: of the model that init names; latents keep their meaning"
+        "all", description="decoder: only that of the model in init; its latents stay the same"
     )
     best_metric: Literal["loss", "psnr", "ssim", "perceptual", "none"] = Field(
-        "loss", description="of validation: the best checkpoint by it is kept beside the newest"
+        "loss", description="metric of validation; its best checkpoint is kept beside the newest"
     )
     reconstruction_loss: Literal["l1", "l2"] = Field("l1", description="mean over pixels")
-    kl_weight: float = Field(1e-6, ge=0, description="of the KL term, a sum over the latent")
+    kl_weight: float = Field(
+        1e-6, ge=0, description="of the KL term, summed over the latents of an image"
+    )
 
 
 class DiffusionTraining(TrainingConfig):
-    """`train-diffusion`'s own settings beside the common ones."""
+    """Training settings of `train-diffusion`: those of both commands, and the training target."""
 
     condition_dropout: float = Field(
         0.1, ge=0, le=1, description="share of examples trained on the empty prompt"
     )
     min_snr_gamma: float = Field(
-        0.0, ge=0, description="weigh timesteps by min(snr, gamma), usually 5; 0: all alike"
+        0.0, ge=0, description="weight timesteps by min(snr, gamma), usually 5; 0: no weights"
     )
     offset_noise: float = Field(
-        0.0, ge=0, description="noise that shifts a whole channel, such as 0.1, on top"
+        0.0, ge=0, description="additional noise, constant over a channel, such as 0.1"
     )
     input_perturbation: float = Field(
-        0.0, ge=0, description="noise that the target does not know of, such as 0.1"
+        0.0, ge=0, description="additional noise in the input, not in the target, such as 0.1"
     )
 
 
 class SamplesConfig(Section):
-    """The grid drawn at every validation, always of the same prompts and seeds.
+    """Sample grid of every validation, always of the same prompts and seeds.
 
     Sampler, spacing, steps and guidance become the finished model's defaults.
     """
 
-    prompts: list[str] = Field([], description="none: captions of the data, spread evenly")
+    prompts: list[str] = Field([], description="one for each row; none: captions of the data")
     images_per_prompt: int = Field(4, gt=0, description="columns of the grid")
     num_steps: int = Field(30, gt=0, description="of the sampler")
     sampler: str = Field("ddim", description="see latentddpm generate --sampler")
     timestep_spacing: Literal["leading", "trailing", "linspace"] = Field(
-        "trailing", description="which timesteps the sampler visits"
+        "trailing", description="choice of the timesteps that the sampler visits"
     )
     guidance_scale: float = Field(4.0, ge=0, description="1: none")
     seed: int = Field(0, ge=0, description="of the first column")
@@ -283,7 +305,7 @@ INIT = Field("", description="model folder to start from instead of random weigh
 
 
 class AutoencoderRun(Section):
-    """Everything `train-vae` is told."""
+    """Configuration of `train-vae`."""
 
     init: str = INIT
     data: DataConfig = DataConfig()
@@ -295,7 +317,7 @@ class AutoencoderRun(Section):
 
 
 class DiffusionRun(Section):
-    """Everything `train-diffusion` is told."""
+    """Configuration of `train-diffusion`."""
 
     init: str = INIT
     data: DiffusionData = DiffusionData()

@@ -1,7 +1,7 @@
-"""Settings as they are written: a YAML file, `--set a.b=c` on top, a checkpoint's dictionary.
+"""Configuration files: settings from YAML, from `--set a.b=c`, or from a dictionary.
 
-Nothing is guessed or ignored: an unknown key is an error that names the nearest known one, a wrong
-value one that names what is expected.
+Nothing is guessed or ignored. The error of an unknown key names the nearest known key, that of a
+wrong value names what is expected.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ def load_config(
     overrides: tuple[str, ...] = (),
     **given: Any,
 ) -> Run:
-    """Settings of `kind` from a YAML file, then `a.b=c` overrides on top.
+    """Load settings from a YAML file, with overrides.
 
     Args:
-        given: keys of the top level that have options of their own; None where not given.
+        kind: class of the settings, such as `config.DiffusionRun`.
+        path: YAML file with the settings that differ from the defaults; None for none.
+        overrides: each `section.key=value`, with the value in YAML; they override the file.
+        given: top-level keys, which override both; None for one that is not given.
+
+    Returns:
+        Settings of class `kind`.
 
     Raises:
-        UserError: missing or malformed file, unknown key, value of the wrong type or range.
+        UserError: a missing or malformed file, an unknown key, a value of the wrong type or range.
     """
     settings: dict[str, Any] = {}
     source = "config"
@@ -52,10 +58,18 @@ def load_config(
 
 
 def as_config(kind: type[Run], config: Run | dict[str, Any] | str | Path) -> Run:
-    """Settings of `kind`: as they are, or read from a dictionary or a YAML file.
+    """Settings from any of the forms that a function accepts.
+
+    Args:
+        kind: class of the settings, such as `config.DiffusionRun`.
+        config: settings of that class, a dictionary of those that differ from the defaults, or
+            the path of such a YAML file.
+
+    Returns:
+        Settings of class `kind`.
 
     Raises:
-        UserError: see `load_config`; or they are settings of another command.
+        UserError: see `load_config`; or settings of another class.
     """
     if isinstance(config, kind):
         return config
@@ -67,13 +81,18 @@ def as_config(kind: type[Run], config: Run | dict[str, Any] | str | Path) -> Run
 
 
 def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "config: ") -> Run:
-    """Validate nested settings.
+    """Validate settings in nested dictionaries.
 
     Args:
-        source: stands in front of an error's key.
+        kind: class of the settings, such as `config.DiffusionRun`.
+        settings: those that differ from the defaults.
+        source: prefix of the key in error messages.
+
+    Returns:
+        Settings of class `kind`.
 
     Raises:
-        UserError: one line that names the first wrong key, its value and what is expected.
+        UserError: naming the first wrong key, its value and what is expected.
     """
     try:
         return kind.model_validate(settings)
@@ -82,7 +101,11 @@ def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "confi
 
 
 def dump_config(config: Section) -> str:
-    """The settings as YAML, all keys."""
+    """Settings as YAML, with all keys.
+
+    Args:
+        config: of any class.
+    """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -100,13 +123,13 @@ def _override(settings: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
     if isinstance(settings[name], str) and text.strip()[0] not in "'\"":
-        # YAML 1.1 reads 1e-4 as a string, people mean a number (and quote what is none).
+        # YAML 1.1 reads 1e-4 as a string, but people mean a number, and quote real strings.
         with contextlib.suppress(ValueError):
             settings[name] = float(settings[name])
 
 
 def _known_part(kind: Any, location: tuple[str | int, ...]) -> list[str | int]:
-    """A place without the names that pydantic gives to the members of a union."""
+    """Location of an error without the names that pydantic gives to the members of a union."""
     known = []
     for part in location:
         fields = getattr(kind, "model_fields", None)
@@ -119,7 +142,7 @@ def _known_part(kind: Any, location: tuple[str | int, ...]) -> list[str | int]:
 
 def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:
     errors = error.errors()
-    # Each member of a union complains of the first wrong key: the one that got farthest is meant.
+    # Each member of a union reports an error: show that of the member with the deepest location.
     of_first = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
     first = max(of_first, key=lambda one: len(one["loc"]))
     location = [part for part in first["loc"] if isinstance(part, str)]

@@ -1,4 +1,4 @@
-"""Description of a picture, a model, a run or training data, as `info` prints it."""
+"""Description of a generated PNG, a model, a run or training data, as `info` prints it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ from latentddpm.utils.pixels import read_metadata
 
 
 def describe(path: str, quiet: bool = False) -> str:
-    """A readable account of a PNG made here, a run, a model, latents, a catalog, or shards.
+    """Describe a generated PNG, a run, a model, latents, a catalog or shards.
 
     Args:
-        quiet: show no bar while shards are read.
+        path: of any of these, a pattern of shards, or the name of a model that ships.
+        quiet: show no progress while shards are read.
+
+    Returns:
+        Lines of text; for a PNG its metadata as JSON.
 
     Raises:
         UserError: it is none of these, or damaged.
@@ -83,7 +87,7 @@ def _describe_run(path: Path) -> Iterable[str]:
 
 
 def _quartiles(curves: Mapping[str, Curve], kind: str = "") -> str:
-    """The last losses by quarters of the timesteps, where they were logged."""
+    """Last loss of each quarter of the timesteps, as text; "" where none was logged."""
     found = [curves.get(f"{kind}loss_q{q}") for q in (1, 2, 3, 4)]
     if not any(found):
         return ""
@@ -95,11 +99,18 @@ def _quartiles(curves: Mapping[str, Curve], kind: str = "") -> str:
 
 
 CATALOG = "catalog"
-"""Where a run or a cache keeps its catalog."""
+"""Folder of the catalog, in a run or a latents cache."""
 
 
 def find_shards(place: str) -> Shards | None:
-    """The shards that a file, a folder or a pattern names; None where it names none."""
+    """Shards that a path or a pattern names; None where it names none.
+
+    Args:
+        place: a shard, a folder of shards, or a pattern such as "a-{00..99}.tar".
+
+    Raises:
+        UserError: a pattern, or the name of a shard, that matches nothing.
+    """
     try:
         source = open_source(place)
     except UserError:
@@ -110,17 +121,32 @@ def find_shards(place: str) -> Shards | None:
 
 
 def is_latents_cache(path: Path) -> bool:
-    """Whether a folder holds latents, or part of them."""
+    """True for a folder that holds a latents cache, complete or not.
+
+    Args:
+        path: of the folder.
+    """
     return any((path / name).is_file() for name in ("index.json", "partial.json"))
 
 
 def is_catalog(path: Path) -> bool:
-    """Whether a folder is a catalog, or a version of one."""
+    """True for a folder that is a catalog, or a version of one.
+
+    Args:
+        path: of the folder.
+    """
     return (path / MANIFEST).is_file() or bool(versions(path))
 
 
 def describe_latents(path: Path) -> Iterator[str]:
-    """What a latents cache holds, whether it is whole, and what it was made from."""
+    """Describe a latents cache: its contents, its state, and the settings it was made with.
+
+    Args:
+        path: of its folder.
+
+    Yields:
+        Lines of text.
+    """
     index, moments, problem = open_cache(path)
     yield f"latents    {path}"
     if moments is not None:
@@ -138,7 +164,13 @@ def describe_latents(path: Path) -> Iterator[str]:
 
 
 def describe_catalog(path: Path) -> Iterator[str]:
-    """How many images a catalog knows, where they lie and how large they are.
+    """Describe a catalog: number, place, sizes and columns of its images.
+
+    Args:
+        path: of its folder, or of a version of it.
+
+    Yields:
+        Lines of text.
 
     Raises:
         UserError: none of its versions can be read.
@@ -164,10 +196,17 @@ def describe_catalog(path: Path) -> Iterator[str]:
 
 
 def describe_shards(source: Shards, quiet: bool) -> Iterator[str]:
-    """What is in shards, which are read through for it.
+    """Describe shards, after reading all of them: images, bytes and columns.
+
+    Args:
+        source: the shards.
+        quiet: show no progress.
+
+    Yields:
+        Lines of text.
 
     Raises:
-        UserError: one of them is not what its name says.
+        UserError: a shard is of another format than its name says.
     """
     found, columns = Counter(), Counter()
     first, size = "", 0

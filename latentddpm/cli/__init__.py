@@ -1,4 +1,4 @@
-"""The command line: parse → config → one call.
+"""Command line: options → configuration → one call.
 
     data      doctor, pack, encode
     train     train-vae, train-diffusion
@@ -6,9 +6,9 @@
     evaluate  evaluate
     models    info, merge, convert, export
 
-Kept free of work and of heavy imports on purpose: `--help` answers at once, every command
-imports what it needs when it runs. Results go to stdout, everything else to stderr. Exit
-codes: see `usage`.
+These modules hold no algorithms and import neither Keras nor TensorFlow, so `--help` answers at
+once; a command imports what it needs when it runs. Results go to stdout, everything else to
+stderr. Exit codes: see `usage`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images before training: looked through, packed into shards, encoded into latents."""
+"""Commands on images before training: `doctor`, `pack`, `encode`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentddpm.utils.startup import import_keras
 
 @click.command()
 @click.argument("data", metavar="DATA")
-@click.option("--resolution", type=int, help="Report images with a side below so many pixels.")
+@click.option("--resolution", type=int, help="Report images with a side shorter than this.")
 @click.option(
     "--caption-template",
     "templates",
@@ -24,7 +24,7 @@ from latentddpm.utils.startup import import_keras
     help="As in data.caption_templates; may be given repeatedly.",
 )
 @click.option("--context-length", type=int, default=77, show_default=True, help="Tokens that fit.")
-@click.option("--examples", type=int, help="Files named of each kind [default: 3; all in JSON].")
+@click.option("--examples", type=int, help="Files per finding [default: 3; all in JSON].")
 @click.option("--json", "machine", is_flag=True, help="JSON on stdout instead of the table.")
 @click.option("--strict", is_flag=True, help="Exit with 2 when there are errors.")
 @command
@@ -38,9 +38,9 @@ def doctor(
     strict: bool,
     quiet: bool,
 ) -> None:
-    """Look through captioned images for what training would stumble over.
+    """Check captioned images for problems, before training.
 
-    DATA is what --data takes elsewhere. Nothing in it is changed.
+    DATA is a folder or shards, as --data of other commands takes them. Nothing in it is changed.
     """
     from latentddpm.data.doctor.doctor import examine
     from latentddpm.data.doctor.report import ERROR, as_json, as_text
@@ -70,10 +70,10 @@ def doctor(
     show_default=True,
     help="tar (WebDataset), tfrecord, array-record.",
 )
-@click.option("--shard-size", default="512MB", show_default=True, help="Bytes a shard.")
+@click.option("--shard-size", default="512MB", show_default=True, help="Bytes per shard.")
 @command
 def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
-    """Pack captioned images into shards, for sets of millions."""
+    """Pack captioned images into shards, for data sets of millions of images."""
     from latentddpm.data import pack as packing
 
     size = packing.parse_size(shard_size)
@@ -91,9 +91,12 @@ def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
 @click.option("--aspect-buckets", is_flag=True, help="For data.aspect_buckets: true.")
 @click.option("--bucket-step", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--bucket-max-ratio", type=click.FloatRange(1), default=2.0, show_default=True)
-@click.option("--mirrored", is_flag=True, help="A second, mirrored row for each image.")
+@click.option("--mirrored", is_flag=True, help="Encode a mirrored copy of each image too.")
 @click.option(
-    "--strategy", default="auto", show_default=True, help="multi-worker: a part in each process."
+    "--strategy",
+    default="auto",
+    show_default=True,
+    help="multi-worker: each process encodes a part.",
 )
 @strict_option
 @command

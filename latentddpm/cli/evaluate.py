@@ -1,4 +1,4 @@
-"""Measuring a model on images: `evaluate`."""
+"""Command that evaluates a model: `evaluate`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from latentddpm.cli.usage import command
 @click.option(
     "--autoencoder", is_flag=True, help="PSNR, SSIM and more of reconstructions [default]."
 )
-@click.option("--nll", is_flag=True, help="Bits per dimension of the latents, a bound.")
-@click.option("--latents", is_flag=True, help="Pictures of where the latents lie.")
+@click.option("--nll", is_flag=True, help="Variational bound, in bits per dimension.")
+@click.option("--latents", is_flag=True, help="Pictures of the latents, projected to the plane.")
 @click.option(
     "--generator", is_flag=True, help="Generated images against training images, by features."
 )
 @click.option(
     "--extractor",
     metavar="NAME",
-    help="Of features to compare sets of images by: inception, inception:FILE, hed, FILE.keras.",
+    help="Network of the features that are compared: inception, inception:FILE, hed, FILE.keras.",
 )
 @click.option(
     "--perceptual", metavar="NAME", help="Distance between two images: imagenet, hed, or a file."
 )
 @click.option(
     "--split",
-    help="all, training, validation: as a training run with the next two splits them "
+    help="all, training, validation: split as in a training run with the next two options "
     "[default: all; training with --generator].",
 )
 @click.option("--validation-fraction", type=float, default=0.05, show_default=True)
@@ -55,13 +55,13 @@ from latentddpm.cli.usage import command
     type=click.IntRange(2),
     default=50,
     show_default=True,
-    help="At most so many an image; all, with as many as the schedule has.",
+    help="Timesteps per image, at most; the schedule's number for all of them.",
 )
 @click.option("--projection", default="tsne", show_default=True, help="Of --latents: tsne, umap.")
 @click.option(
     "--group-by",
     metavar="COLUMN",
-    help="Of the metadata, colours --latents [default: the first word of the caption].",
+    help="Metadata column that colours --latents [default: the first word of the caption].",
 )
 @click.option("--out", type=FOLDER, help="Folder for evaluation.json, pictures and the catalog.")
 @click.option("--json", "machine", is_flag=True, help="JSON on stdout instead of tables.")
@@ -76,10 +76,10 @@ def evaluate(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Measure a model on images.
+    """Evaluate a model on images.
 
-    --generator draws images of their captions, keeps them in --out, and measures how near they
-    come to the training images, beside what validation images reach.
+    --generator generates images of the training captions, keeps them in --out, and compares them
+    with the training images; validation images are compared too, as the floor.
     Nothing is downloaded unless --extractor or --perceptual ask for it.
     """
     from latentddpm.evaluation.run import evaluate_model, plan_evaluation

@@ -1,4 +1,4 @@
-"""Options of `evaluate` for some of its parts, and which parts those are."""
+"""Options of `evaluate` that belong to some of its parts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ USED_BY = {
         ("num_steps", "sampler", "timestep_spacing", "guidance_scale"), ("generator",)
     ),
 }
-"""The parts that an option is for; given without any of them it is refused."""
+"""Parts that use an option; it is refused without any of them."""
 
 
 def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Options of --generator: which images are drawn, and how."""
+    """Decorator with the options of --generator: number and settings of generated images.
+
+    Args:
+        function: of the command.
+    """
     for option in (
         click.option(
             "--clip",
             type=FOLDER,
-            help="Local folder of a CLIPModel, to score images and captions.",
+            help="Local folder of a CLIPModel, for the CLIP score of images and captions.",
         ),
         click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True),
         click.option(
@@ -54,7 +58,7 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
             type=click.IntRange(0, 2**32 - 1),
             default=0,
             show_default=True,
-            help="Of the first image, and of all draws.",
+            help="Of the first image, and of everything random.",
         ),
         click.option(
             "--num-images", type=int, default=500, show_default=True, help="To generate."
@@ -65,10 +69,13 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_used(parts: set[str]) -> None:
-    """Refuse options that none of the parts asked for would look at.
+    """Refuse options on the command line that none of the chosen parts uses.
+
+    Args:
+        parts: the chosen ones.
 
     Raises:
-        UserError: naming the parts that would.
+        UserError: naming the parts that use the option.
     """
     context = click.get_current_context()
     for parameter in context.command.params:

@@ -1,4 +1,4 @@
-"""Images from a finished model."""
+"""Command that generates images: `generate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latentddpm.cli.usage import command
 
 @click.command()
 @click.option("--prompt", "prompts", multiple=True, help="What to show; may be given repeatedly.")
-@click.option("--negative-prompt", default=None, help="What to lead away from.")
+@click.option("--negative-prompt", default=None, help="What not to show.")
 @click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-128].")
 @lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
@@ -27,7 +27,7 @@ from latentddpm.cli.usage import command
 @click.option("--guidance-rescale", type=float, help="0 = none, 0.7 against overexposure.")
 @click.option("--init-image", type=FOLDER, help="Picture to start from.")
 @click.option(
-    "--strength", type=float, help="How far to go from it [default: 0.75; 1 with --mask]."
+    "--strength", type=float, help="How much to change it, up to 1 [default: 0.75; 1 with --mask]."
 )
 @click.option("--mask", type=FOLDER, help="Of --init-image: white is repainted, black is kept.")
 @click.option("--height", type=int, help="Pixels [default: the model's].")
@@ -43,10 +43,10 @@ from latentddpm.cli.usage import command
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")
 @click.option("--grid", is_flag=True, help="One picture, a row for each prompt.")
-@click.option("--timing", is_flag=True, help="Say where the time went.")
+@click.option("--timing", is_flag=True, help="Print the time of each stage.")
 @command
 def generate(quiet: bool, timing: bool, **options: Any) -> None:
-    """Make images from words, and from pictures."""
+    """Generate images from prompts and from pictures."""
     from latentddpm.generation.generate import generate_images
 
     for path in generate_images(**options, quiet=quiet, timing=timing):

@@ -1,4 +1,4 @@
-"""Finished models: described, merged with LoRA files, read from and written for others."""
+"""Commands on finished models: `info`, `merge`, `convert`, `export`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from latentddpm.utils.startup import import_keras
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw runs' curves: .png, .svg, .pdf.")
+@click.option(
+    "--plot", type=FOLDER, metavar="FILE", help="Plot the learning curves: .png, .svg, .pdf."
+)
 @command
 def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
-    """Describe a PNG made here, a model, a run, latents, a catalog or shards."""
+    """Describe a generated PNG, a model, a run, latents, a catalog or shards."""
     from latentddpm.info import describe
 
     if plot is not None:

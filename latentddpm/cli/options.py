@@ -1,4 +1,4 @@
-"""Options that several commands take, and how commands tell of what they did."""
+"""Options that several commands take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two trainings: the autoencoder, then the UNet in its latent space."""
+"""Commands that train: `train-vae` the autoencoder, then `train-diffusion` the UNet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def training_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Options of both trainers."""
+    """Decorator with the options of both commands.
+
+    Args:
+        function: of the command.
+    """
     for option in (
         strategy_option,
         click.option("--precision", help="float32, bfloat16, float16 [default: the config's]."),
@@ -34,7 +38,7 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--on-nan", help="stop or skip: a loss or gradient that is not finite."),
         click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases as well."),
         click.option(
-            "--allow-changes", is_flag=True, help="With --resume: other settings or data."
+            "--allow-changes", is_flag=True, help="With --resume: accept other settings or data."
         ),
         click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
         click.option("--set", "overrides", multiple=True, metavar="K=V", help="Override a.b=c."),
@@ -122,9 +126,9 @@ def _settings(
     wandb: str | None,
     **run: Any,
 ) -> tuple[Run, dict[str, Any]]:
-    """What is learned, from the options that say it; and the other options, for the trainer.
+    """Configuration from the options, and the remaining options, for the training function.
 
-    The settings of training that have an option of their own come behind those of `--set`.
+    Settings with an option of their own, such as `--precision`, override those of `--set`.
     """
     from latentddpm.config_file import load_config
 
@@ -134,7 +138,7 @@ def _settings(
 
 
 def _echo(settings: Any, **parts: Any) -> None:
-    """What `--dry-run` prints: all settings, and the sizes of the networks."""
+    """Print the output of `--dry-run`: all settings, and the sizes of the networks."""
     from latentddpm.config_file import dump_config
 
     click.echo(dump_config(settings), nl=False)

@@ -1,4 +1,4 @@
-"""What goes wrong on the command line, in one line that a person can use.
+"""Errors on the command line: one line on stderr, and an exit code.
 
 Exit codes: 1 the system failed (disk, memory, permission) or a training diverged, 2 the input was
 wrong, 128 + n ended by signal n after saving (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1).
@@ -20,11 +20,16 @@ from latentddpm.errors import UserError, check_choice, nearest, one_line
 from latentddpm.utils.console import say
 
 NO_MEMORY = "ResourceExhaustedError"
-"""TensorFlow's; known by its name, for this module imports nothing heavy."""
+"""Name of TensorFlow's error class: this module does not import TensorFlow."""
 
 
 class Failure(click.ClickException):
-    """One line on stderr, with the exit code of its kind."""
+    """Error that ends a command with one line on stderr.
+
+    Args:
+        message: one line.
+        exit_code: 1 or 2, or 128 + a signal.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -34,12 +39,12 @@ class Failure(click.ClickException):
         click.echo(f"latentddpm: {self.message}", err=True)
 
 
-# What click raises for a bare `latentddpm`, from 8.2 on: not an error, its message is the help.
+# Click ≥ 8.2 raises this for a bare `latentddpm`: not an error, its message is the help.
 HELP_IS_WANTED = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class Commands(click.Group):
-    """All commands; what click finds wrong with an option or argument is one line as well."""
+    """Group of all commands, which reports click's own errors in one line too."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with one_line_usage():
@@ -57,7 +62,11 @@ class Commands(click.Group):
 
 @contextlib.contextmanager
 def one_line_usage() -> Iterator[None]:
-    """What click tells in three lines (usage, where help is, error) as a `Failure`."""
+    """Turn click's errors and `UserError`, inside the block, into a `Failure` of one line.
+
+    Raises:
+        Failure: instead of them.
+    """
     try:
         yield
     except HELP_IS_WANTED:
@@ -74,10 +83,14 @@ def one_line_usage() -> Iterator[None]:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """What all commands share: `--quiet`, `--traceback`, errors in one line."""
+    """Decorator of all commands: `--quiet`, `--traceback`, and errors in one line.
 
-    @click.option("--quiet", is_flag=True, help="No progress bars or notes.")
-    @click.option("--traceback", is_flag=True, help="Show where an error came from.")
+    Args:
+        function: of the command.
+    """
+
+    @click.option("--quiet", is_flag=True, help="No progress bars or messages.")
+    @click.option("--traceback", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(function)
     def run(*args: Any, traceback: bool, **kwargs: Any) -> None:
         warnings.showwarning = _show_warning
@@ -103,10 +116,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def name_option(message: str) -> str:
-    """A message that begins with an argument's name, by the option that gave it.
+    """Message of an error, with the name of an argument replaced by that of its option.
 
-    Functions say `num_steps: …` and `height 30 …`; on the command line these are `--steps` and
+    Functions write `num_steps: …` and `height 30 …`; on the command line these are `--steps` and
     `--height`.
+
+    Args:
+        message: one line, which may begin with the name of an argument.
     """
     context = click.get_current_context()
     for option in context.command.params:
@@ -119,6 +135,6 @@ def name_option(message: str) -> str:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-    """Warnings as one plain line; other libraries' are left to `--traceback` sessions."""
+    """Print a warning as one line; those of other libraries are dropped."""
     if "latentddpm" in getattr(category, "__module__", "") or category is UserWarning:
         say(f"warning: {one_line(message)}")

@@ -1,1 +1,1 @@
-"""How good an autoencoder or a generator is, in numbers that say what they are."""
+"""Evaluation of autoencoders and generators: metrics, with the conditions they hold under."""

@@ -1,15 +1,15 @@
-"""What an autoencoder loses: images beside their reconstructions, and the latents' statistics.
+"""Evaluation of an autoencoder: reconstructions compared with images, statistics of the latents.
 
-An image passes through the posterior's mode, as it does when latents are cached,
+An image x is reconstructed from the mode of the posterior, as when latents are cached,
 
     x̂ = decode(mean(encode(x)))            both of 8 bits
 
-and x̂ is compared with x image by image (PSNR, SSIM, RMSE, a perceptual distance), and all x̂ with
-all x as distributions: the Fréchet and kernel distances of their features. With ImageNet's
-Inception-v3 these are rFID and rKID; with another network they carry its name.
+and compared with x, image by image (PSNR, SSIM, RMSE, a perceptual distance). All x̂ and all x are
+compared as distributions, by Fréchet and kernel distance of their features. With ImageNet's
+Inception-v3 these are rFID and rKID; with another network they are called by its name.
 
-Latents are the scaled ones, which a UNet sees; over all channels their standard deviation should
-be about 1.
+Latents are scaled, as a UNet sees them. Their standard deviation over all channels should be
+about 1.
 """
 
 from __future__ import annotations
@@ -53,14 +53,21 @@ def evaluate_autoencoder(
     """Compare images with their reconstructions.
 
     Args:
-        perceptual: a distance to report too, under its label.
-        extractor: of the features for the Fréchet and kernel distances; None leaves them out.
-        out: folder for a picture of the best, median and worst: by the perceptual distance, or
-            by PSNR without one.
+        autoencoder: to evaluate.
+        images: to reconstruct.
+        perceptual: distance to report too; None for none.
+        extractor: features for the Fréchet and kernel distances; None leaves these out.
+        out: folder for a picture of the best, median and worst reconstructions, by the perceptual
+            distance, or by PSNR without one; None for no picture.
+        quiet: show no progress.
+
+    Returns:
+        Report with mean, median and worst value of each metric of single images, the distances,
+        and the statistics of the latents.
 
     Raises:
-        UserError: too few or too small images for what is asked, or of a size that the
-            autoencoder does not take.
+        UserError: too few or too small images for a metric, or a size that the autoencoder does
+            not accept.
     """
     if extractor is not None:
         check_count(extractor.kernel_name, len(images), LEAST)
@@ -99,13 +106,14 @@ def evaluate_autoencoder(
 
 
 def reconstruct(autoencoder: Autoencoder, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images through the autoencoder and back.
+    """Latents and reconstructions of images, from the mode of the posterior.
 
     Args:
+        autoencoder: to use.
         pixels: uint8 (B, H, W, 3).
 
     Returns:
-        Scaled latents (B, h, w, c), and uint8 images of the shape of `pixels`.
+        Scaled latents, float32 (B, h, w, c), and reconstructions, uint8 (B, H, W, 3).
     """
     mean, _ = encode(autoencoder, from_pixels(pixels))
     latents = ops.convert_to_numpy(autoencoder.to_latents(mean))
@@ -142,7 +150,7 @@ def _distances(extractor: Extractor, originals: np.ndarray, rebuilt: np.ndarray)
 
 
 def _latents(statistics: Statistics) -> Report:
-    """Each channel's mean and standard deviation, and those over all channels."""
+    """Report of the latents' mean and standard deviation, by channel and over all channels."""
     means, variances = statistics.mean, np.diag(statistics.covariance)
     stds = np.sqrt(variances)
     mean, std = means.mean(), np.sqrt(variances.mean() + means.var())
@@ -157,10 +165,13 @@ def _latents(statistics: Statistics) -> Report:
 def _save_grid(
     path: Path, autoencoder: Autoencoder, images: ImageSet, order: np.ndarray
 ) -> dict[str, list[str]]:
-    """Originals above reconstructions, in three groups; which images they are of.
+    """Write a picture of originals above reconstructions, in three groups.
 
     Args:
         order: numbers of all images, best first.
+
+    Returns:
+        Names of the images in each group.
     """
     columns = min(GRID_COLUMNS, max(len(order) // len(GROUPS), 1))
     middle = (len(order) - columns) // 2

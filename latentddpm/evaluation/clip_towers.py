@@ -1,11 +1,11 @@
-"""Both towers of CLIP, from a Hugging Face folder: images and texts in one space.
+"""Image and text towers of CLIP, from a Hugging Face folder.
 
     images ─► resize, crop, standardise ─► vision transformer ─► its class token ─► projection
     texts  ─► tokenizer ─► text transformer ─► the state at the end token        ─► projection
 
-of length one each, so that their product is the cosine that CLIP was trained on (Radford 2021).
-The text tower is that of `interop.clip`, the image tower KerasHub's `CLIPVisionEncoder`, whose
-weights `image_variables` finds in the folder's `model.safetensors`.
+Both vectors have length one, so their dot product is the cosine that CLIP was trained on (Radford
+et al. 2021). The text tower is that of `interop.clip`. The image tower is KerasHub's
+`CLIPVisionEncoder`, with weights from the folder's `model.safetensors`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from latentddpm.utils.files import read_json
 
 IMAGE_PREFIX = "vision_model."
 BATCH = 32
-# Of the 400 million pictures that CLIP was trained on; every CLIP since has kept them.
+# Per channel, of the 400 million images that CLIP was trained on; later CLIP models kept them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 PREPROCESSOR = "preprocessor_config.json"
 
-# As `clip.SIZES`: Hugging Face's name of each size, and what it is when it is left out.
+# As `interop.clip.SIZES`: Hugging Face's name of each size, and its default.
 IMAGE_SIZES = {
     "hidden_dim": ("hidden_size", 768),
     "num_layers": ("num_hidden_layers", 12),
@@ -61,13 +61,16 @@ IMAGE_SIZES = {
 
 @dataclass(frozen=True, eq=False)
 class ClipTowers:
-    """Images and texts as vectors of length one in one space.
+    """Towers of CLIP: images and texts as vectors of length one in one space.
 
     Attributes:
-        label: which CLIP it is, the name of its folder.
+        label: name of the model's folder.
         image_encoder: `{"images": (B, side, side, 3)}`, standardised, → (B, 1 + patches, d).
-        image_projection, text_projection: float32 (d, p), of each tower's own d.
-        side: what images are scaled and cropped to, pixels.
+        text_encoder: token ids → states (B, L, d).
+        tokenizer: of the texts.
+        image_projection: float32 (d, p), with the d of the image tower.
+        text_projection: float32 (d, p), with the d of the text tower.
+        side: of the square that images are scaled and cropped to, in pixels.
     """
 
     label: str
@@ -80,11 +83,18 @@ class ClipTowers:
 
     @property
     def digest(self) -> str:
-        """Of the image tower's weights, in hexadecimal."""
+        """Digest of the image tower's weights, in hexadecimal."""
         return weights_digest(self.image_encoder)
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W, 3) → float32 (N, p), each of length one."""
+        """Embeddings of images.
+
+        Args:
+            pixels: uint8 (N, H, W, 3), N ≥ 1.
+
+        Returns:
+            float32 (N, p), each row of length one.
+        """
         encode = compiled(self.image_encoder)
         states = [
             np.asarray(encode({"images": self.standardise(pixels[i : i + BATCH])}))[:, 0]
@@ -93,10 +103,17 @@ class ClipTowers:
         return _unit(np.concatenate(states) @ self.image_projection)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → float32 (N, p), each of length one; those too long are cut with a warning."""
+        """Embeddings of texts.
+
+        Args:
+            texts: N ≥ 1 texts; those too long for CLIP are cut with a warning.
+
+        Returns:
+            float32 (N, p), each row of length one.
+        """
         encode = compiled(self.text_encoder)
         token_ids = self.tokenizer(list(texts))
-        ends = np.argmax(token_ids == self.tokenizer.end_id, axis=1)  # the first: padding is after
+        ends = np.argmax(token_ids == self.tokenizer.end_id, axis=1)  # the first; the rest pads
         states = []
         for i in range(0, len(token_ids), BATCH):
             batch = np.asarray(encode({"token_ids": token_ids[i : i + BATCH]}))
@@ -104,19 +121,29 @@ class ClipTowers:
         return _unit(np.concatenate(states) @ self.text_projection)
 
     def standardise(self, pixels: np.ndarray) -> np.ndarray:
-        """The short side scaled to `side` (bicubic), the middle kept, standardised."""
+        """Images as the image tower takes them: scaled (bicubic), cropped, standardised.
+
+        Args:
+            pixels: uint8 (N, H, W, 3).
+
+        Returns:
+            float32 (N, side, side, 3).
+        """
         images = np.stack([_resize(image, self.side) for image in pixels])
         return (images.astype("float32") / 255 - np.float32(MEAN)) / np.float32(STD)
 
 
 def load_clip_towers(folder: str | Path) -> ClipTowers:
-    """The two towers of one local folder of a `CLIPModel`, its tokenizer files beside it.
+    """Load both towers from a local Hugging Face folder of a `CLIPModel`.
 
-    All shapes are checked before any memory is taken.
+    All shapes are checked before any weights are allocated.
+
+    Args:
+        folder: with `config.json`, `model.safetensors` and the tokenizer's files.
 
     Raises:
-        UserError: a file is missing or not understood, the folder holds a text encoder alone, or
-            what it asks for is not supported.
+        UserError: a file is missing or malformed, the folder holds a text encoder alone, or the
+            model is of a kind that is not supported.
     """
     folder = Path(folder)
     path = folder / CONFIG
@@ -158,7 +185,14 @@ def load_clip_towers(folder: str | Path) -> ClipTowers:
 
 
 def image_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str]]:
-    """Of each tensor: transformers' name without prefix, shape, our layer and its attribute."""
+    """Tensors of the image tower in a Hugging Face file, and the variables that they belong to.
+
+    Args:
+        sizes: of the tower, by the keys of `IMAGE_SIZES`.
+
+    Yields:
+        (name of the tensor without its prefix, shape, name of the Keras layer, attribute).
+    """
     width, patch = sizes["hidden_dim"], sizes["patch_size"]
     positions = (sizes["image_size"] // patch) ** 2 + 1
     for name, shape, attribute in (
@@ -195,14 +229,14 @@ def _build_image_encoder(sizes: dict[str, int], activation: str) -> keras.Model:
         data_format="channels_last",
         dtype="float32",
     )
-    # KerasHub leaves it to its own weight files to say which position is which.
+    # KerasHub reads these indices from its own weight files.
     positions = encoder.embedding.position_ids
     positions.assign(np.arange(positions.shape[1])[None])
     return encoder
 
 
 def _check_preprocessor(folder: Path) -> None:
-    """Refuse a CLIP that sees images otherwise than `standardise` shows them."""
+    """Refuse a CLIP model whose preprocessing differs from `ClipTowers.standardise`."""
     path = folder / PREPROCESSOR
     if not path.is_file():
         return
@@ -214,7 +248,7 @@ def _check_preprocessor(folder: Path) -> None:
 
 
 def _resize(pixels: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (H, W, 3) → (side, side, 3): bicubic on bytes, then the middle, as CLIP's own code."""
+    """Scale uint8 (H, W, 3), bicubic, and crop the centre (side, side, 3), as CLIP's own code."""
     height, width = pixels.shape[:2]
     scale = side / min(height, width)
     size = max(side, int(width * scale)), max(side, int(height * scale))

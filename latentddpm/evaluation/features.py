@@ -1,10 +1,10 @@
-"""Features of sets of images: block by block, each kept for the next time.
+"""Features of sets of images, computed in blocks and kept on disk.
 
-    key of a block = what computes (release, label, digest) + the images' size and contents
+    key of a block = version, network's label and digest, size and contents of the images
 
-Contents are the SHA-256 of the images' files, by which pixels are known whatever the files are
-called. A call that was interrupted goes on from its last block, and of more images only those
-are new that come after the last whole block.
+Contents are the SHA-256 digests of the images' files, so the key does not depend on their names.
+An interrupted call goes on after its last block. With more images only the blocks after the last
+complete one are computed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from latentddpm.utils import signals
 from latentddpm.utils.files import atomic_path
 
 FEATURES = "features"
-"""The folder of kept features, below that of an evaluation."""
+"""Folder of kept features, in that of an evaluation."""
 
 BLOCK = 32
-"""Images that are read, and whose features are computed and kept, together."""
+"""Images of a block."""
 
 
 class Images(Protocol):
-    """Images of one size that are read when they are asked for.
+    """Set of images of one size that are read on demand.
 
     Attributes:
-        size: (height, width).
+        size: (height, width) in pixels.
     """
 
     size: tuple[int, int]
@@ -41,38 +41,44 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
-        """Some of them, uint8 (n, H, W, 3)."""
+        """Read some of the images, by their `numbers` (n,): uint8 (n, H, W, 3)."""
 
     def contents(self, numbers: np.ndarray) -> Sequence[str]:
-        """The SHA-256 of the file of each, in hexadecimal."""
+        """SHA-256 digests of the files of some images, by their `numbers`, in hexadecimal."""
 
 
 class Network(Protocol):
-    """What turns images into features.
+    """Network that computes features of images.
 
     Attributes:
         label: its name.
-        digest: tells it from others of that name.
+        digest: of its graph and weights.
     """
 
     label: str
     digest: str
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Of uint8 (n, H, W, 3), n ≥ 1: float32 (n, d)."""
+        """Features float32 (n, d) of `images`, uint8 (n, H, W, 3), n ≥ 1."""
 
 
 def kept_features(
     network: Network, images: Images, folder: Path, label: str, quiet: bool = False
 ) -> np.ndarray:
-    """Features of all images, float32 (N, d), found in `folder` or computed and left there.
+    """Features of all images of a set, read from a folder or computed and written there.
 
     Args:
-        images: one or more.
+        network: to compute features with.
+        images: the set, of N ≥ 1 images.
+        folder: for the blocks.
         label: of the progress bar, which is shown after two seconds.
+        quiet: show no progress.
+
+    Returns:
+        float32 (N, d).
 
     Raises:
-        signals.Stopped: a signal came; the blocks before it are kept.
+        signals.Stopped: a signal came; the finished blocks are kept.
     """
     key = [latentddpm.__version__, network.label, network.digest, images.size]
     blocks, kept = [], 0
@@ -102,7 +108,7 @@ def kept_features(
 
 
 def _read(path: Path) -> np.ndarray | None:
-    """Features that were kept; None where there are none, or where the file is damaged."""
+    """Features of a block; None where there is no file, or a damaged one."""
     try:
         return np.load(path, allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):

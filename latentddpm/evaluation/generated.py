@@ -1,12 +1,12 @@
-"""Generated images on disk: drawn once, found again, never mixed.
+"""Generated images of an evaluation, kept on disk and drawn only once.
 
-    settings   sampler, steps, spacing, guidance, size …     one folder for each, and each model
-    image k    prompt k, seed + k                            one PNG in it, named by both
+    model, settings    sampler, steps, spacing, guidance, size …    one folder for each choice
+    image k            prompt k, seed + k                           one PNG, named by both
 
-An image is a function of its model (and the LoRA files merged into it), settings, prompt and seed
-(see `seeds`); all are in its metadata, by which a file is known to be the image that is wanted.
-So a drawing that was interrupted goes on, more images come on top of those that are there, and
-another model, LoRA or settings find none. `latentddpm generate --from` makes any of them again.
+An image is a function of model, LoRA files merged into it, settings, prompt and seed (see
+`pipeline.seeds`). All are in its metadata, so an existing file is used only if it is exactly the
+image that is needed. An interrupted call goes on where it stopped, and a larger number of images
+uses those that exist. `latentddpm generate --from` makes any of them again.
 """
 
 from __future__ import annotations
@@ -38,15 +38,18 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 class GeneratedImages:
-    """The images of a model by one choice of settings: of prompt k, the image of `seed` + k.
+    """Images of a model with one choice of settings; image k has prompt k and seed `seed` + k.
 
     Args:
-        root: of the folders of all settings.
+        root: parent of the folders of all settings.
+        model: to draw with.
+        settings: made by `model.settings`.
         prompts: one for each image.
+        seed: of image 0.
 
     Attributes:
         folder: of these images.
-        size: (height, width).
+        size: (height, width) in pixels.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class GeneratedImages:
         self.model, self.settings, self.size = model, settings, settings.size
         self.prompts, self.seeds = prompts, image_seeds(seed, len(prompts))
         values = asdict(settings)
-        if not settings.negative_prompt:  # images that are kept from before name none
+        if not settings.negative_prompt:  # an earlier version did not write this key
             del values["negative_prompt"]
         self.making = {
             "latentddpm": latentddpm.__version__,
@@ -76,30 +79,44 @@ class GeneratedImages:
         return len(self.prompts)
 
     def path(self, k: int) -> Path:
+        """File of image k."""
         prompt = hashlib.sha256(self.prompts[k].encode()).hexdigest()
         return self.folder / f"{self.seeds[k]:06d}-{prompt[:8]}.png"
 
     def metadata(self, k: int) -> dict[str, Any]:
-        """Metadata of the file of image k."""
+        """Metadata in the file of image k."""
         own = {"prompts": [self.prompts[k]], "seed": self.seeds[k], "num_images": 1}
         return {**self.making, **own}
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Some of the images, uint8 (n, H, W, 3)."""
+        """Read some of the images, which have to be drawn.
+
+        Args:
+            numbers: of the images, (n,).
+
+        Returns:
+            uint8 (n, H, W, 3).
+        """
         return np.stack([read_image(self.path(k), self.size) for k in numbers])
 
     def contents(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
-        """The SHA-256 of the file of each, in hexadecimal."""
+        """SHA-256 digests of the files of some images, in hexadecimal.
+
+        Args:
+            numbers: of the images.
+        """
         return [file_digest(self.path(k)) for k in numbers]
 
     def draw(self, batch_size: int = 16, quiet: bool = False, label: str | None = None) -> None:
-        """Draw what is missing.
+        """Draw the images that do not exist yet.
 
         Args:
-            label: in front of the progress bar; the settings by default.
+            batch_size: images denoised together.
+            quiet: show no progress.
+            label: in front of the progress bar; None for the settings.
 
         Raises:
-            signals.Stopped: a signal came; the batches before it are kept.
+            signals.Stopped: a signal came; the finished batches are kept.
         """
         missing = [k for k in range(len(self)) if not self._is_drawn(k)]
         if not missing:
@@ -135,7 +152,7 @@ class GeneratedImages:
                 bar.update(len(batch))
 
     def _is_drawn(self, k: int) -> bool:
-        """Whether the file of image k is there, whole, and of this making."""
+        """True where the file of image k exists and has exactly its metadata."""
         try:
             return read_metadata(self.path(k)) == self.metadata(k)
         except UserError:
@@ -143,11 +160,16 @@ class GeneratedImages:
 
 
 def spread_prompts(captions: Captions, images: Selection, count: int) -> list[str]:
-    """Captions of images spread evenly over all of a selection, for any number of prompts.
+    """Prompts: captions of images that are spread evenly over a selection.
 
-    Prompt k is a caption of image ⌊n · frac(k · (√5 − 1) / 2)⌋ of n: every beginning of this
-    sequence is spread out, so that more prompts go on where fewer ended. Of an image with several
-    captions they take turns; one without has the empty prompt, as in training.
+    Prompt k is a caption of image ⌊n · frac(k · (√5 − 1) / 2)⌋ of n. Each beginning of this
+    sequence is spread evenly, so a larger count keeps the prompts of a smaller one. Prompt k
+    takes caption k mod c of an image with c captions, and "" for an image without, as in training.
+
+    Args:
+        captions: of the data set.
+        images: rows of its catalog.
+        count: number of prompts.
     """
     numbers = (len(images) * (np.arange(count) * GOLDEN % 1)).astype(np.int64)
     prompts = []

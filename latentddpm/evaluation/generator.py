@@ -1,12 +1,12 @@
-"""Generator measured against the images it was trained on, beside what is best.
+"""Evaluation of a generator: generated images compared with training images, with a floor.
 
-For each setting the features of generated images are compared with those of the training images
-by Fréchet and kernel distance, precision and recall, density and coverage. Most of these numbers
-depend on how many images there are, and none says by itself what is good. So validation images,
-which were not trained on, are measured in the same way and in the same number. A generator whose
-images are as good and as varied as the data's own reaches this floor; what lies below it is
-copied. Where there are fewer validation images than generated ones, as many of the generated ones
-are measured too.
+For each choice of settings the features of generated images are compared with those of the
+training images, by Fréchet and kernel distance, precision and recall, density and coverage. Most
+of these numbers depend on the number of images, and none says by itself what is good. So
+validation images, which were not trained on, are measured in the same way and number: the floor.
+A generator whose images are as good and as diverse as the data reaches the floor; distances below
+it are a sign of copies. Where there are fewer validation images than generated ones, that many
+generated ones are measured too.
 """
 
 from __future__ import annotations
@@ -39,23 +39,28 @@ from latentddpm.utils.pixels import grid, save_png
 
 GENERATED = "generated"
 NEAREST, SWEEP = "nearest.png", "sweep.png"
-LEAST = 6  # images: density looks for the fifth neighbour of each
-SHOWN, NEIGHBOURS = 8, 5  # rows of the picture, and training images in each
+LEAST = 6  # images that each set needs: density uses the fifth neighbour
+SHOWN, NEIGHBOURS = 8, 5  # rows of the picture, and training images in a row
 
 
 @dataclass(frozen=True)
 class Measures:
-    """How one set of images compares with the training images.
+    """Measures of one set of images, compared with the training images.
 
     Attributes:
-        count: of images.
-        frechet: see `frechet`.
-        kernel, kernel_error: the distance, and half of its 95 % confidence interval.
-        precision, recall, density, coverage: see `metrics.precision_recall`.
-        near: share that is nearer to a training image than all but 5 % of the validation images;
-            see `metrics.nearest`. None where there are too few of these.
-        clip, clip_error: mean CLIP score of images with their captions, and its standard error;
-            see `clip_score`. None without a CLIP.
+        count: number of images.
+        frechet: see `metrics.frechet`.
+        kernel: kernel distance, see `metrics.kernel`.
+        kernel_error: half of its 95 % confidence interval.
+        precision: see `metrics.precision_recall`.
+        recall: see `metrics.precision_recall`.
+        density: see `metrics.precision_recall`.
+        coverage: see `metrics.precision_recall`.
+        near: share of images nearer to a training image than all but 5 % of the validation
+            images, see `metrics.nearest`; None with too few validation images.
+        clip: mean CLIP score of images with their captions, see `metrics.clip_score`; None
+            without CLIP.
+        clip_error: standard error of that mean; None without CLIP.
     """
 
     count: int
@@ -72,14 +77,14 @@ class Measures:
 
 
 class References:
-    """What generated images are compared with.
+    """Reference features that generated images are compared with.
 
     Args:
-        training: features of images, (M, d).
-        validation: features of validation images, (H, d), if any.
+        training: features of training images, (M, d).
+        validation: features of validation images, (H, d); None for none.
 
     Attributes:
-        floor: whether there are enough validation images to be measured themselves.
+        floor: True where there are enough validation images to be measured themselves.
     """
 
     def __init__(self, training: np.ndarray, validation: np.ndarray | None) -> None:
@@ -89,10 +94,15 @@ class References:
         self._fresh = self._distances(validation) if self.floor else None
 
     def measure(self, features: np.ndarray, scores: np.ndarray | None = None) -> Measures:
-        """Compare a set of images, by its features (N, d), with the training images.
+        """Compare a set of images with the training images.
 
         Args:
-            scores: CLIP scores of the images, (N,); NaN for one without a caption.
+            features: of the set, (N, d).
+            scores: CLIP scores of the images, (N,), NaN for one without a caption; None without
+                CLIP.
+
+        Returns:
+            Their measures.
         """
         kernel = kernel_distance(self.training, features)
         low, high = kernel.interval
@@ -115,7 +125,7 @@ class References:
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[float | None, float | None]:
-    """The mean and its standard error; None for what too few values do not have."""
+    """Mean and its standard error; None for fewer than two values."""
     if len(values) < 2:
         return None, None
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
@@ -136,25 +146,30 @@ def evaluate_generator(
     quiet: bool = False,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Compare the images of every setting with the training images; a table of it, and pictures.
+    """Generate images with each choice of settings, and compare them with the training images.
 
     Args:
-        settings: to draw with, made by `model.settings`, at the size of `training`.
-        training: what is compared with, at the size that images are drawn at: the training images
-            of a data set, or some of them.
-        num_images: to draw at each setting, of captions spread over the training images; image k
-            has `seed` + k.
-        towers: CLIP, to score images with their captions by.
-        out: folder; images and features are found there again by the next call.
-        tell: takes the lines of the table as they are ready.
+        model: to generate with.
+        settings: made by `model.settings`, at the size of `training`.
+        training: training images of a data set, or some of them.
+        extractor: of the features.
+        out: folder for images, features and pictures; the next call reads images and features
+            again.
+        num_images: to generate with each choice, at least `LEAST`; the prompts are captions
+            spread over the training images, image k has `seed` + k.
+        towers: CLIP, to score images with their captions; None for no CLIP score.
+        seed: of the first image.
+        batch_size: images denoised together.
+        quiet: show no progress.
+        tell: takes the lines of the table, as soon as they are ready.
 
     Returns:
         The numbers of the table, for JSON.
 
     Raises:
-        UserError: settings that the model cannot follow, too few images, none with a caption, or
-            several settings without matplotlib for their plot.
-        signals.Stopped: a signal came; what was drawn is kept.
+        UserError: settings that the model does not accept, too few images, none with a caption,
+            or several choices without matplotlib for their plot.
+        signals.Stopped: a signal came; the finished images are kept.
     """
     if num_images < LEAST:
         raise UserError(f"--num-images: {num_images}, expected at least {LEAST}")
@@ -164,7 +179,7 @@ def evaluate_generator(
     if towers is not None and model.text_encoder is None:
         raise UserError("--clip: this model is unconditional: no image has words to be held to")
     if len(settings) > 1:
-        new_figure(1, 1)  # a missing matplotlib is told now, not after hours of drawing
+        new_figure(1, 1)  # a missing matplotlib is an error now, not after hours of drawing
     dataset = training.dataset
     prompts = [""] * num_images
     if model.text_encoder is not None:
@@ -219,7 +234,17 @@ def evaluate_generator(
 def beside_nearest(
     images: Images, training: Images, features: np.ndarray, training_features: np.ndarray
 ) -> np.ndarray:
-    """A picture: images that come nearest to training images, each with its nearest beside it."""
+    """Picture of the images that are nearest to training images, each beside its nearest ones.
+
+    Args:
+        images: generated images, N of them.
+        training: training images, M of them.
+        features: of the generated images, (N, d).
+        training_features: of the training images, (M, d).
+
+    Returns:
+        uint8 (H', W', 3), a row for each of up to `SHOWN` images.
+    """
     distances, numbers = nearest(features, training_features, NEIGHBOURS)
     closest = np.argsort(distances[:, 0], kind="stable")[:SHOWN]
     return grid(
@@ -234,7 +259,11 @@ def beside_nearest(
 
 
 def heading(report: dict[str, Any]) -> str:
-    """What the numbers of a report are, and the names of the table's columns."""
+    """Heading of the table: the conditions of its numbers, and the names of its columns.
+
+    Args:
+        report: returned by `evaluate_generator`, without its settings.
+    """
     clip = report["clip"]
     words = [f"CLIP       score by {clip['label']}, weights {clip['digest'][:12]}"] if clip else []
     floor = [
@@ -259,7 +288,12 @@ def heading(report: dict[str, Any]) -> str:
 
 
 def table_row(setting: GenerationSettings | None, measures: Measures) -> str:
-    """Line of the table for a setting; without one, for the validation images."""
+    """Line of the table.
+
+    Args:
+        setting: of the images; None for validation images.
+        measures: of the images.
+    """
     name = f"{'validation':41}"
     if setting is not None:
         name = (

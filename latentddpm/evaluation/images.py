@@ -1,4 +1,4 @@
-"""Images that are evaluated on: a split of a data set, or some of it, at one size."""
+"""Images to evaluate on: a split of a data set, or a part of it, at one size."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from latentddpm.errors import UserError
 
 
 class ImageSet:
-    """Images of a data set at one size, read when they are asked for.
+    """Images of a data set at one size, read on demand.
 
     Args:
-        dataset: of which they are.
+        dataset: that they belong to.
         rows: of its catalog, int64 (N,).
-        size: (height, width) in pixels; see `data.images.read_image` for how others get there.
+        size: (height, width) in pixels, to which `data.images.read_image` scales and crops.
     """
 
     def __init__(self, dataset: Dataset, rows: np.ndarray, size: tuple[int, int]) -> None:
@@ -37,20 +37,30 @@ class ImageSet:
         return self.dataset.catalog
 
     def where(self, number: int) -> str:
-        """Name of an image, for messages."""
+        """Name of an image, for messages.
+
+        Args:
+            number: of the image in this set, 0 … N − 1.
+        """
         return self.catalog.where(int(self.rows[number]))
 
     def captions(self) -> list[str]:
-        """First caption of each image, "" for one without."""
+        """First caption of each image, "" for an image without one."""
         captions = self.dataset.captions
         return [next(iter(captions[int(row)]), "") for row in self.rows]
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Some of the images, by their numbers here: uint8 (n, H, W, 3).
+        """Read some of the images.
+
+        Args:
+            numbers: of the images in this set, (n,).
+
+        Returns:
+            uint8 (n, H, W, 3).
 
         Raises:
-            UserError: a file that is no image any more, though it was one when it was scanned.
-            OSError: one that is not there any more.
+            UserError: a file cannot be read as an image any more.
+            OSError: a file is gone.
         """
         size = 3 * math.prod(self.size)
 
@@ -65,13 +75,26 @@ class ImageSet:
             raise UserError(str(error)) from None
 
     def contents(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
-        """The SHA-256 of the file of each, in hexadecimal."""
+        """SHA-256 digests of the files of some images, in hexadecimal.
+
+        Args:
+            numbers: of the images in this set.
+        """
         return [
             digest.tobytes().hex() for digest in self.catalog.images["sha256"][self.rows[numbers]]
         ]
 
     def batches(self, batch_size: int, label: str, quiet: bool = False) -> Iterator[np.ndarray]:
-        """All images in order, with a progress bar of that label on stderr."""
+        """All images in order, with a progress bar on stderr.
+
+        Args:
+            batch_size: images of a batch; the last one may be smaller.
+            label: of the bar.
+            quiet: show no progress.
+
+        Yields:
+            uint8 (B, H, W, 3).
+        """
         with tqdm(desc=label, total=len(self), unit="image", disable=quiet) as bar:
             for start in range(0, len(self), batch_size):
                 batch = self.read(np.arange(start, min(start + batch_size, len(self))))
@@ -82,7 +105,14 @@ class ImageSet:
 def spread_images(
     dataset: Dataset, selection: Selection, size: tuple[int, int], limit: int | None = None
 ) -> ImageSet:
-    """Images of a selection at one size, at most `limit`, spread evenly over it."""
+    """Images of a selection, or some of them, spread evenly over it.
+
+    Args:
+        dataset: that the selection belongs to.
+        selection: rows of its catalog, such as `dataset.validation`.
+        size: (height, width) in pixels.
+        limit: number of images at most; None for all.
+    """
     count = min(limit or len(selection), len(selection))
     numbers = np.linspace(0, len(selection) - 1, count).round().astype(np.int64)
     return ImageSet(dataset, selection.rows(numbers), size)

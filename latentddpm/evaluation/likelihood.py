@@ -1,17 +1,17 @@
-"""The variational bound of a model on images: bits that it needs for their latents.
+"""Variational bound of a model on images, in bits per dimension of their latents.
 
     image ─► a sample x0 of the posterior, as in training ─► prior + KL terms + L_0
 
-by `diffusion.likelihood`, with the image's first caption where the model has words. All images
-pass through the same bands of timesteps; of each band an image draws one, with its own noise, so
-the images' bounds are independent and their spread gives the standard error of all that is drawn.
+by `diffusion.likelihood`, with the image's first caption for a model that takes prompts. All
+images use the same bands of timesteps. In each band an image draws one timestep, and its own
+noise. So the bounds of the images are independent, and their spread gives the standard error.
 
-The bound is one of a density. How far it lies above the entropy of the posterior itself,
+The bound is one of a density, so it depends on the scale of the latents. Its distance from the
+entropy of the posterior does not:
 
     rate = bound − H(q(x0 | image)) ≥ KL(q(x0 | image) ‖ p(x0)),
 
-does not hang on the latents' scale: the bits of an image that pass through its latents, of which
-the decoder makes the image again (Vahdat 2021, §3).
+the bits of information about an image that its latents carry (Vahdat et al. 2021, §3).
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ from latentddpm.utils.pixels import from_pixels
 BATCH = 32
 PLOT = "bound.png"
 VARIANCES = {"posterior": "σ² = β̃", "beta": "σ² = β"}
-"""The keys of `step_terms`, as they are shown."""
+"""Keys of `step_terms`, with their names in the table."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the network was asked about N images, one timestep in each of K bands.
+    """Measurements of N images, at one timestep in each of K bands.
 
     Attributes:
-        prior: the prior term, bits per dimension, (N,).
-        entropy: of the posterior, bits per dimension, (N,).
-        timesteps, errors: where it was asked, and (x0 − x̂0)² there, (N, K).
+        prior: prior term, bits per dimension, float64 (N,).
+        entropy: of the posterior, bits per dimension, float64 (N,).
+        timesteps: of the network's predictions, int64 (N, K).
+        errors: mean (x0 − x̂0)² at these timesteps, float64 (N, K).
     """
 
     prior: np.ndarray
@@ -75,15 +76,21 @@ def evaluate_bound(
     out: Path | None = None,
     quiet: bool = False,
 ) -> Report:
-    """The bound on the images' latents, in bits per dimension, and the terms it is made of.
+    """Variational bound on the latents of images, in bits per dimension, with its terms.
 
     Args:
-        num_timesteps: so many an image at most, see `timestep_bands`; None for all.
+        model: with a UNet.
+        images: at least 2.
+        num_timesteps: for each image at most, at least 2; None for all T.
         seed: of posterior samples, timesteps and noise.
-        out: folder for a plot of the terms over the timesteps, where matplotlib is installed.
+        out: folder for a plot of the terms over the timesteps; None for no plot.
+        quiet: show no progress.
+
+    Returns:
+        Report with the numbers of `summary`.
 
     Raises:
-        UserError: fewer than 2 images or timesteps, captions that do not fit.
+        UserError: fewer than 2 images or timesteps, or captions that do not fit.
         signals.Stopped: a signal came.
     """
     if len(images) < 2:
@@ -118,7 +125,7 @@ def evaluate_bound(
 
 
 def _contexts(model: LatentDiffusion, prompts: Sequence[str] | None) -> np.ndarray | None:
-    """Text states of prompts, (N, L, d)."""
+    """Text states of prompts, float32 (N, L, d); None without prompts."""
     if prompts is None:
         return None
     encode_text = compiled(model.text_encoder)
@@ -138,7 +145,7 @@ def _measure(
     edges: np.ndarray,
     generators: list[np.random.Generator],
 ) -> tuple[np.ndarray, ...]:
-    """What `Measured` holds, of one batch; image k draws from generators[k]."""
+    """Fields of `Measured` for one batch; image k draws from generators[k]."""
 
     def normal() -> np.ndarray:
         return np.stack([draw.standard_normal(mean.shape[1:], "float32") for draw in generators])
@@ -160,14 +167,17 @@ def _measure(
 
 
 def summary(schedule: NoiseSchedule, edges: np.ndarray, measured: Measured) -> dict[str, Any]:
-    """The bound and its terms, averaged over the images, in bits per dimension.
+    """Bound and its terms, means over the images, in bits per dimension.
 
     Args:
-        edges: of the bands; a band's timestep counts as often as the band has timesteps.
+        schedule: of the model.
+        edges: of the bands, see `timestep_bands`. The timestep of a band stands for all of them.
+        measured: of the images.
 
     Returns:
-        "prior"; for each choice of σ² "kl", "l0", "bound", its "standard_error" and "rate"; and
-        "terms": of each band its "first" and "last" timestep and the mean term there.
+        "prior"; for each key of `VARIANCES` a dictionary of "kl", "l0", "bound",
+        "standard_error" and "rate"; and "terms", for each band its "first" and "last" timestep
+        and its mean term for each key of `VARIANCES`.
     """
     widths = np.diff(edges)
     values: dict[str, Any] = {"prior": float(measured.prior.mean())}
@@ -206,7 +216,7 @@ def _table(values: dict[str, Any]) -> str:
 
 
 def _plot(path: Path, bands: list[dict[str, Any]]) -> str:
-    """Write the terms over the timesteps as a PNG; returns what to say of it."""
+    """Write a plot of the terms over the timesteps as a PNG, and return a message about it."""
     try:
         figure = new_figure(6, 3.6)
     except UserError as error:

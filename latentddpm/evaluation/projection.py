@@ -1,12 +1,12 @@
-"""A picture of the latent space: each image is a point, near to those with similar latents.
+"""Projection of latents into the plane: each image is a point, near those with similar latents.
 
     image ─► mode of its latents ─► first 50 principal components ─► t-SNE or UMAP ─► the plane
 
-t-SNE (van der Maaten & Hinton 2008) and UMAP (McInnes 2018) keep neighbours together; how large
-clusters are, and how far apart, says nothing. Points are coloured by group: the values of a
-column of the metadata, or the first words of the captions. What the picture seems to show is
-counted before anything is flattened: how many of the nearest latents of an image are of its own
-group, beside how many would be by chance.
+t-SNE (van der Maaten & Hinton 2008) and UMAP (McInnes et al. 2018) keep neighbours together; the
+sizes of clusters and the distances between them mean nothing. Points are coloured by group: the
+value of a column of the metadata, or the first word of the caption. A number beside the picture
+comes from the latents themselves, before the projection: the share of an image's nearest
+neighbours that belong to its group, and the share expected by chance.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ PROJECTIONS = ("tsne", "umap")
 COMPONENTS = 50
 PERPLEXITY = 30
 NEIGHBOURS = 10
-COLOURED = 10  # groups with a colour of their own; matplotlib has as many
+COLOURED = 10  # groups with a colour of their own; matplotlib has 10 colours
 OTHER, NONE = "other", "(none)"
 POINTS, PICTURES = "latents.png", "latents-images.png"
-CELLS, SIDE = 40, 36  # of the picture made of images: cells in a row, pixels of each
+CELLS, SIDE = 40, 36  # of the picture made of images: cells in a row, side of a cell in pixels
 
 
 class Modes:
-    """The modes of images' latents, scaled, as features for `kept_features`."""
+    """Modes of the posterior, scaled, as features for `kept_features`.
+
+    Args:
+        autoencoder: to encode with.
+    """
 
     label = "latents"
 
@@ -51,7 +55,14 @@ class Modes:
         self.autoencoder, self.digest = autoencoder, weights_digest(autoencoder)
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Of uint8 (n, H, W, 3): float32 (n, h·w·c)."""
+        """Flattened latents of images.
+
+        Args:
+            images: uint8 (n, H, W, 3).
+
+        Returns:
+            float32 (n, h·w·c).
+        """
         mean, _ = encode(self.autoencoder, from_pixels(images))
         return np.asarray(self.autoencoder.to_latents(mean)).reshape(len(images), -1)
 
@@ -67,23 +78,29 @@ def project_latents(
     seed: int = 0,
     quiet: bool = False,
 ) -> Report:
-    """Draw the images' latents in the plane: as coloured points, and as the images themselves.
+    """Plot the latents of images in the plane: as coloured points, and as the images themselves.
 
     Args:
-        out: folder of the two pictures; latents are found there again by the next call.
-        projection: "tsne", or "umap" where umap-learn is installed.
-        group_by: a column of the metadata; None for the first word of the first caption.
+        autoencoder: to encode with.
+        images: more than `NEIGHBOURS` + 1.
+        out: folder for the two pictures, and for the latents, which the next call reads again.
+        projection: "tsne", or "umap", which needs the package umap-learn.
+        group_by: column of the metadata; None for the first word of the first caption.
         seed: of the projection.
+        quiet: show no progress.
+
+    Returns:
+        Report with the groups' sizes and the shares of neighbours of the same group.
 
     Raises:
-        UserError: too few images, no such column, a library that is not installed.
-        signals.Stopped: a signal came; what was encoded is kept.
+        UserError: too few images, no such column, or a package that is not installed.
+        signals.Stopped: a signal came; the encoded latents are kept.
     """
     check_choice("--projection", projection, PROJECTIONS)
     check_count("a picture of latents", len(images), NEIGHBOURS + 2)
     groups, by = image_groups(images, group_by)
     flatten = _projection(projection, seed, len(images))
-    new_figure(1, 1)  # what is not installed is told now, not when everything is encoded
+    new_figure(1, 1)  # a missing matplotlib is an error now, not after everything is encoded
     latents = kept_features(Modes(autoencoder), images, out / FEATURES, "latents", quiet)
     known = np.array(groups) != NONE
     same, chance = agreement(latents[known], [name for name in groups if name != NONE])
@@ -110,10 +127,17 @@ def project_latents(
 
 
 def image_groups(images: ImageSet, group_by: str | None) -> tuple[list[str], str]:
-    """What each image is coloured by, "(none)" where there is nothing; and what that is called.
+    """Groups that images are coloured by.
+
+    Args:
+        images: to group.
+        group_by: column of the metadata; None for the first word of the first caption.
+
+    Returns:
+        The group of each image, "(none)" for an image without, and a name of the grouping.
 
     Raises:
-        UserError: no such column, or hardly an image has a value there, or a caption.
+        UserError: no such column, or not more than `NEIGHBOURS` images with a group.
     """
     catalog = images.catalog
     known = catalog.columns()
@@ -144,10 +168,14 @@ def image_groups(images: ImageSet, group_by: str | None) -> tuple[list[str], str
 
 
 def agreement(latents: np.ndarray, groups: list[str]) -> tuple[float, float]:
-    """The share of images' nearest neighbours that are of their group; and by chance.
+    """Share of the nearest neighbours that belong to an image's own group.
 
     Args:
-        latents: (N, d), N more than `NEIGHBOURS`.
+        latents: (N, d), N > `NEIGHBOURS`.
+        groups: of the N images.
+
+    Returns:
+        The mean share, and the share expected by chance, both in [0, 1].
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -159,10 +187,10 @@ def agreement(latents: np.ndarray, groups: list[str]) -> tuple[float, float]:
 
 
 def _projection(name: str, seed: int, count: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Of latents (N, d) the places in the plane (N, 2).
+    """Function that projects latents (N, d) to points in the plane (N, 2).
 
     Raises:
-        UserError: the library is not installed.
+        UserError: the package is not installed.
     """
     try:
         from sklearn.decomposition import PCA
@@ -181,7 +209,7 @@ def _projection(name: str, seed: int, count: int) -> Callable[[np.ndarray], np.n
         components = min(COMPONENTS, *latents.shape)
         reduced = PCA(components, random_state=seed).fit_transform(latents)
         if name == "umap":
-            # One thread, or the seed would not decide.
+            # With more threads UMAP is not reproducible.
             return UMAP(random_state=seed, n_jobs=1).fit_transform(reduced)
         perplexity = min(PERPLEXITY, (count - 1) / 3)
         return TSNE(perplexity=perplexity, random_state=seed).fit_transform(reduced)
@@ -190,7 +218,7 @@ def _projection(name: str, seed: int, count: int) -> Callable[[np.ndarray], np.n
 
 
 def _draw_points(path: Path, places: np.ndarray, groups: list[str], by: str) -> None:
-    """The most frequent groups each in a colour, all others in grey behind them."""
+    """Plot the points: the most frequent groups in colours, the others in grey behind them."""
     frequent = [name for name, _ in Counter(groups).most_common() if name != NONE][:COLOURED]
     shown_as = np.array([name if name in frequent else OTHER for name in groups])
     figure = new_figure(8, 6)
@@ -207,7 +235,7 @@ def _draw_points(path: Path, places: np.ndarray, groups: list[str], by: str) -> 
 
 
 def _draw_images(path: Path, places: np.ndarray, images: ImageSet) -> None:
-    """In each cell of the plane the image nearest to its middle."""
+    """Draw a picture of images: in each cell of the plane the one nearest to the cell's centre."""
     low, high = places.min(axis=0), places.max(axis=0)
     scaled = (places - low) / np.maximum(high - low, 1e-9) * CELLS
     cells = np.minimum(scaled.astype(int), CELLS - 1)

@@ -12,11 +12,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Report:
-    """What one evaluation found.
+    """Report of one part of an evaluation.
 
     Attributes:
         text: lines to print.
-        values: the same for JSON: strings, numbers, None, and lists and dictionaries of them.
+        values: the same results for JSON: strings, numbers, None, lists and dictionaries.
     """
 
     text: str
@@ -24,7 +24,11 @@ class Report:
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells as lines: the first column to the left, the others to the right."""
+    """Table as text: the first column aligned to the left, the others to the right.
+
+    Args:
+        rows: of cells; they may have different lengths.
+    """
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     return "\n".join(
@@ -37,10 +41,18 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
 
 
 def shown(value: float) -> str:
-    """A number to four digits."""
+    """Number for a table, with four significant digits.
+
+    Args:
+        value: any float.
+    """
     return f"{value:#.4g}"
 
 
 def plain(value: Any) -> float | None:
-    """A number for JSON, which has no infinity and nothing that is not a number."""
+    """Number for JSON, which has neither infinity nor NaN; these become None.
+
+    Args:
+        value: a number, also of NumPy.
+    """
     return float(value) if np.isfinite(value) else None

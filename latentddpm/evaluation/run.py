@@ -1,9 +1,9 @@
-"""Evaluation of a model: which parts are measured, on which images, by which networks.
+"""Evaluation of a model, as the command `evaluate` does it: a plan, then a report of each part.
 
-    options ─► plan (all that can be refused at once) ─► networks and images ─► a report a part
+    options ─► plan: wrong options are refused ─► networks and images ─► a report of each part
 
-Each part is one function that gives a `Report`; the results are a dictionary, and are written to
-`evaluation.json` as each part is done.
+Each part is one function that returns a `Report`. The results are a dictionary, written to
+`evaluation.json` after each part.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from latentddpm.utils.files import write_json
 from latentddpm.utils.startup import import_keras
 
 PARTS = ("nll", "latents", "autoencoder", "generator")
-"""In the order in which they are measured; `nll` is called `bound` in the results."""
+"""Parts of an evaluation, in the order they are measured; `nll` is `bound` in the results."""
 RESULTS = "evaluation.json"
 COMPARED = "training"
-"""Split that generated images are compared with; its validation images are the floor."""
+"""Split that generated images are compared with; validation images give the floor."""
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Plan of an evaluation: all that is decided, and refused, before Keras is imported.
+    """Plan of an evaluation: all that is decided before Keras is imported.
 
     Attributes:
         parts: some of `PARTS`.
         folder: of the model.
-        loras: files to apply to it.
-        data: how the images are split and captioned.
-        split: of which images are taken.
-        size: (height, width) that they are read at.
-        settings: that images are drawn with, for the part `generator`.
-        options: everything else that `latentddpm evaluate` was told, by its own names.
+        loras: files to apply to the model.
+        data: settings of split and captions.
+        split: whose images are used: "all", "training" or "validation".
+        size: (height, width) of the images, in pixels.
+        settings: to generate images with, in the part `generator`.
+        options: all options of `latentddpm evaluate`, by their names.
     """
 
     parts: frozenset[str]
@@ -71,7 +71,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
         options: by their names on the command line.
 
     Raises:
-        UserError: options that make no sense, or that the model cannot follow.
+        UserError: options that contradict each other, or that the model does not accept.
     """
     generator, out, split = "generator" in parts, options["out"], options["split"]
     if generator and (out is None or options["extractor"] is None):
@@ -110,18 +110,19 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
 def evaluate_model(
     plan: EvaluationPlan, tell: Callable[[str], None], quiet: bool = False
 ) -> dict[str, Any]:
-    """Measure a model as planned.
+    """Evaluate a model as planned.
 
     Args:
-        tell: takes the lines of the tables, as they are ready.
+        plan: returned by `plan_evaluation`.
+        tell: takes the lines of the tables, as soon as they are ready.
         quiet: show no progress.
 
     Returns:
-        The conditions of the measurement, and the numbers of each part.
+        The conditions of the evaluation, and the results of each part.
 
     Raises:
         UserError: images, networks or sizes that do not fit.
-        signals.Stopped: a signal came; what was drawn and computed is kept.
+        signals.Stopped: a signal came; finished images and features are kept.
     """
     import_keras()
     from latentddpm.evaluation.images import spread_images
@@ -160,7 +161,7 @@ def evaluate_model(
 
 
 class _Networks:
-    """Networks of an evaluation, and the function that measures each part with them."""
+    """Networks of an evaluation, and the measurement of each part with them."""
 
     def __init__(self, plan: EvaluationPlan) -> None:
         from latentddpm.evaluation.clip_towers import load_clip_towers
@@ -192,7 +193,7 @@ class _Networks:
     def measure(
         self, part: str, images: Any, tell: Callable[[str], None], quiet: bool
     ) -> dict[str, Any]:
-        """Numbers of one part; its table goes to `tell`."""
+        """Results of one part; its table goes to `tell`."""
         options = self.plan.options
         common = {"out": options["out"], "quiet": quiet}
         if part == "generator":
@@ -251,7 +252,7 @@ def _size(folder: ModelFolder, resolution: int | None) -> tuple[int, int]:
 
 
 def _heading(conditions: dict[str, Any]) -> str:
-    """Lines that name the model, the images and the networks of all numbers below them."""
+    """Lines that name the model, the images and the networks of an evaluation."""
     height, width = conditions["height"], conditions["width"]
     lines = [
         f"{conditions['model']} (digest {conditions['model_digest']})",

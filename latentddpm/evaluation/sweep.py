@@ -1,4 +1,4 @@
-"""Sweep over settings of generation (`--sweep steps=10,20`): their combinations, and a picture."""
+"""Sweep over generation settings (`--sweep steps=10,20`): their combinations, and a plot."""
 
 from __future__ import annotations
 
@@ -22,17 +22,25 @@ KEYS = {
     "guidance": "guidance_scale",
     "steps": "num_steps",
 }
-"""Of the command line → of `GenerationSettings`; settings come in this order, steps fastest."""
+"""Name on the command line → name in `GenerationSettings`; the last one varies fastest."""
 
 KINDS = {"guidance": float, "steps": int}
 CHOICES = {"sampler": SAMPLERS, "spacing": TIMESTEP_SPACINGS}
 
 
 def parse_sweep(options: Sequence[str]) -> dict[str, list[Any]]:
-    """`["steps=10,20", "sampler=ddim"]` → `{"sampler": ["ddim"], "num_steps": [10, 20]}`.
+    """Values to sweep over, by setting.
+
+        ["steps=10,20", "sampler=ddim"]  →  {"sampler": ["ddim"], "num_steps": [10, 20]}
+
+    Args:
+        options: each `KEY=A,B,…`, with a key of `KEYS`.
+
+    Returns:
+        Values by the names of `GenerationSettings`, in the order of `KEYS`.
 
     Raises:
-        UserError: an unknown or repeated key, or a value that is none of it.
+        UserError: an unknown or repeated key, or a value that it does not take.
     """
     swept: dict[str, list[Any]] = {}
     for option in options:
@@ -47,10 +55,15 @@ def parse_sweep(options: Sequence[str]) -> dict[str, list[Any]]:
 def settings_of(
     model: ModelFacts | LatentDiffusion, swept: dict[str, list[Any]], **fixed: Any
 ) -> list[GenerationSettings]:
-    """Every combination of what is swept; the rest is as given, else the model's default.
+    """Settings of each combination of a sweep; others are as given, else the model's default.
+
+    Args:
+        model: whose settings they are.
+        swept: returned by `parse_sweep`.
+        fixed: the same in all combinations, by the names of `GenerationSettings`.
 
     Raises:
-        UserError: what is swept is given as well, or see `ModelFacts.settings`.
+        UserError: a setting is both swept and fixed; or see `ModelFacts.settings`.
     """
     for key, name in KEYS.items():
         if name in swept and fixed.get(name) is not None:
@@ -78,12 +91,14 @@ AXES = {"guidance_scale": "guidance", "num_steps": "steps"}
 
 
 def plot_sweep(path: Path, report: dict[str, Any]) -> None:
-    """Write a PNG: Fréchet against guidance, or against steps where guidance was not swept.
+    """Plot the Fréchet distance over guidance, or over steps if guidance was not swept.
 
-    Each sampler has a line, and what else was swept a panel for each of its values.
+    Each sampler has a line, each value of the other settings a panel. If the floor has fewer
+    images, only the rows of that number are plotted.
 
     Args:
-        report: of `generator.evaluate_generator`; of its rows, those that compare with the floor.
+        path: PNG file to write.
+        report: returned by `generator.evaluate_generator`.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -112,7 +127,7 @@ def plot_sweep(path: Path, report: dict[str, Any]) -> None:
             )
         panel.set(title=f"{AXES[other]} {value:g}, {spacing}", xlabel=AXES[across])
         panel.grid(alpha=0.3)
-    panels[0].set_ylim(bottom=0)  # of all panels, now that each has drawn its lines
+    panels[0].set_ylim(bottom=0)  # of all panels: they share the axis
     panels[0].set_ylabel(f"{report['frechet']}, n = {count}")
     panels[-1].legend()
     with atomic_path(path) as temporary:

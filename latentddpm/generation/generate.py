@@ -1,6 +1,6 @@
-"""Images from the command line: a plan of the drawing, the one call, and files with their making.
+"""Generation from the command line: a plan, one call of the model, and PNG files with metadata.
 
-All that an option can do wrong is found while the plan is made, before Keras is imported.
+Wrong options are refused while the plan is made, before Keras is imported.
 """
 
 from __future__ import annotations
@@ -40,23 +40,24 @@ from latentddpm.utils.timing import collect, timed
 
 DEFAULT_MODEL = "emoji-128"
 FIRST = {*FIELDS, "num_images"} - {"num_steps"}
-"""Of a PNG's settings, those that come in the order in which they were given."""
+"""Keys of a PNG's metadata that come first, in the order of the command's options."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a drawing: all that is decided, and refused, before Keras is imported.
+    """Plan of a generation: all that is decided before Keras is imported.
 
     Attributes:
         folder: of the model.
-        loras: files to apply to it.
-        settings: of every image.
-        start: the picture that they start from, if any.
-        prompts, seeds: of each image.
-        seed: of the first one; None where it was drawn.
-        targets: the file of each image, or of the grid.
-        rows: of the grid, one for each prompt; 0 for images in files of their own.
-        metadata: what all files say.
+        loras: files to apply to the model.
+        settings: of all images.
+        start: picture that the images start from; None for noise.
+        prompts: one for each image.
+        seeds: one for each image.
+        seed: of the first image as given; None where it was drawn.
+        targets: file of each image, or the file of the grid.
+        rows: of the grid, one for each prompt; 0 for one file per image.
+        metadata: common to all files.
     """
 
     folder: ModelFolder
@@ -80,18 +81,27 @@ def generate_images(
     strategy: str = "auto",
     **options: Any,
 ) -> list[Path]:
-    """Make images and write them as PNG with their making inside; returns the files.
+    """Generate images and write them as PNG files, with metadata to make them again.
 
     Args:
-        tile: as of `LatentDiffusion.generate`; nothing of the image depends on it.
-        strategy: of `distribution.strategy.make_strategy`. Of several processes each makes and
-            writes its own share of the images, and returns the files of that.
-        options: of `plan_images`.
+        batch_size: images denoised together.
+        quiet: show no progress.
+        timing: print the time of each stage on stderr.
+        tile: see `LatentDiffusion.generate`; the images do not depend on it.
+        strategy: name of a strategy, see `distribution.strategy.make_strategy`. With several
+            processes each generates and writes its share of the images.
+        options: see `plan_images`.
+
+    Returns:
+        The files that this process wrote.
+
+    Raises:
+        UserError: see `plan_images`; or options that do not go with the strategy.
     """
     with collect() as spent:
         plan = plan_images(options)
         source = options["source"]
-        before = _read_pixels(source) if source else None  # its file may be written again
+        before = _read_pixels(source) if source else None  # the file may be overwritten
         with timed("import Keras"):
             import_keras()
             from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -129,14 +139,18 @@ def generate_images(
 
 
 def plan_images(options: dict[str, Any]) -> Plan:
-    """Plan of a drawing, from the options of `latentddpm generate`, None where not given.
+    """Plan of a generation, from the options of `latentddpm generate`.
 
-    Options of a sampler are among them by their own names. What is not given comes from the
-    metadata of `source`, a PNG made here, then from the model.
+    An option that is not given comes from the metadata of `source`, a PNG made by latentddpm,
+    else from the model's defaults.
+
+    Args:
+        options: by their names on the command line, sampler options among them; None for an
+            option that is not given.
 
     Raises:
-        UserError: options that make no sense, or that the model cannot follow; files that are
-            missing, or are others than those that `source` was made with.
+        UserError: options that contradict each other or that the model does not accept; files
+            that are missing, or differ from those that `source` was made with.
     """
     source = options["source"]
     remembered = read_generation_metadata(source) if source else {}
@@ -186,7 +200,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
             "latentddpm": latentddpm.__version__,
             "model": model_name(folder),
             "model_digest": folder.digest,
-            # The same line writes the same bytes as ever: its options in its order, then steps.
+            # Reserve the places of these keys: the order decides the bytes of the file.
             **dict.fromkeys(name for name in options if name in FIRST),
             **asdict(settings),
             "num_images": num_images,
@@ -203,7 +217,7 @@ def _read_pixels(path: Path) -> np.ndarray:
 def _write(
     plan: Plan, share: slice, images: np.ndarray, loras: list[dict[str, Any]]
 ) -> dict[Path, np.ndarray]:
-    """Write the images of a share, or the grid of all; the pixels of each file."""
+    """Write a process's share of the images, or the grid of all; return the pixels by file."""
     made = {**plan.metadata, **({"loras": loras} if loras else {})}
     if plan.rows:
         prompts = plan.prompts[:: plan.metadata["num_images"]]
@@ -222,7 +236,7 @@ def _write(
 
 @contextlib.contextmanager
 def _devices(strategy: str) -> Iterator[ProcessGroup]:
-    """Networks made in it compute on the devices of a strategy, in one process of a group."""
+    """Scope of a strategy, whose devices networks made inside use; yields its processes."""
     import keras
 
     backend = keras.backend.backend()
@@ -244,7 +258,7 @@ def _devices(strategy: str) -> Iterator[ProcessGroup]:
 
 
 def _check_out(out: Path | None, count: int) -> None:
-    """Refuse a name for `count` pictures that is not a folder or one PNG."""
+    """Refuse an output that is neither a folder nor, for a single picture, a PNG file."""
     if out is None or not out.suffix or out.is_dir():
         return
     if out.suffix.lower() != ".png":
@@ -254,7 +268,7 @@ def _check_out(out: Path | None, count: int) -> None:
 
 
 def _targets(out: Path | None, prompts: list[str], seeds: list[int], grid: bool) -> list[Path]:
-    """The files to write: `out` itself, or one file per image below it."""
+    """Files to write: `out` itself, or one for each image in the folder `out`."""
     names = [f"{_slug(text)}-{seed}.png" for text, seed in zip(prompts, seeds, strict=True)]
     if grid:
         names = [f"{_slug(prompts[0])}-{seeds[0]}-grid.png"]

@@ -1,7 +1,7 @@
-"""LoRA files as a person names them: `FILE`, or `FILE:SCALE`, or the run that trained one.
+"""LoRA files as options name them: `FILE`, `FILE:SCALE`, or the run that trained one.
 
-A PNG remembers the name, SHA-256 and scale of each; `--from` takes a file of that name beside the
-picture, or in the working folder, when it is the same.
+The metadata of a PNG holds name, SHA-256 and scale of each. `--from` looks for the same file, by
+its name, beside the PNG and in the working directory.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file that is there, and how much of it to apply.
+    """LoRA file that exists, and the scale to apply it with.
 
     Attributes:
-        path: the file.
-        scale: 1 as it was trained, 0 not at all; may be more, or negative.
+        path: of the file.
+        scale: factor of its change of the weights, any finite number; 1 as it was trained.
     """
 
     path: Path
@@ -35,10 +35,13 @@ class Lora:
 
 
 def read_loras(options: Iterable[str]) -> list[Lora]:
-    """The files named by `FILE` or `FILE:SCALE`.
+    """LoRA files of the options `--lora`.
+
+    Args:
+        options: each `FILE`, `FILE:SCALE`, or a run folder instead of the file.
 
     Raises:
-        UserError: no such file, or a scale that is no number.
+        UserError: no such file, or a scale that is not a finite number.
     """
     found = []
     for option in options:
@@ -59,10 +62,14 @@ def read_loras(options: Iterable[str]) -> list[Lora]:
 
 
 def remembered_loras(source: Path | None, traces: Iterable[Any]) -> list[Lora]:
-    """The files that the picture `source` was made with.
+    """LoRA files that a PNG was made with.
+
+    Args:
+        source: the PNG.
+        traces: its metadata `loras`: for each file its name `file`, `sha256` and `scale`.
 
     Raises:
-        UserError: a file that is not there, or is another; or the picture's metadata is malformed.
+        UserError: a file is missing or is another one, or the metadata is malformed.
     """
     found = []
     for trace in traces:
@@ -82,7 +89,11 @@ def remembered_loras(source: Path | None, traces: Iterable[Any]) -> list[Lora]:
 
 
 def apply_loras(model: LatentDiffusion, loras: Iterable[Lora]) -> None:
-    """Add each to the weights of `model`.
+    """Add LoRA files to the weights of a model.
+
+    Args:
+        model: to change; `model.loras` lists them afterwards.
+        loras: the files with their scales.
 
     Raises:
         UserError: see `interop.lora.merge_lora`.

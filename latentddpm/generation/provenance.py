@@ -1,8 +1,8 @@
-"""Metadata of a PNG made here: everything that it follows from, read back to make it again.
+"""Metadata of generated PNG files, and reading it back to make an image again (`--from`).
 
-Its settings are exactly the fields of `GenerationSettings`. Of a picture it started from, of its
-mask and of LoRA files it is the name and the SHA-256: these have to be there again, and to be the
-same.
+It holds exactly the fields of `GenerationSettings`, with prompt, seed and model. Of an init image,
+its mask and LoRA files it holds name and SHA-256: to make the image again, the same files are
+needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from latentddpm.pipeline.settings import FIELDS
 from latentddpm.utils.files import file_digest
 from latentddpm.utils.pixels import read_metadata
 
-# Of the metadata beside the settings: what `--from` needs, and what it may find.
+# Metadata beside the settings: keys that `--from` needs, and keys that it uses if present.
 NEEDED = {"prompts": list, "seed": int, "model_digest": str}
 OPTIONAL = {
     "model": str,
@@ -35,10 +35,16 @@ OPTIONAL = {
 
 
 def read_generation_metadata(source: Path) -> dict[str, Any]:
-    """The metadata of a PNG that can be made again: anyone can write one.
+    """Read the metadata of a generated PNG, and check it: anyone can write a PNG.
+
+    Args:
+        source: the PNG file.
+
+    Returns:
+        Metadata by key; the keys of `NEEDED` are present.
 
     Raises:
-        UserError: no such file, or its metadata cannot be what was written here.
+        UserError: no such file, a key is missing, or a value has the wrong type.
     """
     metadata = read_metadata(source)
     for key in NEEDED:
@@ -54,7 +60,11 @@ def read_generation_metadata(source: Path) -> dict[str, Any]:
 
 
 def remembered_settings(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a PNG was made with; an earlier version may have known fewer of them."""
+    """Generation settings in the metadata of a PNG; an earlier version may have written fewer.
+
+    Args:
+        metadata: returned by `read_generation_metadata`.
+    """
     return {name: metadata[name] for name in FIELDS if metadata.get(name) is not None}
 
 
@@ -67,13 +77,19 @@ def _check_types(where: str, values: dict[str, Any], kinds: dict[str, type]) -> 
 def input_file(
     name: str, given: Path | None, source: Path | None, remembered: dict[str, Any]
 ) -> Path | None:
-    """The picture to start from, or its mask: the one given, or the one `source` remembers.
+    """File of the init image or of its mask: the one given, else the one that a PNG names.
 
     Args:
         name: "init_image" or "mask".
+        given: on the command line; None if not given.
+        source: PNG to make again; None for none.
+        remembered: its metadata.
+
+    Returns:
+        The file, or None where there is none.
 
     Raises:
-        UserError: it is gone, or is not the one that `source` was made from.
+        UserError: the file is missing, or is not the one that `source` was made from.
     """
     own, digest = remembered.get(name), remembered.get(f"{name}_sha256")
     if own is None:
@@ -96,13 +112,23 @@ def input_file(
 
 
 def beside(source: Path, name: str) -> Path | None:
-    """A file of that name beside a picture, or in the working folder."""
+    """File beside a picture, or else in the working directory; None where there is none.
+
+    Args:
+        source: the picture.
+        name: of the file.
+    """
     places = source.parent / name, Path(name)
     return next((path for path in places if path.is_file()), None)
 
 
 def source_metadata(files: dict[str, Path | None], start: InitImage | None) -> dict[str, Any]:
-    """Metadata about the picture that a PNG started from, and its mask."""
+    """Metadata of the init image and its mask: names, SHA-256 digests, strength.
+
+    Args:
+        files: by the names "init_image" and "mask"; None for one that is not used.
+        start: as it was read; None without an init image.
+    """
     source_metadata = {}
     for name, path in files.items():
         if path is not None:
@@ -112,14 +138,23 @@ def source_metadata(files: dict[str, Path | None], start: InitImage | None) -> d
 
 
 def model_name(folder: ModelFolder) -> str:
-    """Name by which a model is found again: a ready model by its name, another by its path."""
+    """Name by which `--model` finds a model again: that of a model that ships, else the path.
+
+    Args:
+        folder: of the model.
+    """
     if folder.path.parent in ready_models():
         return folder.path.name
     return str(folder.path)
 
 
 def comparison(source: Path, original: np.ndarray, pixels: np.ndarray) -> str:
-    """Line that says how near a picture made again, uint8 (H, W, 3), comes to the first."""
+    """Message that compares a picture that was made again with the original.
+
+    Args:
+        source: file of the original.
+        original, pixels: of the original and of the new picture, uint8 (H, W, 3) each.
+    """
     if original.shape != pixels.shape:
         return f"another size than {source}"
     largest = int(np.abs(original.astype(int) - pixels).max())

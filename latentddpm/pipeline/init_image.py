@@ -1,9 +1,9 @@
-"""The picture that image-to-image and inpainting start from, and the mask of what to repaint.
+"""Init image of image-to-image and inpainting: a picture to start from, and its mask.
 
-Both are read like training images (upright, 8 bits, transparency over white), scaled to cover
-the size that is drawn and cropped to it, never stretched, and both in the same way: a mask
-belongs to its picture. White is repainted, black is kept, gray is mixed. Neither Keras nor
-TensorFlow is needed here, so that a command refuses a wrong file at once.
+Both are read like training images (upright, 8 bits, transparency over white). Then they are
+scaled, with their aspect ratio, to cover the output size, and cropped to it, both in the same way.
+White areas of the mask are repainted, black areas are kept, gray ones are mixed. Neither Keras
+nor TensorFlow is imported here, so that a command refuses a wrong file at once.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Source = str | Path | np.ndarray
 
 @dataclass(frozen=True)
 class InitImage:
-    """A picture to start from, at the size that is drawn.
+    """Picture to start from, at the output size, with its mask.
 
     Attributes:
         init_image: uint8 (H, W, 3).
-        mask: uint8 (H, W), 0 (keep) .. 255 (repaint), or None to change everything.
-        strength: how far it may go from the picture, in (0, 1]; 1 starts from (almost) pure
+        mask: uint8 (H, W), from 0 (keep) to 255 (repaint); None repaints everything.
+        strength: share of the sampler's steps that is run, in (0, 1]; 1 starts from (almost) pure
             noise.
     """
 
@@ -40,7 +40,13 @@ class InitImage:
     strength: float
 
     def first_step(self, num_steps: int) -> int:
-        """Where a sampler of `num_steps` starts: it runs the last ⌊num_steps · strength⌋.
+        """First step of a sampler, which runs its last ⌊num_steps · strength⌋ steps.
+
+        Args:
+            num_steps: of the sampler.
+
+        Returns:
+            Index of the step, 0 … num_steps − 1.
 
         Raises:
             UserError: no step would be left.
@@ -55,11 +61,18 @@ class InitImage:
 
     @property
     def repaint(self) -> np.ndarray:
-        """The mask as weights, float32 (H, W), 0 (keep) .. 1 (repaint)."""
+        """Mask as weights, float32 (H, W), from 0 (keep) to 1 (repaint)."""
         return self.mask.astype(np.float32) / 255
 
     def composite(self, images: np.ndarray) -> np.ndarray:
-        """What was drawn, uint8 (N, H, W, 3), with the picture's own pixels where it is kept."""
+        """Generated images with the picture's own pixels where the mask keeps them.
+
+        Args:
+            images: uint8 (N, H, W, 3).
+
+        Returns:
+            uint8 (N, H, W, 3).
+        """
         if self.mask is None:
             return images
         repaint = self.repaint[..., None]
@@ -73,19 +86,21 @@ def read_init_image(
     strength: float | None,
     size: tuple[int, int],
 ) -> InitImage | None:
-    """The picture to start from, or None when there is none.
+    """Read the picture to start from, and its mask.
 
-    A file of another size is scaled and cropped, with a warning that says so; an array has to
-    be of the size already.
+    A file of another size is scaled and cropped, with a warning; an array has to have the size.
 
     Args:
-        init_image: a file, or uint8 (H, W, 3).
-        mask: a file or uint8 (H, W), as large as the picture before it is scaled.
+        init_image: a file, or uint8 (H, W, 3); None for no picture.
+        mask: a file, or uint8 (H, W), of the picture's own size; None for none.
         strength: in (0, 1]; None for 1 with a mask, else 0.75.
-        size: (height, width) to draw.
+        size: (height, width) of the output, in pixels.
+
+    Returns:
+        The picture at the output size, or None without one.
 
     Raises:
-        UserError: an unreadable file, another size of mask than of picture, a strength out of
+        UserError: an unreadable file, a mask of another size than the picture, a strength out of
             range, or a mask or strength without a picture.
     """
     if init_image is None:
@@ -150,5 +165,5 @@ def _name(source: Source) -> str:
 
 
 def _pixels(size: tuple[int, int]) -> str:
-    """As people write it: width × height."""
+    """Size for messages, as people write it: width × height."""
     return f"{size[1]}×{size[0]} pixels"

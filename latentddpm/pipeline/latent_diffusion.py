@@ -1,10 +1,10 @@
-"""Latent diffusion: prompt → context → sampler over the UNet → decoder → images; all parts meet.
+"""Latent diffusion model: prompt → context → sampler over the UNet → decoder → images.
 
     model = LatentDiffusion.load("weights/emoji-128")
-    images = model.generate("red apple", num_images=4, seed=0)      # uint8 (4, 64, 64, 3)
+    images = model.generate("red apple", num_images=4, seed=0)      # uint8 (4, 128, 128, 3)
 
-Or from a picture's latents (image-to-image), or only in a part of one (inpainting). Image k of
-seed s is the image of seed s + k, see `seeds`.
+Generation starts from noise, from the latents of a picture (image-to-image), or changes a part of
+a picture (inpainting). Image k of seed s is the image of seed s + k, see `seeds`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ import latentddpm
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
-from latentddpm.diffusion.guidance import ClassifierFreeGuidance
-from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.autoencoder.tiling import check_tile, decode, encode
-from latentddpm.models.inference import compiled
+from latentddpm.models.autoencoder.tiling import check_tile, decode
 from latentddpm.models.unet import UNet
-from latentddpm.pipeline.init_image import InitImage, Source, read_init_image
+from latentddpm.pipeline.init_image import Source, read_init_image
 from latentddpm.pipeline.model_folder import (
     FILES,
     MANIFEST,
@@ -40,32 +37,43 @@ from latentddpm.pipeline.model_folder import (
     read_model_folder,
     write_manifest,
 )
+from latentddpm.pipeline.sampler_inputs import guided_denoiser, start_latents, text_contexts
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
 from latentddpm.utils import signals
 from latentddpm.utils.files import atomic_folder
-from latentddpm.utils.pixels import from_pixels, to_pixels
+from latentddpm.utils.pixels import to_pixels
 from latentddpm.utils.timing import timed
 
 OUTPUTS = ("images", "latents")
 
 
 class LatentDiffusion:
-    """An autoencoder, a UNet and, for text, an encoder with its tokenizer.
+    """Latent diffusion model: autoencoder, UNet and, for text, a text encoder with its tokenizer.
 
     Made or loaded in the `scope()` of a `tf.distribute` strategy, it splits every batch over the
     replicas in its process.
 
     Args:
-        autoencoder, unet, schedule: the parts.
-        text_encoder, tokenizer: both or neither; None for an unconditional model.
-        image_size: (height, width) drawn by default, the size it was trained at.
-        defaults: of `settings`, by the names of `GenerationSettings`.
+        autoencoder: turns images into latents and back.
+        unet: denoiser of latents; None for an autoencoder alone, which generates nothing.
+        schedule: noise schedule that the UNet was trained with; None without a UNet.
+        text_encoder, tokenizer: of the prompts; both, or None for an unconditional model.
+        image_size: (height, width) in pixels that it was trained at and generates by default.
+        defaults: default settings of `generate`, by the names of `GenerationSettings`.
+        digest: identifies the model folder that it was loaded from; None for no folder.
 
     Attributes:
-        digest: of the model folder it was loaded from, None where it was put together.
-        loras: what `interop.merge_lora` has added to the weights since: each file's name, SHA-256
-            and scale.
+        loras: LoRA files that `interop.merge_lora` has added to the weights: for each its name
+            `file`, its `sha256` and its `scale`.
+
+    Example:
+        >>> autoencoder = latentddpm.Autoencoder(8, channel_multipliers=(1, 2), norm_groups=4)
+        >>> unet = latentddpm.UNet(8, channel_multipliers=(1,), attention_levels=(), norm_groups=4)
+        >>> model = latentddpm.LatentDiffusion(autoencoder, unet, latentddpm.NoiseSchedule())
+        >>> images = model.generate(num_images=3, num_steps=2, height=16, width=16, seed=0)
+        >>> images.shape, images.dtype
+        ((3, 16, 16, 3), dtype('uint8'))
     """
 
     def __init__(
@@ -91,10 +99,14 @@ class LatentDiffusion:
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentDiffusion:
-        """Read a model folder, a finished run, or a ready model by name.
+        """Load a model.
+
+        Args:
+            folder: a model folder, a finished run, or the name of a model that ships, such as
+                "emoji-128".
 
         Raises:
-            UserError: see `modelfolder.read_model_folder`; or the folder holds no UNet.
+            UserError: see `model_folder.read_model_folder`; or the folder holds no UNet.
         """
         found = read_model_folder(folder)
         unet_file = found.file("unet")
@@ -114,12 +126,17 @@ class LatentDiffusion:
         )
 
     def save(self, folder: str | Path, storage: str = "float32") -> ModelFolder:
-        """Write the model folder, atomically; `storage` "float16" halves the files.
+        """Write a model folder, whole or not at all.
 
-        A model folder that stands there is replaced, but for its model card (`README.md`).
+        Args:
+            folder: to write. A model folder that exists is replaced, except its `README.md`.
+            storage: "float32", or "float16" for files of half the size.
+
+        Returns:
+            The model folder, as it is read back.
 
         Raises:
-            UserError: the folder holds something else than a model.
+            UserError: the folder exists and holds something other than a model.
         """
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
@@ -152,7 +169,11 @@ class LatentDiffusion:
 
     @property
     def facts(self) -> ModelFacts:
-        """Facts that decide what it draws, and by which settings."""
+        """Facts that decide which settings the model accepts, and their defaults.
+
+        Raises:
+            UserError: the model has no UNet.
+        """
         if self.unet is None:
             raise UserError("this model is an autoencoder alone: without a UNet nothing is drawn")
         return ModelFacts(
@@ -164,20 +185,26 @@ class LatentDiffusion:
         )
 
     def settings(self, **given: Any) -> GenerationSettings:
-        """Settings of `generate` as given; those left out, or None, are the model's defaults.
+        """Settings for `generate`, with the model's defaults for those not given.
+
+        Args:
+            given: by the names of `GenerationSettings`; None for the model's default.
 
         Raises:
-            UserError: an unknown name, or a value that this model cannot follow.
+            UserError: an unknown name, or a value that this model does not accept.
         """
         settings = self.facts.settings(**given)
         self.make_sampler(settings)
         return settings
 
     def make_sampler(self, settings: GenerationSettings) -> samplers.Sampler:
-        """The sampler of settings, once this model can follow them.
+        """Sampler of some settings.
+
+        Args:
+            settings: returned by `LatentDiffusion.settings`.
 
         Raises:
-            UserError: naming the setting that it cannot follow.
+            UserError: this model does not accept a setting; the message names it.
         """
         self.facts.check(settings)
         make = samplers.get(settings.sampler)
@@ -209,39 +236,41 @@ class LatentDiffusion:
         batch_size: int = 16,
         progress: bool = False,
     ) -> np.ndarray:
-        """Make images: from noise, from a picture, or inside a picture.
+        """Generate images from noise, from a picture, or inside a picture.
+
+        `GenerationSettings` describes the settings `negative_prompt` and `num_steps` … `width`;
+        one that is None has the model's default.
 
         Args:
-            prompt: what to show, or a list; each prompt gives `num_images` images, in order.
-            negative_prompt: what guidance leads away from.
-            seed: of the first image; image k has seed + k. A list names the seed of each
-                image; None draws one.
-            num_steps, sampler, timestep_spacing, guidance_scale, guidance_rescale: None for the
-                model's own defaults; a `Sampler` made elsewhere brings its steps and spacing.
-            sampler_options: further arguments of the sampler, such as `{"eta": 0.5}`; those left
-                out are the model's own.
-            height, width: pixels; None for the size the model was trained at.
-            settings: those of `model.settings`, instead of any of their fields above.
-            init_image: a picture to start from, a file (scaled and cropped to the size) or
-                uint8 (height, width, 3).
-            strength: how far to go from it, in (0, 1]: the share of the steps that is run. None
-                for 0.75, or for 1 with a mask.
-            mask: what of it to repaint, a file as large as the picture or uint8
-                (height, width): white is repainted; black keeps the picture's own pixels.
-            latents: the starting noise instead of the seeds', standard normal (N, h, w, c).
-            output: "images", or "latents" for the scaled latents before they are decoded.
-            tile: how to encode and decode: "auto" (in strips when one pass does not fit into
-                memory), "off", or the height of a strip in pixels; changes nothing but memory.
-            batch_size: images denoised at a time; changes nothing but memory.
-            progress: show a bar on stderr.
+            prompt: one, or a list; "" for none. Each prompt gives `num_images` images, in order.
+            negative_prompt: see `GenerationSettings`.
+            num_images: for each prompt, at least 1.
+            seed: of the first image, 0 … 2⁶³ − 1; image k has seed + k. A list has the seed of
+                each image; None draws the first.
+            num_steps, sampler, timestep_spacing, sampler_options: see `GenerationSettings`. A
+                `Sampler` object comes with its own steps, spacing and options.
+            guidance_scale, guidance_rescale, height, width: see `GenerationSettings`.
+            settings: returned by `model.settings`, instead of single settings.
+            init_image: picture to start from: a file, scaled and cropped to the size, or uint8
+                (height, width, 3).
+            strength: share of the steps that is run from `init_image`, in (0, 1]; a higher one
+                changes the picture more. None for 0.75, or for 1 with a mask.
+            mask: part of `init_image` to change: a file of the picture's size, or uint8
+                (height, width). White is changed; black keeps the pixels of the picture.
+            latents: starting noise, standard normal (N, h, w, c), instead of that of the seeds.
+            output: "images", or "latents" for the scaled latents, not decoded.
+            tile: encode and decode in strips: "auto" (where the whole image does not fit into
+                memory), "off", or the height of a strip in pixels. The images are the same.
+            batch_size: images denoised together, at least 1. The images are the same.
+            progress: show a progress bar on stderr.
 
         Returns:
             uint8 (N, height, width, 3); with `output="latents"` float32 (N, h, w, c).
 
         Raises:
-            UserError: a value out of range, an unknown sampler, an option it does not take, a
-                size the networks do not divide, a prompt or guidance for an unconditional model,
-                a picture or mask that cannot be read or does not fit.
+            UserError: a value out of range, an unknown sampler or option, a size that the
+                networks do not divide, a prompt or guidance for an unconditional model, a
+                picture or mask that cannot be read or does not fit.
         """
         arguments = locals()
         given = {name: arguments[name] for name in FIELDS if arguments[name] is not None}
@@ -258,10 +287,10 @@ class LatentDiffusion:
         settings, sampler = self._decide(settings, given)
 
         start = read_init_image(init_image, mask, strength, settings.size)
-        noise = self._starting_noise(seeds, settings.size, latents)
-        starts, sampler, first_step = self._start(start, sampler, noise, tile)
+        noise = starting_noise(seeds, self._latent_shape(settings.size), latents)
+        starts, sampler, first_step = start_latents(self.autoencoder, start, sampler, noise, tile)
         with timed("text encoder"):
-            contexts = self._contexts(prompts, settings.negative_prompt)
+            contexts = text_contexts(self.text_encoder, self.tokenizer, prompts, settings)
 
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]
@@ -273,9 +302,10 @@ class LatentDiffusion:
                 bar.update()
 
             for batch in batches:
+                own = None if contexts is None else tuple(rows[batch] for rows in contexts)
                 with timed("sampler"):
                     denoised = sampler.sample(
-                        self._denoiser(contexts, batch, settings),
+                        guided_denoiser(self.unet, own, settings),
                         starts[batch],
                         noise=partial(step_noise, seeds[batch], noise.shape[1:]),
                         callback=after_step,
@@ -292,7 +322,7 @@ class LatentDiffusion:
     def _decide(
         self, settings: GenerationSettings | None, given: dict[str, Any]
     ) -> tuple[GenerationSettings, samplers.Sampler]:
-        """The settings and the sampler of `generate`: those handed over, else as given."""
+        """Settings and sampler of `generate`, from `settings` or from the single ones given."""
         if settings is not None:
             for name, value in given.items():
                 raise UserError(f"{name}: {value!r} beside settings that have their own")
@@ -306,68 +336,7 @@ class LatentDiffusion:
                 raise UserError(f"{name}: {given[name]!r} beside a sampler that has its own")
         return self.facts.settings(**{**given, "sampler": None}), sampler
 
-    def _starting_noise(
-        self, seeds: Sequence[int], size: tuple[int, int], latents: np.ndarray | None
-    ) -> np.ndarray:
-        """Standard normal noise, float32 (N, h, w, c): of the seeds, or `latents`."""
+    def _latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Shape (h, w, c) of the latents of one image."""
         factor = self.autoencoder.downsample_factor
-        shape = (size[0] // factor, size[1] // factor, self.autoencoder.latent_channels)
-        if latents is None:
-            return starting_noise(seeds, shape)
-        latents = np.asarray(latents, np.float32)
-        if latents.shape != (len(seeds), *shape):
-            raise UserError(f"latents: expected {(len(seeds), *shape)}, got {latents.shape}")
-        return latents
-
-    def _start(
-        self,
-        start: InitImage | None,
-        sampler: samplers.Sampler,
-        noise: np.ndarray,
-        tile: str | int,
-    ) -> tuple[np.ndarray, samplers.Sampler, int]:
-        """Latents to start from, the sampler that goes on from there, and its first step."""
-        if start is None:
-            return noise, sampler, 0
-        first_step = start.first_step(sampler.num_steps)
-        with timed("encoder"):
-            mean, _ = encode(self.autoencoder, from_pixels(start.init_image)[None], tile)
-            known = np.asarray(self.autoencoder.to_latents(mean))
-        starts = sampler.add_noise(known, noise, first_step)
-        if start.mask is not None:
-            weights = repaint_weights(start.repaint, self.autoencoder.downsample_factor)
-            sampler = Inpainting(sampler, known, weights)
-        return starts, sampler, first_step
-
-    def _denoiser(
-        self,
-        contexts: Sequence[np.ndarray] | None,
-        batch: slice,
-        settings: GenerationSettings,
-    ) -> samplers.Denoiser:
-        """The UNet as samplers call it, guided by the contexts of a batch where there are any."""
-        predict = compiled(self.unet)
-
-        def denoise(noisy_latents: Any, timesteps: Any, context: Any = None) -> Any:
-            inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps}
-            if context is not None:
-                inputs["context"] = context
-            return predict(inputs)
-
-        if contexts is None:
-            return denoise
-        context, null_context = (rows[batch] for rows in contexts)
-        scale, rescale = settings.guidance_scale, settings.guidance_rescale
-        return ClassifierFreeGuidance(denoise, context, null_context, scale, rescale)
-
-    def _contexts(
-        self, prompts: Sequence[str], negative_prompt: str
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Text states of the prompts and of what guidance leads away from, (N, L, d) each."""
-        if self.text_encoder is None:
-            return None
-        distinct = list(dict.fromkeys([negative_prompt, *prompts]))
-        token_ids = self.tokenizer(distinct)
-        states = np.asarray(compiled(self.text_encoder)({"token_ids": token_ids}))
-        rows = [distinct.index(text) for text in prompts]
-        return states[rows], states[[distinct.index(negative_prompt)] * len(prompts)]
+        return size[0] // factor, size[1] // factor, self.autoencoder.latent_channels

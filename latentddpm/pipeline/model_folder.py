@@ -1,11 +1,11 @@
-"""The model folder: what `pipeline.json` says, checked before anything is loaded.
+"""Model folder: its manifest `pipeline.json` and its files, checked before anything is loaded.
 
     pipeline.json     format version, schedule, image size, defaults of `generate`, and for each
                       part its file, size and digests
     vae.keras  unet.keras  text_encoder.keras  tokenizer/  README.md
 
-Reading it needs neither Keras nor TensorFlow. A UNet names the autoencoder whose latents it
-was trained on; a folder that pairs it with another is refused.
+Reading it needs neither Keras nor TensorFlow. The manifest names the autoencoder whose latents
+the UNet was trained on; a folder that pairs the UNet with another one is refused.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ MANIFEST = "pipeline.json"
 FILES = {"vae": "vae.keras", "unet": "unet.keras", "text_encoder": "text_encoder.keras"}
 TOKENIZER = "tokenizer"
 LORA = "lora.safetensors"
-"""What a run leaves that trained a LoRA: a change of a model, and no model."""
+"""File that a run with a LoRA writes instead of a model."""
 ENTRY = {"file": str, "bytes": int, "sha256": str, "digest": str}
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder whose manifest was read and whose files are there.
+    """Model folder whose manifest was read and whose files exist.
 
     Attributes:
-        path: the folder.
-        parts: by name (`vae`, `unet`, `text_encoder`): `file`, `bytes`, `sha256`, `digest`.
-        schedule: arguments of `NoiseSchedule`, None for an autoencoder alone.
-        image_size: (height, width) the model was trained at.
-        defaults: of settings; see `settings.GenerationSettings`.
+        path: of the folder.
+        parts: by name (`vae`, `unet`, `text_encoder`), each with its `file`, its size in `bytes`,
+            the `sha256` of the file and the `digest` of the weights.
+        schedule: arguments of `NoiseSchedule`; None for an autoencoder alone.
+        image_size: (height, width) in pixels that the model was trained at.
+        defaults: default settings, by the names of `settings.GenerationSettings`.
     """
 
     path: Path
@@ -49,14 +50,17 @@ class ModelFolder:
 
     @property
     def digest(self) -> str:
-        """Twelve characters that tell this model from others, for image metadata."""
+        """Digest of the weights of all parts, 12 characters, for image metadata."""
         import hashlib
 
         text = json.dumps({name: part["digest"] for name, part in sorted(self.parts.items())})
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def file(self, part: str) -> Path:
-        """The archive of a part.
+        """Archive of a part.
+
+        Args:
+            part: "vae", "unet" or "text_encoder".
 
         Raises:
             UserError: the folder has no such part.
@@ -68,10 +72,13 @@ class ModelFolder:
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder meant by a model folder, a run folder, or the name of a ready model.
+    """Find a model folder.
+
+    Args:
+        path: a model folder, a run folder, or the name of a model that ships.
 
     Raises:
-        UserError: none of these.
+        UserError: it is none of these.
     """
     path = Path(path)
     candidates = [path, path / "model"]
@@ -92,7 +99,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def ready_models() -> list[Path]:
-    """Folders that hold the models that ship: beside the package, or inside the wheel."""
+    """Folders that hold the models that ship: inside the wheel, or beside the package."""
     here = Path(__file__).resolve().parent.parent
     return [path for path in (here / "weights", here.parent / "weights") if path.is_dir()]
 
@@ -101,8 +108,9 @@ def read_model_folder(path: str | Path, verify: bool = True) -> ModelFolder:
     """Read and check a model folder.
 
     Args:
-        verify: compare the digests of its files, not only their sizes: seconds for a large
-            model. `LatentDiffusion.load` does it in any case.
+        path: a model folder, a run folder, or the name of a model that ships.
+        verify: compare the digests of its files too, not only their sizes; this takes seconds
+            for a large model. `LatentDiffusion.load` always does it.
 
     Raises:
         UserError: a missing or malformed manifest, a missing or changed file, a UNet of another
@@ -161,7 +169,13 @@ def _check_file(path: Path, part: dict[str, Any], verify: bool) -> None:
 
 
 def describe_part(file: Path, digest: str, **extra: str) -> dict[str, Any]:
-    """The manifest's entry of a file."""
+    """Entry of a part in the manifest.
+
+    Args:
+        file: archive of the part.
+        digest: of its weights.
+        extra: further keys, such as the UNet's `vae_digest`.
+    """
     return {
         "file": file.name,
         **asdict(FileEntry.of(file)),
@@ -178,7 +192,16 @@ def write_manifest(
     defaults: dict[str, Any],
     version: str,
 ) -> None:
-    """Write `pipeline.json`, last of all files of a model folder."""
+    """Write `pipeline.json`, the last file of a model folder.
+
+    Args:
+        path: of the folder.
+        parts: entries by name, made by `describe_part`.
+        schedule: arguments of `NoiseSchedule`; None without a UNet.
+        image_size: (height, width) in pixels; None for none.
+        defaults: default settings by name.
+        version: of latentddpm.
+    """
     write_json(
         path / MANIFEST,
         {

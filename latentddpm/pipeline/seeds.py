@@ -1,7 +1,7 @@
-"""Seeds to noise: image k of seed s is the image of seed s + k, whatever else is in its batch.
+"""Seeds and noise: image k of seed s is the image of seed s + k, whatever else is in its batch.
 
-A counter-based generator (Philox; Salmon et al. 2011) keyed by (seed, step) gives every image
-its own stream a step, the same on every backend and machine.
+A counter-based generator (Philox; Salmon et al. 2011) with the key (seed, step) gives each image
+its own noise at each step, the same on every backend and machine.
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ MAX_SEED = 2**63 - 1
 
 
 def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """The seeds seed, seed + 1, … of `count` images; None draws the first.
+    """Seeds of a number of images: seed, seed + 1, …
+
+    Args:
+        seed: of the first image; a list has the seed of each; None draws the first.
+        count: number of images.
+
+    Returns:
+        A list of length `count`.
 
     Raises:
-        UserError: a negative or too large seed, or a list of another length.
+        UserError: a seed outside 0 … `MAX_SEED` − `count`, or a list of another length.
     """
     if isinstance(seed, Sequence):
         if len(seed) != count:
@@ -33,13 +40,41 @@ def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     return [seed + k for k in range(count)]
 
 
-def starting_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
-    """Pure noise of each image, float32 (N, *shape), from its seed alone."""
-    return step_noise(seeds, shape, -1)
+def starting_noise(
+    seeds: Sequence[int], shape: tuple[int, ...], latents: np.ndarray | None = None
+) -> np.ndarray:
+    """Standard normal noise that each image starts from.
+
+    Args:
+        seeds: of the N images.
+        shape: of one image's latents.
+        latents: noise to use instead, (N, *shape); None for that of the seeds.
+
+    Returns:
+        float32 (N, *shape).
+
+    Raises:
+        UserError: `latents` of another shape.
+    """
+    if latents is None:
+        return step_noise(seeds, shape, -1)
+    latents = np.asarray(latents, np.float32)
+    if latents.shape != (len(seeds), *shape):
+        raise UserError(f"latents: expected {(len(seeds), *shape)}, got {latents.shape}")
+    return latents
 
 
 def step_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int) -> np.ndarray:
-    """The noise a stochastic sampler adds in `step`, float32 (N, *shape)."""
+    """Standard normal noise that a stochastic sampler adds in a step.
+
+    Args:
+        seeds: of the N images.
+        shape: of one image's latents.
+        step: index of the sampler's step, 0 …
+
+    Returns:
+        float32 (N, *shape).
+    """
     return np.stack(
         [
             np.random.Generator(np.random.Philox(key=[seed, step + 1])).standard_normal(

@@ -1,12 +1,12 @@
-"""Settings of a drawing: every option that an image follows from, decided once and handed on.
+"""Generation settings: every option that an image depends on, beside its prompt and its seed.
 
-    settings = model.settings(num_steps=10)        what is given, else the model's own
+    settings = model.settings(num_steps=10)        the others are the model's defaults
     images = model.generate("red apple", seed=0, settings=settings)
 
-`ModelFacts` makes them, and refuses what the model cannot follow. Its facts are in the model
-folder's manifest and in the archives' configurations, so that the command line decides in a
-second, before Keras is imported. An image's metadata holds exactly the fields of its settings;
-making an image again puts them before the model's own.
+`ModelFacts` makes them, and refuses what the model does not accept. Its facts come from the model
+folder's manifest and from the archives' configurations, so the command line decides within a
+second, before Keras is imported. An image's metadata holds exactly the fields of its settings.
+`generate --from` uses these as defaults, before those of the model.
 """
 
 from __future__ import annotations
@@ -37,22 +37,27 @@ DEFAULTS = {
 }
 OTHER_DEFAULTS = {"sampler_options": {}, "guidance_rescale": 0.0, "negative_prompt": ""}
 WITHOUT_TEXT = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "negative_prompt": ""}
-"""Of an unconditional model: no guidance."""
+"""Settings of an unconditional model: no guidance."""
 
 MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Settings of a drawing, none of them left to a default; made by `ModelFacts.settings`.
+    """Generation settings, all of them decided; made by `ModelFacts.settings`.
 
     The order of the fields is that of an image's metadata.
 
     Attributes:
-        height, width: in pixels.
-        sampler, num_steps, timestep_spacing, sampler_options: see `diffusion.samplers`.
-        guidance_scale, guidance_rescale: see `diffusion.guidance`.
-        negative_prompt: what guidance leads away from.
+        height: of the images in pixels, a multiple of `ModelFacts.size_multiple`.
+        width: the same.
+        sampler: name of a sampler, one of `choices.SAMPLERS`.
+        num_steps: of the sampler, 1 … T.
+        timestep_spacing: "leading", "trailing" or "linspace"; see `diffusion.samplers`.
+        guidance_scale: of classifier-free guidance, at least 0; 1 for none.
+        sampler_options: further arguments of the sampler, such as `{"eta": 0.5}`.
+        guidance_rescale: φ in [0, 1], 0 for none; see `diffusion.guidance`.
+        negative_prompt: text that guidance leads away from, "" for none.
     """
 
     height: int
@@ -79,19 +84,20 @@ HINTS = get_type_hints(GenerationSettings)
 FIELDS: dict[str, type] = {
     one.name: get_origin(HINTS[one.name]) or HINTS[one.name] for one in fields(GenerationSettings)
 }
-"""Each setting, with its type."""
+"""Type of each setting, by name."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts of a model that decide what it draws, and by which settings; see `facts_of`.
+    """Facts of a model that decide which settings it accepts; see `facts_of`.
 
     Attributes:
-        defaults: settings that count where none are given, the first that names one.
-        image_size: (height, width) drawn by default.
-        has_text: whether it follows prompts.
-        num_train_timesteps: T; None where only the loaded model says.
-        size_multiple: height and width have to be multiples of it; None as above.
+        defaults: sources of default settings, by name; an earlier one comes first.
+        image_size: (height, width) in pixels by default; None for no default.
+        has_text: True for a model that takes prompts.
+        num_train_timesteps: T; None where it is not known before the model is loaded.
+        size_multiple: height and width have to be multiples of it; None where it is not known
+            before the model is loaded.
     """
 
     defaults: tuple[Mapping[str, Any], ...]
@@ -101,13 +107,16 @@ class ModelFacts:
     size_multiple: int | None
 
     def settings(self, **given: Any) -> GenerationSettings:
-        """Settings as given; those left out, or None, are the defaults.
+        """Generation settings, with the model's defaults for those not given.
 
-        Options of a sampler are given and left out one by one; default ones count for their own
-        sampler only, and `steps_offset` for its own spacing.
+        Each sampler option has its own default. Default options are used only with the sampler
+        that they were set for, `steps_offset` only with the spacing "leading".
+
+        Args:
+            given: by the names of `GenerationSettings`; None for the default.
 
         Raises:
-            UserError: an unknown name, or a value that this model cannot follow.
+            UserError: an unknown name, or a value that this model does not accept.
         """
         given = {
             check_choice("setting", name, FIELDS): check_type(name, value, FIELDS[name])
@@ -129,11 +138,18 @@ class ModelFacts:
         return settings
 
     def with_defaults(self, remembered: Mapping[str, Any]) -> ModelFacts:
-        """The same model, with settings that count before its own where none are given."""
+        """Facts of the same model with other defaults, which come before its own.
+
+        Args:
+            remembered: settings by name, such as those in an image's metadata.
+        """
         return replace(self, defaults=(remembered, *self.defaults))
 
     def check(self, settings: GenerationSettings) -> None:
-        """Refuse settings that this model cannot follow.
+        """Refuse settings that this model does not accept.
+
+        Args:
+            settings: returned by `ModelFacts.settings`.
 
         Raises:
             UserError: naming the setting, what was expected and the nearest valid choice.
@@ -155,7 +171,10 @@ class ModelFacts:
         self.check_size(settings.height, settings.width)
 
     def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Refuse words for an unconditional model.
+        """Refuse prompts for an unconditional model.
+
+        Args:
+            prompts: of the images; "" is accepted.
 
         Raises:
             UserError: naming the first prompt that is not empty.
@@ -167,7 +186,10 @@ class ModelFacts:
             )
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse pixels that the autoencoder and the UNet cannot divide.
+        """Refuse an image size that the networks' downsample factors do not divide.
+
+        Args:
+            height, width: in pixels.
 
         Raises:
             UserError: naming the nearest valid sizes.
@@ -189,12 +211,15 @@ class ModelFacts:
 
 
 def facts_of(folder: ModelFolder) -> ModelFacts:
-    """Facts of the model in a folder; neither its networks nor Keras are needed.
+    """Facts of the model in a folder, without loading its networks or importing Keras.
 
-    An archive that cannot be read leaves its fact out: loading it says what is wrong.
+    Where an archive cannot be read, `size_multiple` is None; loading the model names the error.
+
+    Args:
+        folder: of the model.
 
     Raises:
-        UserError: a folder without a UNet, or a default in its manifest of the wrong type.
+        UserError: a folder without a UNet, or a default of the wrong type in its manifest.
     """
     factors = [_downsample_factor(folder.file(part)) for part in ("vae", "unet")]
     total = (folder.schedule or {}).get("num_train_timesteps")
@@ -212,26 +237,26 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
 
 
 def _first(name: str, layers: Iterable[Mapping[str, Any]]) -> Any:
-    """The value of the first that has one, else None."""
+    """Value of the first layer that has one for a name, else None."""
     return next((layer[name] for layer in layers if layer.get(name) is not None), None)
 
 
 def _sampler_options(
     sampler: str, timestep_spacing: str, defaults: list[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The default options of a sampler: of the first defaults whose sampler it is."""
+    """Default options of a sampler: those of the first defaults that are for this sampler."""
     for k in range(len(defaults)):
         own = defaults[k].get("sampler_options")
         if own is not None and _first("sampler", defaults[k:]) == sampler:
             options = dict(own)
-            if timestep_spacing != "leading":  # the only one that has an offset
+            if timestep_spacing != "leading":  # the only spacing that takes an offset
                 options.pop("steps_offset", None)
             return options
     return {}
 
 
 def _downsample_factor(archive: Path) -> int | None:
-    """Positions per position of a network's lowest level; None where its archive does not say."""
+    """Downsample factor of a network, from its archive; None where it cannot be read."""
     try:
         with zipfile.ZipFile(archive) as members, members.open("config.json") as config:
             arguments = json.loads(config.read(MAX_CONFIG_BYTES))["config"]

@@ -1,13 +1,14 @@
-"""Training of an autoencoder (`train-vae`): a folder of images → an autoencoder with its scale.
+"""Training of an autoencoder (`train-vae`): images → an autoencoder with its scaling factor.
 
     images ─► Encoder ─► sample of the posterior ─► Decoder ─► loss of `AutoencoderTrainer`
 
-At the end the moments of the whole training set give
+At the end the moments of all training images give
 
     scaling_factor = 1 / std(raw latents)        over samples, so var = E[σ²] + Var[μ]
 
-(Rombach et al. 2022, appendix D.1), stored in the model with per-channel statistics. Where the
-decoder alone is trained, latents and all that was learned of them stay as they are.
+(Rombach et al. 2022, appendix D.1), which the model stores with statistics of each channel. Where
+only the decoder is trained, latents and scaling factor stay the same, so a UNet trained on these
+latents fits the new autoencoder too.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from latentddpm.utils.pixels import grid, save_png, to_pixels
 
 GRID_IMAGES = 16
 MEASURED_IMAGES = 64
-"""Validation images, always the same, that PSNR and SSIM are the means over."""
+"""Number of validation images, always the same ones, for the mean PSNR and SSIM."""
 
 
 @signals.listening()
@@ -65,26 +66,26 @@ def train_vae(
     quiet: bool = False,
     strategy: tf.distribute.Strategy | None = None,
 ) -> Autoencoder:
-    """Train an autoencoder on images, as the command `train-vae` does; leaves `out/model`.
+    """Train an autoencoder on images, as the command `train-vae` does; writes `out/model`.
 
     Args:
-        config: settings, as an `AutoencoderRun`, a dictionary of what differs from the defaults,
-            or the path of a YAML file of that.
+        config: settings, as an `AutoencoderRun`, a dictionary of those that differ from the
+            defaults, or the path of such a YAML file.
         data: folder of images or shards; see `data.sources.open.open_source`.
         out: run folder.
-        catalog: folder of the catalog; `out/catalog` when None.
+        catalog: folder of the catalog; None for `out/catalog`.
         strict: refuse data with unreadable images.
         resume: go on from the newest checkpoint.
-        allow_changes: with `resume`, other settings or data than the run was started with.
+        allow_changes: with `resume`, accept other settings or data than the run started with.
         quiet: show no progress.
-        strategy: of `distribution.strategy.make_strategy`; None for one device.
+        strategy: from `distribution.strategy.make_strategy`; None for one device.
 
     Returns:
         The trained autoencoder, with its EMA weights, in float32.
 
     Raises:
-        UserError: unusable data or settings, a resolution the downsample factor does not divide,
-            a run folder that is taken (or, with `resume`, finished or of another run).
+        UserError: unusable data or settings, a resolution that the downsample factor does not
+            divide, a run folder that holds a run (or, with `resume`, a finished or another one).
         signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
 
     Example:
@@ -153,7 +154,16 @@ def train_vae(
 def agree_on_resuming(
     run: Run, dataset: Dataset, perceptual: PerceptualDistance | None
 ) -> Contract:
-    """What every step of the run depends on; see `check_resume`."""
+    """Contract of the run; on resuming it has to match that of the newest checkpoint.
+
+    Args:
+        run: to start or to resume.
+        dataset: opened.
+        perceptual: distance in the loss; None without one.
+
+    Raises:
+        UserError: see `training.run.resume.check_resume`.
+    """
     facts = {}
     if run.config.init:
         facts["init"] = read_model_folder(run.config.init).digest
@@ -165,13 +175,26 @@ def agree_on_resuming(
 
 
 class Validation:
-    """Validation of an autoencoder: losses, PSNR, SSIM, and images above their reconstructions."""
+    """Validation of an autoencoder: losses, PSNR, SSIM, and images above their reconstructions.
+
+    Args:
+        run: folder, settings and processes.
+        trainer: compiled.
+        batches: with the validation images.
+    """
 
     def __init__(self, run: Run, trainer: AutoencoderTrainer, batches: ImageBatches) -> None:
         self.run, self.trainer, self.batches = run, trainer, batches
 
     def __call__(self, step: int, log: RunLog) -> dict[str, float]:
-        """Measure the EMA weights; what was written into the log.
+        """Validate with the EMA weights.
+
+        Args:
+            step: optimizer steps so far.
+            log: to write to.
+
+        Returns:
+            The numbers written into the log, by name; none in processes other than the chief.
 
         Raises:
             signals.Stopped: a signal came.
@@ -201,8 +224,15 @@ class Validation:
 
 
 def whole_model(config: AutoencoderRun, autoencoder: Autoencoder) -> LatentDiffusion:
-    """What a run leaves: the autoencoder alone; where its latents are those of `init`, with all
-    that `init` has beside it."""
+    """Model to save at the end of a run.
+
+    It has the autoencoder alone. Where only the decoder was trained, UNet and text encoder of
+    `init` still fit and come with it.
+
+    Args:
+        config: of the run.
+        autoencoder: trained.
+    """
     if config.training.train == "decoder":
         base = read_model_folder(config.init)
         if "unet" in base.parts:
@@ -216,7 +246,15 @@ def whole_model(config: AutoencoderRun, autoencoder: Autoencoder) -> LatentDiffu
 def reconstruct(
     autoencoder: Autoencoder, dataset: tf.data.Dataset
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Images and their reconstructions, uint8, in batches."""
+    """Images and their reconstructions from the mode of the posterior.
+
+    Args:
+        autoencoder: to use.
+        dataset: batches `{"images": (B, H, W, 3) in [-1, 1]}`.
+
+    Returns:
+        (originals, decoded): lists of uint8 (B, H, W, 3), one array for each batch.
+    """
     originals, decoded = [], []
     for batch in dataset:
         latents = autoencoder.to_latents(autoencoder.encode(batch["images"])[0])
@@ -226,7 +264,11 @@ def reconstruct(
 
 
 def psnr_and_ssim(originals: list[np.ndarray], decoded: list[np.ndarray]) -> dict[str, float]:
-    """Mean PSNR in dB and, where images are large enough for it, mean SSIM."""
+    """Mean PSNR in dB, `psnr`, and for images of at least 11×11 pixels mean SSIM, `ssim`.
+
+    Args:
+        originals, decoded: batches of images and reconstructions, uint8 (B, H, W, 3) each.
+    """
     measures = {"psnr": psnr, "ssim": ssim}
     if min(originals[0].shape[1:3]) < WINDOW:
         del measures["ssim"]
@@ -237,16 +279,28 @@ def psnr_and_ssim(originals: list[np.ndarray], decoded: list[np.ndarray]) -> dic
 
 
 def reconstruction_grid(originals: list[np.ndarray], decoded: list[np.ndarray]) -> np.ndarray:
-    """The first originals above their reconstructions, uint8."""
+    """Picture of the first images above their reconstructions, uint8 (H', W', 3).
+
+    Args:
+        originals, decoded: batches of images and reconstructions, uint8 (B, H, W, 3) each.
+    """
     pairs = [np.concatenate(part)[:GRID_IMAGES] for part in (originals, decoded)]
     half = max(len(pairs[0]) // 2, 1)
     return grid([part[i : i + half] for i in range(0, len(pairs[0]), half) for part in pairs])
 
 
 def measure_latents(autoencoder: Autoencoder, dataset: tf.data.Dataset) -> dict[str, Any]:
-    """Mean and standard deviation of raw posterior samples over a whole dataset.
+    """Mean and standard deviation of unscaled latents over a dataset.
 
-    The variance of a sample is E[σ²] + Var[μ], so nothing is drawn. Sums run in float64.
+    The variance of posterior samples is E[σ²] + Var[μ], so no sample is drawn. Sums are float64.
+
+    Args:
+        autoencoder: to measure.
+        dataset: batches `{"images": (B, H, W, 3) in [-1, 1]}`.
+
+    Returns:
+        `Autoencoder.latent_statistics`: "count" of images, "mean" and "std" over all channels,
+        "channel_mean" and "channel_std" as lists.
     """
     count, total, squares = 0, 0.0, 0.0
     for batch in dataset:

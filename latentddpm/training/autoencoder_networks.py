@@ -1,9 +1,9 @@
-"""The networks of an autoencoder's run: from scratch, or of a finished model.
+"""Networks of a `train-vae` run: from scratch, or from a finished model.
 
     images ─► autoencoder ─► reconstructions ─┬─► PerceptualDistance
                                               └─► Adversary: discriminator and its optimizer
 
-Only the autoencoder is always there, and only it is left in the end.
+Discriminator and perceptual distance are optional; the finished model holds neither.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from latentddpm.training.step.adversarial import Adversary
 
 
 def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencoder]:
-    """The autoencoder of a configuration: untrained, reproducible by its seed, or that of `init`.
+    """Autoencoder of a configuration: new, with weights from the seed, or that of `init`.
+
+    Args:
+        config: of the run.
 
     Returns:
-        The configuration as well, once it agrees with `init`.
+        The configuration, completed with the sizes and the resolution of `init`, and the
+        autoencoder.
 
     Raises:
         UserError: sizes that do not fit each other, the resolution, or `init`.
@@ -54,10 +58,13 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
 
 
 def build_adversary(config: AutoencoderRun) -> Adversary | None:
-    """The discriminator of a configuration with its optimizer; None without one.
+    """Discriminator of a configuration with its optimizer; None where its weight is 0.
 
-    The optimizer is the autoencoder's, but for rate, betas and averages; its clock, which the
-    rate follows, starts with the discriminator's first step.
+    The optimizer has the settings of the autoencoder's, with its own learning rate and betas, and
+    without EMA. Its learning-rate schedule starts with the discriminator's first step.
+
+    Args:
+        config: of the run.
 
     Raises:
         UserError: sizes that do not fit each other, or the resolution.
@@ -87,10 +94,13 @@ def build_adversary(config: AutoencoderRun) -> Adversary | None:
 
 
 def build_perceptual(config: AutoencoderRun) -> PerceptualDistance | None:
-    """The perceptual distance of a configuration; None without one.
+    """Perceptual distance of a configuration; None for the source "none".
+
+    Args:
+        config: of the run.
 
     Raises:
-        UserError: its weights cannot be had, or the resolution.
+        UserError: its weights cannot be loaded, or the resolution is too small for VGG16.
     """
     if config.perceptual.source == "none":
         if config.training.best_metric == "perceptual":

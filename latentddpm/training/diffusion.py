@@ -2,10 +2,10 @@
 
     images ─► latents cache ─► examples (noise drawn in the data) ─► DenoisingTrainer.fit
 
-The network regresses the schedule's target (noise, v, or the clean latents) with a plain
-mean squared error (Ho et al. 2020, eq. 14). A text encoder from scratch trains with it, as
-in the original latent diffusion; one read from CLIP stays as it is, unless it is told to train.
-With `init` all of it starts from a finished model, see `training.finetune`.
+The network predicts the schedule's target (noise, v, or the clean latents) with a plain mean
+squared error (Ho et al. 2020, eq. 14). A text encoder from scratch is trained along with it, as in
+the original latent diffusion. One that is read from CLIP is frozen, unless `text.trainable` is
+set. With `init` the networks start from a finished model, see `training.finetune`.
 """
 
 from __future__ import annotations
@@ -67,29 +67,29 @@ def train_diffusion(
 ) -> LatentDiffusion:
     """Train a UNet on captioned images, as the command `train-diffusion` does.
 
-    Leaves the model folder `out/model`, or of a LoRA the file `out/lora.safetensors`.
+    Writes the model folder `out/model`, or for a LoRA the file `out/lora.safetensors`.
 
     Args:
-        config: settings, as a `DiffusionRun`, a dictionary of what differs from the defaults, or
-            the path of a YAML file of that.
+        config: settings, as a `DiffusionRun`, a dictionary of those that differ from the
+            defaults, or the path of such a YAML file.
         data: folder of images or shards; see `data.sources.open.open_source`.
-        vae: model folder or finished `train-vae` run; None for the one of `config.init`.
+        vae: model folder or finished `train-vae` run; None for the autoencoder of `config.init`.
         out: run folder.
-        latents: folder of the latents cache; `out/latents` when None.
-        catalog: folder of the catalog; `catalog` in the latents cache when None.
+        latents: folder of the latents cache; None for `out/latents`.
+        catalog: folder of the catalog; None for `catalog` in the latents cache.
         strict: refuse data with unreadable images.
         resume: go on from the newest checkpoint.
-        allow_changes: with `resume`, other settings or data than the run was started with.
+        allow_changes: with `resume`, accept other settings or data than the run started with.
         quiet: show no progress.
-        strategy: of `distribution.strategy.make_strategy`; None for one device.
+        strategy: from `distribution.strategy.make_strategy`; None for one device.
 
     Returns:
         The model, with its EMA weights, in float32.
 
     Raises:
         UserError: unusable data or model folder, no captions for a text-conditioned model, a
-            resolution that does not fit the networks, a run folder that is taken (or, with
-            `resume`, finished or of another run).
+            resolution that does not fit the networks, a run folder that holds a run (or, with
+            `resume`, a finished or another one).
         signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
 
     Example:
@@ -174,10 +174,13 @@ def train_diffusion(
 
 
 def build_schedule(config: DiffusionRun) -> NoiseSchedule:
-    """The schedule of a configuration, once the sampler of its sample grids fits it.
+    """Noise schedule of a configuration; the sampler of its sample grids has to fit it.
+
+    Args:
+        config: of the run.
 
     Raises:
-        UserError: an unknown sampler, or more steps than the schedule has.
+        UserError: an unknown sampler, or more sampler steps than the schedule has timesteps.
     """
     schedule = NoiseSchedule(**config.schedule.model_dump())
     try:
@@ -190,7 +193,17 @@ def build_schedule(config: DiffusionRun) -> NoiseSchedule:
 def agree_on_resuming(
     run: Run, dataset: Dataset, sources: Sources, trainer: DenoisingTrainer
 ) -> Contract:
-    """What every step of the run depends on; see `check_resume`."""
+    """Contract of the run; on resuming it has to match that of the newest checkpoint.
+
+    Args:
+        run: to start or to resume.
+        dataset: opened.
+        sources: finished models that the run uses.
+        trainer: with the networks.
+
+    Raises:
+        UserError: see `training.run.resume.check_resume`.
+    """
     catalog, config = dataset.catalog, run.config
     facts = {"autoencoder": sources.vae_digest}
     if trainer.text_encoder is not None or config.data.validation_by == "caption":
@@ -203,7 +216,12 @@ def agree_on_resuming(
 
 
 def sampling_defaults(config: DiffusionRun, base: ModelFolder | None) -> dict[str, Any]:
-    """What `generate` does with the finished model: `samples`, and what `base` has beside it."""
+    """Default settings of the finished model for `generate`, by name.
+
+    Args:
+        config: of the run; its section `samples:` comes first.
+        base: model that the run starts from, whose other defaults are kept; None from scratch.
+    """
     defaults = {key: getattr(config.samples, key) for key in DEFAULTS}
     beside = dict(base.defaults) if base is not None else {}
     if beside.get("sampler") != defaults["sampler"]:
@@ -212,7 +230,15 @@ def sampling_defaults(config: DiffusionRun, base: ModelFolder | None) -> dict[st
 
 
 class Validation:
-    """Validation of a UNet: its losses, and images of always the same prompts and seeds."""
+    """Validation of a UNet: its losses, and a grid of samples of fixed prompts and seeds.
+
+    Args:
+        run: folder, settings and processes.
+        trainer: compiled.
+        batches: with the validation images.
+        model: whose networks are those of `trainer`, to draw samples with.
+        prompts: of the grid, one for each row.
+    """
 
     def __init__(
         self,
@@ -226,7 +252,14 @@ class Validation:
         self.model, self.prompts = model, prompts
 
     def __call__(self, step: int, log: RunLog) -> dict[str, float]:
-        """Measure the EMA weights; what was written into the log.
+        """Validate with the EMA weights.
+
+        Args:
+            step: optimizer steps so far.
+            log: to write to.
+
+        Returns:
+            The numbers written into the log, by name.
 
         Raises:
             signals.Stopped: a signal came.
@@ -245,7 +278,7 @@ class Validation:
                 log.write(step, values)
             if not self.run.is_chief:
                 return values
-            with signals.deferred():  # the chief alone draws, and may stop drawing alone
+            with signals.deferred():  # only the chief draws, so it may stop without the others
                 picture = sample_grid(self.model, self.prompts, self.run.config)
         save_png(self.run.sample_path(step), picture)
         log.picture(step, "samples", picture)
@@ -255,7 +288,12 @@ class Validation:
 def grid_prompts(
     config: DiffusionRun, dataset: Dataset, tokens: CaptionTokens | None
 ) -> list[str]:
-    """The fixed prompts of the sample grids; the empty one when unconditional.
+    """Fixed prompts of the sample grids: `samples.prompts`, else captions of the data.
+
+    Args:
+        config: of the run.
+        dataset: with the captions.
+        tokens: of the captions; None for an unconditional model, whose only prompt is "".
 
     Raises:
         UserError: none of the images has a caption.
@@ -282,7 +320,13 @@ def grid_prompts(
 
 
 def sample_grid(model: LatentDiffusion, prompts: list[str], config: DiffusionRun) -> np.ndarray:
-    """One row of images per prompt, the same seeds in every row, uint8."""
+    """Grid of samples, uint8 (H', W', 3): a row for each prompt, the same seeds in every row.
+
+    Args:
+        model: to draw with.
+        prompts: of the rows.
+        config: of the run; its section `samples:` has the seed and the number of columns.
+    """
     settings = config.samples
     count = settings.images_per_prompt
     pixels = model.generate(

@@ -1,10 +1,10 @@
-"""Networks of a diffusion run: from scratch, or of finished models.
+"""Networks of a `train-diffusion` run: from scratch, or from finished models.
 
     token ids ─► text encoder ─► context ─┐
     noisy latents, timesteps ────────────►└─► UNet ─► prediction
 
-What a run stands on (an autoencoder, a model to start from) is named
-by model folders, whose configurations are read before any network is built.
+A run needs an autoencoder, and may start from a finished model. Both are named by model folders,
+whose configurations are read before any network is built.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from latentddpm.training.run.loop import layer_policy
 
 @dataclass(frozen=True)
 class Sources:
-    """The finished models that a run stands on.
+    """Finished models that a run uses: an autoencoder and, optionally, a model to start from.
 
     Attributes:
-        vae: the folder of the autoencoder.
-        vae_config: the arguments that it was built from.
-        base: the folder of the model to start from, None to train from scratch.
+        vae: folder of the autoencoder.
+        vae_config: arguments of the `Autoencoder` in it.
+        base: folder of the model to start from; None to train from scratch.
     """
 
     vae: ModelFolder
@@ -46,19 +46,23 @@ class Sources:
 
     @property
     def vae_digest(self) -> str:
-        """Digest of the autoencoder's weights, which tells its latents from others."""
+        """Digest of the autoencoder's weights, which identifies its latents."""
         return self.vae.parts["vae"]["digest"]
 
     def load_autoencoder(self) -> Autoencoder:
-        """The autoencoder, in float32."""
+        """Autoencoder of the run, in float32."""
         return load_archive(self.vae.file("vae"), Autoencoder)
 
 
 def read_sources(config: DiffusionRun, vae: Path | None) -> tuple[DiffusionRun, Sources]:
-    """What a run stands on, and its configuration once it agrees with that.
+    """Read the configurations of the finished models that a run uses.
 
     Args:
-        vae: a folder that holds an autoencoder; None for the one of `config.init`.
+        config: of the run.
+        vae: folder that holds an autoencoder; None for that of `config.init`.
+
+    Returns:
+        The run's configuration, completed with that of `config.init`, and its sources.
 
     Raises:
         UserError: neither is given, one is no model folder, or they do not fit each other.
@@ -80,7 +84,15 @@ def read_sources(config: DiffusionRun, vae: Path | None) -> tuple[DiffusionRun, 
 
 
 def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, CLIPTokenizer | None]:
-    """The text encoder and tokenizer of a configuration; (None, None) when unconditional."""
+    """Text encoder and tokenizer of a configuration; (None, None) for an unconditional model.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: a source without a path, weights that cannot be read, or a text encoder from
+            scratch that is not trained.
+    """
     text = config.text
     if text.source == "none":
         return None, None
@@ -98,10 +110,15 @@ def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, CLIPTokenizer 
 def build_networks(
     config: DiffusionRun, sources: Sources
 ) -> tuple[UNet, TextEncoder | None, CLIPTokenizer | None]:
-    """The UNet, and the text encoder with its tokenizer, reproducible by the seed.
+    """UNet, text encoder and tokenizer of a run: new, with weights from the seed, or of a model.
 
-    They are untrained, or those of `sources.base`. The autoencoder's arguments fix the latents'
-    channels.
+    Args:
+        config: returned by `read_sources`.
+        sources: returned by `read_sources`; with `sources.base` the networks are those of that
+            model. The autoencoder decides the number of latent channels.
+
+    Returns:
+        (UNet, text encoder, tokenizer); the last two are None for an unconditional model.
 
     Raises:
         UserError: sizes that do not fit each other, or the resolution.
@@ -131,8 +148,12 @@ def build_networks(
 
 
 def check_resolution(data: DiffusionData, vae_config: dict[str, Any], unet: UNet) -> None:
-    """Refuse a resolution, or a step of buckets, that does not divide down to the UNet's lowest
-    level.
+    """Refuse a resolution, or a bucket step, that the two networks' factors do not divide.
+
+    Args:
+        data: the section `data:` of a configuration.
+        vae_config: arguments of the `Autoencoder`.
+        unet: of the run.
 
     Raises:
         UserError: naming the nearest valid sizes.

@@ -1,4 +1,4 @@
-"""Encoding of images into the latents cache (`encode`), ahead of `train-diffusion`."""
+"""Encoding of images into a latents cache (`encode`), before `train-diffusion`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,28 @@ def encode_folder(
     quiet: bool = False,
     strategy: tf.distribute.Strategy | None = None,
 ) -> LatentsCache:
-    """Encode every readable image of `data`; a cache that fits already is left as it is.
+    """Encode every readable image; a cache that is already complete is left as it is.
 
     Args:
-        data: a folder of images or shards; see `data.sources.open.open_source`.
-        catalog: folder of the catalog, `out/catalog` by default.
-        resolution: side in pixels; None for the size the autoencoder was trained at.
-        aspect_buckets: step and greatest ratio of `data.buckets`; None for squares alone.
-        strategy: of several processes each encodes a part of the images.
+        data: folder of images or shards; see `data.sources.open.open_source`.
+        vae: model folder, or finished `train-vae` run.
+        out: folder of the latents cache.
+        catalog: folder of the catalog; None for `out/catalog`.
+        resolution: side of the square in pixels; None for the size of the autoencoder's training.
+        aspect_buckets: (step in pixels, greatest ratio of the sides) of `data.buckets`; None for
+            squares only.
+        mirrored: encode a mirrored copy of each image too.
+        strict: refuse data with unreadable images.
+        quiet: show no progress.
+        strategy: from `distribution.strategy.make_strategy`; with several processes each encodes
+            a part of the images. None for one process.
+
+    Returns:
+        The cache.
 
     Raises:
-        UserError: unusable data or model folder, a resolution that does not fit.
-        signals.Stopped: a signal came; what was encoded is noted.
+        UserError: unusable data or model folder, or a resolution that does not fit.
+        signals.Stopped: a signal came; the next call goes on from there.
     """
     source = read_model_folder(vae)
     if resolution is None:

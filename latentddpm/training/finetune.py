@@ -1,9 +1,9 @@
-"""Fine-tuning: a run that starts with the networks of a finished model, `init`.
+"""Fine-tuning: a run that starts from the networks of a finished model, `init`.
 
-Sizes, schedule, text encoder, image size and the defaults of sampling are the model's. What a
-configuration says of them beside it has to agree, or is refused: a UNet that learned ε cannot
-be told that it predicts v. What has no weights (dropout, the image size, how samples are drawn)
-may differ.
+Sizes, schedule, text encoder, image size and sampling defaults come from the model. A
+configuration that sets another value is refused where the weights depend on it: a UNet that was
+trained to predict ε does not predict v. Settings on which no weights depend (dropout, image size,
+sampling) may differ.
 """
 
 from __future__ import annotations
@@ -27,15 +27,22 @@ from latentddpm.pipeline.latent_diffusion import DEFAULTS
 from latentddpm.pipeline.model_folder import TOKENIZER, ModelFolder
 
 OWN_SOURCES = ("init", "scratch")
-"""What `text.source` may say beside an `init` that has a text encoder."""
+"""Values of `text.source` allowed with an `init` that has a text encoder."""
 
 
 def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
-    """The configuration of a run that starts from `base`: what it leaves out is the model's.
+    """Configuration of a run that starts from a model, whose values fill in those not given.
+
+    Args:
+        config: as given.
+        base: the model.
+
+    Returns:
+        The complete configuration.
 
     Raises:
-        UserError: the model has no UNet, or the configuration says something else of what has
-            weights; key, value and the model's own value are named.
+        UserError: the model has no UNet, or the configuration sets another value where weights
+            depend on it; key, value and the model's value are named.
     """
     unet = read_config(base.file("unet"), UNet)
     sizes = {key: unet[key] for key in type(config.unet).model_fields if key in unet}
@@ -70,7 +77,14 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
 
 
 def save_trained_lora(unet: UNet, path: Path, config: DiffusionRun, base: ModelFolder) -> None:
-    """Write a run's LoRA, with what it needs to be told from others."""
+    """Write a run's LoRA, with metadata that identifies it and its model.
+
+    Args:
+        unet: with the trained LoRA.
+        path: of the `.safetensors` file.
+        config: of the run.
+        base: model that the LoRA belongs to.
+    """
     lora = config.lora
     alpha = lora.alpha or lora.rank
     metadata = {
@@ -80,7 +94,7 @@ def save_trained_lora(unet: UNet, path: Path, config: DiffusionRun, base: ModelF
         "rank": lora.rank,
         "alpha": alpha,
         "targets": " ".join(lora.targets),
-        "ss_network_module": "networks.lora",  # how kohya's scripts and interfaces know it
+        "ss_network_module": "networks.lora",  # kohya's scripts and interfaces look for this key
         "ss_network_dim": lora.rank,
         "ss_network_alpha": alpha,
     }
@@ -90,12 +104,18 @@ def save_trained_lora(unet: UNet, path: Path, config: DiffusionRun, base: ModelF
 def base_networks(
     config: DiffusionRun, base: ModelFolder, dtype: str
 ) -> tuple[UNet, TextEncoder | None, CLIPTokenizer | None]:
-    """The UNet of `base`, of which only a LoRA trains where that was asked for, and its text
-    encoder, frozen unless `text.trained`.
+    """UNet, text encoder and tokenizer of a model, ready for fine-tuning.
+
+    With `lora.rank` only a LoRA of the UNet is trainable. The text encoder is frozen unless
+    `text.trained`.
 
     Args:
-        config: one that `inherit_config` returned.
-        dtype: policy of the networks.
+        config: returned by `inherit_config`.
+        base: the model.
+        dtype: dtype policy of the networks, such as "mixed_bfloat16".
+
+    Returns:
+        (UNet, text encoder, tokenizer); the last two are None for an unconditional model.
     """
     unet = load_archive(base.file("unet"), UNet)
     how = {"dropout": config.unet.dropout, "recompute": config.unet.recompute}
@@ -116,10 +136,14 @@ def base_networks(
 
 
 def check_autoencoder(base: ModelFolder, vae: ModelFolder) -> None:
-    """Refuse to train a UNet on, in the latents of another autoencoder.
+    """Refuse an autoencoder other than the one that a UNet was trained with.
+
+    Args:
+        base: folder with the UNet.
+        vae: folder with the autoencoder.
 
     Raises:
-        UserError: both folders are named.
+        UserError: naming both folders.
     """
     known = base.parts["unet"].get("vae_digest")
     found = vae.parts["vae"]["digest"]
@@ -131,10 +155,17 @@ def check_autoencoder(base: ModelFolder, vae: ModelFolder) -> None:
 
 
 def inherit_autoencoder_config(config: AutoencoderRun, base: ModelFolder) -> AutoencoderRun:
-    """As `inherit_config`, for `train-vae`.
+    """Configuration of a `train-vae` run that starts from a model, whose values fill in others.
+
+    Args:
+        config: as given.
+        base: the model.
+
+    Returns:
+        The complete configuration.
 
     Raises:
-        UserError: the model has no autoencoder, or the configuration names other sizes.
+        UserError: the model has no autoencoder, or the configuration sets other sizes.
     """
     arguments = read_config(base.file("vae"), Autoencoder)
     sizes = {key: arguments[key] for key in type(config.autoencoder).model_fields}
@@ -145,7 +176,7 @@ def inherit_autoencoder_config(config: AutoencoderRun, base: ModelFolder) -> Aut
 
 
 def _agree(section: Section, name: str, known: Mapping[str, Any], base: ModelFolder) -> Section:
-    """The section with the model's values, once those that it names are the same."""
+    """Section with the model's values; one that is set to another value is refused."""
     for key in type(section).model_fields:
         if key in section.model_fields_set & known.keys():
             value = getattr(section, key)
@@ -158,6 +189,6 @@ def _agree(section: Section, name: str, known: Mapping[str, Any], base: ModelFol
 
 
 def _fill(section: Section, known: Mapping[str, Any]) -> Section:
-    """The section with the model's values where it names none."""
+    """Section with the model's values where none is set."""
     left_out = {k: v for k, v in known.items() if k not in section.model_fields_set}
     return section.model_copy(update=left_out)

@@ -1,10 +1,10 @@
-"""CLIP score: how well images show what their captions say (Hessel 2021, with weight 100).
+"""CLIP score of images with their captions (Hessel et al. 2021, with weight 100).
 
     score = 100 · max(cos(image, caption), 0)
 
-of CLIP's embeddings of both, without words in front of the caption. It depends on the CLIP as
-much as on the images, so the tower and its digest belong beside the number; real images with
-their own captions show what is high.
+of CLIP's embeddings of both, without a prefix to the caption. The score depends on the CLIP
+model as much as on the images, so report it with the model's name and digest. Real images with
+their own captions show which score is high.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from latentddpm.evaluation.features import Images
 
 
 def clip_score(towers: ClipTowers, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """The score of each image with the caption of the same number, 0 .. 100.
+    """CLIP score of each image with the caption of the same number.
 
     Args:
+        towers: of CLIP.
         images: uint8 (N, H, W, 3).
         captions: N texts; those too long for CLIP are cut with a warning.
 
     Returns:
-        float64 (N,).
+        float64 (N,), from 0 to 100.
 
     Raises:
         ValueError: not as many captions as images.
@@ -42,13 +43,17 @@ def clip_score(towers: ClipTowers, images: np.ndarray, captions: Sequence[str]) 
 def clip_scores(
     towers: ClipTowers, images: Images, captions: Sequence[str], label: str, quiet: bool = False
 ) -> np.ndarray:
-    """`clip_score` of images that are read in batches; NaN where the caption is empty.
+    """CLIP scores of a set of images, which are read in batches.
 
     Args:
+        towers: of CLIP.
+        images: the set, of N images.
+        captions: N texts; an image with the empty text gets no score.
         label: of the progress bar, which is shown after two seconds.
+        quiet: show no progress.
 
     Returns:
-        float64 (N,).
+        float64 (N,), from 0 to 100; NaN where the caption is empty.
     """
     scores = np.full(len(captions), np.nan)
     told = np.flatnonzero([bool(caption) for caption in captions])

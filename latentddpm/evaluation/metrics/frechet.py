@@ -1,15 +1,15 @@
-"""The Fréchet distance between two sets of features, each taken for a Gaussian.
+"""Fréchet distance between two sets of features, each approximated by a Gaussian.
 
 For Gaussians with means μ and covariances Σ (Fréchet 1957; Dowson & Landau 1982),
 
     d² = ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 tr (Σ_a Σ_b)^½
 
 With the features of an Inception network this is FID (Heusel et al. 2017). The product of two
-covariances is not symmetric, but Σ_a^½ Σ_b Σ_a^½ has the same eigenvalues and is, so the trace of
-the root is the sum of the roots of its eigenvalues: real, and stable where Σ is singular.
+covariances is not symmetric, but Σ_a^½ Σ_b Σ_a^½ is, and has the same eigenvalues. So the trace of
+the root is the sum of the roots of these eigenvalues: real, and stable where Σ is singular.
 
-The estimate is biased: it falls as sets grow, and falls differently for different models. Compare
-numbers of equal sample counts only, or take the kernel distance, which has no such bias.
+The estimate is biased: it falls as the sets grow, by a different amount for each model. Compare
+only values of equal sample counts, or take the kernel distance, which has no such bias.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from latentddpm.evaluation.metrics.pairwise import check_count, check_features
 
 
 class Statistics:
-    """Mean and covariance of features that come in batches, in float64 (Chan et al. 1979)."""
+    """Mean and covariance of features that come in batches, in float64 (Chan et al. 1979).
+
+    Attributes:
+        count: of samples so far.
+        mean: float64 (d,).
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -28,7 +33,13 @@ class Statistics:
         self._scatter: np.ndarray = np.zeros(())
 
     def add(self, features: np.ndarray) -> Statistics:
-        """Count in a batch (n, d), n ≥ 1.
+        """Add a batch.
+
+        Args:
+            features: (n, d), n ≥ 1.
+
+        Returns:
+            These statistics.
 
         Raises:
             ValueError: another width than before, or values that are not finite.
@@ -48,7 +59,7 @@ class Statistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """(d, d), unbiased.
+        """Unbiased covariance, float64 (d, d).
 
         Raises:
             UserError: fewer than two samples.
@@ -58,7 +69,13 @@ class Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """The squared distance d² above, which FID reports.
+    """Squared Fréchet distance d² of two Gaussians, the number that FID reports.
+
+    Args:
+        a, b: statistics of the two sets of features, of the same width.
+
+    Returns:
+        At least 0.
 
     Raises:
         UserError: fewer than two samples in either.

@@ -1,20 +1,20 @@
-"""The kernel distance between two sets of features: KID, without bias, and how sure it is.
+"""Kernel distance between two sets of features (KID), unbiased, with its standard error.
 
 The squared maximum mean discrepancy (Gretton et al. 2012) of samples x₁ … x_m and y₁ … y_n,
 
     MMD² = Σ_{i≠j} k(x_i, x_j) / m(m−1) + Σ_{i≠j} k(y_i, y_j) / n(n−1) − 2 Σ_ij k(x_i, y_j) / mn,
 
 with k(x, y) = (x·y / d + 1)³ and the features of an Inception network, is KID (Bińkowski et al.
-2018). It is unbiased: 0 on average, and as often negative, when both sets come from one
-distribution, whatever their sizes. Other tools average it over a hundred random subsets of a
-thousand; here every pair counts once, which has the same expectation and the least variance.
+2018). It is unbiased: if both sets come from one distribution, its mean is 0 for any set sizes,
+and single values may be negative. Other tools average it over a hundred random subsets of a
+thousand samples. Here each pair counts once, which has the same mean and the least variance.
 
-Where y_i was made from x_i, their closeness would pass for that of the distributions. Without
-the terms i = j the estimate is unbiased again; sums then run over pairs (Gretton's eq. 4).
+If y_i was made from x_i, as a reconstruction is, the terms i = j make the distance too small.
+Without them the estimate is unbiased again; the sums then run over pairs (Gretton's eq. 4).
 
-The standard error is the two-sample jackknife's (Arvesen 1969): the spread of MMD² as each
-sample in turn is left out. Where both distributions are equal it is too large by about √2, which
-errs on the safe side (Efron & Stein 1981).
+The standard error is that of the two-sample jackknife (Arvesen 1969): the spread of MMD² when each
+sample in turn is left out. If both distributions are equal it is too large by about √2, which is
+the safe side (Efron & Stein 1981).
 """
 
 from __future__ import annotations
@@ -26,26 +26,31 @@ import numpy as np
 from latentddpm.evaluation.metrics.pairwise import BLOCK, check_features
 
 LEAST = 3
-"""Samples of each set: one is left out, and two make a pair."""
+"""Samples that each set needs: the jackknife leaves one out, and two make a pair."""
 
 NORMAL_95 = 1.959964
 
 
 class KernelDistance(NamedTuple):
-    """MMD² and the jackknife's standard error of it."""
+    """Kernel distance with its error.
+
+    Attributes:
+        value: MMD²; may be negative.
+        standard_error: of the jackknife.
+    """
 
     value: float
     standard_error: float
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval."""
+        """95 % confidence interval (low, high)."""
         half = NORMAL_95 * self.standard_error
         return self.value - half, self.value + half
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> KernelDistance:
-    """MMD² of two sets of features.
+    """Kernel distance MMD² of two sets of features.
 
     Args:
         x: (m, d), m ≥ 3.
@@ -53,6 +58,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> KernelDistance:
 
     Raises:
         UserError: fewer samples.
+        ValueError: features of different widths, or not finite.
     """
     x, y = check_features("kernel distance", LEAST, x, y)
     m, n = len(x), len(y)
@@ -66,14 +72,14 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> KernelDistance:
 
 
 def paired_kernel_distance(x: np.ndarray, y: np.ndarray) -> KernelDistance:
-    """MMD² where y_i was made from x_i, as a reconstruction is.
+    """Kernel distance MMD² of two sets where y_i was made from x_i, as a reconstruction is.
 
     Args:
         x, y: (n, d), n ≥ 3.
 
     Raises:
         UserError: fewer samples.
-        ValueError: not as many of one as of the other.
+        ValueError: sets of different sizes or widths, or features that are not finite.
     """
     x, y = check_features("kernel distance", LEAST, x, y)
     if len(x) != len(y):
@@ -87,7 +93,13 @@ def paired_kernel_distance(x: np.ndarray, y: np.ndarray) -> KernelDistance:
 
 
 def _jackknife(pairs: np.ndarray, crossed: np.ndarray, others: int) -> float:
-    """Variance of MMD² by one set: the terms that change as each of its samples goes."""
+    """Jackknife variance of MMD² from leaving out each sample of one set.
+
+    Args:
+        pairs: Σ_j k(x_i, x_j) over j ≠ i, of each sample, (m,).
+        crossed: Σ_j k(x_i, y_j), (m,).
+        others: number of samples y_j.
+    """
     m = len(pairs)
     within = (pairs.sum() - 2 * pairs) / ((m - 1) * (m - 2))
     between = (crossed.sum() - crossed) / ((m - 1) * others)

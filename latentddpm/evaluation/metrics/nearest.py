@@ -1,14 +1,14 @@
-"""Memorised or made: how near generated images come to their nearest training images.
+"""Nearest training images of generated images: a test for memorization.
 
 With features f and training images t, an image x has the distance
 
     d(x) = min_t ‖f(x) − f(t)‖
 
-Images that were kept out of training come as near as chance has it: of generated ones, too, 5 %
-should lie below the 5 % quantile of d over validation images, and a share well above it
-says that the generator repeats what it has seen. (The training images have to be all, or most: a
-copy of one that is not among them is not found. Held-back images should show other things: where
-a drawing has twins among the training images, these hide copies.)
+Validation images were not trained on, so their d shows how small it is by chance. Of generated
+images, too, about 5 % should lie below the 5 % quantile of d over validation images. A much larger
+share says that the generator copies training images. The test needs all training images, or most:
+a copy of a missing one is not found. Validation images should show other things than the training
+images do: near-duplicates among them lower the quantile, and copies stay unnoticed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ QUANTILE = 0.05
 
 
 def nearest(samples: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest references of each sample, the nearest first.
+    """Nearest references of each sample.
 
     Args:
         samples: features (N, d).
         references: features (M, d), M ≥ k.
+        k: how many to find.
 
     Returns:
-        Distances and numbers of references, (N, k) each.
+        Distances, float64 (N, k), rising, and the numbers of the references, int64 (N, k).
 
     Raises:
         UserError: fewer references than k.
@@ -47,6 +48,9 @@ def share_nearer(generated: np.ndarray, validation: np.ndarray) -> float:
     """Share of generated images nearer to training images than all but 5 % of validation images.
 
     Args:
-        generated, validation: d(x) of either, (N,) and (M,).
+        generated, validation: distances d(x) of both sets, (N,) and (M,).
+
+    Returns:
+        In [0, 1]; a share well above 0.05 suggests memorization.
     """
     return float(np.mean(generated < np.quantile(validation, QUANTILE)))

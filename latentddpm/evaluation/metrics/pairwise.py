@@ -1,4 +1,4 @@
-"""Comparisons of two sets of features: what they ask of them, and all distances."""
+"""Checks of two sets of features, and the squared distances between all their pairs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import numpy as np
 from latentddpm.errors import UserError
 
 BLOCK = 1024
-"""Rows of a matrix of pairs that are held at once: memory grows with one set, not with both."""
+"""Rows of a matrix of pairs held in memory at once: memory grows with one set, not with both."""
 
 
 def check_count(metric: str, count: int, least: int) -> None:
-    """Refuse fewer samples than `metric` is defined for.
+    """Refuse fewer samples than a metric is defined for.
+
+    Args:
+        metric: its name.
+        count: number of samples.
+        least: number of samples that it needs.
 
     Raises:
-        UserError: with both numbers.
+        UserError: naming both numbers.
     """
     if count < least:
         raise UserError(
@@ -26,11 +31,19 @@ def check_count(metric: str, count: int, least: int) -> None:
 
 
 def check_features(metric: str, least: int, *sets: np.ndarray) -> list[np.ndarray]:
-    """The sets in float64, each (N, d) with one d and at least `least` rows.
+    """Check sets of features that a metric compares.
+
+    Args:
+        metric: its name.
+        least: number of samples that each set needs.
+        sets: features (N, d) each, with the same d.
+
+    Returns:
+        The sets in float64.
 
     Raises:
-        UserError: too few rows.
-        ValueError: shapes that do not belong together, or a value that is not finite.
+        UserError: too few samples.
+        ValueError: sets of different widths, or a value that is not finite.
     """
     for features in sets:
         if features.ndim != 2 or features.shape[1] != sets[0].shape[1]:
@@ -43,10 +56,14 @@ def check_features(metric: str, least: int, *sets: np.ndarray) -> list[np.ndarra
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The matrix ‖x_i − y_j‖² of x (m, d) and y (n, d), block by block of rows.
+    """Squared distances ‖x_i − y_j‖², in blocks of rows.
+
+    Args:
+        x: float64 (m, d).
+        y: float64 (n, d).
 
     Yields:
-        Which rows, and their (rows, n).
+        The slice of rows i, and their squared distances, float64 (rows, n).
     """
     norms = np.square(y).sum(axis=1)
     for start in range(0, len(x), BLOCK):

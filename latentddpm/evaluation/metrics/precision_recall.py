@@ -1,16 +1,17 @@
-"""Fidelity and variety apart: precision and recall, density and coverage.
+"""Precision and recall, density and coverage: fidelity and diversity, measured separately.
 
-A set's manifold is the union of balls around its samples, each reaching to the sample's k-th
-nearest neighbour in the set. With N real x_i, M generated y_j, B(·) such balls and 1[·] counting,
+The support of a set is estimated by balls around its samples; the ball B(·) of a sample reaches to
+its k-th nearest neighbour in the set. With N real samples x_i and M generated samples y_j,
 
     precision = Σ_j 1[y_j in some B(x_i)] / M        recall = Σ_i 1[x_i in some B(y_j)] / N
 
-(Kynkäänniemi et al. 2019, k = 3). A single outlier among real images opens a ball that takes in
-anything, and recall needs balls around generated ones, so Naeem et al. (2020, k = 5) count
+(Kynkäänniemi et al. 2019, k = 3). A single outlier among the real samples has a large ball, which
+raises precision; an outlier among the generated ones raises recall. Less sensitive to outliers
+are (Naeem et al. 2020, k = 5)
 
     density = Σ_ij 1[y_j in B(x_i)] / kM             coverage = Σ_i 1[some y_j in B(x_i)] / N
 
-Density may exceed 1; equal distributions give 1, and coverage 1 − 2⁻ᵏ about.
+Density may exceed 1. Equal distributions give a density of 1 and a coverage of about 1 − 2⁻ᵏ.
 """
 
 from __future__ import annotations
@@ -23,26 +24,36 @@ from latentddpm.evaluation.metrics.pairwise import check_features, squared_dista
 
 
 class PrecisionRecall(NamedTuple):
-    """Both in [0, 1]."""
+    """Precision and recall.
+
+    Attributes:
+        precision: share of generated samples in the real support, in [0, 1].
+        recall: share of real samples in the generated support, in [0, 1].
+    """
 
     precision: float
     recall: float
 
 
 class DensityCoverage(NamedTuple):
-    """Density ≥ 0, coverage in [0, 1]."""
+    """Density and coverage.
+
+    Attributes:
+        density: mean number of real balls around a generated sample, divided by k; at least 0.
+        coverage: share of real balls that hold a generated sample, in [0, 1].
+    """
 
     density: float
     coverage: float
 
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> PrecisionRecall:
-    """Share of generated samples that could be real, and of real ones that could be generated.
+    """Precision and recall of generated samples.
 
     Args:
         real: features (N, d), N > k.
         generated: features (M, d), M > k.
-        k: which neighbour a ball reaches to.
+        k: number of the nearest neighbour that a ball reaches to.
 
     Raises:
         UserError: a set of no more than k samples.
@@ -54,12 +65,12 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> Pre
 
 
 def density_coverage(real: np.ndarray, generated: np.ndarray, k: int = 5) -> DensityCoverage:
-    """In how many real balls a generated sample lies, and how many real balls hold any.
+    """Density and coverage of generated samples.
 
     Args:
         real: features (N, d), N > k.
         generated: features (M, d), M > k.
-        k: which neighbour a ball reaches to.
+        k: number of the nearest neighbour that a ball reaches to.
 
     Raises:
         UserError: a set of no more than k samples.
@@ -72,7 +83,7 @@ def density_coverage(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Den
 def _memberships(
     centres: np.ndarray, samples: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The number of samples in each ball around the centres, and of balls around each sample."""
+    """Number of samples in the ball of each centre, and of such balls around each sample."""
     radii = _radii(centres, k)
     held, around = np.empty(len(centres), np.int64), np.zeros(len(samples), np.int64)
     for rows, squares in squared_distances(centres, samples):
@@ -83,7 +94,7 @@ def _memberships(
 
 
 def _radii(samples: np.ndarray, k: int) -> np.ndarray:
-    """(N,), squared distance of each sample to its k-th nearest other sample."""
+    """Squared distance of each sample to its k-th nearest neighbour, (N,)."""
     radii = np.empty(len(samples))
     for rows, squares in squared_distances(samples, samples):
         # No sample is its own neighbour.

@@ -1,15 +1,15 @@
-"""Similarity of two images, pixel by pixel and window by window.
+"""Similarity of two images: RMSE, PSNR and SSIM.
 
-With pixels x, y of 8 bits, and means over all of an image's pixels and channels,
+With pixels x, y of 8 bits, and means over all pixels and channels of an image,
 
     RMSE = √mean (x − y)²           PSNR = 20 log₁₀(255 / RMSE)  dB
 
-SSIM (Wang et al. 2004) compares means μ, variances σ² and the covariance of every window,
-weighted by a Gaussian of 11×11 pixels with σ = 1.5, in every channel by itself:
+SSIM (Wang et al. 2004) compares means μ, variances σ² and the covariance of each window, weighted
+by a Gaussian of 11×11 pixels with σ = 1.5, in each channel separately:
 
     SSIM = mean (2 μ_x μ_y + C₁)(2 σ_xy + C₂) / ((μ_x² + μ_y² + C₁)(σ_x² + σ_y² + C₂))
 
-C₁ = (0.01·255)², C₂ = (0.03·255)². Only windows that lie in the image whole are counted. This is
+C₁ = (0.01·255)², C₂ = (0.03·255)². Only windows that lie wholly in the image count. This is
 scikit-image's `structural_similarity(gaussian_weights=True, use_sample_covariance=False)`.
 """
 
@@ -25,7 +25,7 @@ C1, C2 = (0.01 * LEVELS) ** 2, (0.03 * LEVELS) ** 2
 
 
 def rmse(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Root of the mean squared difference, in levels of 0..255.
+    """Root mean squared error, in levels of 0 … 255.
 
     Args:
         images, references: uint8 (N, H, W, 3).
@@ -51,7 +51,7 @@ def psnr(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def ssim(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Structural similarity.
+    """Structural similarity, SSIM.
 
     Args:
         images, references: uint8 (N, H, W, 3), sides of at least 11.
@@ -85,7 +85,7 @@ def _pixels(images: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _blur(images: np.ndarray) -> np.ndarray:
-    """Weighted mean of every whole window: (N, H, W, C) → (N, H − 10, W − 10, C)."""
+    """Gaussian-weighted mean of each whole window: (N, H, W, C) → (N, H − 10, W − 10, C)."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
     weights /= weights.sum()

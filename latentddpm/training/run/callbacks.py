@@ -1,7 +1,7 @@
-"""What happens beside the gradient steps: checkpoints, validation.
+"""Callbacks that count optimizer steps, and the EMA weights during validation.
 
-A run is one `fit` over a stream of batches; these callbacks count optimizer steps, not
-epochs, so that everything (log, checkpoint, validation) can fall on any step.
+A run is one `fit` over a stream of batches, in Keras's terms one epoch. So log, checkpoints and
+validation follow the number of steps.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from latentddpm.utils import signals
 
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """The optimizer's moving averages as the model's weights, inside the block.
+    """EMA weights in place of the model's weights, inside the block; without EMA no change.
 
-    Keras's own `SwapEMAWeights` swaps by adding and subtracting, which does not give back
-    the same bits; training has to go on as if nothing had been looked at.
+    Keras's own `SwapEMAWeights` swaps by adding and subtracting, which does not restore the same
+    bits. Here training goes on exactly as without the block.
+
+    Args:
+        model: compiled.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not optimizer.use_ema:
@@ -37,10 +40,11 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
 
 
 class StopEvaluation(keras.callbacks.Callback):
-    """A signal need not wait for the end of a long validation.
+    """Stop of a validation after the current batch, once a signal has come.
 
     Args:
-        agreed: of `distribute.agreement`; several processes stop at the same batch.
+        agreed: returned by `distribution.strategy.any_process`, so that several processes stop
+            at the same batch; None for one process.
 
     Raises:
         signals.Stopped: from within `evaluate`.
@@ -56,7 +60,13 @@ class StopEvaluation(keras.callbacks.Callback):
 
 
 class EverySteps(keras.callbacks.Callback):
-    """Call `action(step)` every so many steps and after the last one."""
+    """Call of `action(step)` every few steps and after the last step.
+
+    Args:
+        action: takes the number of optimizer steps so far.
+        first, total: step that training goes on from, and its last step.
+        every: steps from one call to the next.
+    """
 
     def __init__(self, action: Callable[[int], None], first: int, total: int, every: int) -> None:
         super().__init__()

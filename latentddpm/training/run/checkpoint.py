@@ -1,16 +1,17 @@
 """Checkpoints of a training run: everything that the next step depends on.
 
     checkpoints/step-00001000/
-      state.safetensors   weights, optimizer with its moving averages and loss scale
+      state.safetensors   weights, optimizer state with the EMA and the loss scale
       run.json            command, resolved configuration, facts about the data (see `contract`)
-      manifest.json       format, step, size and digest of each file, and its own; written last
+      manifest.json       format, step, size and digest of each file, and its own digest
 
-A checkpoint is staged under another name, flushed to the disk and renamed when complete; older
-ones go only after the new one verifies. The newest that verifies is the latest. The position in
-the data is not stored: it follows from the step (see `data.random`). Nothing in it depends on
-how many replicas or processes trained: any number goes on from it. With several processes one
-writes and all read. Weights that were read and do not train (those under a LoRA, a text encoder
-of CLIP) are left out: they are read again, and the contract holds their digest.
+A checkpoint is written under a temporary name, the manifest last, flushed to the disk, and then
+renamed. Older ones are deleted only after the new one verifies. A run resumes from the newest that
+verifies. The position in the data is not stored: it follows from the step (see `data.random`).
+Nothing in a checkpoint depends on the number of replicas or processes, so a run may go on with
+another number. With several processes one writes and all read. Frozen weights that come from
+files (under a LoRA, or of a CLIP text encoder) are left out: they are read from those files
+again, and the contract holds their digest.
 """
 
 from __future__ import annotations
@@ -43,22 +44,33 @@ FILES = (STATE, RUN)
 
 
 class NotFinite(ArithmeticError):
-    """Weights or optimizer state that hold NaN or infinity, which no checkpoint may."""
+    """Error: weights or optimizer state hold NaN or infinity, which no checkpoint may."""
 
 
 def save(folder: Path, trainer: Trainer, step: int, contract: Contract, keep: int = 2) -> Path:
-    """Write the checkpoint of `step` below `folder`, then drop all but the newest `keep`.
+    """Write a checkpoint, then delete older ones.
+
+    Args:
+        folder: of all checkpoints.
+        trainer: compiled, with a built optimizer.
+        step: optimizer steps so far.
+        contract: of the run.
+        keep: how many checkpoints stay, the new one included.
+
+    Returns:
+        The new checkpoint, `folder/step-XXXXXXXX`.
 
     Raises:
-        NotFinite: there is nothing worth keeping; what stood there stays.
-        OSError: disk full, no permission, or it does not read back as written; the same.
+        NotFinite: a number is not finite; nothing is written or deleted.
+        OSError: the disk is full, there is no permission, or the checkpoint does not read back as
+            written; older ones stay.
     """
     path = folder / f"step-{step:08d}"
     state = _state(trainer)
     for name, array in state.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise NotFinite(f"{path}: not written, for {name} {array.shape} is not finite")
-    for left in folder.glob(".tmp-step-*"):  # by a process that was killed while it wrote
+    for left in folder.glob(".tmp-step-*"):  # left by a process that was killed while writing
         shutil.rmtree(left, ignore_errors=True)
     with atomic_folder(path) as staged:
         try:
@@ -73,7 +85,7 @@ def save(folder: Path, trainer: Trainer, step: int, contract: Contract, keep: in
     problem = verify(path)
     if problem:
         raise OSError(f"{path}: does not read back as written: {problem}")
-    # Only earlier ones: a damaged later one, from which a resume fell back, takes no place.
+    # Later ones, damaged, from which a resume fell back, do not count.
     earlier = [old for old in _checkpoints(folder) if step_of(old) < step]
     for old in earlier[keep - 1 :]:
         shutil.rmtree(old)
@@ -81,15 +93,25 @@ def save(folder: Path, trainer: Trainer, step: int, contract: Contract, keep: in
 
 
 def present(folder: Path) -> bool:
-    """Whether there is any checkpoint, whole or damaged."""
+    """True where a folder holds any checkpoint, intact or damaged.
+
+    Args:
+        folder: of all checkpoints.
+    """
     return bool(_checkpoints(folder))
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; a warning says what is wrong with newer ones.
+    """Newest checkpoint that verifies; a warning names each damaged one that is newer.
+
+    Args:
+        folder: of all checkpoints.
+
+    Returns:
+        Its folder, or None where there is none.
 
     Raises:
-        UserError: the newest is of another format.
+        UserError: the newest has another format.
     """
     for path in _checkpoints(folder):
         problem = verify(path)
@@ -100,17 +122,28 @@ def latest(folder: Path) -> Path | None:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints of later steps, which will be taken again."""
+    """Delete the checkpoints of later steps, which training will write again.
+
+    Args:
+        folder: of all checkpoints.
+        step: the last one whose checkpoint stays.
+    """
     for path in _checkpoints(folder):
         if step_of(path) > step:
             shutil.rmtree(path)
 
 
 def newest_contract(folder: Path) -> tuple[int, Contract] | None:
-    """Step and contract of the newest checkpoint whose contract verifies, weights unread.
+    """Step and contract of the newest checkpoint whose contract verifies; no weights are read.
+
+    Args:
+        folder: of all checkpoints.
+
+    Returns:
+        (step, contract), or None where there is none.
 
     Raises:
-        UserError: the newest is of another format.
+        UserError: the newest has another format.
     """
     for path in _checkpoints(folder):
         if not verify(path, (RUN,)):
@@ -119,10 +152,17 @@ def newest_contract(folder: Path) -> tuple[int, Contract] | None:
 
 
 def load_latest(folder: Path, trainer: Trainer) -> int:
-    """Restore the newest checkpoint that verifies; returns its step.
+    """Restore the newest checkpoint that verifies.
+
+    Args:
+        folder: of all checkpoints.
+        trainer: compiled, with a built optimizer; it is changed.
+
+    Returns:
+        The checkpoint's step.
 
     Raises:
-        UserError: there is none, or it belongs to another format or a model of other shapes.
+        UserError: there is none, or it has another format, or weights of other shapes.
     """
     path = latest(folder)
     if path is None:
@@ -131,10 +171,17 @@ def load_latest(folder: Path, trainer: Trainer) -> int:
 
 
 def restore(path: Path, trainer: Trainer) -> int:
-    """Put a verified checkpoint into a trainer and its optimizer; returns its step.
+    """Restore one checkpoint into a trainer and its optimizer.
+
+    Args:
+        path: of a checkpoint that verifies.
+        trainer: compiled, with a built optimizer; it is changed.
+
+    Returns:
+        The checkpoint's step.
 
     Raises:
-        UserError: it belongs to a model of other shapes.
+        UserError: it has weights of other shapes.
     """
     state, variables = load_file(path / STATE), _variables(trainer)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
@@ -151,18 +198,26 @@ def restore(path: Path, trainer: Trainer) -> int:
 
 
 def read_contract(path: Path) -> Contract:
-    """The contract in a verified checkpoint."""
+    """Contract of a checkpoint.
+
+    Args:
+        path: of a checkpoint that verifies.
+    """
     return Contract.parse((path / RUN).read_bytes())
 
 
 def verify(path: Path, names: tuple[str, ...] = FILES) -> str | None:
-    """What is wrong with a checkpoint, or None.
+    """Damage of a checkpoint, found by the sizes and digests of its files.
 
     Args:
+        path: of the checkpoint.
         names: of the files to check, beside the manifest.
 
+    Returns:
+        A description of the damage, or None where there is none.
+
     Raises:
-        UserError: it is whole, but of another format.
+        UserError: it is intact, but has another format.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
@@ -191,23 +246,27 @@ def verify(path: Path, names: tuple[str, ...] = FILES) -> str | None:
 
 
 def _own_digest(manifest: dict[str, Any]) -> str:
-    """Of the manifest's own content: a changed one is told from one of another format."""
+    """Digest of the manifest itself, to tell a damaged manifest from one of another format."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
+    """Checkpoints in a folder, the newest first."""
     found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
     return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint, which its name says."""
+    """Step of a checkpoint.
+
+    Args:
+        path: of the checkpoint, whose name holds the step.
+    """
     return int(path.name.removeprefix("step-"))
 
 
 def _variables(trainer: Trainer) -> dict[str, keras.Variable]:
-    """What training changes, by names that are stable from one process to the next."""
+    """Variables that training changes, by names that are the same in every process."""
     return {
         f"{group}/{index}": variable
         for group, variables in trainer.checkpoint_groups().items()

@@ -1,9 +1,9 @@
-"""What a run was started with, and what may differ when it goes on.
+"""Contract of a run: the configuration and the data that it was started with.
 
-Weights, optimizer and step say how far a run has come; that the next step is the one it would
-have been follows from the configuration and the data. Both are kept in every checkpoint. On
-`--resume` what differs is named key by key, and refused unless `--allow-changes` says that it is
-meant.
+Weights, optimizer state and step number say how far a run has come. A resumed run takes the same
+next step only if its configuration and its data are the same too, so every checkpoint holds both.
+`--resume` names each key that differs and refuses to go on, unless `--allow-changes` is given or
+the key changes nothing that is learned (`FREE`).
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ FREE = (
     *("training.log_every", "training.validate_every", "training.on_nan", "training.wandb"),
     *("training.checkpoint_every", "training.keep_checkpoints"),
     *("training.best_metric", "training.keep_best"),
-    # The same sums in another order or another place: equal up to rounding.
+    # The same sums in another order or on another device: equal up to rounding.
     *("training.jit_compile", "training.accumulation_steps"),
     "unet.recompute",
-    # Pictures to look at, and the finished model's defaults.
+    # Sample grids, and the finished model's defaults.
     "samples.",
 )
-"""Keys that do not change what is learned: the beginnings of their names."""
+"""Prefixes of keys that may change without changing what is learned."""
 
 INIT = "init"
-"""In the configuration a model's folder, among the facts its digest, which is what counts."""
+"""Key of a model's folder in the configuration, and of its digest, which decides, in the data."""
 
-SHOWN = 12  # characters of a digest
+SHOWN = 12  # characters of a digest in messages
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What every step of a run depends on, beside its number.
+    """Configuration and data of a run: all that a step depends on beside the state before it.
 
     Attributes:
         command: "train-vae" or "train-diffusion".
         config: the resolved configuration, as JSON.
-        data: facts about the data, such as the digest of its images, by the names people read;
+        data: facts about the data, such as the digest of its images, under names for messages;
             with `config["init"]` also `init`, the digest of that model.
     """
 
@@ -58,33 +58,51 @@ class Contract:
 
     @classmethod
     def of(cls, config: AutoencoderRun | DiffusionRun, data: Mapping[str, int | str]) -> Contract:
+        """Contract of a run.
+
+        Args:
+            config: resolved; its class decides the command.
+            data: facts about the data, under names for messages.
+        """
         command = next(name for name, kind in COMMANDS.items() if isinstance(config, kind))
         return cls(command, config.model_dump(mode="json"), dict(data))
 
     def dump(self) -> str:
+        """JSON of the contract, which `parse` reads."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def parse(cls, text: str | bytes) -> Contract:
-        """What `dump` gave.
+        """Contract from its JSON.
+
+        Args:
+            text: as `dump` returned it.
 
         Raises:
-            ValueError, TypeError: it is something else.
+            ValueError, TypeError: `text` is something else.
         """
         return cls(**json.loads(text))
 
 
 def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[str]]:
-    """What `new` does otherwise than `old` from `step` on: what has to be allowed, and the rest.
+    """Differences of two contracts, as lines for messages.
+
+    Args:
+        old: of the newest checkpoint.
+        new: of the run that resumes.
+        step: of that checkpoint.
+
+    Returns:
+        (refused, noted): differences that need `--allow-changes`, and those that do not.
 
     Raises:
-        UserError: they are not of the same command.
+        UserError: the contracts belong to different commands.
     """
     if old.command != new.command:
         raise UserError(f"this is a run of {old.command}, not of {new.command}")
     kind = COMMANDS[new.command]
     try:
-        # Settings that came later had their default.
+        # A setting that an older version did not have gets its default.
         known = kind.model_validate(old.config).model_dump(mode="json")
     except pydantic.ValidationError:
         known = old.config
@@ -103,26 +121,26 @@ def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[st
             refused.append(f"{key} {_shown(was)} → {_shown(now)}")
     was, now = _init(old), _init(new)
     if was != now:
-        # The same model in another place is the same, another one in the same place is not.
+        # The digest decides, not the folder's name.
         same = old.data.get(INIT) == new.data.get(INIT)
         (noted if same else refused).append(f"init {was} → {now}")
     return refused, noted
 
 
 def _init(contract: Contract) -> str:
-    """The model that a run started from: where it lies, and its digest."""
+    """Folder and digest of the model that a run started from, for messages."""
     place, digest = contract.config.get(INIT), contract.data.get(INIT)
     return f"{place} ({str(digest)[:SHOWN]})" if place else "nothing"
 
 
 def _more_steps(training: Mapping[str, Any], was: int, now: int, step: int) -> tuple[bool, str]:
-    """Whether another number of steps leaves the next ones alone, and what it does to them."""
+    """True where another `num_steps` does not change the next steps; else False and the effect."""
     if training["learning_rate_schedule"] == "constant" or was is None:
         return True, ""
     warmup = training["warmup_steps"]
 
     def share(total: int) -> float:
-        """Of the way down, gone at `step`."""
+        """Share of the cosine's decay that lies before `step`, in [0, 1]."""
         return min(max((step - warmup) / max(total - warmup, 1), 0.0), 1.0)
 
     return False, (
@@ -132,7 +150,7 @@ def _more_steps(training: Mapping[str, Any], was: int, now: int, step: int) -> t
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both; None where there is no such key."""
+    """Dotted keys whose values differ, with both values; None for a key that is missing."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         if old != new:
             yield key, old, new

@@ -1,9 +1,9 @@
-"""The curves of runs, read from their logs, and a picture of them.
+"""Learning curves of runs, read from their logs, and a plot of them.
 
     log.jsonl ──► {"loss": (steps, values), "validation_loss": …} ──► a panel for each name
 
-A training curve is drawn twice: faint as logged, and as the mean over a window of lines around
-each of them, which lags behind nothing. Validation is drawn as measured, over training's.
+A training curve is drawn twice: faint as logged, and as a centred moving mean, which has no lag.
+Validation is drawn as measured, in the same panel.
 """
 
 from __future__ import annotations
@@ -37,26 +37,34 @@ TITLES = {
 }
 MAIN = "loss"
 LAST = ("gradient_norm", "learning_rate", "examples_per_second")
-"""What every training has, behind what is its own."""
+"""Names that every training logs; their panels come last."""
 FROM_ZERO = ("learning_rate", "examples_per_second")
 COLUMNS = 4
 WINDOW = 40
-"""A window is one of so many parts of a curve."""
+"""The window of the moving mean is the number of points of a curve, divided by this."""
 WIDE = 8.0
-"""A curve whose largest value is so many times its smallest is drawn on a logarithmic scale."""
+"""A panel is logarithmic where its largest value exceeds this multiple of its smallest."""
 COLOURS = ("#3b6fd4", "#e8703a", "#2f9e68", "#a34fc4", "#d43b66", "#8a6d3b", "#2b9fb8", "#6b7280")
-"""A run has the colour of its place; the validation of a single run has the second."""
+"""Colours of the runs, in order; a single run has the second one for its validation."""
 
 
 class Curve(NamedTuple):
-    """What was logged under one name; both (N,), finite, by rising step."""
+    """Curve: the values logged under one name.
+
+    Attributes:
+        steps: int64 (N,), rising.
+        values: float64 (N,), finite.
+    """
 
     steps: np.ndarray
     values: np.ndarray
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
-    """The curves in a run's log, by name; without those that nothing finite was logged of.
+    """Learning curves in a run's log, by name; a name without any finite value is left out.
+
+    Args:
+        run: its folder.
 
     Raises:
         UserError: the folder has no log.
@@ -72,7 +80,14 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean over a window around each value, which is cut off at the ends; (N,)."""
+    """Centred moving mean; at both ends the window is shorter.
+
+    Args:
+        values: (N,).
+
+    Returns:
+        float64 (N,).
+    """
     half = len(values) // WINDOW // 2
     places = np.arange(len(values))
     starts, stops = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
@@ -81,7 +96,11 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def plot_runs(runs: Sequence[Path], file: Path) -> None:
-    """Draw the curves of runs into a picture, a colour for each run.
+    """Plot the learning curves of runs, a colour for each run.
+
+    Args:
+        runs: their folders.
+        file: to write, with one of `SUFFIXES`.
 
     Raises:
         UserError: a folder without a log or with an empty one, another suffix than `SUFFIXES`,
@@ -108,14 +127,14 @@ def plot_runs(runs: Sequence[Path], file: Path) -> None:
 
 
 def _panels(curves: Iterable[Mapping[str, Curve]]) -> list[str]:
-    """The names of all curves without `VALIDATION`: the loss first, what all have last."""
+    """Names of the panels, without `VALIDATION`: the loss first, then the rest, then `LAST`."""
     names = {name.removeprefix(VALIDATION) for run in curves for name in run}
     middle = sorted(names - {MAIN, *LAST})
     return [name for name in (MAIN, *middle, *LAST) if name in names]
 
 
 def _draw(axes: Axes, name: str, curves: Mapping[str, Mapping[str, Curve]]) -> None:
-    """One name's curves; the range is that of the smooth ones, so that no outlier rules it."""
+    """Draw the curves of one name; the smoothed values set the range, so outliers do not."""
     seen = []
     for place, (run, found) in enumerate(curves.items()):
         labels = (run, f"{run}, validation") if len(curves) > 1 else ("training", "validation")

@@ -1,14 +1,14 @@
-"""What ends a run that goes wrong, and what it says: NaN, an exploding loss, no memory.
+"""Health of a run: it ends, with advice, at NaN, at an exploding loss, or without memory.
 
-A step whose loss or gradient is not finite changes nothing (see `training.step.train_step`). With
-`on_nan: stop` the run ends there; with `skip` the batch is dropped and counted, and the run ends
-after `PATIENCE` of them in a row. In float16 the loss scale is looked for by overflowing: such a
-step counts only when the scale is down to 1 and there is nothing left to try.
+A step whose loss or gradient is not finite changes nothing (see `training.step.update`). With
+`on_nan: stop` the run ends at that step. With `skip` the batch is dropped and counted, and the
+run ends after `PATIENCE` such batches in a row. In float16 the loss scale is found by overflow, so
+such a step counts only once the scale has fallen to 1.
 
 A loss explodes when its mean over `log_every` steps is `EXPLODED` times the median of the last
-`REMEMBERED` such means, given `KNOWN` of them. A batch of one image that trains on a hard timestep
-comes to 20 times the median; what diverges passes 100 within a few steps. Against a discriminator
-the reconstruction is judged in the loss's place.
+`REMEMBERED` such means, given at least `KNOWN` of them. A batch of one image at a hard timestep
+reaches 20 times the median; a run that diverges passes 100 times within a few steps. With a
+discriminator the reconstruction loss is compared instead of the loss.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ KNOWN = 5
 
 
 class Diverged(ArithmeticError):
-    """Training that leads nowhere: a loss that is not finite, or explodes."""
+    """Error: the loss is not finite, or explodes."""
 
 
 class Health(keras.callbacks.Callback):
-    """End a run that diverges, before anything of it is saved; count what was dropped.
+    """Stop of a run that diverges, before its state is saved, and count of its dropped batches.
 
-    Stands first among the callbacks. `skipped` in the logs becomes the count since the run began,
-    and is left out while there is nothing to count.
+    It has to be the first of the callbacks. It replaces `skipped` in the logs by the number of
+    dropped batches since the run began, and removes it while that number is 0.
 
     Args:
-        settings: of the run.
+        settings: the section `training:` of the configuration.
         first: step that training goes on from.
-        history: the lines of the run's log so far.
+        history: lines of the run's log so far.
 
     Raises:
         Diverged: from within `fit`.
@@ -103,22 +103,30 @@ class Health(keras.callbacks.Callback):
 
 
 def _judged(line: Mapping[str, float | None]) -> float | None:
-    """The loss; of an adversarial one, which has no sign and no scale, the reconstruction.
+    """Loss of a line of the log; with a discriminator, whose loss has no scale, `reconstruction`.
 
-    None, in a line of the log, stands for a number that was not finite.
+    None where the number was not finite; NaN where the line has none.
     """
     return line.get("reconstruction" if "generator" in line else "loss", math.nan)
 
 
 def read_history(log: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log."""
+    """Lines of a run's log; none where there is no log yet.
+
+    Args:
+        log: its file, `log.jsonl`.
+    """
     return read_json_lines(log) if log.is_file() else []
 
 
 def less_memory(config: AutoencoderRun | DiffusionRun, replicas: int = 1) -> str:
-    """One line on what to lower, and to how much, when a step does not fit into memory.
+    """Message that says which settings to lower when a step does not fit into memory.
 
-    First what leaves the numbers as they are, also of a run that is resumed.
+    Settings that do not change the results come first.
+
+    Args:
+        config: of the run.
+        replicas: of its strategy.
     """
     settings = config.training
     share = math.ceil(settings.batch_size / replicas)

@@ -1,4 +1,4 @@
-"""Training loop of both commands: the optimizer, and one call of `fit` over the steps of a run."""
+"""Training loop of both commands: the optimizer, and one call of `fit` for the steps of a run."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ from latentddpm.utils.memory import is_out_of_memory
 
 OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
 Examples = Callable[[int, int], tf.data.Dataset]
-"""Training batches of steps `start` … `stop` − 1."""
+"""Function (start, stop) → training batches of steps `start` … `stop` − 1."""
 
 
 def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
-    """`training.optimizer` with warm-up, then a constant or cosine rate, and moving averages."""
+    """Optimizer with warm-up, a constant or cosine learning rate, and an EMA of the weights.
+
+    Args:
+        training: the section `training:` of a configuration.
+    """
     rate = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
         decay_steps=max(training.num_steps - training.warmup_steps, 1),
-        # A cosine that ends where it began is a constant.
+        # alpha=1 makes the cosine constant.
         alpha=1.0 if training.learning_rate_schedule == "constant" else 0.0,
         warmup_target=training.learning_rate,
         warmup_steps=training.warmup_steps,
@@ -62,18 +66,26 @@ def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
         ema_momentum=training.ema_momentum,
         ema_warmup=training.ema_warmup,
     )
-    # Norm scales, biases and positions have nothing to gain from decay.
+    # As usual for AdamW: no decay of biases and of the scales and shifts of norms.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
 
 def layer_policy(training: TrainingConfig) -> str:
-    """The Keras dtype policy of `training.precision`."""
+    """Keras dtype policy of the networks, such as "mixed_bfloat16".
+
+    Args:
+        training: the section `training:` of a configuration.
+    """
     return "float32" if training.precision == "float32" else f"mixed_{training.precision}"
 
 
 def compile_options(training: TrainingConfig) -> dict[str, Any]:
-    """Arguments of a trainer's `compile`."""
+    """Arguments of `Trainer.compile`.
+
+    Args:
+        training: the section `training:` of a configuration.
+    """
     return {
         "optimizer": make_optimizer(training),
         "accumulation_steps": training.accumulation_steps,
@@ -82,7 +94,16 @@ def compile_options(training: TrainingConfig) -> dict[str, Any]:
 
 
 def open_log(run: Run, first: int) -> RunLog | NoLog:
-    """The log of a run that goes on from step `first`, with a run of W&B where one is wanted."""
+    """Log of a run, with Weights & Biases where `training.wandb` names a project.
+
+    Args:
+        run: the chief process writes; the others get a log that writes nothing.
+        first: step that training goes on from.
+
+    Raises:
+        UserError: Weights & Biases does not accept the run.
+        OSError: the log cannot be written.
+    """
     if not run.is_chief:
         return NoLog(run.folder)
     if not run.training.wandb:
@@ -103,23 +124,26 @@ def run_steps(
 ) -> None:
     """Train a compiled trainer to `training.num_steps`.
 
-    The resolved configuration is written when all input was found good, and on resuming when
-    the checkpoint fits it. After it the networks hold the EMA weights, with `training.keep_best`
-    those of the best checkpoint.
+    The resolved configuration is written only once the checkpoint to resume from, if any, is
+    loaded. At the end the networks hold the EMA weights, with `training.keep_best` those of the
+    best checkpoint.
 
     Args:
-        trainer: made under the strategy of `run`.
-        validate: gives what it wrote into the log, and leaves a picture in `samples` when it is
-            done.
-        contract: what `check_resume` gave.
-        best_metric: by which of `validate`'s numbers, `validation_` left out, the best checkpoint
-            is kept; "none" keeps none.
+        run: folder, settings, devices and processes.
+        trainer: made in the scope of the strategy of `run`, and compiled.
+        examples: (start, stop) → training batches of steps `start` … `stop` − 1.
+        validate: (step, log) → the numbers that it wrote into the log, by name. When it is done
+            it writes the picture `run.sample_path(step)`, which marks a finished validation.
+        contract: returned by `check_resume`.
+        best_metric: number of `validate`, without `validation_`, that decides which checkpoint is
+            the best; "none" keeps no best checkpoint.
 
     Raises:
-        signals.Stopped: a signal came; the step that was under way is saved.
+        signals.Stopped: a signal came; the current step was finished and saved.
         Diverged: see `health`; the newest checkpoint is from before that.
-        MemoryError: a step needs more than there is, with what to lower.
-        UserError: another process trains in the folder; Weights & Biases does not take the run.
+        MemoryError: a step needs more memory than there is; the message says what to lower.
+        UserError: another process trains in the folder, no intact checkpoint or one of other
+            shapes, or Weights & Biases does not accept the run.
         OSError: a checkpoint or the log cannot be written; earlier checkpoints stay.
     """
     checkpoints, total = run.folder / CHECKPOINTS, run.training.num_steps
@@ -129,7 +153,7 @@ def run_steps(
             trainer.optimizer.build(trainer.trainable_variables)
         resumes = run.resume and present(checkpoints)
         first = load_latest(checkpoints, trainer) if resumes else 0
-        run.processes.barrier()  # before the chief drops a damaged checkpoint others look at
+        run.processes.barrier()  # all have read before the chief deletes damaged checkpoints
         if run.is_chief:
             with atomic_path(run.folder / CONFIG) as temporary:
                 temporary.write_text(dump_config(run.config), "utf-8")
@@ -149,7 +173,7 @@ def run_steps(
 
             due = first % run.training.validate_every == 0 or first >= total
             if first and due and not run.sample_path(first).exists():
-                validated(first)  # the run ended in the middle of it
+                validated(first)  # the run was stopped during this validation
             if first < total:
                 _fit(run, trainer, examples, validated, saver, log)
             if run.training.keep_best:
@@ -166,14 +190,14 @@ def _fit(
     saver: Saver,
     log: RunLog | NoLog,
 ) -> None:
-    """The one call of `fit`, from the saver's step to the last, and what is said if it fails."""
+    """Call `fit` from the saver's step to the last; a failure names the checkpoint to resume."""
     training, first = run.training, saver.step
     total, agreed = training.num_steps, any_process(run.strategy)
 
     def validate_unless_stopped(step: int) -> None:
         with contextlib.suppress(signals.Stopped):
             validated(step)
-        trainer.reset_metrics()  # else the next line of the log is about validation as well
+        trainer.reset_metrics()  # else the next line of the log would include validation
 
     progress = Progress(log, first, total, training.batch_size, training.log_every, run.silent)
     callbacks = [
@@ -184,7 +208,7 @@ def _fit(
         EverySteps(lambda step: saver.stop_if_told(step, agreed), first, total, 1),
     ]
     with warnings.catch_warnings(), signals.deferred(checking=agreed is None):
-        # Keras remarks that it does not shuffle a dataset; ours draws its own order.
+        # Keras warns that it does not shuffle a dataset; this one draws its own order.
         warnings.filterwarnings("ignore", message=".*shuffle=True.*")
         try:
             trainer.fit(
@@ -208,5 +232,9 @@ def _fit(
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """A copy to keep: same weights, float32 policy, no optimizer."""
+    """Copy of a network with the same weights, dtype policy float32, and no optimizer.
+
+    Args:
+        model: UNet, autoencoder or text encoder.
+    """
     return remade(model, dtype="float32")

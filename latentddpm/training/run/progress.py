@@ -1,9 +1,10 @@
-"""Progress of a run on the terminal, and how fast it is.
+"""Progress bar of a run, its lines of the log, and the summary printed at its start.
 
      12%|███▏                     | 1200/10000 [05:12<38:10, 312 images/s, loss 0.0312, lr 1e-04]
 
-Images a second and the time left count what steps take, from the request for a batch to its loss.
-Validation, sampling and checkpoints are not in it, nor is the first step, which compiles.
+Images per second and the time left count the duration of a step, from the request for its batch
+to its loss. Validation, sampling and checkpoints are left out, and so is the first step, which
+compiles.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from latentddpm.training.run.runlog import NoLog, RunLog
 from latentddpm.training.step.trainer import Trainer
 
 REMEMBERED = 20
-"""Steps that the pace on the bar is an average over, about."""
+"""Steps in the average duration on the bar, approximately."""
 FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}{postfix}]"
 
 
 class StepBar(tqdm):
-    """A bar whose time left follows from what a step takes: `seconds`, None until known."""
+    """Progress bar whose time left follows from the duration of a step.
+
+    Attributes:
+        seconds: of a step; None until known.
+    """
 
     seconds: float | None = None
 
@@ -43,12 +48,13 @@ class StepBar(tqdm):
 
 
 class Progress(keras.callbacks.Callback):
-    """The bar; the mean of the metrics since the last line, logged.
+    """Progress bar, and a line of the log every few steps, with the means since the line before.
 
     Args:
-        log: gets a line each `every` steps.
-        first, total: the step that training goes on from, and its last.
-        batch_size: examples of a step.
+        log: to write to.
+        first, total: step that training goes on from, and its last step.
+        batch_size: examples of a step, on all replicas.
+        every: steps from one line of the log to the next.
         quiet: show no bar.
     """
 
@@ -65,7 +71,7 @@ class Progress(keras.callbacks.Callback):
             disable=quiet,
             bar_format=FORMAT,
             dynamic_ncols=True,
-            # In a file every refresh is one more line.
+            # In a file every refresh is a new line.
             mininterval=1.0 if sys.stderr.isatty() else 30.0,
             miniters=1,
         )
@@ -75,7 +81,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         values = {key: float(value) for key, value in (logs or {}).items()}
-        seconds = time.perf_counter() - self.began  # the device is done: its numbers were read
+        seconds = time.perf_counter() - self.began  # `float` above waited for the device
         self.step += 1
         if batch > 0:
             self.seconds += seconds
@@ -92,12 +98,12 @@ class Progress(keras.callbacks.Callback):
         rate = self.timed * self.batch_size / self.seconds if self.timed else math.nan
         rates = {"learning_rate": self.learning_rate, "examples_per_second": rate}
         self.log.write(self.step, {**values, **rates})
-        # Keras averages over an epoch; our epoch is the whole run, a window is of more use.
+        # Keras averages over an epoch, here the whole run; the log has means over `every` steps.
         self.model.reset_metrics()
         self.seconds, self.timed = 0.0, 0
 
     def _numbers(self, values: Mapping[str, float]) -> str:
-        """What stands behind the time left, short enough for 80 columns."""
+        """Numbers behind the time left, short enough for 80 columns."""
         numbers = []
         if self.bar.seconds:
             rate = self.batch_size / self.bar.seconds
@@ -118,12 +124,13 @@ def run_summary(
     parts: Mapping[str, keras.Model | None],
     images: tuple[int, int],
 ) -> str:
-    """Networks, steps, device and folder of a run, in four lines.
+    """Summary of a run in four lines: networks, steps, device, folder.
 
     Args:
-        trainer: made under the run's strategy.
-        parts: all networks of the run, by the names people call them.
-        images: how many to train on, and how many to validate on.
+        run: to describe.
+        trainer: made in the scope of the run's strategy, and compiled.
+        parts: networks of the run by their names; None for one that it does not have.
+        images: number of training images, and of validation images.
     """
     training = run.training
     groups = trainer.checkpoint_groups()
@@ -156,7 +163,7 @@ def run_summary(
 
 
 def _short(number: int) -> str:
-    """1234567 → 1.23 M."""
+    """Number in thousands or millions: 1234567 → 1.23 M."""
     unit, name = (1e6, "M") if number >= 1e6 else (1e3, "k")
     return f"{number / unit:.3g} {name}"
 

@@ -1,8 +1,10 @@
-"""Resuming: a run can be stopped at any step, and goes on as if it had not been.
+"""Resuming: a run can be stopped at any step, and goes on as if it had not been stopped.
 
-check_run, check_resume   before anything is made: is this the run that is meant?
-Saver                     while it trains: writes checkpoints, and ends when told to
-Best                      keeps the checkpoint that validated best beside them
+    check_run, check_resume   before training: refuse another run than the one in the folder
+    Saver                     during training: write checkpoints, stop after a signal
+    Best                      keep the best checkpoint by a metric of validation
+
+`checkpoint` reads and writes the files.
 """
 
 from __future__ import annotations
@@ -29,13 +31,18 @@ HIGHER_IS_BETTER = ("psnr", "ssim")
 
 
 def check_run(folder: Path, resume: bool) -> None:
-    """Refuse a run folder that is taken or, with `resume`, finished without a checkpoint.
+    """Refuse a run folder that holds a run or, with `resume`, a finished one without checkpoints.
 
-    One that is empty, or was left before the first checkpoint, is neither: a script that always
-    passes `--resume` starts there.
+    A folder without a checkpoint and without a finished model passes in both cases. So a script
+    may always pass `--resume`.
+
+    Args:
+        folder: of the run.
+        resume: go on from the newest checkpoint.
 
     Raises:
-        UserError: the folder holds a run and `resume` was not asked; or nothing to go on from.
+        UserError: the folder holds a run and `resume` is False; or `resume` is True and the run
+            is finished, with no checkpoint to go on from.
     """
     held = checkpoint.present(folder / CHECKPOINTS)
     if held and not resume:
@@ -45,17 +52,18 @@ def check_run(folder: Path, resume: bool) -> None:
 
 
 def check_resume(run: Run, facts: Mapping[str, int | str]) -> Contract:
-    """The contract of a run; on resuming, once it is that of the run which was started.
+    """Contract of a run; a run that resumes has to match the contract of its newest checkpoint.
 
-    Before the first checkpoint that is known of the configuration alone. Called before anything
-    is made for the run: what is refused has cost nothing.
+    Before the first checkpoint only the configuration is compared. This is called before latents
+    are computed or networks trained, so a refusal costs no time.
 
     Args:
-        facts: about the data, by the names people read; see `data_facts`.
+        run: to start or to resume.
+        facts: about the data; see `data_facts`.
 
     Raises:
-        UserError: settings or data differ from those in the newest checkpoint, and changes are
-            not allowed.
+        UserError: with `run.resume`, settings or data differ from those of the newest checkpoint,
+            and `run.allow_changes` is False.
     """
     contract = Contract.of(run.config, facts)
     if not run.resume:
@@ -81,30 +89,38 @@ def check_resume(run: Run, facts: Mapping[str, int | str]) -> Contract:
 
 
 def _started(folder: Path, contract: Contract) -> Contract:
-    """What a run that has no checkpoint was started with: `contract`, but for its settings."""
+    """Contract of a run without a checkpoint: `contract` with the settings in the folder."""
     for kind in COMMANDS.values():
         with contextlib.suppress(UserError):
             return Contract.of(load_config(kind, folder / CONFIG), contract.data)
     return contract
 
 
-def check_best(training: TrainingConfig, held_back: int) -> None:
-    """Refuse to finish with the best checkpoint where there can be none.
+def check_best(training: TrainingConfig, validation_images: int) -> None:
+    """Refuse `keep_best` where no checkpoint can be the best one.
+
+    Args:
+        training: the section `training:` of a configuration.
+        validation_images: how many there are.
 
     Raises:
-        UserError: nothing is measured, or nothing to measure it on.
+        UserError: `keep_best` without a metric, or without a validation image.
     """
     if training.keep_best and training.best_metric == "none":
         raise UserError("training.keep_best: needs a training.best_metric that says what is best")
-    if training.keep_best and not held_back:
+    if training.keep_best and not validation_images:
         raise UserError(
-            "training.keep_best: no image is held back to validate on; raise "
-            "data.validation_fraction"
+            "training.keep_best: there are no validation images; raise data.validation_fraction"
         )
 
 
 def data_facts(catalog: Catalog, **more: str) -> dict[str, int | str]:
-    """What `Contract.data` says of a catalog's images, and `more` digests."""
+    """Facts about a catalog's images, under names for messages, for `Contract.data`.
+
+    Args:
+        catalog: of the images.
+        more: further facts, added as they are.
+    """
     return {
         "images": len(catalog),
         "contents of images": catalog.digest,
@@ -114,11 +130,18 @@ def data_facts(catalog: Catalog, **more: str) -> dict[str, int | str]:
 
 
 class Saver:
-    """Writes a run's checkpoints, and ends the run when it was told to.
+    """Saver of a run's checkpoints, which also stops the run after a signal.
 
     Args:
+        run: folder, settings and processes.
+        trainer: to save.
+        contract: of the run.
         first: step of the checkpoint that training goes on from, 0 for none.
-        folder, keep: where checkpoints go and how many stay, if not as the run has it.
+        folder: for the checkpoints; None for `checkpoints` in the run folder.
+        keep: how many checkpoints stay; None for `training.keep_checkpoints`.
+
+    Attributes:
+        step: of the newest checkpoint, 0 for none.
     """
 
     def __init__(
@@ -137,8 +160,11 @@ class Saver:
     def save(self, step: int) -> None:
         """Write the checkpoint of a step, in the chief process.
 
+        Args:
+            step: optimizer steps so far.
+
         Raises:
-            Diverged: it holds numbers that are not finite.
+            Diverged: weights or optimizer state are not finite.
             OSError: see `checkpoint.save`.
         """
         if self.run.is_chief:
@@ -149,10 +175,15 @@ class Saver:
         self.step = step
 
     def stop_if_told(self, step: int, agreed: Callable[[bool], bool] | None) -> None:
-        """Save and end, if a signal has come to this process or, with `agreed`, to another.
+        """Save and stop the run, if a signal has come.
+
+        Args:
+            step: optimizer steps so far.
+            agreed: returned by `distribution.strategy.any_process`, so that a signal to any
+                process stops all; None for one process.
 
         Raises:
-            signals.Stopped: it has.
+            signals.Stopped: a signal has come.
         """
         signal = signals.pending(agreed)
         if signal is None:
@@ -162,22 +193,22 @@ class Saver:
         raise signals.Stopped(signal, f"stopped by a signal after step {step}; {self.newest()}")
 
     def newest(self) -> str:
-        """Where to go on from, for messages."""
+        """Message that names the newest checkpoint."""
         if not self.step:
             return "no checkpoint was written yet"
         return f"--resume goes on from {self.folder / f'step-{self.step:08d}'}"
 
 
 class Best:
-    """Keeps the checkpoint that validated best, in `best/` beside the newest ones.
+    """Best checkpoint by a metric of validation, kept in `best/` beside the newest ones.
 
-    What it has to beat is in the log, so that a run that was stopped goes on with it.
+    The metric of the best checkpoint so far is read from the log, so a resumed run goes on.
 
     Args:
         saver: of the run.
-        metric: "loss" or another one of validation.
-        first: step that training goes on from; the steps after it are taken again.
-        history: the lines of the run's log up to there.
+        metric: "loss" or another metric of validation.
+        first: step that training goes on from; later checkpoints are deleted.
+        history: lines of the run's log up to that step.
     """
 
     def __init__(
@@ -190,10 +221,15 @@ class Best:
         kept = checkpoint.latest(folder)
         known = {line["step"]: line for line in history if line.get(self.key) is not None}
         self.cost = self._cost(known.get(checkpoint.step_of(kept), {}) if kept else {})
-        self.offer(first, known.get(first, {}))  # it may have ended between the two
+        # The run may have been stopped after a validation and before its checkpoint.
+        self.offer(first, known.get(first, {}))
 
     def offer(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep the state of `step`, that gave these `values`, unless an earlier one was as good.
+        """Save the current state if it is better than every earlier one.
+
+        Args:
+            step: optimizer steps so far.
+            values: numbers of its validation, by their names in the log.
 
         Raises:
             Diverged, OSError: see `Saver.save`.
@@ -204,7 +240,7 @@ class Best:
             self.cost = cost
 
     def _cost(self, values: Mapping[str, float]) -> float:
-        """What is to be low, as exact as in the log; infinite where nothing was measured."""
+        """Value to minimize, with the digits of the log; infinite where nothing was measured."""
         value = float(f"{values.get(self.key, math.nan):.6g}")
         if not math.isfinite(value):
             return math.inf

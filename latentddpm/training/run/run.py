@@ -1,6 +1,8 @@
 """Run: a folder, its settings, and the devices and processes that train in it.
 
-runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
+    runs/NAME/  config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/  model/
+
+Of several processes only the chief writes these files.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class Run:
-    """One training, as a command or a call describes it.
+    """Run: one training, as a command or a call describes it.
 
     Attributes:
-        config: what is learned.
-        folder: where all of it is written.
+        config: all settings.
+        folder: for everything that is written.
         resume: go on from the newest checkpoint.
-        allow_changes: with `resume`, other settings or data than the run was started with.
-        quiet: no progress and no notes.
-        strategy: of `distribution.strategy.make_strategy`; None for one device.
+        allow_changes: with `resume`, accept other settings or data than the run started with.
+        quiet: show no progress and no messages.
+        strategy: from `distribution.strategy.make_strategy`; None for one device.
     """
 
     config: AutoencoderRun | DiffusionRun
@@ -42,7 +44,7 @@ class Run:
 
     @property
     def training(self) -> TrainingConfig:
-        """The section `training:` of the settings."""
+        """Section `training:` of the settings."""
         return self.config.training
 
     @cached_property
@@ -52,18 +54,26 @@ class Run:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process writes the run's files."""
+        """True in the process that writes the run's files."""
         return self.processes.is_chief
 
     @property
     def silent(self) -> bool:
-        """Whether this process says nothing on the terminal."""
+        """True where this process prints nothing on the terminal."""
         return self.quiet or not self.is_chief
 
     def say(self, text: str) -> None:
-        """A note on stderr, from the chief process, unless quiet."""
+        """Print a message on stderr, in the chief process, unless quiet.
+
+        Args:
+            text: one or more lines.
+        """
         say(text, self.silent)
 
     def sample_path(self, step: int) -> Path:
-        """The picture of the validation at a step."""
+        """File of the picture that a validation writes.
+
+        Args:
+            step: of the validation.
+        """
         return self.folder / SAMPLES / f"step-{step:08d}.png"

@@ -1,10 +1,10 @@
-"""The numbers and pictures of a run, for programs and for TensorBoard.
+"""Log of a run: its numbers and pictures, as JSON lines and for TensorBoard.
 
     log.jsonl   {"step": 50, "loss": 0.3121, "loss_q1": 0.7, …, "examples_per_second": 312.4}
                 {"step": 2000, "validation_loss": 0.2987, …}
     tensorboard/
 
-Lines of training come each `log_every` steps, those of validation in between.
+A line of training comes every `log_every` steps, a line of validation every `validate_every`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from latentddpm.utils.files import atomic_path, read_json_lines
 
 
 class RunLog:
-    """Writes `log.jsonl` and TensorBoard events of a run folder, and W&B's if asked, in one call.
+    """Log of a run: `log.jsonl`, TensorBoard events and, where given, Weights & Biases.
 
-    A number that is not finite, or that nothing was measured for, is null in the first and left
-    out of the others. Leaving the `with` block ends W&B's.
+    A number that is not finite is null in `log.jsonl` and left out of the others. It is a context
+    manager: leaving it ends the run of Weights & Biases.
 
     Args:
         folder: of the run.
-        first: step that training goes on from; lines of later steps, which a killed run wrote
-            after its last checkpoint, are dropped because they will be written again.
-        wandb: gets the same.
+        first: step that training goes on from. Lines of later steps, which a killed run wrote
+            after its last checkpoint, are removed: they will be written again.
+        wandb: to log to as well; None for none.
+
+    Attributes:
+        path: of `log.jsonl`.
     """
 
     def __init__(self, folder: Path, first: int = 0, wandb: WandbLog | None = None) -> None:
@@ -55,6 +58,10 @@ class RunLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one line of numbers.
 
+        Args:
+            step: that they belong to.
+            values: numbers by name.
+
         Raises:
             OSError: the disk is full, or the folder cannot be written.
         """
@@ -69,7 +76,16 @@ class RunLog:
             self.wandb.write(step, values)
 
     def picture(self, step: int, name: str, pixels: Any) -> None:
-        """A uint8 (H, W, 3) picture for TensorBoard and W&B."""
+        """Log a picture, to TensorBoard and Weights & Biases.
+
+        Args:
+            step: that it belongs to.
+            name: its tag.
+            pixels: uint8 (H, W, 3).
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written.
+        """
         with self._events(step):
             tf.summary.image(name, pixels[None])
         if self.wandb is not None:
@@ -87,20 +103,24 @@ class RunLog:
 
 
 class NoLog(contextlib.nullcontext):
-    """The `RunLog` of a worker that is not the chief: it writes nothing."""
+    """Log of a process that is not the chief: it writes nothing.
+
+    Args:
+        folder: of the run.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(self)
         self.path = folder / LOG
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
+        """Do nothing; arguments as of `RunLog.write`."""
 
     def picture(self, step: int, name: str, pixels: Any) -> None:
-        """Nothing."""
+        """Do nothing; arguments as of `RunLog.picture`."""
 
 
 def _as_json(line: dict[str, float | None]) -> str:
-    """One line of JSON, which has no word for NaN and infinity."""
+    """Line of JSON, with null for NaN and infinity."""
     known = {k: v if v is not None and math.isfinite(v) else None for k, v in line.items()}
     return json.dumps(known, allow_nan=False) + "\n"

@@ -1,8 +1,8 @@
-"""Weights & Biases: a run's numbers and pictures on its site, or with WANDB_MODE=offline in files.
+"""Weights & Biases: numbers and pictures of a training, online or with WANDB_MODE=offline.
 
-`RUN/wandb/id` keeps which of its runs it is, so that a training goes on in the one it began. What
-a killed training logged after its last checkpoint comes again, the same numbers: W&B has them
-and its steps only rise, so they are passed over.
+`RUN/wandb/id` holds the id of the W&B run, so a resumed training continues that W&B run. A killed
+training may have logged steps after its last checkpoint. When it resumes, it computes the same
+numbers for these steps again; W&B accepts only rising steps, so they are not sent twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from latentddpm.errors import UserError, one_line
 
 
 def import_wandb() -> Any:
-    """The `wandb` module.
+    """Module `wandb`, imported here and nowhere else.
 
     Raises:
         UserError: it is not installed.
@@ -30,19 +30,20 @@ def import_wandb() -> Any:
 
 
 class WandbLog:
-    """One W&B run, begun or gone on with.
+    """Log of a training in Weights & Biases: a new run there, or the one that it resumes.
 
     Args:
-        project: of W&B, made if there is none; other settings are W&B's own (WANDB_ENTITY, …).
-        folder: of the training; its name is the run's.
-        config: to be shown beside the curves.
-        resumed: whether the training goes on from a checkpoint.
+        project: of W&B, made if there is none. Other settings are W&B's own environment
+            variables (WANDB_ENTITY, …).
+        folder: of the training; the W&B run gets its name.
+        config: settings to show beside the curves.
+        resumed: True where the training goes on from a checkpoint.
 
     Attributes:
-        where: the run's address, or the folder of an offline one.
+        where: address of the W&B run, or its folder when offline.
 
     Raises:
-        UserError: W&B is not installed, or does not take the run (no login, no network).
+        UserError: W&B is not installed, or does not accept the run (no login, no network).
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class WandbLog:
                 id=known.read_text("utf-8"),
                 resume="allow",
                 config=dict(config),
-                # Its own lines and its copy of the terminal would mangle the progress bar.
+                # W&B's own output and its capture of the terminal would break the progress bar.
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.errors.Error as error:
@@ -72,11 +73,22 @@ class WandbLog:
         self._image = wandb.Image
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step; those that are not finite are left out."""
+        """Log the numbers of a step; those that are not finite are left out.
+
+        Args:
+            step: that they belong to.
+            values: numbers by name.
+        """
         self._log(step, {name: v for name, v in values.items() if math.isfinite(v)})
 
     def picture(self, step: int, name: str, pixels: Any) -> None:
-        """A uint8 (H, W, 3) picture."""
+        """Log a picture.
+
+        Args:
+            step: that it belongs to.
+            name: its tag.
+            pixels: uint8 (H, W, 3).
+        """
         self._log(step, {name: self._image(pixels)})
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -84,5 +96,9 @@ class WandbLog:
             self.run.log(values, step=step)
 
     def close(self, failed: bool) -> None:
-        """Send what is left."""
+        """End the W&B run, after sending what is left.
+
+        Args:
+            failed: mark the run as failed.
+        """
         self.run.finish(exit_code=int(failed))

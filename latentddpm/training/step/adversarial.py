@@ -1,23 +1,23 @@
-"""Adversarial loss: what discriminator and decoder tell each other.
+"""Adversarial loss of a discriminator D and of the decoder that it is trained against.
 
 With logits D(·) of real images x and reconstructions x̂, averaged over patches:
 
     hinge      L_D = ½ E[max(0, 1 − D(x)) + max(0, 1 + D(x̂))]      L_G = −E[D(x̂)]
     vanilla    L_D = ½ E[softplus(−D(x)) + softplus(D(x̂))]         L_G = E[softplus(−D(x̂))]
 
-(Lim & Ye 2017; Goodfellow et al. 2014, the generator's loss that does not saturate). L_G is
-weighed against the reconstruction at the last layer θ_L of the decoder (Esser et al. 2021, eq. 7):
+(Lim & Ye 2017; Goodfellow et al. 2014, the generator's non-saturating loss). The weight of L_G is
+adapted at the last layer θ_L of the decoder (Esser et al. 2021, eq. 7):
 
     λ = ‖∇_{θ_L} L_rec‖ / (‖∇_{θ_L} L_G‖ + δ),   clipped to [0, 10⁴],   δ = 10⁻⁴
 
-so that both pull at the decoder alike, whatever the scale of logits. A discriminator that has
-learned nothing yet pulls at random, and λ makes that as strong; over `warmup_steps` n from
-`start_step` t₀ on, the generator's loss therefore counts a share that rises,
+so that both losses have gradients of the same norm there, whatever the scale of the logits. The
+gradient of an untrained discriminator is random, and λ makes it just as large. Therefore the
+weight rises over n = `warmup_steps` steps, from step t₀ = `start_step` on:
 
     w_t = λ · min(1, (t − t₀ + 1) / n)                                  0 before t₀
 
-Where discriminators run away, R1 holds them (Mescheder et al. 2018): L_D gains γ/2 · E‖∇_x D(x)‖²,
-of the mean logit of an image, on real images only.
+R1 stabilizes a discriminator whose logits diverge (Mescheder et al. 2018): L_D gains the term
+γ/2 · E‖∇_x D(x)‖², with D(x) the mean logit of an image, on real images only.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from latentddpm.training.step.trainer import scaling_optimizer
 LOSSES = ("hinge", "vanilla")
 JUDGED = ("generator", "discriminator", "logits_real", "logits_fake")
 TERMS = (*JUDGED, "adaptive_weight", "discriminator_gradient_norm")
-"""What a step logs beside the autoencoder's own terms: L_G, L_D without R1, mean logits, w_t,
-‖∇L_D‖."""
+"""Terms of the logs beside the autoencoder's: L_G, L_D without R1, mean logits, w_t, ‖∇L_D‖."""
 
 DELTA = 1e-4
 MAX_WEIGHT = 1e4
@@ -44,20 +43,20 @@ MAX_WEIGHT = 1e4
 
 @dataclass
 class Adversary:
-    """Discriminator, its optimizer and its loss; an argument of `AutoencoderTrainer`.
+    """Discriminator with its optimizer and its loss; an argument of `AutoencoderTrainer`.
 
-    No layer, so that a model that holds one does not count the discriminator's weights as its
-    own: they are neither trained with it nor saved in its archive.
+    It is no Keras layer: a trainer that holds one neither trains the discriminator's weights with
+    the autoencoder nor saves them in its archive.
 
     Attributes:
-        discriminator: tells reconstructions from images.
-        optimizer: of the discriminator, any of Keras's or its name.
-        weight: of the generator's loss, on top of w_t.
+        discriminator: network that tells reconstructions from images.
+        optimizer: of the discriminator, a Keras optimizer or its name.
+        weight: w ≥ 0, a constant factor of the generator's loss beside w_t.
         loss: "hinge" or "vanilla".
-        start_step: the first step of the autoencoder's optimizer with an adversary.
-        warmup_steps: over which the discriminator gets its say.
-        adaptive: weigh with λ; else λ = 1.
-        r1_weight: γ.
+        start_step: t₀ ≥ 0, the first step of the autoencoder's optimizer with an adversary.
+        warmup_steps: n ≥ 0, steps over which w_t rises; 0 for none.
+        adaptive: multiply by λ; False sets λ = 1.
+        r1_weight: γ ≥ 0; 0 for no R1.
 
     Raises:
         UserError: an unknown loss.
@@ -89,25 +88,44 @@ class Adversary:
         self.optimizer.build(self.discriminator.trainable_variables)
 
     def variables(self) -> dict[str, list[keras.Variable]]:
-        """What the next step depends on beside the autoencoder's own variables, by group."""
+        """Variables of the discriminator and of its optimizer, by group of a checkpoint."""
         return {
             "discriminator": self.discriminator.variables,
             "discriminator_optimizer": self.optimizer.variables,
         }
 
     def share(self, step: Any) -> Any:
-        """Of the generator's loss at a step of the autoencoder's optimizer, 0 … 1."""
+        """Share w_t / λ of the generator's loss, in [0, 1].
+
+        Args:
+            step: of the autoencoder's optimizer, an integer scalar.
+        """
         played = ops.cast(step - self.start_step + 1, "float32")
         return ops.clip(played / max(self.warmup_steps, 1), 0.0, 1.0)
 
     def generator_loss(self, fake_logits: Any) -> Any:
-        """L_G of each image: logits (B, h, w, 1) → (B,)."""
+        """Generator's loss L_G of each image.
+
+        Args:
+            fake_logits: of reconstructions, (B, h, w, 1).
+
+        Returns:
+            (B,).
+        """
         if self.loss == "hinge":
             return -_over_patches(fake_logits)
         return _over_patches(ops.softplus(-fake_logits))
 
     def discriminator_loss(self, real_logits: Any, fake_logits: Any) -> Any:
-        """L_D of each pair: logits (B, h, w, 1) → (B,)."""
+        """Discriminator's loss L_D of each pair, without R1.
+
+        Args:
+            real_logits: of images, (B, h, w, 1).
+            fake_logits: of reconstructions, (B, h, w, 1).
+
+        Returns:
+            (B,).
+        """
         if self.loss == "hinge":
             real, fake = ops.relu(1 - real_logits), ops.relu(1 + fake_logits)
         else:
@@ -116,7 +134,12 @@ class Adversary:
 
 
 def adaptive_weight(reconstruction_gradient: Any, generator_gradient: Any) -> Any:
-    """λ from the two losses' gradients at the last layer (of the whole global batch)."""
+    """Weight λ of the generator's loss, a scalar in [0, `MAX_WEIGHT`].
+
+    Args:
+        reconstruction_gradient, generator_gradient: of L_rec and of L_G at the decoder's last
+            kernel, over the whole global batch; both of the kernel's shape.
+    """
     ratio = _norm(reconstruction_gradient) / (_norm(generator_gradient) + DELTA)
     return ops.clip(ratio, 0.0, MAX_WEIGHT)
 

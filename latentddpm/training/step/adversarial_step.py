@@ -1,8 +1,8 @@
-"""One step of an autoencoder against its discriminator, two optimizers; TensorFlow.
+"""Step of an autoencoder and its discriminator, with two optimizers; TensorFlow.
 
-Let x̂ be the reconstruction, L_rec the reconstruction loss with its perceptual term, L_G what the
-discriminator makes of x̂, θ_L the last kernel of the decoder. By the chain rule both losses reach
-the autoencoder through x̂ alone, so one pass back through it carries both:
+Let x̂ be the reconstruction, L_rec the reconstruction loss with its perceptual term, L_G the
+generator's loss, θ_L the last kernel of the decoder. Both losses reach the autoencoder through x̂
+alone, so by the chain rule one backward pass through it is enough for both:
 
     s_rec = ∂L_rec/∂x̂        s_G = ∂L_G/∂x̂               back through VGG16 and D
     λ     = ‖s_rec · ∂x̂/∂θ_L‖ / (‖s_G · ∂x̂/∂θ_L‖ + δ)    the last layer only
@@ -10,12 +10,12 @@ the autoencoder through x̂ alone, so one pass back through it carries both:
 
 λ belongs to the global batch: the two gradients at the last layer are summed over micro-batches
 and replicas before their norms are taken. With several micro-batches (`accumulation_steps`) the
-forward pass is therefore made twice, once for λ and once for ∇θ, instead of being kept.
+forward pass is therefore computed twice, once for λ and once for ∇θ, and not kept in memory.
 
-The discriminator learns from the same x̂, as it is: its tape does not see the autoencoder, and the
-autoencoder's gradients are of its own variables only, so neither step touches the other's
-weights. Before `start_step` the discriminator is not run (its branch of a `tf.cond` holds no
-collective operation and no update) and its optimizer stands still.
+The discriminator learns from the same x̂, as a constant. Each of the two gradients is taken for
+its own network's variables only, so neither update changes the other's weights. Before
+`start_step` the discriminator is not run and its optimizer does not step; its branch of the
+`tf.cond` holds no collective operation and no update.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ from latentddpm.training.step.update import apply_gradients
 
 @dataclass
 class RecordedStep:
-    """A micro-batch: its recorded forward pass, and how both losses pull at its ends.
+    """Recorded forward pass of a micro-batch, with the gradients of both losses at its outputs.
+
+    Losses are summed over the micro-batch and scaled as their optimizer asks.
 
     Attributes:
         tape: of the whole forward pass.
-        last: of what follows the decoder's last kernel, so that λ needs no pass through the rest.
+        last: tape of the decoder's last convolution only, enough for λ.
         outputs: of the autoencoder: reconstruction, mean, logvar.
-        pull: ∂(L_rec + w_KL L_KL)/∂outputs, by name; sums over the micro-batch.
-        generator_pull: ∂L_G/∂x̂.
-        discriminator_gradients: ∂L_D of the discriminator's trainable variables.
-        terms: for the log.
+        pull: ∂(L_rec + w_KL L_KL)/∂outputs, by the outputs' names.
+        generator_pull: ∂L_G/∂x̂, (B, H, W, 3).
+        discriminator_gradients: of L_D, one for each trainable variable of the discriminator.
+        terms: of the logs, scalars by name.
     """
 
     tape: tf.GradientTape
@@ -56,13 +58,22 @@ class RecordedStep:
     terms: dict[str, tf.Tensor]
 
     def at_last(self, kernel: keras.Variable) -> list[tf.Tensor]:
-        """The gradients of L_rec and of L_G at the decoder's last kernel."""
+        """Gradients of L_rec and of L_G at the decoder's last kernel, both of its shape.
+
+        Args:
+            kernel: the decoder's last kernel.
+        """
         pulls = self.pull["reconstruction"], self.generator_pull
         end = self.outputs["reconstruction"]
         return [self.last.gradient(end, kernel.value, output_gradients=pull) for pull in pulls]
 
     def gradients(self, variables: list[keras.Variable], weight: tf.Tensor) -> list[tf.Tensor]:
-        """∇θ, with `weight` = w_t w."""
+        """Gradients ∇θ of the whole loss, one for each variable.
+
+        Args:
+            variables: θ, the autoencoder's trainable variables.
+            weight: w_t · w, scalar.
+        """
         pull = dict(self.pull)
         pull["reconstruction"] += weight * self.generator_pull
         return self.tape.gradient(
@@ -74,11 +85,14 @@ class RecordedStep:
 
 
 def adversarial_step(trainer: Any, *arguments: Any) -> dict[str, Any]:
-    """Update the autoencoder and its discriminator; the logs of `fit`.
+    """Update the autoencoder and its discriminator on one batch.
 
     Args:
         trainer: a compiled `AutoencoderTrainer` with an `adversary`.
-        arguments: what `fit` hands to a `train_step`.
+        arguments: those of a Keras `train_step`.
+
+    Returns:
+        Logs of the step: name → scalar.
     """
     adversary: Adversary = trainer.adversary
     variables = trainer.trainable_variables
@@ -124,10 +138,10 @@ def adversarial_step(trainer: Any, *arguments: Any) -> dict[str, Any]:
 
 
 def _record(trainer: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> RecordedStep:
-    """Forward through the autoencoder, then back to its outputs through both losses."""
+    """Forward pass through the autoencoder, then back from both losses to its outputs."""
 
     def total(mean: tf.Tensor) -> tf.Tensor:
-        """Of a mean over the micro-batch, scaled as the optimizer wants it."""
+        """Sum over the micro-batch from a mean over it, scaled by the optimizer's loss scale."""
         return trainer.optimizer.scale_loss(mean * number)
 
     recorded = tf.GradientTape()
@@ -163,9 +177,9 @@ def _against(
     total: Callable[[tf.Tensor], tf.Tensor],
     number: tf.Tensor,
 ) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-    """∂L_G/∂x̂, the discriminator's gradients, and the terms `JUDGED`.
+    """Gradients ∂L_G/∂x̂ and ∂L_D of the discriminator's variables, and the terms `JUDGED`.
 
-    Each image is judged once: the two losses share the logits, not the variables they move.
+    The discriminator sees each image once: both losses share its logits.
     """
     network = adversary.discriminator
     with tf.GradientTape(persistent=True) as tape:
@@ -192,7 +206,7 @@ def _slope_penalty(network: keras.Model, images: tf.Tensor) -> tuple[tf.Tensor, 
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = network(images, training=True)
-        # Images are judged alone: the sum's gradient holds each one's own.
+        # An image's logits depend on that image only, so the sum's gradient holds each image's.
         judgement = tf.reduce_sum(tf.reduce_mean(logits, axis=(1, 2, 3)))
     slopes = tf.square(tape.gradient(judgement, images))
     return logits, 0.5 * tf.reduce_mean(tf.reduce_sum(slopes, axis=(1, 2, 3)))

@@ -1,11 +1,11 @@
-"""Trainer of an autoencoder: reconstruction, KL, and where asked for perception and an adversary.
+"""Trainer of an autoencoder: reconstruction and KL; optional perceptual and adversarial terms.
 
-    L = |image − x̂| + w_KL · KL(q ‖ N(0, 1)) [+ w_p · perceptual distance] [+ w_t · w · L_G]
+    L = |x − x̂| + w_KL · KL(q ‖ N(0, 1)) [+ w_p · perceptual distance] [+ w_t · w · L_G]
 
     KL of an element = ½ (μ² + σ² − 1 − log σ²)
 
-(Kingma & Welling 2014; Rombach et al. 2022, appendix G). The KL is summed over an image's latent
-and the reconstruction averaged over its pixels, so that a weight means the same at every size.
+for an image x and its reconstruction x̂ (Kingma & Welling 2014; Rombach et al. 2022, appendix G).
+The KL is summed over the latents of an image, the reconstruction loss averaged over its pixels.
 `training.step.adversarial` has the last term.
 """
 
@@ -29,7 +29,12 @@ RECONSTRUCTION_LOSSES = ("l1", "l2")
 
 @dataclass
 class PerceptualTerm:
-    """A perceptual distance as a term of the loss."""
+    """Perceptual distance as a term of the loss.
+
+    Attributes:
+        distance: between images and reconstructions.
+        weight: of the distance in the loss, at least 0.
+    """
 
     distance: PerceptualDistance
     weight: float
@@ -37,38 +42,50 @@ class PerceptualTerm:
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class GaussianKL(keras.losses.Loss):
-    """KL(N(mean, exp(logvar)) ‖ N(0, 1)), summed over an image's latent, mean over the batch."""
+    """KL(N(mean, exp(logvar)) ‖ N(0, 1)): summed over an image's latents, mean over the batch."""
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """`y_true` is the mean, `y_pred` the log-variance, both (B, h, w, c) → (B,)."""
+        """KL divergence of each image's posterior.
+
+        Args:
+            y_true: mean of the posterior, (B, h, w, c).
+            y_pred: its log-variance, (B, h, w, c).
+
+        Returns:
+            (B,), in nats.
+        """
         mean, logvar = y_true, y_pred
         terms = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1.0 - logvar)
         return ops.sum(terms, axis=(1, 2, 3))
 
 
 class AutoencoderTrainer(Trainer):
-    """Trainer of an autoencoder, which learns to give images back.
+    """Trainer of an autoencoder, which learns to reconstruct images.
 
-    With `autoencoder.encoder.trainable = False` the decoder alone is trained, and latents keep
-    their meaning.
+    With `autoencoder.encoder.trainable = False` only the decoder is trained, and the latents of
+    an image stay the same.
+
+    `fit` takes batches of inputs, without targets. The logs hold `loss`, `reconstruction`, `kl`
+    and `mse`; with `perceptual` also the distance, under its own name, with `adversary` also the
+    terms of `adversarial.TERMS`.
 
     Args:
-        autoencoder: what is trained.
+        autoencoder: the network to train.
         reconstruction_loss: "l1" or "l2", mean over pixels.
         kl_weight: of the KL term.
-        perceptual: a distance between image and reconstruction to add.
-        perceptual_weight: of that distance; with 0 it is only measured, when validating.
-        adversary: a discriminator to train against; TensorFlow backend only.
+        perceptual: distance between image and reconstruction to add to the loss; None for none.
+        perceptual_weight: of that distance; 0 only measures it, in `evaluate`.
+        adversary: discriminator to train against, TensorFlow only; None for none.
+        kwargs: passed to `Trainer`, such as `name`.
 
     Call arguments:
-        inputs: `{"images": (B, H, W, 3) in [-1, 1]}` and, for a sample of the posterior instead
-            of its mode, `"noise"`: (B, h, w, c) of standard normal numbers. Noise comes with the
-            data, so the network is a deterministic function.
+        inputs: `{"images": (B, H, W, 3) in [-1, 1]}`, and for a sample of the posterior instead
+            of its mode `"noise"`, standard normal (B, h, w, c). Noise comes with the data, so
+            the network is a deterministic function.
 
     Returns:
-        `{"reconstruction", "mean", "logvar"}`, moments unscaled. `fit` takes batches of such
-        inputs alone. The logs hold `loss`, `reconstruction`, `kl`, `mse` and the terms that were
-        asked for.
+        `{"reconstruction": (B, H, W, 3), "mean", "logvar": (B, h, w, c)}`, float32; the moments
+        are not scaled.
 
     Raises:
         UserError: an unknown reconstruction loss.
@@ -106,7 +123,7 @@ class AutoencoderTrainer(Trainer):
         self.reconstruction_loss = distance[reconstruction_loss]()
         self.kl_loss = GaussianKL()
         self.kl_weight = kl_weight
-        # In holders that Keras does not look into: neither is a part of what is trained here.
+        # Keras does not track the attributes of these two: neither belongs to the trained network.
         self.perceptual = perceptual and PerceptualTerm(perceptual, perceptual_weight)
         self.adversary = adversary
         self.term_names = (
@@ -121,9 +138,9 @@ class AutoencoderTrainer(Trainer):
     def loss_terms(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
     ) -> dict[str, Any]:
-        """`loss` = `reconstruction` + `kl_weight` · `kl` [+ weight · perceptual]; `mse`.
+        """Terms of the logs; `loss` = `reconstruction` + `kl_weight` · `kl` [+ weight · distance].
 
-        The perceptual distance goes by its own name.
+        Arguments are those of `Trainer.loss_terms`.
         """
         images, reconstruction = x["images"], y_pred["reconstruction"]
         error = ops.mean(self.reconstruction_loss.call(images, reconstruction))
@@ -159,7 +176,7 @@ class AutoencoderTrainer(Trainer):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """What Keras's own step asks for, on other backends than TensorFlow."""
+        """Loss for Keras's own step, on backends other than TensorFlow; arguments are Keras's."""
         terms = self.loss_terms(x, y, y_pred, sample_weight, training)
         if not on_tensorflow():
             number = ops.shape(x["images"])[0]

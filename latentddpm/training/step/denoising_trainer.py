@@ -1,12 +1,12 @@
-"""Trainer of a denoiser: its loss, and how large that is at little and at much noise.
+"""Trainer of a denoiser: its loss, and the mean loss of each quarter of the timesteps.
 
     ℓᵢ = mean (ŷᵢ − yᵢ)²         L = (1/B) Σᵢ ℓᵢ        L_q = (1/n_q) Σ {ℓᵢ : tᵢ in quartile q}
     q  = 1 + ⌊4 tᵢ / T⌋          so that L = Σ_q n_q L_q / B
 
-with y the schedule's target (Ho et al. 2020, eq. 14). Little noise (q = 1) is hard to tell from
-the image and much (q = 4) is easy to see: of a network that predicts noise the losses of single
-timesteps lie far apart (Nichol & Dhariwal 2021, fig. 2), and the mean over all hides where one of
-them still learns, or has begun to diverge.
+with y the schedule's target (Ho et al. 2020, eq. 14). A little noise (q = 1) is hard to tell from
+the image, much noise (q = 4) is easy to see. So for a network that predicts the noise the losses
+of single timesteps lie far apart (Nichol & Dhariwal 2021, fig. 2). Their mean hides a quarter that
+still improves, or one that has begun to diverge.
 """
 
 from __future__ import annotations
@@ -25,26 +25,29 @@ QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")
 
 
 class DenoisingTrainer(Trainer):
-    """Trainer of a UNet, and of a text encoder along with it where that is trainable.
+    """Trainer of a UNet, and of its text encoder where that is trainable.
 
-    Noise comes with the data, so that every replica and every resumed run sees the noise it
-    should: `latentddpm.noisy_examples` makes such batches from arrays of latents.
+    Noise comes with the data, so it does not depend on the number of replicas or on where a run
+    was resumed. `latentddpm.noisy_examples` makes such batches from arrays of latents.
+
+    `fit` takes batches (inputs, target) or (inputs, target, weight), with the target of
+    `NoiseSchedule.target` and weights (B, 1, 1). The logs hold `loss` and `loss_q1` (the quarter
+    of the timesteps with the least noise) … `loss_q4`, with the same weights as the loss; NaN
+    where no example fell into a quarter.
 
     Args:
         unet: the denoiser.
-        schedule: what its timesteps mean and what it predicts.
-        text_encoder: gives the UNet its context from token ids; None for an unconditional UNet,
-            or where batches bring the context.
+        schedule: its noise schedule, with the quantity that it predicts.
+        text_encoder: turns token ids into the UNet's context; None for an unconditional UNet, or
+            where the batches hold the context.
+        kwargs: passed to `Trainer`, such as `name`.
 
     Call arguments:
-        inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}` and, for a conditional UNet,
-            `"token_ids"`: (B, L) for the text encoder, or without one `"context"`: (B, L, d).
+        inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}`. For a conditional UNet also
+            `"token_ids"`, (B, L), or, without a text encoder, `"context"`, (B, L, d).
 
     Returns:
-        The UNet's prediction, float32 (B, h, w, c). `fit` takes batches (inputs, target) or
-        (inputs, target, weight), with the target of `NoiseSchedule.target` and weights
-        (B, 1, 1). The logs hold `loss` and `loss_q1` (the quarter of the timesteps with the
-        least noise) … `loss_q4`, weighted as the loss is; NaN where no example fell into one.
+        The UNet's prediction, float32 (B, h, w, c).
 
     Raises:
         ValueError: the text encoder's width is not the UNet's `context_dim`.
@@ -76,7 +79,7 @@ class DenoisingTrainer(Trainer):
                 f"context_dim of {unet.context_dim}"
             )
         self.schedule = schedule
-        # In this order: checkpoints name variables by their place.
+        # The order matters: checkpoints name variables by their position.
         self.text_encoder = text_encoder
         self.unet = unet
         self.built = True
@@ -91,13 +94,16 @@ class DenoisingTrainer(Trainer):
         return self.unet(inputs, training=training)
 
     def compile(self, optimizer: Any = "adamw", loss: Any = "mse", **kwargs: Any) -> None:
-        """Set up training; the arguments of `Trainer.compile`, with the mean squared error."""
+        """Set up training, with the mean squared error; arguments as of `Trainer.compile`."""
         super().compile(optimizer, loss, **kwargs)
 
     def loss_terms(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
     ) -> dict[str, Term]:
-        """`loss`, and the mean and the number of the examples of each quartile."""
+        """Terms of the logs: `loss`, and for each quarter its mean and its number of examples.
+
+        Arguments are those of `Trainer.loss_terms`.
+        """
         terms = dict(super().loss_terms(x, y, y_pred, sample_weight, training))
         errors = keras.losses.mean_squared_error(y, y_pred)  # (B, h, w)
         if sample_weight is not None:
@@ -105,7 +111,7 @@ class DenoisingTrainer(Trainer):
         errors = ops.mean(errors, axis=(1, 2))  # (B,)
         timesteps = ops.cast(x["timesteps"], "float32")
         quartiles = ops.cast(4.0 * timesteps / self.schedule.num_train_timesteps, "int32")
-        # Sums apart, not products with a mask: one example's NaN stays in its own quartile.
+        # Segment sums, not products with a mask: an example's NaN stays in its own quarter.
         totals = ops.segment_sum(errors, quartiles, num_segments=4)
         counts = ops.segment_sum(ops.ones_like(errors), quartiles, num_segments=4)
         means = ops.divide_no_nan(totals, counts)

@@ -1,4 +1,4 @@
-"""AdamW over a few long vectors instead of hundreds of variables.
+"""AdamW over a few long vectors, and optimizers whose EMA of the weights warms up.
 
 With gradient g, clipped to a global norm c, of parameters θ (Loshchilov & Hutter 2019,
 algorithm 2, on Kingma & Ba 2015, algorithm 1):
@@ -7,22 +7,22 @@ algorithm 2, on Kingma & Ba 2015, algorithm 1):
     m ← β₁ m + (1 − β₁) g            v ← β₂ v + (1 − β₂) g²
     θ ← θ − η λ θ                    decay, of kernels and embeddings only
     θ ← θ − η √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + ε)
-    θ̄ ← μₜ θ̄ + (1 − μₜ) θ            the moving average that is kept, θ̄ = θ after step 1
+    θ̄ ← μₜ θ̄ + (1 − μₜ) θ            EMA of the weights, θ̄ = θ after step 1
 
-μₜ is the momentum μ or, with `ema_warmup`, min(μ, t / (t + 9)): an average over the last tenth
-or so of the steps until there are enough of them for μ, so that a short run's average does not
-hold its untrained beginning.
+μₜ is the momentum μ or, with `ema_warmup`, min(μ, t / (t + 9)). Then the EMA covers about the
+last tenth of the steps until t is large enough for μ, so that the EMA of a short run does not
+contain its untrained beginning.
 
-The numbers are those of `keras.optimizers.AdamW`, which writes these lines once for each
-variable: some hundred graph operations times the 300 to 700 variables of a UNet, three
-quarters of the time until a first step (docs/benchmarks.md). Here gradients and parameters
-are strung together, updated, and cut up again: six operations a variable, and one reduction
-over the replicas of a `tf.distribute` strategy. Vectors end at `BUCKET_SIZE` numbers, so that
+The results are those of `keras.optimizers.AdamW`. Keras repeats these lines for each variable:
+about a hundred graph operations times the 300 to 700 variables of a UNet, three quarters of the
+time until the first step (docs/benchmarks.md). Here gradients and parameters are concatenated
+into long vectors, updated, and split again: six operations for each variable, and one reduction
+over the replicas of a `tf.distribute` strategy. A vector ends at `BUCKET_SIZE` numbers, so that
 the copies stay small beside a large network.
 
-`training.step.update` calls it with gradients that are summed and clipped; its own `apply`, for a
-plain Keras `fit`, sums over the replicas before it clips, so that any number of them clips alike
-(Keras clips each replica's share before it adds them up).
+`training.step.update` passes gradients that are already summed and clipped. `apply`, for a plain
+Keras `fit`, sums over the replicas before it clips, so the result does not depend on their number
+(Keras clips each replica's gradients before it sums them).
 """
 
 from __future__ import annotations
@@ -38,14 +38,20 @@ from keras import ops
 from latentddpm.distribution.replicas import all_reduce
 
 BUCKET_SIZE = 64 * 2**20
-"""Numbers in one vector at most, if no single variable is longer: 256 MiB in float32."""
+"""Greatest length of a vector, unless a single variable is longer: 256 MiB in float32."""
 
 
 @dataclass
 class Bucket:
-    """Variables updated as one vector: places in the variable list, and the vector's state.
+    """Variables updated as one vector of length n, with the vector's state.
 
-    `indices[:num_decayed]` are subject to weight decay and stand first in the vector.
+    Attributes:
+        indices: positions in the list of variables, in the vector's order: first those with
+            weight decay.
+        num_decayed: how many of them have weight decay.
+        momentum: m, a float32 variable (n,).
+        velocity: v, a float32 variable (n,).
+        average: θ̄, a float32 variable (n,), or None without EMA.
     """
 
     indices: list[int]
@@ -57,16 +63,15 @@ class Bucket:
 
 @keras.saving.register_keras_serializable(package="latentddpm")
 class FlatAdamW(keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` with far fewer operations; TensorFlow backend.
-
-    Takes the arguments of `keras.optimizers.AdamW` except `amsgrad`, `clipnorm`, `clipvalue`,
-    `ema_overwrite_frequency` and `gradient_accumulation_steps`.
+    """AdamW with far fewer graph operations than `keras.optimizers.AdamW`; TensorFlow only.
 
     Args:
-        ema_warmup: of the moving average, see the module.
+        args, kwargs: those of `keras.optimizers.AdamW`, without `amsgrad`, `clipnorm`,
+            `clipvalue`, `ema_overwrite_frequency` and `gradient_accumulation_steps`.
+        ema_warmup: EMA momentum min(μ, t / (t + 9)) at step t, instead of μ = `ema_momentum`.
 
     Raises:
-        ValueError: one of those is given.
+        ValueError: an argument that it does not take.
     """
 
     def __init__(self, *args: Any, ema_warmup: bool = False, **kwargs: Any) -> None:
@@ -85,8 +90,8 @@ class FlatAdamW(keras.optimizers.AdamW):
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
-        # Into Keras's own list: a list assigned is looked through, and the weights would be among
-        # the optimizer's variables, and twice in every checkpoint.
+        # Extend Keras's own list. Keras would track an assigned list, and then the weights would
+        # be among the optimizer's variables and twice in every checkpoint.
         self._trainable_variables.extend(variables)
         self._trainable_variables_indices = {
             self._var_key(variable): index for index, variable in enumerate(variables)
@@ -104,7 +109,17 @@ class FlatAdamW(keras.optimizers.AdamW):
         self.built = True
 
     def pack(self, gradients: Sequence[Any]) -> list[Any]:
-        """Gradients of the variables, in order, as the vectors of `apply_packed`."""
+        """Gradients concatenated into the vectors that `apply_packed` takes.
+
+        Args:
+            gradients: one for each variable, in order, of its shape.
+
+        Returns:
+            float32 vectors, one for each bucket.
+
+        Raises:
+            ValueError: not one gradient for each variable.
+        """
         if len(gradients) != len(self._trainable_variables):
             raise ValueError(
                 f"{len(gradients)} gradients for {len(self._trainable_variables)} variables: "
@@ -113,12 +128,16 @@ class FlatAdamW(keras.optimizers.AdamW):
         return [_string([gradients[i] for i in bucket.indices]) for bucket in self._buckets]
 
     def apply_packed(self, vectors: Sequence[Any]) -> None:
-        """`apply` with gradients that are packed, summed over the replicas and clipped."""
+        """Update the variables with gradients that are already summed over replicas and clipped.
+
+        Args:
+            vectors: the gradients, as `pack` returns them.
+        """
         self._update_buckets(vectors)
         self._iterations.assign_add(1)
 
     def moving_averages(self) -> list[Any]:
-        """θ̄ of every variable the optimizer was built with, in order and shape."""
+        """EMA θ̄ of each variable, in order and of its shape."""
         averages: list[Any] = [None] * len(self._trainable_variables)
         for bucket in self._buckets:
             variables = [self._trainable_variables[i] for i in bucket.indices]
@@ -140,7 +159,7 @@ class FlatAdamW(keras.optimizers.AdamW):
         self._update_buckets(gradients)
 
     def _update_buckets(self, gradients: Sequence[Any]) -> None:
-        """The module's formulas but for clipping; called by each replica."""
+        """Update of the module's formulas, without clipping; called by each replica."""
         replica = tf.distribute.get_replica_context()
         step = ops.cast(self.iterations + 1, "float32")
         rate = ops.cast(self.learning_rate, "float32")
@@ -149,7 +168,7 @@ class FlatAdamW(keras.optimizers.AdamW):
         if self.ema_warmup:
             keep = ops.minimum(keep, step / (step + 9))
         keep = ops.where(step > 1, keep, 0.0)
-        # What an update sees under a strategy: one device's copy of each of these.
+        # Under a strategy an update sees one device's copy of each of these.
         arguments = [
             (
                 gradient,
@@ -184,7 +203,7 @@ class FlatAdamW(keras.optimizers.AdamW):
         variables: list[tf.Variable],
         factors: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
     ) -> None:
-        """The module's formulas, on one device, for one bucket."""
+        """Update of one bucket on one device."""
         rate, corrected_rate, keep = factors
         momentum.assign_add((gradient - momentum) * (1 - self.beta_1))
         velocity.assign_add((ops.square(gradient) - velocity) * (1 - self.beta_2))
@@ -210,7 +229,12 @@ class FlatAdamW(keras.optimizers.AdamW):
 
 
 class WarmAverage:
-    """Mixin in front of a Keras optimizer: its moving average warms up as `FlatAdamW`'s."""
+    """Mixin for a Keras optimizer whose EMA warms up as that of `FlatAdamW`.
+
+    Args:
+        args, kwargs: those of the optimizer.
+        ema_warmup: EMA momentum min(μ, t / (t + 9)) at step t, instead of μ = `ema_momentum`.
+    """
 
     def __init__(self, *args: Any, ema_warmup: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -234,22 +258,26 @@ class WarmAverage:
 
 @keras.saving.register_keras_serializable(package="latentddpm")
 class WarmAdafactor(WarmAverage, keras.optimizers.Adafactor):
-    """`keras.optimizers.Adafactor` (Shazeer & Stern 2018) with `ema_warmup`."""
+    """Adafactor (Shazeer & Stern 2018): `keras.optimizers.Adafactor` with `ema_warmup`."""
 
 
 @keras.saving.register_keras_serializable(package="latentddpm")
 class WarmLion(WarmAverage, keras.optimizers.Lion):
-    """`keras.optimizers.Lion` (Chen et al. 2023) with `ema_warmup`."""
+    """Lion (Chen et al. 2023): `keras.optimizers.Lion` with `ema_warmup`."""
 
 
 def global_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Euclidean norm over all of them, float32."""
+    """Euclidean norm over all numbers of some tensors, a float32 scalar.
+
+    Args:
+        tensors: of any shapes, at least one.
+    """
     squares = [tf.reduce_sum(tf.square(tf.cast(tensor, tf.float32))) for tensor in tensors]
     return tf.sqrt(tf.add_n(squares))
 
 
 def _fill(variables: Sequence[keras.Variable]) -> list[list[int]]:
-    """Places of the variables, in order, in groups of at most `BUCKET_SIZE` numbers."""
+    """Positions of the variables, in order, in groups of at most `BUCKET_SIZE` numbers."""
     groups: list[list[int]] = []
     room = 0
     for index in range(len(variables)):
@@ -267,12 +295,12 @@ def _length(variables: Sequence[Any], indices: Sequence[int]) -> int:
 
 
 def _string(tensors: Sequence[Any]) -> Any:
-    """Tensors of any shapes → one float32 vector."""
+    """One float32 vector from tensors of any shapes."""
     return ops.concatenate([ops.cast(ops.reshape(t, (-1,)), "float32") for t in tensors])
 
 
 def _cut(vector: Any, variables: Sequence[Any]) -> list[Any]:
-    """The parts of a vector, in the shapes of `variables`."""
+    """Parts of a vector, in the shapes of `variables`."""
     lengths = [_length(variables, [i]) for i in range(len(variables))]
     return [
         tf.reshape(part, variable.shape)

@@ -2,47 +2,49 @@
 
     L = (1/B) Σᵢ ℓᵢ over the global batch;  g = ∇L;  g ← g · min(1, c / ‖g‖);  one update
 
-A network is a function and knows nothing of this; `keras.distillation.Distiller` wraps its
-student in the same way. Keras's own step weighs every replica of a `tf.distribute` strategy alike,
-whatever it holds, clips each replica's share before it is added up, and reports what one of them
-saw. This step adds up sums (see `distribution.replicas`), so any split of a batch, over replicas
-and over `accumulation_steps` micro-batches, gives the same weights and the same numbers in the
-log. A gradient that is not finite changes nothing. Other backends than TensorFlow take Keras's
-step.
+A network is a function and knows nothing of its training; `keras.distillation.Distiller` wraps
+its student in the same way. Keras's own step gives every replica of a `tf.distribute` strategy
+the same weight, however many examples it holds; it clips each replica's gradients before they are
+summed, and logs what one replica saw. This step adds sums over examples (see
+`distribution.replicas`). So any split of a batch, over replicas and over `accumulation_steps`
+micro-batches, gives the same weights and the same logs. A gradient that is not finite changes
+nothing. Backends other than TensorFlow take Keras's step.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from latentddpm.training.step.means import Means
+
 Term = Any | tuple[Any, Any]
-"""A mean over examples, or a pair of such a mean and how many examples went into it."""
+"""Mean over examples, or a pair of such a mean and the number of its examples."""
 
 
 class Trainer(keras.Model):
-    """Trainer of any Keras network: `compile`, `fit`, `evaluate`, alike on one device and on many.
+    """Trainer of any Keras network: `compile`, `fit`, `evaluate`, on one device or on many.
 
-    Make it in the `scope()` of a strategy, as any Keras model. What it trains is the network
-    that it was given: save and use that.
+    Make it in the `scope()` of a strategy, as any Keras model. It trains the network that it was
+    given: save and use that network.
 
-    The logs of a training step, each a mean since the metrics were last reset, but for the last:
+    The logs of a training step:
 
-        loss, …        the terms of `loss_terms`
-        gradient_norm  before clipping
+        loss, …        the terms of `loss_terms`, means since the metrics were last reset
+        gradient_norm  global norm before clipping, such a mean too
         loss_scale     in float16 only
-        skipped        1 if this very step was left out because something was not finite
+        skipped        1 if this step changed nothing, because something was not finite
 
-    A subclass with other terms names them in `term_names` and gives them in `loss_terms`. One with
-    an update of its own overrides `train_step` and builds it of `over_batch`,
+    A subclass with other terms names them in `term_names` and returns them from `loss_terms`. One
+    with an update of its own overrides `train_step` and builds it from `over_batch`,
     `update.apply_gradients` and `report`.
 
     Args:
         network: any Keras model.
+        kwargs: passed to `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: those of the network.
@@ -59,7 +61,7 @@ class Trainer(keras.Model):
     term_names: tuple[str, ...] = ("loss",)
 
     def __init__(self, network: keras.Model | None = None, **kwargs: Any) -> None:
-        # Inputs and losses keep their type; networks cast at their own doors.
+        # Inputs and losses keep their type: each network casts its own inputs.
         super().__init__(autocast=False, **kwargs)
         if network is not None:
             self.network = network
@@ -78,17 +80,16 @@ class Trainer(keras.Model):
     ) -> None:
         """Set up training.
 
-        Wherever a layer computes in float16 the loss is scaled by a
-        `keras.optimizers.LossScaleOptimizer`.
+        Where a layer computes in float16, a `keras.optimizers.LossScaleOptimizer` scales the loss.
 
         Args:
-            optimizer, loss: as of `keras.Model.compile`.
-            accumulation_steps: micro-batches that a replica's share of a batch is cut into, one
-                after the other, before the one update.
-            kwargs: of `keras.Model.compile`.
+            optimizer, loss: see `keras.Model.compile`.
+            accumulation_steps: micro-batches, at least 1, that each replica's share of a batch is
+                cut into. They run one after the other before a single update.
+            kwargs: further arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: fewer than one micro-batch, or more on another backend than TensorFlow.
+            ValueError: fewer than one micro-batch, or more than one without TensorFlow.
         """
         if accumulation_steps < 1:
             raise ValueError(f"accumulation_steps={accumulation_steps}, expected at least 1")
@@ -101,7 +102,7 @@ class Trainer(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras's, with the loss and its terms counted over all replicas."""
+        """Metrics of the model; the loss and its terms count the examples of all replicas."""
         metrics = list(super().metrics)
         if not self.compiled:
             return metrics
@@ -115,9 +116,18 @@ class Trainer(keras.Model):
     def loss_terms(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
     ) -> Mapping[str, Term]:
-        """`"loss"`, which is descended, and what else is worth logging."""
+        """Terms of a step's logs by name; `"loss"` is the one that is minimized.
+
+        Args:
+            x, y, sample_weight: a micro-batch, examples first; `y` and the weights may be None.
+            y_pred: the trainer's output for `x`.
+            training: False in `evaluate`.
+
+        Returns:
+            A mean over the examples for each of `term_names`, or (mean, number of examples).
+        """
         loss = self._compute_loss(x, y, y_pred, sample_weight, training=training)
-        # Keras divides it by the number of replicas, each of which calls this.
+        # Keras divides the loss by the number of replicas, each of which calls this method.
         from latentddpm.distribution import replicas
 
         return {"loss": loss * replicas.num_replicas()}
@@ -159,18 +169,19 @@ class Trainer(keras.Model):
     def over_batch(
         self, data: Any, function: Callable[..., Any], slices: int | None = None
     ) -> tuple[Any, dict[str, tuple[Any, Any]], Any]:
-        """`function` over the micro-batches of this replica's share of a batch.
+        """Sums of a function over the micro-batches of this replica's share of a batch.
 
         Args:
             data: a batch as `fit` hands it to a step.
-            function: (x, y, sample_weight, number) → (sums, terms): any structure of tensors
-                that are sums over the `number` examples, such as gradients, and `loss_terms`.
-            slices: micro-batches; `accumulation_steps` by default.
+            function: (x, y, sample_weight, number) → (sums, terms), with `sums` any structure of
+                tensors, each a sum over the `number` examples, such as gradients, and `terms`
+                as `loss_terms` returns them.
+            slices: number of micro-batches; None for `accumulation_steps`.
 
         Returns:
-            sums: of this replica. `update.apply_gradients` adds them up over all.
-            terms: name → (mean, how many examples went into it) over the global batch.
-            number: examples of the global batch, float32.
+            (sums, terms, number): `sums` of this replica alone, which `update.apply_gradients`
+            adds over the replicas; `terms`, name → (mean, number of its examples), over the
+            global batch; `number` of examples in the global batch, float32.
         """
         from latentddpm.distribution import replicas
 
@@ -193,7 +204,15 @@ class Trainer(keras.Model):
         return sums, terms, number
 
     def report(self, terms: Mapping[str, tuple[Any, Any]], updated: Any = None) -> dict[str, Any]:
-        """The logs of a step: count its terms, and whether it `updated` anything."""
+        """Logs of a step, with its terms counted into the running means.
+
+        Args:
+            terms: name → (mean, number of its examples) over the global batch.
+            updated: bool scalar, True where the weights were updated; None outside training.
+
+        Returns:
+            Logs as `fit` takes them from a step: name → scalar.
+        """
         from latentddpm.distribution import replicas
 
         logs = self.count_terms(terms)
@@ -209,7 +228,14 @@ class Trainer(keras.Model):
         return logs
 
     def count_terms(self, terms: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-        """The running mean of each term, with what is new: name → (mean, examples)."""
+        """Running mean of each term, after counting these.
+
+        Args:
+            terms: name → (mean, number of its examples) over the global batch.
+
+        Returns:
+            name → scalar.
+        """
         logs = {}
         for name, (value, weight) in terms.items():
             mean = self._means.by_name[name]
@@ -220,7 +246,12 @@ class Trainer(keras.Model):
     def update_compiled_metrics(
         self, y: Any, y_pred: Any, sample_weight: Any, number: Any
     ) -> None:
-        """What `compile(metrics=…)` asked for, over the examples that are none of the blanks."""
+        """Update the metrics of `compile(metrics=…)` with a micro-batch.
+
+        Args:
+            y, y_pred, sample_weight: of the micro-batch, examples first; each may be None.
+            number: how many of its first examples are real; the rest is padding, left out.
+        """
         if self._compile_metrics is None:
             return
         stop = ops.cast(number, "int32")
@@ -230,7 +261,7 @@ class Trainer(keras.Model):
         )
 
     def checkpoint_groups(self) -> dict[str, list[keras.Variable]]:
-        """All variables that the next step depends on, by group."""
+        """Variables that the next step depends on, by group: all that a checkpoint holds."""
         return {"model": self.variables, "optimizer": self.optimizer.variables}
 
     def _get_metrics_result_or_logs(self, logs: Any) -> dict[str, Any]:
@@ -239,10 +270,10 @@ class Trainer(keras.Model):
         return {name: results.get(name, value) for name, value in logs.items()}
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Make what training needs before the first step, where variables may still be made.
+        """Build network, metrics and optimizer before the first step.
 
-        Keras reads a batch for that and takes its mean over the replicas, which fails when they
-        are in several processes. Its shapes are known without reading.
+        Keras reads a batch for that and takes its mean over the replicas, which fails when the
+        replicas are in several processes. The shapes are known without reading a batch.
         """
         if not on_tensorflow():
             super()._maybe_symbolic_build(iterator, data_batch)
@@ -257,36 +288,24 @@ class Trainer(keras.Model):
                 self.optimizer.build(self.trainable_variables)
 
 
-class FiniteMean(keras.metrics.Mean):
-    """Mean of the values that are finite; NaN when there was none."""
-
-    def update_state(self, values: Any, sample_weight: Any = 1.0) -> None:
-        finite = ops.isfinite(values)
-        super().update_state(ops.where(finite, values, 0.0), ops.where(finite, sample_weight, 0.0))
-
-    def result(self) -> Any:
-        return ops.where(self.count > 0, super().result(), math.nan)
-
-
-class Means:
-    """Running means by name, out of sight of Keras's attribute tracking."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.by_name = {name: FiniteMean(name=name) for name in names}
-
-
 def on_tensorflow() -> bool:
-    """Whether Keras runs on TensorFlow."""
+    """True where Keras runs on TensorFlow."""
     return keras.backend.backend() == "tensorflow"
 
 
 def dense_gradients(tape: Any, loss: Any, variables: Sequence[keras.Variable]) -> list[Any]:
-    """One dense gradient for each variable, zeros where the loss does not depend on it."""
+    """Dense gradients of a loss, one tensor of each variable's shape.
+
+    Args:
+        tape: a `tf.GradientTape` that recorded the loss.
+        loss: scalar.
+        variables: to differentiate by; zeros where the loss does not depend on one.
+    """
     import tensorflow as tf
 
     tensors = [variable.value for variable in variables]
     gradients = tape.gradient(loss, tensors, unconnected_gradients="zero")
-    # Embeddings give slices; other shapes TensorFlow may have lost sight of.
+    # Embeddings give `IndexedSlices`; of other gradients TensorFlow may not know the shape.
     return [
         tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
         for gradient, variable in zip(gradients, variables, strict=True)
@@ -294,7 +313,7 @@ def dense_gradients(tape: Any, loss: Any, variables: Sequence[keras.Variable]) -
 
 
 def _local_spec(dataset: Any) -> Any:
-    """Shapes and types of one replica's batch."""
+    """Shapes and dtypes of one replica's batch."""
     import tensorflow as tf
 
     specs = dataset.element_spec
@@ -306,19 +325,24 @@ def _value(term: Term) -> Any:
 
 
 def _pairs(terms: Mapping[str, Term], number: Any) -> list[Any]:
-    """Total and weight of each term in turn; a blank example weighs nothing."""
+    """Total and weight of each term, in turn; a padding example weighs nothing."""
     pairs = []
     for term in terms.values():
         value, weight = term if isinstance(term, tuple) else (term, number)
         weight = ops.cast(weight, "float32") * ops.cast(number > 0, "float32")
         value = ops.cast(value, "float32")
-        # Zero examples have a mean of 0/0.
+        # The mean of zero examples is 0/0.
         pairs += [ops.where(weight > 0, value * weight, 0.0), weight]
     return pairs
 
 
 def scaling_optimizer(optimizer: Any, network: keras.Model) -> keras.optimizers.Optimizer:
-    """The optimizer of a network, one that scales its loss where a layer computes in float16."""
+    """Optimizer of a network, with loss scaling where a layer computes in float16.
+
+    Args:
+        optimizer: a Keras optimizer, its name or its configuration.
+        network: the model that it trains.
+    """
     optimizer = keras.optimizers.get(optimizer)
     in_float16 = any(layer.compute_dtype == "float16" for layer in network._flatten_layers())
     if in_float16 and not _scales_loss(optimizer):

@@ -1,11 +1,11 @@
-"""Update of weights from summed gradients, or no update at all; TensorFlow.
+"""Update of the weights from summed gradients, left out where one is not finite; TensorFlow.
 
     g = (1/B) Σ_replicas g_r,   g ← g · min(1, c / ‖g‖),   one step of the optimizer if g is finite
 
-Gradients are summed over the replicas first and clipped after that, once. So any number of
-replicas clips alike; a Keras optimizer would clip each replica's share. The decision whether to
-update is taken where all replicas meet, because a condition inside one of them could not hold an
-update.
+Gradients are summed over the replicas first and then clipped, once, so the result does not depend
+on the number of replicas; a Keras optimizer would clip each replica's sum. The choice between
+update and no update is made in the cross-replica context (`merge_call`), because a `tf.cond`
+inside a replica cannot contain an optimizer's update.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def apply_gradients(
     finite: tf.Tensor | bool = True,
     enabled: tf.Tensor | bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """One step of an optimizer, unless something in it is not finite; called by each replica.
+    """One step of an optimizer, unless a gradient is not finite; called by each replica.
 
     Args:
-        optimizer: any of Keras's, or a `FlatAdamW`.
-        variables: what it was, or is to be, built with.
-        gradients: one for each variable: sums over this replica's examples, of losses through
+        optimizer: any Keras optimizer, also a `FlatAdamW`; built here if it is not.
+        variables: those that the optimizer trains.
+        gradients: one for each variable: the gradient of the sum of this replica's losses, after
             `optimizer.scale_loss`.
-        number: examples of the global batch, float32; the gradients are divided by it.
-        finite: False leaves the update out.
-        enabled: False leaves everything as it is, the loss scale too.
+        number: examples of the global batch, float32 scalar; the gradients are divided by it.
+        finite: bool scalar; False leaves the update out.
+        enabled: bool scalar; False changes nothing at all, not even the loss scale.
 
     Returns:
-        The gradient's global norm before clipping, and whether the update was made. If not,
-        weights, moments, averages and step count stay as they are; an optimizer that scales its
-        loss halves the scale.
+        The gradient's global norm before clipping, float32, and a bool scalar, True where the
+        update was made. Without an update, weights, moments, EMA and step count stay as they
+        are, and an optimizer that scales its loss halves the scale.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     if not optimizer.built:
@@ -89,7 +89,7 @@ def apply_gradients(
 
 @contextlib.contextmanager
 def _already_summed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Keep a Keras optimizer, while its update is traced, from summing over replicas again."""
+    """Stop a Keras optimizer from summing over replicas again, while its update is traced."""
     own = optimizer._all_reduce_sum_gradients
     optimizer._all_reduce_sum_gradients = list
     try:
@@ -99,7 +99,7 @@ def _already_summed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
 
 
 def _grow(optimizer: keras.optimizers.Optimizer) -> None:
-    """After so many good steps in a row, twice the loss scale (Micikevicius et al. 2018)."""
+    """Double the loss scale after enough finite steps in a row (Micikevicius et al. 2018)."""
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return
     good_steps = optimizer.step_counter.value + 1

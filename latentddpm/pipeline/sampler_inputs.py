@@ -1,0 +1,119 @@
+"""Inputs of a sampler: text contexts, the guided denoiser, and the latents to start from.
+
+prompts ─► text encoder ─► contexts ─► denoiser: the UNet with classifier-free guidance
+noise [, picture ─► encoder ─► latents] ─► noisy latents at the first step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from latentddpm.clip.text_encoder import TextEncoder
+from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.diffusion import samplers
+from latentddpm.diffusion.guidance import ClassifierFreeGuidance
+from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
+from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.tiling import encode
+from latentddpm.models.inference import compiled
+from latentddpm.models.unet import UNet
+from latentddpm.pipeline.init_image import InitImage
+from latentddpm.pipeline.settings import GenerationSettings
+from latentddpm.utils.pixels import from_pixels
+from latentddpm.utils.timing import timed
+
+Contexts = tuple[np.ndarray, np.ndarray]
+"""Text states of prompts and of their negative prompt, float32 (N, L, d) each."""
+
+
+def text_contexts(
+    text_encoder: TextEncoder | None,
+    tokenizer: CLIPTokenizer | None,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+) -> Contexts | None:
+    """Contexts of N prompts; each distinct text is encoded once.
+
+    Args:
+        text_encoder, tokenizer: of the model; None for an unconditional one.
+        prompts: one for each image.
+        settings: for `negative_prompt`.
+
+    Returns:
+        Text states of the prompts and of the negative prompt, float32 (N, L, d) each; None
+        without a text encoder.
+    """
+    if text_encoder is None:
+        return None
+    negative_prompt = settings.negative_prompt
+    distinct = list(dict.fromkeys([negative_prompt, *prompts]))
+    token_ids = tokenizer(distinct)
+    states = np.asarray(compiled(text_encoder)({"token_ids": token_ids}))
+    rows = [distinct.index(text) for text in prompts]
+    return states[rows], states[[distinct.index(negative_prompt)] * len(prompts)]
+
+
+def guided_denoiser(
+    unet: UNet, contexts: Contexts | None, settings: GenerationSettings
+) -> samplers.Denoiser:
+    """Denoiser of one batch, with classifier-free guidance where there are contexts.
+
+    Args:
+        unet: of the model.
+        contexts: of the batch, (B, L, d) each; None for an unconditional model.
+        settings: for `guidance_scale` and `guidance_rescale`.
+
+    Returns:
+        A function (noisy latents (B, h, w, c), timesteps (B,)) → prediction (B, h, w, c).
+    """
+    predict = compiled(unet)
+
+    def denoise(noisy_latents: Any, timesteps: Any, context: Any = None) -> Any:
+        inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps}
+        if context is not None:
+            inputs["context"] = context
+        return predict(inputs)
+
+    if contexts is None:
+        return denoise
+    scale, rescale = settings.guidance_scale, settings.guidance_rescale
+    return ClassifierFreeGuidance(denoise, *contexts, scale, rescale)
+
+
+def start_latents(
+    autoencoder: Autoencoder,
+    start: InitImage | None,
+    sampler: samplers.Sampler,
+    noise: np.ndarray,
+    tile: str | int = "auto",
+) -> tuple[np.ndarray, samplers.Sampler, int]:
+    """Latents to start from: the noise itself, or those of a picture with noise added.
+
+    Args:
+        autoencoder: to encode the picture.
+        start: picture, mask and strength; None to start from the noise.
+        sampler: of the settings.
+        noise: standard normal, float32 (N, h, w, c).
+        tile: see `models.autoencoder.tiling.encode`.
+
+    Returns:
+        Noisy latents (N, h, w, c), the sampler, which with a mask keeps the rest of the picture,
+        and the step that it starts at.
+
+    Raises:
+        UserError: the strength leaves no step to run.
+    """
+    if start is None:
+        return noise, sampler, 0
+    first_step = start.first_step(sampler.num_steps)
+    with timed("encoder"):
+        mean, _ = encode(autoencoder, from_pixels(start.init_image)[None], tile)
+        known = np.asarray(autoencoder.to_latents(mean))
+    starts = sampler.add_noise(known, noise, first_step)
+    if start.mask is not None:
+        weights = repaint_weights(start.repaint, autoencoder.downsample_factor)
+        sampler = Inpainting(sampler, known, weights)
+    return starts, sampler, first_step

@@ -21,7 +21,7 @@ from typing import Any
 from latentddpm.errors import UserError
 
 CHUNK = 1 << 20
-MAX_FILE_BYTES = 16 << 20  # of a JSON file; CLIP's tokenizer.json has 3.6 MB
+MAX_FILE_BYTES = 16 << 20  # of a file that is read whole; CLIP's tokenizer.json has 3.6 MB
 
 
 def fsync_path(path: Path) -> None:
@@ -195,7 +195,7 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     """
     if optional and not path.is_file():
         return {}
-    text = _read_text(path)
+    text = read_text(path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # bad syntax, or a number of 5,000 digits
@@ -205,7 +205,13 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     return value
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file of at most `MAX_FILE_BYTES`.
+
+    Raises:
+        UserError: the file is too large or not UTF-8.
+        OSError: it cannot be read.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB, refused")

@@ -6,8 +6,8 @@ are always variance preserving, x = √ᾱ · x0 + √(1 − ᾱ) · ε, as the 
 written for x̂ = x0 + σ · ε, with σ = √(1 − ᾱ) / √ᾱ, computes x̂ = x / √ᾱ.
 
 `Sampler` owns the levels and the loop; a subclass owns `step`. A sampler has no state that
-changes: it can be shared, and `sample` is a function of its arguments. Latents are float32 whatever
-the precision of the network; the coefficients of a step are float64.
+changes: it can be shared, and `sample` is a function of its arguments. Latents are float32,
+whatever the precision of the network; the coefficients of a step are float64.
 """
 
 from __future__ import annotations

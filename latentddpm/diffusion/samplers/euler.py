@@ -61,8 +61,8 @@ class EulerSampler(SigmaSampler):
 class EulerAncestralSampler(SigmaSampler):
     """Euler ancestral sampler: Euler's method to below the next level, then fresh noise up to it.
 
-    With "linspace" spacing and with Karras sigmas, which diffusers does not offer for this sampler,
-    the timesteps are fractional.
+    With "linspace" spacing and with Karras sigmas the timesteps are fractional. In diffusers this
+    sampler has no Karras sigmas.
 
     Args:
         schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.

@@ -97,9 +97,9 @@ def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            strangers = sorted(set(members) - MEMBERS)
-            if strangers or set(members) != MEMBERS:
-                odd = strangers or sorted(MEMBERS - set(members))
+            unknown = sorted(set(members) - MEMBERS)
+            if unknown or set(members) != MEMBERS:
+                odd = unknown or sorted(MEMBERS - set(members))
                 raise UserError(f"{path}: not a .keras archive of a network ({odd[0]!r})")
             size = sum(info.file_size for info in members.values())
             if size > MAX_EXPANSION * path.stat().st_size:

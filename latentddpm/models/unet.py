@@ -144,10 +144,10 @@ class UNet(FunctionalModel):
             raise ValueError(
                 f"num_heads {heads}: expected one number or {num_levels}, one a level"
             )
-        strangers = sorted(set(attention_levels) - set(range(num_levels)))
-        if strangers:
+        unknown = sorted(set(attention_levels) - set(range(num_levels)))
+        if unknown:
             raise ValueError(
-                f"attention_levels {strangers} do not exist; levels are 0 … {num_levels - 1}"
+                f"attention_levels {unknown} do not exist; levels are 0 … {num_levels - 1}"
             )
 
         # === Inputs ===

@@ -88,7 +88,7 @@ class ImageBatches:
 
         Args:
             images: of the dataset's catalog.
-            most: the first so many of them; all by default.
+            most: number of images, the first ones; all by default.
             processes: that share each batch.
         """
         count = len(images) if most is None else min(len(images), most)

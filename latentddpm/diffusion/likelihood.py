@@ -94,8 +94,8 @@ def timestep_bands(schedule: NoiseSchedule, count: int | None = None) -> np.ndar
         count: the most bands, at least 2; None for a band for each timestep: the exact sum.
 
     Returns:
-        int64 (bands + 1,): band k holds the timesteps edges[k] .. edges[k + 1] − 1. There are
-        fewer than `count` bands where a single timestep holds more than a band's share.
+        Edges, int64 (bands + 1,). Band k has the timesteps edges[k] .. edges[k + 1] − 1. There
+        are fewer than `count` bands where a single timestep has more than a band's share.
 
     Raises:
         UserError: fewer than 2 bands.

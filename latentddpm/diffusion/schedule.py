@@ -14,8 +14,6 @@ With betas β_t, α_t = 1 − β_t and ᾱ_t = Π α_s, a clean latent x0 and no
 
 The betas, and zero terminal SNR, are in `diffusion.betas`. With zero terminal SNR ᾱ_{T−1} = 0: the
 last timestep is pure noise, where ε says nothing about x0, so such a model predicts v or x0.
-
-Tables are float64 NumPy arrays; they are cast where they are used.
 """
 
 from __future__ import annotations
@@ -55,12 +53,14 @@ class NoiseSchedule:
         rescale_zero_terminal_snr: make ᾱ_{T−1} zero (Lin 2023, algorithm 1). Not for "epsilon".
 
     Attributes:
-        betas, alphas, alphas_cumprod: β_t, α_t, ᾱ_t; like all attributes here a read-only NumPy
-            array, float64 (T,).
-        signal_rate, noise_rate: √ᾱ_t, √(1 − ᾱ_t).
-        sigmas: noise_rate / signal_rate, the noise level of variance-exploding samplers.
-        snr, log_snr: ᾱ_t / (1 − ᾱ_t) = sigmas⁻² and its natural logarithm. With zero terminal
-            SNR `sigmas` ends at ∞ and `log_snr` at −∞.
+        betas: β_t; like all these tables a read-only NumPy array, float64 (T,).
+        alphas: α_t.
+        alphas_cumprod: ᾱ_t.
+        signal_rate: √ᾱ_t.
+        noise_rate: √(1 − ᾱ_t).
+        sigmas: noise_rate / signal_rate; it ends at ∞ with zero terminal SNR.
+        snr: ᾱ_t / (1 − ᾱ_t) = sigmas⁻².
+        log_snr: its natural logarithm; it ends at −∞ with zero terminal SNR.
 
     Raises:
         UserError: an unknown choice, or a number outside its range.

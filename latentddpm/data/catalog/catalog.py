@@ -75,8 +75,11 @@ class Manifest(pydantic.BaseModel):
 
     Attributes:
         complete: False for an interrupted scan.
-        place, kind: of the source.
-        images, units, unreadable: numbers of images, units and files that cannot be read.
+        place: of the source.
+        kind: of the source.
+        images: number of images.
+        units: number of units.
+        unreadable: number of files that cannot be read.
         metadata: stamp of the table of captions.
         columns: names of the columns of all rows.
         sidecars: True if an image has a caption from a sidecar.

@@ -62,16 +62,21 @@ class Report:
     """Report of `examine`.
 
     Attributes:
-        place, kind: of the source.
-        resolution, context_length: that images and captions were compared with.
-        images, bytes: number and total size of the readable images.
+        place: of the source.
+        kind: of the source.
+        resolution: that images were compared with; None for none.
+        context_length: that captions were compared with.
+        images: number of readable images.
+        bytes: size of all readable images.
         seconds: that it took.
         findings: by the keys of `KINDS`, in their order. An item is `(file, detail)`. For the
             kinds `equal` and `alike` an item is the list of files of a group, and the count is
             the number of images that could be removed.
-        widths, heights: (images,) in pixels, upright.
+        widths: of the upright images, in pixels, (images,).
+        heights: of the upright images, in pixels, (images,).
         formats: number of images of each format.
-        captioned, captions: number of images with a caption, and of all captions.
+        captioned: number of images with a caption.
+        captions: number of all captions.
         tokens: number of captions by their number of tokens, start and end included.
         searched_all: False if there were too many similar images to compare them all.
     """

@@ -45,7 +45,8 @@ class PendingRow(NamedTuple):
     """Pending row: an image to be encoded.
 
     Attributes:
-        row, shape: of the image.
+        row: of the image.
+        shape: (height, width) that it is cropped to.
         done: progress of its range once this row and all before it are done.
     """
 

@@ -48,7 +48,8 @@ class Index(_Record):
         key: what the moments depend on.
         images: number of images.
         contents: SHA-256 of contents.npy.
-        moments_size, moments_sha256: size and digest of moments.npy.
+        moments_size: size of moments.npy in bytes.
+        moments_sha256: SHA-256 of moments.npy; None for a file of `DIGEST_LIMIT` bytes or more.
     """
 
     format: Literal[2] = 2

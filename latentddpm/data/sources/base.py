@@ -28,7 +28,8 @@ class Unit(NamedTuple):
 
     Attributes:
         name: relative to the place; units are sorted by it.
-        size, mtime_ns: of the file; see `storage.Stamp`.
+        size: of the file; see `storage.Stamp`.
+        mtime_ns: of the file; see `storage.Stamp`.
         caption_stamp: changes with the sidecar; 0 without one, −1 if it is too new, see
             `storage.Stamp`.
     """
@@ -46,7 +47,8 @@ class Entry:
     Attributes:
         name: of the image, POSIX, relative; it decides between training and validation.
         where: name of the image in messages.
-        offset, size: of its bytes in the unit, for `Source.read`.
+        offset: of its bytes in the unit, for `Source.read`.
+        size: of its bytes.
         row: its captions and other columns.
         load: function that returns its bytes.
     """

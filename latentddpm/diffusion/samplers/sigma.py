@@ -32,7 +32,8 @@ class SigmaSampler(Sampler):
             of Karras 2022, eq. 5, between the highest and the lowest.
 
     Attributes:
-        timesteps, alphas_cumprod: see `Sampler`.
+        timesteps: see `Sampler`.
+        alphas_cumprod: see `Sampler`.
         sigmas: σ of every step's level, strictly decreasing, then 0; float64 (num_steps + 1,),
             read-only.
 

@@ -37,7 +37,8 @@ class Checkpoint:
 
     Attributes:
         source: folder or file, for messages.
-        vae, unet: the networks.
+        vae: the autoencoder.
+        unet: the UNet.
         scheduler: configuration as in `scheduler_config.json`.
         scheduler_source: its file, for messages.
         text: function that reads the text encoder and its tokenizer.

@@ -51,7 +51,8 @@ class Kind:
         sampler: the sampler here.
         spacing: default of `timestep_spacing`.
         options: key → (its default, the value that the sampler here has).
-        beta_start, beta_end: defaults.
+        beta_start: its default.
+        beta_end: its default.
         zero_snr: True if it has the key `rescale_betas_zero_snr`.
         set_alpha_to_one: default; None if it has no such key.
     """

@@ -15,7 +15,7 @@ from typing import Any
 class UserError(ValueError):
     """Error in the input: names the file, key or value, what was expected and the nearest choice.
 
-    It is a `ValueError`. The command line prints it as one line and exits with code 2.
+    The command line prints it as one line and exits with code 2.
 
     Example:
         >>> try:

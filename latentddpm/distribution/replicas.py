@@ -33,7 +33,7 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
 def split_over_replicas(
     function: Callable[[Any], tf.Tensor], strategy: tf.distribute.Strategy
 ) -> Callable[[Any], tf.Tensor]:
-    """`function`, computed in parts: one part of the batch by each replica of this process.
+    """Parallel `function`: each replica of this process computes a part of the batch.
 
     Args:
         function: a structure of tensors (B, …) → a tensor (B, …). With fewer examples than
@@ -70,7 +70,7 @@ def sum_over_slices(function: Slice, data: Any, count: int, unroll: bool = False
             of the slice. An empty slice holds one blank example and has number 0, because
             convolutions and means need at least one.
         data: a structure of tensors (B, …).
-        count: number of slices, of even size; one at a time is in memory.
+        count: number of slices, of about equal size; one at a time is in memory.
         unroll: write a graph without a loop, as XLA needs for fixed shapes.
 
     Returns:

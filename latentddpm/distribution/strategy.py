@@ -169,7 +169,7 @@ def process_group(strategy: tf.distribute.Strategy | None) -> ProcessGroup:
 
 
 def any_process(strategy: tf.distribute.Strategy | None) -> Callable[[bool], bool] | None:
-    """Function answer → true, in all processes, where one of them answered true.
+    """Function answer → true in all processes, if the answer of one of them is true.
 
     Returns:
         The function, which all processes have to call; None for a strategy of one process.
@@ -219,7 +219,7 @@ def distribute_dataset(strategy: tf.distribute.Strategy | None, dataset: tf.data
 
 
 def _in_parts(count: int) -> Callable[..., tf.data.Dataset]:
-    """Function batch → a dataset of `count` parts of it, of even size."""
+    """Function batch → a dataset of `count` parts of it, of about equal size."""
 
     def cut(*batch: Any) -> tf.data.Dataset:
         batch = batch[0] if len(batch) == 1 else batch
@@ -238,7 +238,7 @@ def _in_parts(count: int) -> Callable[..., tf.data.Dataset]:
 def translate_worker_errors(
     strategy: tf.distribute.Strategy | None, resumes: bool = False
 ) -> Iterator[None]:
-    """Replace TensorFlow's errors after the loss of a worker by one of one line.
+    """Replace TensorFlow's errors after the loss of another worker by a single line.
 
     Args:
         strategy: of the block; None means one device.

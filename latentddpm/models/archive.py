@@ -30,7 +30,7 @@ WEIGHTS = "model.weights.h5"
 MEMBERS = {"metadata.json", "config.json", WEIGHTS}
 MAX_CONFIG_BYTES = 1 << 20
 MAX_EXPANSION = 200
-"""Size after and before decompression; weights do not compress as much, a zip bomb does."""
+"""Largest ratio of sizes after and before decompression; only a zip bomb compresses more."""
 SMALLEST_NUMBER = 2  # bytes per weight: they are stored in float32 or float16
 
 

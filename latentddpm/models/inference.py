@@ -1,8 +1,8 @@
 """Inference: a network as a compiled function, for many calls with few shapes.
 
-On TensorFlow `predict_on_batch` wraps that function into another one and into a strategy, and
-AutoGraph reads all of them. For a single call of a network that has no effect, and its tracing
-takes a third of the time to the first prediction. Other backends compile in `predict_on_batch`.
+On TensorFlow Keras's `predict_on_batch` wraps the network into two functions and a strategy, and
+AutoGraph reads all of them. A call of a network needs none of that, and tracing it takes a third
+of the time to the first prediction. Other backends use `predict_on_batch`.
 
 A network made in the scope of a strategy with several replicas computes on all of them, on each
 a share of the batch: see `distribution.replicas.split_over_replicas`.

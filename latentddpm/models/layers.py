@@ -243,7 +243,7 @@ class Recomputable:
     """Mixin of blocks that can be made in a `keras.RematScope`.
 
     Keras passes `training` as a keyword argument, which TensorFlow's `recompute_grad` does not
-    accept in a graph. Here it is bound to the function before.
+    accept in a graph. Here it is bound to the call first.
     """
 
     def rematerialized_call(self, layer_call: Any, *_: Any, **__: Any) -> Any:

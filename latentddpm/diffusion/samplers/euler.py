@@ -129,7 +129,7 @@ class HeunSampler(SigmaSampler):
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """Step of Euler, then with the mean slope of both ends (Karras 2022, algorithm 1)."""
+        """Step of Heun: Euler, then the mean slope of both ends (Karras 2022, algorithm 1)."""
         x0, epsilon = denoise(latents, step_index)
         sigma, next_sigma = self.sigma(step_index), self.sigma(step_index + 1)
         next_signal_rate = self.rates(step_index + 1)[0]

@@ -1,6 +1,7 @@
-"""Names that `--help` lists and options are checked by, where Keras must not be imported for it.
+"""Choices for options of sampling, in a module that does not import Keras.
 
-`diffusion.samplers` defines what they mean; a test holds the two together.
+`--help` lists them and options are checked against them before Keras is loaded. Their meaning is
+defined in `diffusion.samplers`; a test compares the two.
 """
 
 SAMPLERS = {
@@ -13,7 +14,7 @@ SAMPLERS = {
     "pndm": ("steps_offset", "set_alpha_to_one"),
     "unipc": ("steps_offset", "sigma_spacing"),
 }
-"""Each sampler, with the options of its own that it takes."""
+"""Name of each sampler → the options that it takes."""
 
 SAMPLER_OPTIONS = {
     "steps_offset": int,
@@ -21,5 +22,7 @@ SAMPLER_OPTIONS = {
     "set_alpha_to_one": bool,
     "sigma_spacing": str,
 }
+"""Type of each sampler option."""
+
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 SIGMA_SPACINGS = ("timesteps", "karras")

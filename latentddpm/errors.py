@@ -1,7 +1,7 @@
-"""Errors meant for people: one line that says what is wrong and what would be right.
+"""Errors for people: one line that says what is wrong and what would be right.
 
-`UserError` is the only exception the command line turns into a single line and exit
-code 2. System faults (disk full, no permission) stay `OSError` and exit with code 1.
+The command line prints a `UserError` as that line and exits with code 2. System faults (disk
+full, no permission) stay `OSError` and exit with code 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Bad input: a file, a key or a value, named with what was expected and the nearest choice.
+    """Error in the input: names the file, key or value, what was expected and the nearest choice.
 
     The command line prints it as one line and exits with code 2.
 
@@ -27,16 +27,26 @@ class UserError(ValueError):
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:
-    """The hint `" (did you mean 'x'?)"`, or an empty string when nothing is close."""
+    """Hint `" (did you mean 'x'?)"` for a misspelled `value`, empty when no choice is close.
+
+    Args:
+        value: what was given.
+        choices: what would have been valid.
+    """
     found = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
-    """`value` when it is one of `choices`.
+    """Check that `value` is one of `choices`, and return it.
+
+    Args:
+        name: of the option or key, for the message.
+        value: what was given.
+        choices: what is valid.
 
     Raises:
-        UserError: naming `name`, the value, the nearest choice and all of them.
+        UserError: it is none of them; the message has the nearest one and all others.
     """
     choices = tuple(choices)
     if value not in choices:
@@ -55,16 +65,22 @@ TYPES: dict[type, tuple[type, str]] = {
     list: (list, "a list"),
     dict: (Mapping, "names with values"),
 }
-"""Each type that options and metadata have: all that passes for it, and its name for people."""
+"""Types of options and metadata: type → (class of valid values, its name in messages)."""
 
 
 def check_type(name: str, value: Any, kind: type) -> Any:
-    """`value` when it is a `kind`, one of `TYPES`; a whole number is a number as well.
+    """Check that `value` has the type `kind`, and return it as Python's own type.
 
-    Numbers of NumPy become Python's own, which JSON can hold.
+    NumPy's numbers become Python's, which JSON can hold. A whole number is a valid `float`; true
+    and false are no numbers.
+
+    Args:
+        name: of the option or key, for the message.
+        value: what was given.
+        kind: one of `TYPES`.
 
     Raises:
-        UserError: naming `name`, what was expected and the value.
+        UserError: it has another type.
     """
     accepted, words = TYPES[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
@@ -73,10 +89,11 @@ def check_type(name: str, value: Any, kind: type) -> Any:
 
 
 def one_line(error: object, limit: int | None = None) -> str:
-    """Message of an error or a warning in one line; of the system's errors, file and reason.
+    """Message of an error or a warning, in one line.
 
     Args:
-        limit: characters after which it is cut off.
+        error: an exception or a warning. An `OSError` is shortened to its file and reason.
+        limit: characters that are kept; all by default.
     """
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""

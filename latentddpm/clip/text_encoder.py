@@ -4,12 +4,12 @@
                      → num_layers × [x + attention(norm(x)); x + mlp(norm(x))], causal
                      → final norm → context (B, L, d)
 
-Attention is causal and rows end in padding, so nothing is masked: position k sees positions
-0..k, exactly as in the text encoder of Stable Diffusion.
+Attention is causal: position k sees the positions 0 .. k. Padding is at the end of a row, so it
+needs no mask, as in the text encoder of Stable Diffusion.
 
-The layers are KerasHub's `CLIPTextEncoder`, with CLIP's epsilon of 1e-5 in the final norm
-(KerasHub has 1e-6). KerasHub takes seconds to import, so it is imported when the first encoder
-is built.
+The layers are those of KerasHub's `CLIPTextEncoder`, with CLIP's epsilon of 1e-5 in the final norm
+(KerasHub's is 1e-6). The import of KerasHub takes seconds, so it runs when the first encoder is
+built.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LAYER_NORM_EPSILON = 1e-5
 
 @keras.saving.register_keras_serializable(package="latentddpm")
 class TextEncoder(keras.Model):
-    """CLIP's text transformer: token ids to the context of a UNet.
+    """Text encoder: CLIP's text transformer, from token ids to the context of a UNet.
 
     Args:
         hidden_dim: width d, divisible by `num_heads`.
@@ -45,11 +45,11 @@ class TextEncoder(keras.Model):
         inputs: `{"token_ids": int32 (B, L)}`, L at most `context_length`.
 
     Returns:
-        The states behind the final norm, (B, L, hidden_dim).
+        The context: states after the final norm, (B, L, hidden_dim).
 
     Raises:
         UserError: a size is not a positive whole number, the heads do not divide the width,
-            or the activation is not known.
+            or the activation is unknown.
 
     Example:
         >>> encoder = latentddpm.TextEncoder(
@@ -117,7 +117,7 @@ class TextEncoder(keras.Model):
         self.vocabulary_size = vocabulary_size
 
     def get_config(self) -> dict[str, Any]:
-        # Not chained: the config of a functional model is its graph, not these arguments.
+        # Without `super()`: the config of a functional model is its graph of layers.
         return {
             "hidden_dim": self.hidden_dim,
             "num_layers": self.num_layers,
@@ -147,7 +147,15 @@ def build_text_encoder(
     context_length: int = 77,
     vocabulary_size: int = 49_408,
 ) -> TextEncoder:
-    """A fresh CLIP text transformer, to be trained together with the UNet; see `TextEncoder`."""
+    """Text encoder with new weights, to be trained together with a UNet.
+
+    Args:
+        hidden_dim, num_layers, num_heads, intermediate_dim, context_length, vocabulary_size: see
+            `TextEncoder`.
+
+    Raises:
+        UserError: see `TextEncoder`.
+    """
     return TextEncoder(
         hidden_dim=hidden_dim,
         num_layers=num_layers,
@@ -159,15 +167,15 @@ def build_text_encoder(
 
 
 def load_preset(name: str) -> tuple[TextEncoder, CLIPTokenizer]:
-    """The text encoder of a KerasHub preset of CLIP, with CLIP's own tokenizer.
+    """Text encoder of a KerasHub preset of CLIP, and CLIP's tokenizer for it.
 
     Args:
-        name: a built-in preset ("clip_vit_large_patch14" has Stable Diffusion 1.x's encoder),
+        name: a built-in preset ("clip_vit_large_patch14" is the encoder of Stable Diffusion 1.x),
             a `kaggle://` or `hf://` handle, or a folder written by `save_to_preset`. All but
-            the folder need the network.
+            the folder are downloaded.
 
     Raises:
-        UserError: the preset cannot be had, or holds no CLIP text encoder.
+        UserError: the preset cannot be loaded, or has no CLIP text encoder.
     """
     from keras_hub.models import Backbone, CLIPBackbone, CLIPTextEncoder
 
@@ -175,7 +183,7 @@ def load_preset(name: str) -> tuple[TextEncoder, CLIPTokenizer]:
         check_choice("preset", name, (*CLIPBackbone.presets, *CLIPTextEncoder.presets))
     try:
         source = Backbone.from_preset(name)
-    except Exception as error:  # each of the download clients has exceptions of its own
+    except Exception as error:  # every download client has its own exceptions
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"preset {name!r} could not be loaded: {reason}") from error
     source = getattr(source, "text_encoder", source)
@@ -205,6 +213,14 @@ def load_preset(name: str) -> tuple[TextEncoder, CLIPTokenizer]:
 
 
 def check_sizes(sizes: dict[str, Any]) -> None:
+    """Check the sizes of a text encoder: positive whole numbers, heads that divide the width.
+
+    Args:
+        sizes: argument of `TextEncoder` → its value.
+
+    Raises:
+        UserError: one is not valid.
+    """
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise UserError(f"{name}: expected a positive whole number, got {size!r}")

@@ -1,13 +1,13 @@
-"""CLIP's byte-pair tokenizer in pure Python.
+"""Tokenizer of CLIP: byte-pair encoding in pure Python.
 
     text ──clean──► words ──UTF-8 bytes as printable characters──► symbols ──merges──► ids
 
-A model sees `start, ids..., end, pad...`; CLIP and Stable Diffusion 1.x pad with the end token.
-`clip.vocabulary` holds the tokens and the merge rules, and what their files look like.
+A model sees `start, ids..., end, pad...`. CLIP and Stable Diffusion 1.x pad with the end token.
+`clip.vocabulary` has the tokens and the merge rules, and reads and writes their files.
 
-The rules follow OpenAI's `clip/simple_tokenizer.py`, except that text is composed (NFC) and
-freed of control characters and byte order marks where theirs calls ftfy: no mojibake is
-guessed at and no quotes are straightened, as in Hugging Face's tokenizer today.
+The rules are those of OpenAI's `clip/simple_tokenizer.py`, except where that calls ftfy: here text
+is composed (NFC), and control characters and byte order marks are removed. Wrongly decoded text
+is not repaired and quotes stay as they are, as in Hugging Face's tokenizer today.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PACKAGED_KEY = "latentddpm_vocabulary"  # in tokenizer_config.json: no vocab.jso
 MAX_CONTEXT_LENGTH = 1_000_000  # Hugging Face writes 1e30 where no length is set
 MAX_CACHED_CHARACTERS = 64
 
-# CLIP's pattern is `...|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+`. `re` has no \p: its letter run
-# also takes numbers like "²" and "Ⅳ", which `_words` takes apart again.
+# CLIP's pattern is `...|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+`. `re` has no \p: its run of letters
+# also contains numbers like "²" and "Ⅳ", which `_words` splits off again.
 _WORDS = re.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\w\s]|_)+"
 )
@@ -54,20 +54,20 @@ _SURROGATES = re.compile("[\ud800-\udfff]")  # undecodable bytes of a command li
 
 
 class PromptTooLong(UserWarning):
-    """A prompt has more tokens than the text encoder has positions; its end is cut off."""
+    """Warning that a prompt has more tokens than the text encoder has positions, and was cut."""
 
 
 class CLIPTokenizer:
-    """CLIP's byte-pair tokenizer: text to token ids and back.
+    """Tokenizer of CLIP: text to token ids and back, by byte-pair encoding.
 
     Args:
         context_length: positions of the text encoder, special tokens included; at least 3.
-        vocabulary: token → id, the ids being 0 .. n-1; None for CLIP's own.
-        merges: pairs of symbols, most wanted first; given if and only if `vocabulary` is.
-        pad_token: fills the row behind the end token. Stable Diffusion 2 has "!" here.
+        vocabulary: token → id, with ids 0 .. n−1; None for CLIP's own.
+        merges: pairs of symbols in order of priority; given if and only if `vocabulary` is.
+        pad_token: fills a row after its end token. Stable Diffusion 2 uses "!".
 
     Raises:
-        UserError: a bad length, or a vocabulary and merges that do not fit together.
+        UserError: a bad length, or a vocabulary and merges that do not match.
 
     Example:
         >>> tokenizer = latentddpm.CLIPTokenizer(context_length=8)
@@ -113,13 +113,16 @@ class CLIPTokenizer:
         return len(self.vocabulary)
 
     def __call__(self, texts: str | Iterable[str]) -> np.ndarray:
-        """Token ids of one or many prompts, int32 (N, context_length).
+        """Token ids of prompts, int32 (N, context_length).
 
-        A prompt that is too long loses its end, keeps the end token, and is reported by one
-        `PromptTooLong` warning per call.
+        The end of a prompt that is too long is cut off, and the end token follows. A call gives
+        one `PromptTooLong` warning for all of them.
+
+        Args:
+            texts: one prompt, or several.
 
         Raises:
-            UserError: something among `texts` is not a string.
+            UserError: one of `texts` is not a string.
         """
         texts = [texts] if isinstance(texts, str | bytes) else list(texts)
         rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
@@ -143,11 +146,19 @@ class CLIPTokenizer:
         return rows
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without start, end and padding."""
+        """Token ids of `text`, without start, end and padding.
+
+        Raises:
+            UserError: it is not a string.
+        """
         return [self.vocabulary[token] for token in self.tokenize(text)]
 
     def tokenize(self, text: str) -> list[str]:
-        """The tokens of `text` as the vocabulary spells them: `["a</w>", "cat</w>"]`."""
+        """Tokens of `text` as the vocabulary spells them, such as `["a</w>", "cat</w>"]`.
+
+        Raises:
+            UserError: it is not a string.
+        """
         if not isinstance(text, str):
             raise UserError(f"prompt: expected text, got {type(text).__name__} {text!r:.40}")
         tokens = []
@@ -161,7 +172,7 @@ class CLIPTokenizer:
         return tokens
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, words set apart by spaces, special tokens left out.
+        """Text of token `ids`, with spaces between words and without special tokens.
 
         Raises:
             UserError: an id outside the vocabulary.
@@ -177,11 +188,15 @@ class CLIPTokenizer:
         return text.decode("utf-8", errors="replace").strip()
 
     def save(self, folder: str | Path, *, standalone: bool = False) -> None:
-        """Write the tokenizer files of a Hugging Face CLIP folder.
+        """Write the files of a CLIP tokenizer as Hugging Face does.
 
-        `tokenizer_config.json` alone, naming the packaged vocabulary, where that is the one in
-        use; with `vocab.json`, `merges.txt` and `special_tokens_map.json` for another
-        vocabulary, or when `standalone` (for readers other than `load`).
+        A tokenizer with CLIP's own vocabulary is written as a `tokenizer_config.json` that names
+        it. Any other has `vocab.json`, `merges.txt` and `special_tokens_map.json` beside it.
+
+        Args:
+            folder: to write into.
+            standalone: write all files for CLIP's own vocabulary too, for readers other than
+                `load`.
         """
         folder = Path(folder)
         packaged = not standalone and (self.vocabulary, self.merges) == packaged_vocabulary()
@@ -205,19 +220,19 @@ class CLIPTokenizer:
     def load(cls, folder: str | Path, *, default_length: int = 77) -> CLIPTokenizer:
         """Read a folder written by `save` or by Hugging Face's CLIP tokenizer.
 
-        The vocabulary is the packaged one where `tokenizer_config.json` says so, else that of
+        The vocabulary is CLIP's own where `tokenizer_config.json` names it, else that of
         `vocab.json` and `merges.txt`, else that of `tokenizer.json`.
 
         Args:
-            folder: the folder that holds the files.
-            default_length: `context_length` where the folder does not say.
+            folder: with the files.
+            default_length: `context_length` where the files do not have one.
 
         Raises:
-            UserError: a file is missing, unreadable or inconsistent; it is named.
+            UserError: a file is missing, unreadable or inconsistent; the message names it.
         """
         folder = Path(folder)
         config = read_json(folder / "tokenizer_config.json", optional=True)
-        # Stable Diffusion 2 names its pad token in the second file only, and that one wins.
+        # Stable Diffusion 2 names its pad token in the second file only; the second file wins.
         special = config | read_json(folder / "special_tokens_map.json", optional=True)
         pad_token = special.get("pad_token") or END_TOKEN
         if isinstance(pad_token, dict):
@@ -235,14 +250,14 @@ class CLIPTokenizer:
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
         for token in added_tokens(folder, config):
-            if token not in tokenizer.vocabulary:  # of textual inversion, say
+            if token not in tokenizer.vocabulary:  # such as those of textual inversion
                 raise UserError(f"{folder}: added token {token!r:.80}: these are not supported")
         return tokenizer
 
     def _symbols(self, word: str) -> tuple[str, ...]:
-        """`word` (byte characters) after all merges: best rank first, then leftmost.
+        """Symbols of `word` (byte characters) after all merges: by rank, then from the left.
 
-        A heap over a linked list, n log n in the length of the word.
+        With a heap over a linked list, in n log n for a word of n characters.
         """
         symbols = [*word[:-1], word[-1] + WORD_END]
         end = len(symbols)
@@ -256,7 +271,7 @@ class CLIPTokenizer:
         heapq.heapify(heap)
         while heap:
             best, left = heapq.heappop(heap)
-            if rank(left) != best:  # one of the two was merged with another meanwhile
+            if rank(left) != best:  # one of the two has been merged since
                 continue
             right = after[left]
             symbols[left] += symbols[right]
@@ -277,7 +292,7 @@ def _clean(text: str) -> str:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Words as CLIP cuts them: letter runs, single numbers, runs of anything else."""
+    """Words as CLIP splits them: runs of letters, single numbers, runs of other characters."""
     for word in _WORDS.findall(text):
         if word[0].isalnum() and not word.isalpha():
             for letters, group in itertools.groupby(word, str.isalpha):

@@ -1,11 +1,11 @@
-"""The vocabulary of CLIP's tokenizer: the packaged one, and those of Hugging Face folders.
+"""Vocabulary of CLIP's tokenizer: the one in this package, and those of Hugging Face folders.
 
-A vocabulary maps tokens to ids: the 256 byte characters, the same 256 closing a word (`x</w>`),
-one token per merge rule, and the two special tokens. Ids are positions in that list: 49,408
-for CLIP, with start = 49406 and end = 49407.
+A vocabulary maps tokens to ids. Its tokens are the 256 byte characters, the same 256 at the end of
+a word (`x</w>`), one token per merge rule, and the two special tokens. Ids are positions in that
+list. CLIP has 49,408 tokens, with start = 49406 and end = 49407.
 
-On disk it is `vocab.json` with `merges.txt`, or `tokenizer.json`, or the compressed list of
-merges that travels with the package.
+On disk a vocabulary is `vocab.json` with `merges.txt`, or `tokenizer.json`, or the compressed list
+of merges that is part of this package.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from latentddpm.errors import UserError
-from latentddpm.utils.files import _read_text, atomic_path, read_json, write_json
+from latentddpm.utils.files import atomic_path, read_json, read_text, write_json
 
 START_TOKEN, END_TOKEN, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
-# The vocabulary that travels with the package (MIT, OpenAI; see the LICENSE beside it).
+# The vocabulary in this package (MIT, OpenAI; see the LICENSE beside it).
 PACKAGED_NAME = "bpe_simple_vocab_16e6"
 PACKAGED_PATH = Path(__file__).with_name("vocabulary_files") / f"{PACKAGED_NAME}.txt.gz"
 NUM_PACKAGED_MERGES = 49_152 - 256 - 2
 
 
-# Bytes as printable characters: themselves where they print, else 256, 257, ... The order
-# of this dict is the order of the first 256 ids.
+# Byte → printable character: the byte's own where it is printable, else 256, 257, ... The order
+# of this dictionary is that of the first 256 ids.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTE_TO_CHARACTER = {byte: chr(byte) for byte in _PRINTABLE} | {
@@ -40,7 +40,7 @@ CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.it
 
 @functools.cache
 def packaged_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-    """CLIP's vocabulary (token → id, 49,408 of them) and its 48,894 merges; do not change."""
+    """Vocabulary of CLIP (49,408 tokens → ids) and its 48,894 merges; callers share them."""
     lines = gzip.decompress(PACKAGED_PATH.read_bytes()).decode("utf-8").split("\n")
     merges = tuple(tuple(line.split()) for line in lines[1 : NUM_PACKAGED_MERGES + 1])
     tokens = [*byte_tokens(), *map("".join, merges), START_TOKEN, END_TOKEN]
@@ -48,13 +48,21 @@ def packaged_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
 
 
 def byte_tokens() -> list[str]:
-    """The first 512 tokens: every byte as a character, then each as the end of a word."""
+    """First 512 tokens: every byte as a character, then each as the end of a word."""
     characters = list(BYTE_TO_CHARACTER.values())
     return characters + [character + WORD_END for character in characters]
 
 
 def check_vocabulary(vocabulary: Any, merges: Sequence[tuple[str, str]]) -> None:
-    """Refuse a vocabulary with which encoding or decoding some text would fail."""
+    """Check that any text can be encoded and decoded with a vocabulary.
+
+    Args:
+        vocabulary: token → id.
+        merges: pairs of symbols.
+
+    Raises:
+        UserError: it is not a vocabulary of CLIP's kind.
+    """
     if not isinstance(vocabulary, dict) or any(type(n) is not int for n in vocabulary.values()):
         raise UserError("vocabulary: expected a mapping from token to id")
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
@@ -70,11 +78,15 @@ def check_vocabulary(vocabulary: Any, merges: Sequence[tuple[str, str]]) -> None
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-    """The vocabulary and merges of a Hugging Face folder, as yet unchecked."""
+    """Vocabulary (token → id) and merges of a Hugging Face folder; `check_vocabulary` checks them.
+
+    Raises:
+        UserError: the files are missing or malformed.
+    """
     pair, single = (folder / "vocab.json", folder / "merges.txt"), folder / "tokenizer.json"
     if all(path.is_file() for path in pair):
         vocabulary = read_json(pair[0])
-        rules = [line for line in _read_text(pair[1]).split("\n") if line.strip()]
+        rules = [line for line in read_text(pair[1]).split("\n") if line.strip()]
         if rules and rules[0].startswith("#version"):
             rules = rules[1:]
         source = pair[1]
@@ -96,10 +108,11 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], tuple[tuple[str, str]
 
 
 def added_tokens(folder: Path, config: dict[str, Any]) -> list[str]:
-    """The tokens that a Hugging Face folder names beside its vocabulary, the special ones too.
+    """Tokens that a Hugging Face folder adds to its vocabulary; special tokens are among them.
 
     Args:
-        config: of `tokenizer_config.json`.
+        folder: with the files of the tokenizer.
+        config: content of its `tokenizer_config.json`.
     """
     decoder = config.get("added_tokens_decoder")
     entries = list(decoder.values()) if isinstance(decoder, dict) else []
@@ -113,7 +126,7 @@ def added_tokens(folder: Path, config: dict[str, Any]) -> list[str]:
 def write_vocabulary(
     folder: Path, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]
 ) -> None:
-    """`vocab.json` and `merges.txt`, as Hugging Face names them."""
+    """Write `vocabulary` and `merges` to `vocab.json` and `merges.txt`, as Hugging Face does."""
     write_json(folder / "vocab.json", vocabulary)
     with atomic_path(folder / "merges.txt") as path:
         lines = ["#version: 0.2", *map(" ".join, merges)]

@@ -1,8 +1,8 @@
-"""Batches of one run: its training and validation examples, split over processes and replicas.
+"""Batches of a run: its training and validation examples, split over processes and replicas.
 
     step s ─► positions s·B … s·B + B − 1 ─► examples ─► one batch ─► a part for each replica
 
-Which examples a step sees follows from the step alone; see `data.random`.
+The examples of a step depend only on the seed and the number of the step; see `data.random`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from latentddpm.distribution.strategy import distribute_dataset, process_group
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 
 RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
-"""Settings that change training examples, and leave validation alone."""
+"""Settings that change training examples; validation examples do not depend on them."""
 
 
 class ImageBatches:
-    """Batches of images for an autoencoder, `{"images"[, "noise"]}`.
+    """Batches of images for an autoencoder, `{"images"[, "noise"]}`; see `image_examples`.
 
     Args:
-        dataset: its training and validation images.
+        dataset: with the training and validation images.
         config: of the run.
         latent_shape: (h, w, c) of the noise.
         strategy: of the run; None for one device.
@@ -55,7 +55,7 @@ class ImageBatches:
         }
 
     def training(self, start: int, stop: int) -> tf.data.Dataset:
-        """Batches of steps `start` … `stop` − 1."""
+        """Batches of the steps `start` … `stop` − 1."""
         size, data = self.batch_size, self.config.data
         processes = process_group(self.strategy)
         positions, own = share(start * size, stop * size, size, processes)
@@ -71,19 +71,26 @@ class ImageBatches:
         return distribute_dataset(self.strategy, batches)
 
     def validation(self) -> tf.data.Dataset:
-        """Each validation image once, `validation_steps` batches."""
+        """Batches with each validation image once, `validation_steps` of them."""
         processes = process_group(self.strategy)
         batches = self.in_order(self.dataset.validation, processes=processes)
         return distribute_dataset(self.strategy, batches)
 
     @property
     def validation_steps(self) -> int:
+        """Number of validation batches."""
         return math.ceil(len(self.dataset.validation) / self.batch_size)
 
     def in_order(
         self, images: Selection, most: int | None = None, processes: ProcessGroup = ONE_PROCESS
     ) -> tf.data.Dataset:
-        """The first `most` images of a selection, as they are: nothing is drawn."""
+        """Batches of images in order, without noise and flips.
+
+        Args:
+            images: of the dataset's catalog.
+            most: number of images, the first ones; all by default.
+            processes: that share each batch.
+        """
         count = len(images) if most is None else min(len(images), most)
         positions, own = share(0, count, self.batch_size, processes)
         return image_examples(
@@ -92,12 +99,14 @@ class ImageBatches:
 
 
 class LatentBatches:
-    """Batches of noisy latents for a UNet; see `data.examples.diffusion_examples`.
+    """Batches of noisy latents for a UNet; see `diffusion_examples`.
 
     Args:
-        images: training and validation images, each by the shape of their bucket.
-        cache: moments of all of them.
-        tokens: of their captions; None for an unconditional UNet.
+        images: training and validation images, two dictionaries: shape of a bucket → its images.
+        cache: moments of all images.
+        schedule: of the UNet.
+        latent_space: of the autoencoder that made the cache.
+        tokens: of the captions; None for an unconditional UNet.
         config: of the run.
         strategy: of the run; None for one device.
     """
@@ -118,7 +127,7 @@ class LatentBatches:
         self.batch_size = config.training.batch_size
 
     def training(self, start: int, stop: int) -> tf.data.Dataset:
-        """Batches of steps `start` … `stop` − 1, each of images of one shape."""
+        """Batches of the steps `start` … `stop` − 1, each with images of one shape."""
         recipe = {name: getattr(self.config.training, name) for name in RECIPE}
         images = self.training_images
         part = self._part(images, "train-diffusion", **recipe)
@@ -126,9 +135,9 @@ class LatentBatches:
         return distribute_dataset(self.strategy, batches)
 
     def validation(self) -> tf.data.Dataset:
-        """Each validation image once, with the same noise and timestep every time.
+        """Batches with each validation image once, with the same noise and timestep every time.
 
-        Nothing of the recipe applies: runs that differ in it have comparable losses.
+        Without the settings of `RECIPE`, so that runs which differ in them have comparable losses.
         """
         images = self.validation_images
         return distribute_dataset(
@@ -137,6 +146,7 @@ class LatentBatches:
 
     @property
     def validation_steps(self) -> int:
+        """Number of validation batches."""
         sizes = map(len, self.validation_images.values())
         return sum(math.ceil(size / self.batch_size) for size in sizes)
 

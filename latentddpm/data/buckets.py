@@ -1,27 +1,25 @@
 """Aspect-ratio buckets: the shapes that images are cropped to, and the order of their batches.
 
-A square crop of a portrait cuts off heads. With R the resolution and S the step, an image is
-instead scaled to cover, and centre-cropped to, one of the shapes
+A square crop of a portrait cuts off heads. With buckets, an image is instead scaled to cover one
+of several shapes and centre-cropped to it. For the resolution R and the step S these are R × R and
 
     (h, w) and (w, h)   w = S, 2S, … ≥ R,   h = ⌊R² / (w·S)⌋ · S,   w / h ≤ the greatest ratio
 
-and R × R: multiples of S of about the same area, none larger, so that a step costs and holds the
-same whatever its shape (NovelAI 2022; kohya's sd-scripts). An image takes the shape that
-minimises |log(w/h) − log(W/H)|, W × H its own size; one that is longer than all shapes takes
-the longest. Square training is the case of one shape.
+They are multiples of S with about the same area, none larger than R², so that a training step
+takes the same time and memory for every shape (NovelAI 2022; kohya's sd-scripts). An image of size
+W × H takes the shape that minimises |log(w/h) − log(W/H)|. Square training has a single bucket.
 
-A batch holds images of one shape. A bucket of n images has a line of examples of its own,
-positions 0, 1, 2, …, on which all of its images stand in a new order every n positions; its
-batch k holds positions k·B … k·B + B − 1. Of all buckets' batches, step s takes the one at place s
-in the order of
+All images of a batch have the same shape. Each bucket is a sequence of examples at positions
+0, 1, 2, …: its n images in a new order every n positions. Its batch k has the positions
+k·B … k·B + B − 1. Step s takes the batch at place s when the batches of all buckets are sorted by
 
     (2k + 1) / n        ties: the first bucket                 (Webster 1832, Sainte-Laguë 1910)
 
-as seats of a parliament are dealt out. Before step s a bucket has had s · n / N batches (N: all
-images), at most (1 + K · n / N) / 2 more or less with K buckets, evenly spread. So every image is
-seen as often as any other, whatever its bucket, and nothing is dropped: what is left of a bucket
-at the end of its epoch shares a batch with the beginning of the next one. The bucket of a step
-follows from the step alone, its images from seed and step.
+This is a rule for dealing out the seats of a parliament. Of the first s steps a bucket gets
+s · n / N (N: number of all images), give or take (1 + K · n / N) / 2 for K buckets, evenly spread.
+So every image is used equally often, whatever its bucket, and none is dropped: the last images of
+an epoch of a bucket share a batch with the first images of its next epoch. The bucket of a step
+depends only on the number of the step, the images of its batch on the seed and the step.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.errors import UserError
 
-if TYPE_CHECKING:  # caches are opened, and looked into, without it
+if TYPE_CHECKING:  # a latents cache is opened without TensorFlow
     import tensorflow as tf
 
 Shape = tuple[int, int]
@@ -45,43 +43,43 @@ Shape = tuple[int, int]
 
 
 def ratio(shape: Shape) -> float:
-    """Width over height."""
+    """Ratio of width to height of a `shape`, (height, width)."""
     return shape[1] / shape[0]
 
 
 class Buckets:
-    """The shapes of a data set's crops, from the highest to the widest.
+    """Shapes that images are cropped to, one for each bucket.
 
     Args:
-        resolution: side of the square.
-        others: further shapes, no larger than the square.
+        resolution: side of the square, in pixels.
+        others: further shapes, (height, width), with no larger an area than the square.
 
     Attributes:
-        shapes: (height, width) of each bucket.
+        shapes: (height, width) of each bucket, from the tallest to the widest.
     """
 
     def __init__(self, resolution: int, others: Sequence[Shape] = ()) -> None:
         self.resolution = resolution
         self.shapes = sorted([(resolution, resolution), *others], key=ratio)
         ratios = np.array([ratio(shape) for shape in self.shapes])
-        self._bounds = np.sqrt(ratios[:-1] * ratios[1:])  # halfway between logarithms
+        self._bounds = np.sqrt(ratios[:-1] * ratios[1:])  # in the middle of their logarithms
 
     @property
     def others(self) -> tuple[Shape, ...]:
-        """The shapes beside the square."""
+        """Shapes that are not square."""
         return tuple(shape for shape in self.shapes if shape[0] != shape[1])
 
     def nearest(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-        """The bucket that an image of width × height takes, int64."""
+        """Bucket, int64 (N,), of each image of size `width` × `height`, (N,) pixels each."""
         return np.searchsorted(self._bounds, width / height)
 
     def of(self, catalog: Catalog) -> Callable[[int, int], np.ndarray]:
-        """The bucket of each of the images `start` … `stop` − 1 of a catalog."""
+        """Function (start, stop) → buckets, int64, of images start … stop − 1 of a catalog."""
         width, height = catalog.images["width"], catalog.images["height"]
         return lambda start, stop: self.nearest(width[start:stop], height[start:stop])
 
     def parts(self, selection: Selection, catalog: Catalog) -> dict[Shape, Selection]:
-        """The images of a selection by their shape; shapes without any are left out."""
+        """Images of a `selection` of a `catalog`, by their shape; only shapes that have some."""
         parts = selection.parts(self.of(catalog), len(self.shapes))
         return {shape: part for shape, part in zip(self.shapes, parts, strict=True) if len(part)}
 
@@ -89,22 +87,34 @@ class Buckets:
 def table(
     training: Mapping[Shape, Selection], validation: Mapping[Shape, Selection], batch_size: int
 ) -> str:
-    """Numbers of images by shape, a line for each that any of them takes."""
+    """Table of the number of images of each shape, as text.
+
+    Args:
+        training, validation: images by shape.
+        batch_size: images of a batch; buckets with fewer are marked.
+    """
     lines = ["aspect-ratio buckets:    images   kept out"]
     for height, width in sorted({*training, *validation}, key=ratio):
-        count, held = (len(parts.get((height, width), ())) for parts in (training, validation))
+        count, validated = (
+            len(parts.get((height, width), ())) for parts in (training, validation)
+        )
         few = (
             f"   fewer than a batch of {batch_size}: repeated in it" if count < batch_size else ""
         )
-        lines.append(f"  {width:6} × {height:<6} {count:14} {held:10}{few if count else ''}")
+        lines.append(f"  {width:6} × {height:<6} {count:14} {validated:10}{few if count else ''}")
     return "\n".join(lines)
 
 
 def make_buckets(resolution: int, step: int, max_ratio: float) -> Buckets:
-    """The square and the shapes beside it, multiples of `step`, up to `max_ratio` long.
+    """Buckets of a square and of all other shapes with no larger an area.
+
+    Args:
+        resolution: side of the square, in pixels.
+        step: the sides of the other shapes are multiples of it.
+        max_ratio: greatest ratio of the longer to the shorter side.
 
     Raises:
-        UserError: there is none beside the square.
+        UserError: there is no other shape.
     """
     others: list[Shape] = []
     for long in range((resolution // step + 1) * step, resolution**2 // step + 1, step):
@@ -122,7 +132,7 @@ def make_buckets(resolution: int, step: int, max_ratio: float) -> Buckets:
 
 
 def buckets_of(data: DiffusionData) -> Buckets:
-    """The shapes that a configuration asks for: the square alone without `aspect_buckets`."""
+    """Buckets of a configuration `data`; without `aspect_buckets` that of the square alone."""
     if not data.aspect_buckets:
         return Buckets(data.resolution)
     return make_buckets(data.resolution, data.bucket_step, data.bucket_max_ratio)
@@ -132,25 +142,25 @@ def buckets_of(data: DiffusionData) -> Buckets:
 
 
 Part = Callable[[Shape, int, int], "tf.data.Dataset"]
-"""The batches of a bucket: (shape, first position, the one behind the last) → a dataset."""
+"""Batches of a bucket: (its shape, first position, last position + 1) → a dataset."""
 
 
 class BucketSchedule:
-    """The order in which buckets take turns.
+    """Schedule of buckets: the bucket of each step.
 
     Args:
-        sizes: images of each bucket, at least one.
+        sizes: number of images of each bucket, at least 1.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes, self._all = list(sizes), range(len(sizes))
-        # (2k + 1) / n in whole numbers, which compare exactly however long a run is.
+        # (2k + 1) / n as whole numbers, which can be compared exactly at any step.
         self._units = [math.lcm(*sizes) // size for size in sizes]
 
     def before(self, step: int) -> list[int]:
-        """Numbers of batches that the buckets have had before a step."""
+        """Number of batches of each bucket in all steps before `step`."""
         total = sum(self.sizes)
-        # Up to the same point (2k + 1) / n ≤ 2s / N in each: s batches, give or take a few.
+        # Batches with (2k + 1) / n ≤ 2s / N: about s of them, corrected below.
         counts = [(2 * step * size + total) // (2 * total) for size in self.sizes]
         for _ in range(sum(counts) - step):
             counts[max(self._all, key=lambda b: (self._due(b, counts[b] - 1), b))] -= 1
@@ -159,7 +169,7 @@ class BucketSchedule:
         return counts
 
     def bucket(self, step: int) -> int:
-        """The bucket whose turn a step is."""
+        """Bucket of a `step`."""
         return self._next(self.before(step))
 
     def _next(self, counts: Sequence[int]) -> int:
@@ -172,17 +182,24 @@ class BucketSchedule:
 def interleave(
     images: Mapping[Shape, Sized], start: int, stop: int, batch_size: int, part: Part
 ) -> tf.data.Dataset:
-    """Batches of steps `start` … `stop` − 1, each of the bucket whose turn it is."""
+    """Batches of the steps `start` … `stop` − 1, each from the bucket of its step.
+
+    Args:
+        images: of each bucket, by its shape.
+        start, stop: steps.
+        batch_size: images of a batch.
+        part: makes the batches of a bucket.
+    """
     import tensorflow as tf
 
-    turns = BucketSchedule([len(selection) for selection in images.values()])
-    spans = zip(images, turns.before(start), turns.before(stop), strict=True)
+    schedule = BucketSchedule([len(selection) for selection in images.values()])
+    spans = zip(images, schedule.before(start), schedule.before(stop), strict=True)
     parts = [part(shape, first * batch_size, last * batch_size) for shape, first, last in spans]
     if len(parts) == 1:
         return parts[0]
 
     def bucket(step: np.ndarray) -> np.ndarray:
-        return np.int64(turns.bucket(int(step)))
+        return np.int64(schedule.bucket(int(step)))
 
     def choose(step: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(bucket, [step], tf.int64, stateful=False), ())
@@ -192,7 +209,12 @@ def interleave(
 
 
 def one_by_one(images: Mapping[Shape, Sized], part: Part) -> tf.data.Dataset:
-    """Every example of every bucket once, bucket after bucket."""
+    """Batches with every image of every bucket once, one bucket after the other.
+
+    Args:
+        images: of each bucket, by its shape.
+        part: makes the batches of a bucket.
+    """
     whole, *more = [part(shape, 0, len(selection)) for shape, selection in images.items()]
     for dataset in more:
         whole = whole.concatenate(dataset)
@@ -200,6 +222,6 @@ def one_by_one(images: Mapping[Shape, Sized], part: Part) -> tf.data.Dataset:
 
 
 def stream_name(name: str, shape: Shape) -> str:
-    """The name of a bucket's `RandomStream`; the square has that of a run without buckets."""
+    """Name of the `RandomStream` of a bucket; for the square it is `name`, as without buckets."""
     height, width = shape
     return name if height == width else f"{name} {width}x{height}"

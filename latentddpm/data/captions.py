@@ -1,13 +1,14 @@
 """Captions of images, and their token ids on disk.
 
-    catalog ─► captions ─► tokenizer ─► ids of all of them, and where those of each image end
+    catalog ─► captions ─► tokenizer ─► ids of all captions, and the last one of each image
 
 An image has any number of alternative captions; one of them is drawn per use. A template such as
-`"{text}, {style} style"` is filled from an image's columns (see `data.sources.metadata`), once for
-every combination of entries where a column holds a list. An image that lacks a value for one of
-its fields gets no caption from that template; an image without captions has none: ().
+`"{text}, {style} style"` is filled from an image's columns (see `data.sources.metadata`). Where
+columns are lists it gives a caption for every combination of their entries. An image without a
+value for one of its fields gets no caption from a template.
 
-Token ids stand in the version of the catalog that they were made of, and go with it.
+Token ids are kept in the folder of the catalog's version they were made from, and are deleted with
+it.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from latentddpm.utils.locks import wait_for_lock
 DEFAULT_TEMPLATES = ("{text}",)
 
 Template = list[tuple[str, str | None]]
-"""Pairs of literal text and the name of the column after it (None at the end)."""
+"""Pairs of literal text and the name of the column that follows it (None at the end)."""
 
 
 class Templates:
-    """Templates that turn columns into captions.
+    """Templates of captions, filled from the columns of an image.
 
     Args:
-        templates: format strings over the columns, plain `{name}` fields only; none means
-            `"{text}"`. A template without a field is a caption of every image.
+        templates: format strings with plain `{column}` fields only; `"{text}"` by default. A
+            template without a field is a caption of every image.
 
     Raises:
         UserError: a template is malformed.
@@ -58,10 +59,14 @@ class Templates:
         self._parsed = [_parse_template(text) for text in self.texts]
 
     def check(self, known: Sequence[str], source: str) -> None:
-        """Every field of every template is a column of some row.
+        """Check that every field of every template is a column of some image.
+
+        Args:
+            known: names of the columns.
+            source: where the columns are from, for messages.
 
         Raises:
-            UserError: one is not; `source` says of what.
+            UserError: one field is not.
         """
         for _, name in itertools.chain(*self._parsed):
             if name is not None and name not in known:
@@ -71,22 +76,27 @@ class Templates:
                 )
 
     def fill(self, columns: Mapping[str, Any], place: str) -> tuple[str, ...]:
-        """The captions of one image, without repeats, in the order of the templates.
+        """Captions of one image, without repeats, in the order of the templates.
+
+        Args:
+            columns: name → value, of the image.
+            place: where they are from, for messages.
 
         Raises:
-            UserError: a column that is used holds no text; `place` says where.
+            UserError: a column that is used is not text.
         """
         found = (text for template in self._parsed for text in _fill(template, columns, place))
         return tuple(dict.fromkeys(found))
 
 
 class Captions:
-    """The captions of a catalog's images, made when they are asked for.
+    """Captions of the images of a catalog, made when they are accessed.
 
-    Rows of metadata that name files which do not exist are said in one warning.
+    Rows of metadata that name files which do not exist give one warning.
 
     Args:
-        templates: as for `Templates`.
+        catalog: of the images.
+        templates: see `Templates`.
 
     Raises:
         UserError: a template is malformed or names an unknown column; the table of captions
@@ -105,11 +115,11 @@ class Captions:
         return len(self.catalog)
 
     def __getitem__(self, index: int) -> tuple[str, ...]:
-        """The alternatives of one image; () where there is none.
+        """Alternative captions of the image at `index`; () where there is none.
 
         Raises:
-            UserError: its sidecar is not UTF-8 or says something else than its row; a column
-                that is used holds no text.
+            UserError: its sidecar is not UTF-8, or differs from its row in the table; a column
+                that is used is not text.
             IndexError: there is no such image.
         """
         if not 0 <= index < len(self.catalog):
@@ -121,7 +131,7 @@ class Captions:
 
 
 def _parse_template(template: str) -> Template:
-    """Split a template; attributes, indices, conversions and format specs are refused."""
+    """Template of a format string; attributes, indices, conversions and formats are refused."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -135,7 +145,7 @@ def _parse_template(template: str) -> Template:
 
 
 def _fill(template: Template, columns: Mapping[str, Any], place: str) -> Iterator[str]:
-    """The template with every combination of its columns' entries."""
+    """Captions of a template, one for every combination of the entries of its columns."""
     names = dict.fromkeys(name for _, name in template if name is not None)
     entries = [text_entries(columns.get(name), name, place) for name in names]
     for chosen in itertools.product(*entries):
@@ -148,36 +158,37 @@ def _fill(template: Template, columns: Mapping[str, Any], place: str) -> Iterato
 # --- Token ids -----------------------------------------------------------------------------
 
 
-BLOCK = 1024  # captions tokenized together
+BLOCK = 1024  # captions tokenized at a time
 IMAGES = Schema({"end": ("<u8", ())}, ())
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionTokens:
-    """Token ids of all captions, for drawing one per use.
+    """Token ids of all captions, of which one is drawn per use of an image.
 
     Attributes:
-        ids: (captions + 1, context length); the last row is the empty prompt.
-        ends: (images,): image i owns the rows from ends[i − 1] up to ends[i]. An image
-            without a caption owns the empty prompt.
+        ids: token ids, (captions + 1, context length); the last row is the empty prompt.
+        ends: (images,): image i has the rows ends[i − 1] … ends[i] − 1. An image without a
+            caption has the empty prompt.
     """
 
     ids: np.ndarray
     ends: np.ndarray
 
     def starts_and_counts(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First row and number of rows of images, int64."""
+        """First row and number of rows, int64 (B,) each, of `images`, int64 (B,)."""
         ends = self.ends[images].astype(np.int64)
         starts = np.where(images > 0, self.ends[np.maximum(images - 1, 0)], 0).astype(np.int64)
-        bare = starts == ends
-        return np.where(bare, self.empty, starts), np.where(bare, 1, ends - starts)
+        without = starts == ends
+        return np.where(without, self.empty, starts), np.where(without, 1, ends - starts)
 
     def pick(self, images: np.ndarray, choice: np.ndarray, dropped: np.ndarray) -> np.ndarray:
         """Token ids of one caption of each image, int32 (B, context length).
 
         Args:
-            choice: (B,) numbers of 32 bits; the one of n captions is that number modulo n.
-            dropped: (B,) bool: the empty prompt instead.
+            images: int64 (B,).
+            choice: 32-bit numbers (B,); of n captions number choice modulo n is taken.
+            dropped: bool (B,); true for the empty prompt instead.
         """
         starts, counts = self.starts_and_counts(images)
         rows = np.where(dropped, self.empty, starts + choice % counts)
@@ -185,11 +196,11 @@ class CaptionTokens:
 
     @property
     def empty(self) -> int:
-        """The row of the empty prompt."""
+        """Row of the empty prompt."""
         return len(self.ids) - 1
 
     def captioned(self, start: int, stop: int) -> np.ndarray:
-        """Of images `start` … `stop` − 1, which have a caption of their own."""
+        """True for those of the images `start` … `stop` − 1 that have a caption, bool."""
         ends = self.ends[max(start - 1, 0) : stop].astype(np.int64)
         return np.diff(ends, prepend=0) > 0 if start == 0 else np.diff(ends) > 0
 
@@ -200,10 +211,17 @@ def prepare_tokens(
     quiet: bool = False,
     processes: ProcessGroup = ONE_PROCESS,
 ) -> CaptionTokens:
-    """The token ids of a catalog's captions: opened when they fit, else made by the chief.
+    """Token ids of captions: opened if they exist, otherwise made by the chief process.
+
+    Args:
+        captions: of a catalog, in whose folder the ids are kept.
+        tokenizer: turns captions into ids.
+        quiet: show no progress.
+        processes: that all call this.
 
     Raises:
-        UserError: what is wrong with the captions; see `Captions`.
+        UserError: a caption cannot be used; see `Captions`.
+        OSError: the ids cannot be written.
     """
     key = hashlib.sha256()
     for part in (
@@ -219,7 +237,7 @@ def prepare_tokens(
     if processes.is_chief:
         try:
             open_tokens(folder, tokenizer)
-        except (OSError, ValueError):  # not there, or not whole
+        except (OSError, ValueError):  # missing or damaged
             with wait_for_lock(captions.catalog.folder, "token ids", quiet):
                 tokenize_captions(captions, tokenizer, folder, quiet)
     processes.barrier()
@@ -229,7 +247,18 @@ def prepare_tokens(
 def tokenize_captions(
     captions: Iterable[Sequence[str]], tokenizer: CLIPTokenizer, folder: Path, quiet: bool = True
 ) -> CaptionTokens:
-    """Tokenize the alternatives of each image into a folder, whole or not at all."""
+    """Tokenize captions into a folder, atomically.
+
+    Args:
+        captions: the alternative captions of each image.
+        tokenizer: turns them into ids.
+        folder: to write, replaced if it exists.
+        quiet: show no progress.
+
+    Raises:
+        UserError: a caption cannot be used.
+        OSError: the folder cannot be written.
+    """
     long: list[str] = []
     with (
         atomic_folder(folder) as temporary,
@@ -266,10 +295,10 @@ def tokenize_captions(
 
 
 def open_tokens(folder: Path, tokenizer: CLIPTokenizer) -> CaptionTokens:
-    """Token ids that were written before.
+    """Token ids in a `folder` that `tokenize_captions` wrote with the same `tokenizer`.
 
     Raises:
-        OSError, ValueError: it is not there, or not whole.
+        OSError, ValueError: the folder is missing or damaged.
     """
     ids, images = json.loads((folder / "counts.json").read_bytes())
     return CaptionTokens(

@@ -3,9 +3,9 @@
     place ──scan──► catalog ──► training images, validation images
                        └──────► captions ──► token ids
 
-Training, `encode` and `evaluate` open their data here, and nowhere else. The split follows from
-the images' names alone, or from their captions alone (`data.validation_by`), so that it is the
-same wherever the same settings are used.
+Training, `encode` and `evaluate` all open their data with this module. The split depends only on
+the names of the images, or only on their captions (`data.validation_by`). So it is the same in
+all of them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SPLITS = ("all", "training", "validation")
 
 
 class Dataset:
-    """Images of a place with their split and captions; made by `open_dataset`.
+    """Dataset: the images of a place, their split and their captions; made by `open_dataset`.
 
-    Attributes:
+    Args:
         catalog: of all readable images.
-        config: how they are split and captioned.
-        processes: that share the work of preparing them.
-        quiet: whether progress is shown while that is done.
+        config: of the split and the captions.
+        processes: that share the preparation.
+        quiet: show no progress of it.
     """
 
     def __init__(
@@ -63,18 +63,23 @@ class Dataset:
         """Images to train on.
 
         Raises:
-            UserError: none is left, or no image has the caption that decides.
+            UserError: no image is left to train on, or the split is by caption and no image has
+                one.
         """
         return self._split[0]
 
     @property
     def validation(self) -> Selection:
-        """Images to validate on: `config.validation_fraction` of all, about."""
+        """Images to validate on, about `config.validation_fraction` of all.
+
+        Raises:
+            UserError: see `training`.
+        """
         return self._split[1]
 
     @cached_property
     def captions(self) -> Captions:
-        """Alternative captions of each image, made with `config.caption_templates`.
+        """Alternative captions of each image, from `config.caption_templates`.
 
         Raises:
             UserError: a template is malformed or names an unknown column; the table of captions
@@ -83,10 +88,13 @@ class Dataset:
         return Captions(self.catalog, self.config.caption_templates)
 
     def tokens(self, tokenizer: CLIPTokenizer) -> CaptionTokens:
-        """Token ids of all captions: opened where they fit, else made by the chief process.
+        """Token ids of all captions: opened if they exist, otherwise made by the chief process.
+
+        Args:
+            tokenizer: turns captions into ids.
 
         Raises:
-            UserError: see `captions`, and what is wrong with a caption.
+            UserError: see `captions`; or a caption cannot be used.
         """
         return prepare_tokens(self.captions, tokenizer, self.quiet, self.processes)
 
@@ -100,16 +108,16 @@ class Dataset:
         steps: int | None = None,
         flip: bool = False,
     ) -> tf.data.Dataset:
-        """Batches of images for a network of pixels.
+        """Batches of images, for a network that takes pixels.
 
         Args:
             split: "all", "training" or "validation".
             resolution: side of the square that images are scaled and cropped to, in pixels.
             batch_size: images of a batch.
-            seed: of the order, which is a new one every epoch, and of the flips; None gives
-                every image once, in order, as it is.
-            steps: batches; with a seed, None goes on without end.
-            flip: with a seed, mirror half of the images, drawn per use.
+            seed: of a new random order in every epoch, and of the flips. None gives every image
+                once, in order and without flips.
+            steps: number of batches; with a seed, None means without end.
+            flip: with a seed, mirror each image with probability ½ per use.
 
         Returns:
             Batches `{"images": (B, resolution, resolution, 3)}`, float32 in [-1, 1].
@@ -139,7 +147,10 @@ class Dataset:
         return batches.map(lambda batch: {"images": batch["images"]})
 
     def split(self, name: str) -> Selection:
-        """Images of a split: "all", "training" or "validation".
+        """Images of a split.
+
+        Args:
+            name: "all", "training" or "validation".
 
         Raises:
             UserError: an unknown split, or one without an image.
@@ -166,17 +177,17 @@ def open_dataset(
     strict: bool = False,
     quiet: bool = False,
 ) -> Dataset:
-    """Open the images of a place: look through what is new, and read the catalog of the rest.
+    """Open the images of a place: scan those that are new, and read the catalog of the others.
 
     Files that cannot be read are named on stderr and left out. Nothing at the place is changed.
 
     Args:
         place: folder of images or of shards, one shard, or a pattern of shards; see
             `data.sources.open.open_source`.
-        folder: of the catalog, made when missing. Two processes that want one take turns.
-        config: how images are split and captioned: a section `data:`, or a dictionary of what
-            differs from its defaults, such as `{"validation_by": "caption"}`.
-        processes: of one job, that all call this and scan a part each.
+        folder: of the catalog, made when missing. A process waits while another one writes it.
+        config: of the split and the captions: a `DataConfig`, or a dictionary of the settings
+            that differ from its defaults, such as `{"validation_by": "caption"}`.
+        processes: of one job, which all call this and scan a part each.
         strict: refuse data with unreadable files.
         quiet: show no progress.
 

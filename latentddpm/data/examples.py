@@ -1,4 +1,4 @@
-"""Training examples: tf.data pipelines in which everything random is drawn.
+"""Training examples: the tf.data pipelines, in which all random numbers are drawn.
 
     image_examples      position ─► image file ─► {images, noise}              (autoencoder)
     diffusion_examples  position ─► cached moments, caption ─► ({noisy_latents, timesteps
@@ -6,7 +6,7 @@
 
     noisy_examples      the same from latents and captions in memory
 
-Networks are deterministic functions of what comes out here; see `data.random` for why.
+The networks are deterministic functions of these examples; see `data.random` for the reason.
 """
 
 from __future__ import annotations
@@ -36,9 +36,17 @@ if TYPE_CHECKING:
 def share(
     first: int, last: int, batch_size: int, processes: ProcessGroup = ONE_PROCESS
 ) -> tuple[tf.data.Dataset, int]:
-    """A process's part of the positions `first` … `last` − 1, and of the batch size.
+    """Share of this process in the positions `first` … `last` − 1, and in the batch size.
 
-    Step for step the parts of all processes are the batch that one alone would have.
+    In every step the shares of all processes together are the batch of a single process.
+
+    Args:
+        first, last: positions; `last` is not included.
+        batch_size: examples of a batch, over all processes.
+        processes: of the job.
+
+    Returns:
+        Positions of this process, int64, and the number of them in a batch.
     """
     if processes.count == 1:
         return tf.data.Dataset.range(first, last), batch_size
@@ -62,11 +70,16 @@ def shared(
     processes: ProcessGroup,
     batches: Callable[[tf.data.Dataset, int], tf.data.Dataset],
 ) -> tf.data.Dataset:
-    """This process's part of the batches of positions, as many of them as any process has.
+    """Batches of this process, as many as every other process has.
+
+    A batch of which this process has no example is an empty one, because all processes take their
+    steps together.
 
     Args:
-        batches: (positions, batch size) → batches. An empty one stands in where this process has
-            no part, because its neighbours count on it.
+        places: positions of the examples of all processes.
+        batch_size: examples of a batch, over all processes.
+        processes: of the job.
+        batches: (positions, batch size) → batches.
     """
     own = batches(*share(places.start, places.stop, batch_size, processes))
     steps, rest = divmod(len(places), batch_size)
@@ -91,20 +104,31 @@ def image_examples(
     background: str = "white",
     flip: bool = False,
 ) -> tf.data.Dataset:
-    """Batches `{"images": (B, H, W, 3) in [-1, 1], "noise": (B, *latent_shape)}`.
+    """Batches of images, and of noise for a sample of the autoencoder's posterior.
 
     Args:
-        selection: the images of the catalog to read.
-        stream: None reads the files in order, once, without noise, flips or drawn colours
-            (validation: the autoencoder then reconstructs from the posterior's mode).
-        background: "white", or "random" for a colour drawn per use behind transparency.
-        flip: mirror half of the examples.
+        catalog: of the images.
+        selection: the images to read.
+        resolution: side R of the square that images are scaled and cropped to, in pixels.
+        latent_shape: of the noise of an example, (h, w, c).
+        batch_size: examples of a batch.
+        stream: random numbers. None reads the files in order, once, without noise, flips and
+            random colours, for validation: the autoencoder then decodes the posterior's mode.
+        positions: of the examples, int64.
+        background: "white", or "random" for a new colour behind transparent pixels per use.
+        flip: mirror each example with probability ½.
+
+    Returns:
+        Batches `{"images": (B, R, R, 3)[, "noise": (B, h, w, c)]}`, float32, images in [-1, 1].
+
+    Raises:
+        OSError: while it is read, when none of the images can be read any more.
     """
     keep_alpha = background == "random" and stream is not None
 
     def read(index: int) -> np.ndarray:
-        # The scan up front has decoded every file; one that breaks later (a disk that went
-        # away, a file replaced) is named, and its neighbour stands in.
+        # The scan has decoded every file before. One that breaks later (a lost disk, a replaced
+        # file) is named in a warning, and the next image takes its place.
         count = len(selection)
         for offset in range(count):
             image = selection.row((int(index) + offset) % count)
@@ -153,22 +177,31 @@ def diffusion_examples(
     offset_noise: float = 0.0,
     input_perturbation: float = 0.0,
 ) -> tf.data.Dataset:
-    """Batches `({"noisy_latents", "timesteps"[, "token_ids"]}, target[, weight])` for the UNet.
+    """Batches of noisy latents with their targets, for the UNet.
 
-    Each position draws an image, a mirroring (when the cache has mirrored rows), a posterior
-    sample, a timestep, its noise, a caption, and whether the caption is dropped.
+    For each position an image, a flip (if the cache has mirrored rows), a posterior sample, a
+    timestep, noise, a caption and its dropout are drawn.
 
     Args:
+        cache: moments of the images.
         selection: the images of the cache to draw from.
-        tokens: captions, rows as in the cache; None for an unconditional network.
-        condition_dropout: share of examples that get the empty prompt, which is what makes
-            classifier-free guidance work (Ho & Salimans 2022, §3.2).
-        min_snr_gamma: γ of `NoiseSchedule.min_snr_weights`, which come as weights (B, 1, 1);
-            0 gives no weights.
-        offset_noise: a; the noise becomes ε + a · ε', one ε' for a whole channel of a latent
-            (Guttenberg 2023).
-        input_perturbation: a; the noisy latents are made with the noise ε + a · ε'', of which
-            the target knows only ε (Ning 2023, algorithm 1).
+        schedule: of the UNet.
+        latent_space: of the autoencoder that made the cache.
+        batch_size: examples of a batch.
+        stream: random numbers.
+        positions: of the examples, int64.
+        tokens: captions of the images of the cache; None for an unconditional UNet.
+        condition_dropout: share of examples that get the empty prompt, which guidance without a
+            classifier needs (Ho & Salimans 2022, §3.2).
+        min_snr_gamma: γ of `NoiseSchedule.min_snr_weights`; 0 for no weights.
+        offset_noise: a; the noise becomes ε + a · ε', with one ε' for each channel (Guttenberg
+            2023).
+        input_perturbation: a; the latents get the noise ε + a · ε'', while the target is that of
+            ε (Ning 2023, algorithm 1).
+
+    Returns:
+        Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)]},
+        target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32.
     """
     shape = cache.latent_shape
     weights = None
@@ -194,7 +227,7 @@ def diffusion_examples(
         return drawn
 
     def look_up(numbers: np.ndarray, mirrored: np.ndarray, *words: np.ndarray) -> list[np.ndarray]:
-        """The cached mean and logvar of a batch's images, and the token ids of a caption."""
+        """Cached mean and logvar of the images of a batch, and token ids of a caption of each."""
         images = selection.rows(numbers)
         found = [*cache.gather(images + cache.count * mirrored)]
         return [*found, tokens.pick(images, *words)] if words else found
@@ -236,17 +269,17 @@ def noisy_examples(
     tokenizer: CLIPTokenizer | None = None,
     condition_dropout: float = 0.1,
 ) -> tf.data.Dataset:
-    """Batches for a `DenoisingTrainer`, without end, from latents in memory.
+    """Batches of noisy latents for a `DenoisingTrainer`, without end, from latents in memory.
 
-    Every use of a latent has a timestep and noise of its own, which follow from the seed and
-    the position in the stream.
+    Every use of latents has its own timestep and noise, which depend on the seed and the position
+    of the example.
 
     Args:
         latents: scaled, (N, h, w, c), as `Autoencoder.to_latents` gives them.
-        schedule: that the trainer has as well.
-        batch_size: latents of a batch.
-        seed: of all that is drawn.
-        captions: one for each latent; None for an unconditional UNet.
+        schedule: of the trainer.
+        batch_size: examples of a batch.
+        seed: of all random numbers.
+        captions: N texts; None for an unconditional UNet.
         tokenizer: turns captions into token ids.
         condition_dropout: share of examples that get the empty prompt, for guidance.
 
@@ -255,7 +288,7 @@ def noisy_examples(
         target (B, h, w, c))`, float32 and int32.
 
     Raises:
-        ValueError: captions without a tokenizer, or not one for each latent.
+        ValueError: captions without a tokenizer, or not N of them.
 
     Example:
         ```python
@@ -272,7 +305,7 @@ def noisy_examples(
             )
         ends = np.arange(1, len(latents) + 1)
         tokens = CaptionTokens(np.asarray(tokenizer([*captions, ""])), ends)
-    # A variance of exp(−∞) = 0: the latents are what they are.
+    # A variance of exp(−∞) = 0, so that a posterior sample is the latents themselves.
     moments = np.concatenate([latents, np.full_like(latents, -np.inf)], axis=-1)
     return diffusion_examples(
         LatentsCache(len(latents), moments, mirrored=False),

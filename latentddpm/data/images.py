@@ -1,13 +1,13 @@
-"""One image, a file or its bytes → `uint8` pixels, or a plain reason why it is not one.
+"""Images: a file, or its bytes, to `uint8` pixels, or to the reason why it cannot be read.
 
 Only Pillow and NumPy are used, and nothing here writes, renames or deletes.
 
-What becomes 8-bit RGB, and how: EXIF rotation is applied; animations give their first
-frame; 16-bit samples are scaled by 1/257 (gray) or keep their high byte (colour, as Pillow
-decodes them); floating point samples are read as [0, 1], or as [0, 255] when one exceeds 1;
-CMYK is converted without its colour profile; a transparent colour of a palette, gray or RGB
-image becomes alpha. Alpha is premultiplied while resizing, so the invisible colour of
-transparent pixels never bleeds into visible ones.
+Every image becomes 8-bit RGB. EXIF rotation is applied; animations give their first frame; 16-bit
+samples are scaled by 1/257 (gray) or keep their high byte (colour, as Pillow decodes them);
+floating point samples are read as [0, 1], or as [0, 255] if one exceeds 1; CMYK is converted
+without its colour profile; the transparent colour of a palette, gray or RGB image becomes alpha.
+Colours are premultiplied by alpha while resizing, so that the invisible colour of transparent
+pixels does not spread to visible ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from PIL import Image, UnidentifiedImageError
 from latentddpm.errors import UserError, one_line
 
 MAX_PIXELS = 178_956_970
-"""Width times height a header may claim: passes 13,000×13,000, refuses 20,000×20,000."""
+"""Largest width times height: 13,000×13,000 is accepted, 20,000×20,000 is refused."""
 
 WHITE = (255, 255, 255)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-REDUCING_GAP = 3.0  # cheap reductions stop at 3 times the target; the filter does the rest
+REDUCING_GAP = 3.0  # fast reductions stop at 3 times the target size; the filter does the rest
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,14 +40,20 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""EXIF orientation → the operation that makes the image upright."""
 
 
 MAX_BYTES = 1 << 30
-"""Of one encoded image: a file is read whole before it is decoded."""
+"""Largest size of an image file, which is read whole before it is decoded."""
 
 
 class UnreadableImage(Exception):
-    """A file that gives no pixels: `path` and the one-line `reason`."""
+    """Error for an image file that cannot be read.
+
+    Args:
+        path: of the file.
+        reason: in one line.
+    """
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(str(path), reason)
@@ -63,22 +69,23 @@ def read_image(
     background: tuple[int, int, int] | None = WHITE,
     name: str | None = None,
 ) -> np.ndarray:
-    """The pixels of one file, upright, scaled to cover `resolution` and centre-cropped to it.
+    """Pixels of an image file, upright, scaled to cover `resolution` and centre-cropped to it.
 
-    The proportions are kept; Lanczos shrinks, bicubic enlarges.
+    The scaling keeps the proportions; it shrinks with a Lanczos filter and enlarges with a bicubic
+    one.
 
     Args:
         file: its path, or its bytes.
         resolution: the side of a square, or (height, width), in pixels.
-        background: RGB 0..255 seen through transparent pixels, or None to keep the alpha.
-        name: what errors call it, where `file` is bytes.
+        background: RGB colour, 0 .. 255, behind transparent pixels; None to keep alpha.
+        name: of the image in errors, if `file` is bytes.
 
     Returns:
-        uint8 (H, W, 3), or RGBA (H, W, 4), not premultiplied, when `background` is None.
+        uint8 (H, W, 3); if `background` is None RGBA, not premultiplied, (H, W, 4).
 
     Raises:
-        UnreadableImage: whatever is wrong with the file.
-        UserError: when `resolution` or `background` is no such value.
+        UnreadableImage: the file cannot be read.
+        UserError: an invalid `resolution` or `background`.
     """
     height, width = _check_resolution(resolution)
     if background is not None:
@@ -91,29 +98,33 @@ def read_image(
 
 
 def read_whole(file: str | Path | bytes, name: str | None = None) -> Image.Image:
-    """One file decoded in full: the upright image in mode RGB, or RGBA when a pixel is not opaque.
+    """Image of a file, upright and at full size, in mode RGB or, if a pixel is not opaque, RGBA.
+
+    Args:
+        file: its path, or its bytes.
+        name: of the image in errors, if `file` is bytes.
 
     Raises:
-        UnreadableImage: whatever is wrong with the file.
+        UnreadableImage: the file cannot be read.
     """
     with _explained(file, name):
         return _decode(file)
 
 
 def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:
-    """Lay RGBA pixels (not premultiplied) over a background.
+    """RGB pixels of RGBA pixels, not premultiplied, over a background.
 
     Args:
-        rgba: (..., 4). uint8: all channels 0..255. Floating: alpha in [0, 1], colours in any
-            range.
+        rgba: (..., 4). For uint8 all channels are 0 .. 255. For float alpha is in [0, 1] and the
+            colours have any range.
         background: broadcasts to (..., 3), in the range of the colours: one colour (3,), one
-            for each image (B, 1, 1, 3), or pictures (B, H, W, 3).
+            for each image (B, 1, 1, 3), or images (B, H, W, 3).
 
     Returns:
-        (..., 3) of the dtype of `rgba`, rounded when uint8.
+        (..., 3) of the dtype of `rgba`, rounded for uint8.
 
     Raises:
-        UserError: when the background of uint8 pixels is not RGB within 0..255.
+        UserError: for uint8, the background is not RGB in 0 .. 255.
     """
     colour, alpha = rgba[..., :3], rgba[..., 3:]
     if rgba.dtype != np.uint8:
@@ -127,11 +138,11 @@ def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:
 
 
 def _decode(file: str | Path | bytes, at_least: int | None = None) -> Image.Image:
-    """The upright image in mode RGB, or RGBA when a pixel is not opaque.
+    """Image of a file, upright, in mode RGB or, if a pixel is not opaque, RGBA.
 
-    With `at_least`, a JPEG may come at 1/2, 1/4 or 1/8 of its size, its shorter side still
-    `REDUCING_GAP` times `at_least` pixels: decoding then costs a fraction. (Its size is rounded
-    up, which moves the centre by less than a sixth of a pixel of the result.)
+    With `at_least`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is much faster.
+    Its shorter side still has `REDUCING_GAP` times `at_least` pixels. (Sizes are rounded up, which
+    moves the centre by less than a sixth of a pixel of the result.)
     """
     if not isinstance(file, bytes) and not Path(file).is_file():
         raise ValueError("no such file")
@@ -152,7 +163,7 @@ def _decode(file: str | Path | bytes, at_least: int | None = None) -> Image.Imag
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a loaded image, 1..8; broken EXIF counts as upright."""
+    """EXIF orientation of a loaded image, 1 .. 8; broken EXIF counts as upright."""
     try:
         return image.getexif().get(ORIENTATION, 1)
     except Exception:
@@ -160,7 +171,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, or to RGBA when a pixel is not opaque."""
+    """Image of any mode, converted to RGB or, if a pixel is not opaque, to RGBA."""
     if image.mode[0] in "IF":
         image = _gray_alpha(image)
     if not image.has_transparency_data:
@@ -171,24 +182,24 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _gray_alpha(image: Image.Image) -> Image.Image:
-    """Gray of 16 bits, 32 bits or floating point to mode LA."""
+    """Gray image of 16 bits, 32 bits or floating point, converted to mode LA."""
     samples = np.asarray(image)
     low, high = samples.min(), samples.max()
     top = (1.0 if high <= 1 else 255.0) if image.mode == "F" else 65535.0
-    if not (low >= 0 and high <= top):  # also when NaN
+    if not (low >= 0 and high <= top):  # NaN too
         raise ValueError(f"gray samples from {low} to {high} are outside 0..{top:g}")
     gray = np.rint(samples * (255.0 / top)).astype(np.uint8)
-    hidden = image.info.get("transparency")  # the one sample value that means transparent
+    hidden = image.info.get("transparency")  # the sample value of transparent pixels
     alpha = np.full_like(gray, 255) if hidden is None else np.uint8(255) * (samples != hidden)
     return Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)])
 
 
 def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
-    """RGB or RGBA, scaled to cover `height` × `width` and centre-cropped, in one resampling."""
+    """Image, RGB or RGBA, scaled to cover `height` × `width` and cropped in one resampling."""
     scale = max(width / image.width, height / image.height)
     crop = min(width / scale, image.width), min(height / scale, image.height)
     left, top = (image.width - crop[0]) / 2, (image.height - crop[1]) / 2
-    if scale == 1:  # whole pixels: half a pixel off would blur without need
+    if scale == 1:  # whole pixels: an offset of half a pixel would blur
         left, top = left // 1, top // 1
     premultiplied = image.convert("RGBa") if image.mode == "RGBA" else image
     resized = premultiplied.resize(
@@ -202,7 +213,7 @@ def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
 
 @contextmanager
 def _explained(file: str | Path | bytes, name: str | None) -> Iterator[None]:
-    """Turn any failure into `UnreadableImage`: decoders of hostile bytes raise of all kinds."""
+    """Replace any exception by `UnreadableImage`: decoders raise all kinds on malformed bytes."""
     path = name or ("image" if isinstance(file, bytes) else file)
     try:
         yield
@@ -215,7 +226,7 @@ def _explained(file: str | Path | bytes, name: str | None) -> Iterator[None]:
 
 
 def _check_resolution(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width)."""
+    """Size (height, width) of a `resolution`, checked."""
     size = tuple(resolution) if isinstance(resolution, tuple | list) else (resolution,) * 2
     if len(size) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in size):
         raise UserError(
@@ -225,7 +236,7 @@ def _check_resolution(resolution: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _check_colour(background: tuple | np.ndarray) -> np.ndarray:
-    """uint16 (..., 3), each 0..255."""
+    """Colours of a `background`, uint16 (..., 3), checked to be 0 .. 255."""
     colour = np.asarray(background)
     if colour.shape[-1:] != (3,) or not (colour.min() >= 0 and colour.max() <= 255):
         raise UserError(f"background: {colour.tolist()!r:.60} is not RGB, three numbers 0..255")

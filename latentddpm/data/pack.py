@@ -1,8 +1,8 @@
-"""Packing captioned images into shards: the bytes as they are, captions and columns with them.
+"""Packing of captioned images into shards: files are copied unchanged, with their columns.
 
-A packed set is the same set: in the order it had, every image under the name it had, so that it
-trains to the same examples and fits the same latents cache. `data.sources.tar` and
-`data.sources.records` say what is written.
+The images of the shards have the order and the names that they had before. So training has the
+same examples, and the latents cache stays valid. The formats are in `data.sources.tar` and
+`data.sources.records`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def parse_size(text: str) -> int:
-    """`"512MB"`, `"1.5 GB"` or a number of bytes.
+    """Number of bytes that a text such as "512MB", "1.5 GB" or "1000" says.
 
     Raises:
-        UserError: anything else.
+        UserError: `text` is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
     size = float(match[1]) * UNITS[match[2].upper()] if match else 0
@@ -51,22 +51,22 @@ def pack(
     shard_size: int = parse_size(DEFAULT_SIZE),
     quiet: bool = False,
 ) -> tuple[int, int]:
-    """Write the images of a place into shards below `out`, all or none.
+    """Pack the images of a place into shards: all of them, or on an error none.
 
-    Files are copied without being looked at: one that gives no pixels gives none afterwards.
+    Files are copied without decoding them; damaged images are copied too.
 
     Args:
         place: see `data.sources.open.open_source`.
         out: a new folder, for `shard-000000.tar` and so on.
         kind: one of `KINDS`.
         shard_size: bytes after which the next shard begins.
-        quiet: no progress bar.
+        quiet: show no progress bar.
 
     Returns:
-        How many images, in how many shards.
+        Number of images, number of shards.
 
     Raises:
-        UserError: the folder is taken, captions that are damaged, a file that cannot be read.
+        UserError: the folder is not empty, captions are damaged, or a file cannot be read.
         OSError: disk full, no permission.
     """
     check_choice("format", kind, KINDS)
@@ -127,19 +127,38 @@ def _columns(entry: Entry) -> dict[str, Any]:
 
 
 class Writer(Protocol):
-    """One shard that is being written; `add` returns the bytes it took."""
+    """Writer of one shard.
+
+    Args:
+        path: of the shard.
+
+    Attributes:
+        suffix: of the shard's name.
+    """
 
     suffix: str
 
     def __init__(self, path: Path) -> None: ...
 
-    def add(self, number: int, name: str, data: bytes, columns: Mapping[str, Any]) -> int: ...
+    def add(self, number: int, name: str, data: bytes, columns: Mapping[str, Any]) -> int:
+        """Add an image.
 
-    def close(self) -> None: ...
+        Args:
+            number: of the image in the whole set.
+            name: of its file.
+            data: bytes of its file.
+            columns: its captions and other columns.
+
+        Returns:
+            Number of bytes that the shard has grown by.
+        """
+
+    def close(self) -> None:
+        """Finish the shard."""
 
 
 class TarWriter:
-    """WebDataset's layout; see `data.sources.tar`."""
+    """Tar shard in the layout of WebDataset: a `Writer`; see `data.sources.tar`."""
 
     suffix = ".tar"
 
@@ -147,8 +166,8 @@ class TarWriter:
         self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
     def add(self, number: int, name: str, data: bytes, columns: Mapping[str, Any]) -> int:
-        # Numbers, not names: readers of WebDataset end the stem at the first dot, ours at the
-        # last, and files that differ in their suffix alone would become one sample.
+        # Members are called by numbers. With names, files that differ only in their suffix would
+        # become one sample, and readers of WebDataset end the stem at the first dot.
         key, before = f"{number:09d}", self._tar.offset
         self._member(key + os.path.splitext(name)[1].lower(), data)
         texts = text_entries(columns.get(TEXT), TEXT, name)
@@ -164,11 +183,11 @@ class TarWriter:
         info = tarfile.TarInfo(name)
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))
-        self._tar.members.clear()  # else the names of all members stay in memory
+        self._tar.members.clear()  # or the names of all members stay in memory
 
 
 class RecordWriter:
-    """One record an image, see `data.sources.records`, in a file that a subclass opens."""
+    """Shard with one record per image: base class of a `Writer`. A subclass opens the file."""
 
     _file: Any
 
@@ -182,6 +201,8 @@ class RecordWriter:
 
 
 class TFRecordWriter(RecordWriter):
+    """Shard in a TFRecord file: a `Writer`; see `data.sources.records`."""
+
     suffix = ".tfrecord"
 
     def __init__(self, path: Path) -> None:
@@ -191,10 +212,12 @@ class TFRecordWriter(RecordWriter):
 
 
 class ArrayRecordWriter(RecordWriter):
+    """Shard in an ArrayRecord file: a `Writer`; see `data.sources.records`."""
+
     suffix = ".array_record"
 
     def __init__(self, path: Path) -> None:
-        # One record a chunk: that is what reading in any order wants.
+        # One record per chunk, which is best for reading in any order.
         self._file = array_record().ArrayRecordWriter(str(path), "group_size:1")
 
 
@@ -203,10 +226,11 @@ KINDS: dict[str, type[Writer]] = {
     "tfrecord": TFRecordWriter,
     "array-record": ArrayRecordWriter,
 }
+"""Format of shards → its writer."""
 
 
 def columns_json(columns: Mapping[str, Any]) -> bytes:
-    """A JSON object that any reader can read: half a character is written as an escape."""
+    """JSON object of the columns of an image, in UTF-8; lone surrogates are written as escapes."""
     try:
         return json.dumps(dict(columns), ensure_ascii=False).encode()
     except UnicodeEncodeError:

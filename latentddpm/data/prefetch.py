@@ -1,4 +1,4 @@
-"""Read-ahead: images are decoded by threads a little before their turn, in order."""
+"""Prefetching: threads apply a function to the next items, whose results come in order."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 WORKERS = min(32, os.cpu_count() or 1)
-WINDOW = 8 * WORKERS  # items that are worked on ahead, and
-WINDOW_BYTES = 1 << 28  # what they may weigh together
+WINDOW = 8 * WORKERS  # items that are worked on at a time, at most
+WINDOW_BYTES = 1 << 28  # of these items together, at most
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -23,14 +23,20 @@ def map_ahead(
     weigh: Callable[[Item], int | None],
     window: int = WINDOW,
 ) -> Iterator[tuple[Item, Answer | None]]:
-    """Each item, in order, with the function's answer.
+    """Map a function over items with threads that work ahead; results come in order.
 
     Args:
-        weigh: bytes that an item takes while it waits; None passes it by, with None for an answer.
-        window: the most items to work on ahead.
+        function: item → result.
+        items: any iterable.
+        weigh: item → bytes that it takes in memory, or None for an item that the function is not
+            applied to; its result is None.
+        window: number of items to work on ahead, at most.
+
+    Returns:
+        An iterator of (item, result).
 
     Raises:
-        BaseException: what `function` or `items` raise; what has not begun then is given up.
+        BaseException: from `function` or `items`; items that have not begun are dropped.
     """
     waiting: deque[tuple[Item, int, Future[Answer] | None]] = deque()
     weight = number = 0
@@ -50,7 +56,7 @@ def map_ahead(
                 else:
                     waiting.append((item, size, pool.submit(function, item)))
                     weight, number = weight + size, number + 1
-                # One that leaves for one that came: whoever takes them never finds none begun.
+                # One item out for one in, so that results come steadily and work never runs out.
                 if waiting[0][2] is not None and waiting[0][2].done():
                     yield first()
                 while waiting and (

@@ -1,10 +1,9 @@
-"""Random streams: randomness as a pure function of `(seed, purpose, example position)`.
+"""Random streams: random numbers as a pure function of (seed, purpose, position of the example).
 
-A run is a line of example positions 0, 1, 2, …; step s of batch size B trains on positions
-s·B … s·B + B − 1. Everything random about an example is drawn from its position with
-TensorFlow's stateless generators, so a run resumes where it stood without any saved
-generator, and any number of replicas sees the same numbers. (A Keras `SeedGenerator`
-would give every replica the same noise.)
+The examples of a run have the positions 0, 1, 2, …; step s with batch size B trains on the
+positions s·B … s·B + B − 1. All random numbers of an example are drawn from its position with
+TensorFlow's stateless generators. So a run resumes without a saved generator, and gets the same
+numbers on any number of replicas. (A Keras `SeedGenerator` gives every replica the same noise.)
 """
 
 from __future__ import annotations
@@ -15,11 +14,14 @@ import tensorflow as tf
 
 
 class RandomStream:
-    """The random numbers of one run, each purpose a stream of its own.
+    """Random numbers of a run, independent for each purpose.
+
+    The methods take `purpose`, a name for what the numbers are for, such as "noise", and
+    `position`, that of the example, an integer scalar.
 
     Args:
         seed: of the run.
-        name: keeps streams of the same seed apart, such as "train", "validation".
+        name: of the stream, such as "validation"; streams with other names are independent.
     """
 
     def __init__(self, seed: int, name: str) -> None:
@@ -34,33 +36,33 @@ class RandomStream:
         return tf.stack([tf.constant(self._key(purpose), tf.int64), tf.cast(position, tf.int64)])
 
     def index(self, position: tf.Tensor, count: int) -> tf.Tensor:
-        """The item, of `count`, that stands at a position: a fresh permutation every epoch."""
+        """Item of `count` items at a `position`, int64: a new permutation in every epoch."""
         position = tf.cast(position, tf.int64)
         return tf.random.experimental.index_shuffle(
             position % count, self._seed("order", position // count), count - 1
         )
 
     def integer(self, purpose: str, position: tf.Tensor, maximum: tf.Tensor | int) -> tf.Tensor:
-        """int32 in 0 … maximum − 1."""
+        """Uniform int32 in 0 … `maximum` − 1, a scalar."""
         return tf.random.stateless_uniform(
             (), self._seed(purpose, position), 0, maximum, dtype=tf.int32
         )
 
     def bits(self, purpose: str, position: tf.Tensor) -> tf.Tensor:
-        """int64, 32 random bits: modulo n they are `integer` with that maximum."""
+        """Random 32 bits as int64, a scalar; modulo n they are `integer` with `maximum` n."""
         drawn = tf.random.stateless_uniform(
             (), self._seed(purpose, position), None, None, dtype=tf.int32
         )
         return tf.cast(tf.bitcast(drawn, tf.uint32), tf.int64)
 
     def chance(self, purpose: str, position: tf.Tensor, probability: float) -> tf.Tensor:
-        """True with the given probability."""
+        """True with the given `probability`, a scalar."""
         return tf.random.stateless_uniform((), self._seed(purpose, position)) < probability
 
     def uniform(self, purpose: str, position: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-        """float32 in [0, 1)."""
+        """Uniform numbers in [0, 1), float32 of `shape`."""
         return tf.random.stateless_uniform(shape, self._seed(purpose, position))
 
     def normal(self, purpose: str, position: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-        """float32, standard normal."""
+        """Standard normal numbers, float32 of `shape`."""
         return tf.random.stateless_normal(shape, self._seed(purpose, position))

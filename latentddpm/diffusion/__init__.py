@@ -1,6 +1,6 @@
-"""The mathematics of diffusion: schedule (forward), samplers (reverse), guidance.
+"""Diffusion: noise schedule (forward process), samplers (reverse process), guidance.
 
-The names below load on first use, so that `diffusion.options` is there without Keras.
+The names load on first use, so that `diffusion.options` can be imported without Keras.
 """
 
 import importlib

@@ -1,18 +1,17 @@
-"""Guidance: a denoiser made of a denoiser.
+"""Guidance without a classifier: a denoiser that wraps a denoiser.
 
-Classifier-free guidance (Ho & Salimans 2022, eq. 6) moves the prediction away from what the
-network says without the prompt, by the guidance scale s = 1 + w of the paper's w:
+Classifier-free guidance (Ho & Salimans 2022, eq. 6) moves the prediction away from the one without
+the prompt, by the guidance scale s = 1 + w, with the w of the paper:
 
     ε̃ = ε(x_t, ∅) + s · (ε(x_t, c) − ε(x_t, ∅))
 
-s = 0 leaves the prompt out, s = 1 is the conditional prediction itself, s > 1 follows the
-prompt more closely and varies less. The formula is linear, so it is the same for predictions
-of ε, of v and of x0 at a given x_t.
+s = 0 ignores the prompt, s = 1 is the conditional prediction itself, s > 1 follows the prompt more
+closely, with less variety. The formula is linear, so it is the same for predictions of ε, of v and
+of x0 at a given x_t.
 
-A large s also makes the prediction larger than any the network was trained for, most visibly
-with zero terminal SNR: images come out over-exposed. Rescaling gives it back the standard
-deviation of the conditional prediction, over each example, by a share φ (Lin 2023, §3.4,
-eq. 15, 16):
+A large s also gives predictions larger than those the network was trained for. Images become
+over-exposed, most of all with zero terminal SNR. Rescaling by a share φ gives each example's
+prediction the standard deviation of its conditional prediction (Lin 2023, §3.4, eq. 15, 16):
 
     ε̃ ← φ · (std(ε(x_t, c)) / std(ε̃)) · ε̃ + (1 − φ) · ε̃
 """
@@ -31,29 +30,38 @@ Array = Any
 
 
 class ClassifierFreeGuidance:
-    """A `denoiser(noisy_latents, timesteps)` for samplers, guided by a context.
+    """Guidance without a classifier: a `denoiser(noisy_latents, timesteps)` for samplers.
 
-    The conditional and the unconditional prediction are one call of the network with a batch
-    of 2B; with a guidance scale of 1 it is one call with B, at no extra cost.
+    One call of the network with a batch of 2B gives the conditional and the unconditional
+    prediction. With a guidance scale of 1 the batch is B, at no extra cost.
 
     Args:
-        denoiser: `denoiser(noisy_latents, timesteps, context) -> prediction`.
-        context: the prompts' text states, (B, length, d).
-        null_context: those of the empty or negative prompt, (B, length, d), or (1, length, d)
-            for the whole batch.
-        guidance_scale: s, at least 0; 1 = no guidance.
-        guidance_rescale: φ, 0 (none) .. 1; Lin 2023 recommends 0.7.
+        denoiser: `denoiser(noisy_latents, timesteps, context) -> prediction`, the network.
+        context: text encodings of the prompts, (B, L, d).
+        null_context: text encodings of the empty or negative prompts, (B, L, d), or (1, L, d) for
+            the whole batch.
+        guidance_scale: s, at least 0; 1 is no guidance.
+        guidance_rescale: φ, from 0 (none) to 1; Lin 2023 recommends 0.7.
 
     Call arguments:
         noisy_latents: (B, h, w, c).
         timesteps: int32 or float32 (B,).
 
-    Returns (of a call):
+    Returns:
         The guided prediction, float32 (B, h, w, c).
 
     Raises:
-        UserError: shapes that do not go together, a negative or non-finite scale, or a
-            rescale outside 0 .. 1.
+        UserError: shapes that do not match, a negative or non-finite scale, or a rescale outside
+            0 .. 1.
+
+    Example:
+        >>> def unet(noisy_latents, timesteps, context):
+        ...     return noisy_latents * keras.ops.mean(context, axis=(1, 2))[:, None, None, None]
+        >>> context = np.ones((1, 77, 32), "float32")
+        >>> guided = latentddpm.ClassifierFreeGuidance(unet, context, 0 * context, 7.5)
+        >>> prediction = guided(np.ones((1, 8, 8, 4), "float32"), np.array([999]))
+        >>> float(prediction[0, 0, 0, 0])
+        7.5
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class ClassifierFreeGuidance:
         self.context = context
         if self.guidance_scale != 1:
             null_context = keras.ops.broadcast_to(null_context, shape)
-            self.context = keras.ops.concatenate([null_context, context])  # (2B, length, d)
+            self.context = keras.ops.concatenate([null_context, context])  # (2B, L, d)
 
     def __call__(self, noisy_latents: Array, timesteps: Array) -> Array:
         if noisy_latents.shape[0] != self.batch_size:
@@ -103,10 +111,10 @@ class ClassifierFreeGuidance:
 
 
 def _rescale(guided: Array, conditional: Array, share: float) -> Array:
-    """`guided` with `share` of its deviation made that of `conditional` (Lin 2023, eq. 15, 16)."""
+    """`guided`, rescaled by `share` to the deviation of `conditional` (Lin 2023, eq. 15, 16)."""
     axes = tuple(range(1, len(guided.shape)))
     wanted = keras.ops.std(conditional, axis=axes, keepdims=True)
     found = keras.ops.std(guided, axis=axes, keepdims=True)
-    # A prediction without any deviation (an untrained network's zeros) stays as it is.
+    # A constant prediction (the zeros of an untrained network) stays as it is.
     ratio = keras.ops.where(found > 0, wanted / keras.ops.where(found > 0, found, 1.0), 1.0)
     return (share * ratio + (1 - share)) * guided

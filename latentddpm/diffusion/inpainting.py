@@ -1,19 +1,19 @@
-"""Inpainting: a sampler made of a sampler that knows part of the answer.
+"""Inpainting: a sampler that wraps a sampler, and keeps the known part of a picture.
 
 In each step a sampler splits the network's prediction at x = √ᾱ · x0 + √(1 − ᾱ) · ε into an
-estimate of x0 and the ε that belongs to it. Where a picture is kept, x0 is no unknown: it is
-`known_latents` whatever the network says, and ε follows from x:
+estimate of x0 and the ε that belongs to it. In the part that is kept, x0 is known, whatever the
+network predicts, and ε follows from x:
 
     x0 ← w · x0 + (1 − w) · known                          w = 1 repaint, w = 0 keep
     ε  ← w · ε  + (1 − w) · (x − √ᾱ · known) / √(1 − ᾱ)      Ho 2020, eq. 4, solved for ε
 
-For given x the two are affine in each other, so that the new pair belongs together for every w
-between. Every method then moves the kept latents along their own noising path and ends at
-them, since its last step goes to x0. The network sees the kept part at the right noise level
-in every step and paints the rest to fit: it need not have been trained for that.
+For given x each of the two is an affine function of the other, so the new pair belongs together
+for every w in [0, 1]. Every sampler then moves the kept latents along their own path of noising
+and ends at them, because its last step goes to x0. The network sees the kept part at the right
+noise level in every step and paints the rest to fit. It need not be trained for inpainting.
 
-This wraps the sampler and not the denoiser, because ᾱ is the sampler's: it may lie between two
-timesteps (Karras), and the prediction's type no longer matters here.
+The wrapper is around the sampler and not around the denoiser, because the sampler knows ᾱ, which
+may lie between two timesteps (Karras), and has already taken the prediction type into account.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from latentddpm.errors import UserError
 
 
 class Inpainting(Sampler):
-    """A sampler that repaints a part; its steps, levels and noise are those of `sampler`.
+    """Inpainting sampler: repaints a part of a picture with the steps of another sampler.
 
     Args:
-        sampler: any other.
+        sampler: any sampler.
         known_latents: x0 of the picture, (h, w, c) or (B, h, w, c).
-        repaint: w, 0 (keep) .. 1 (repaint); broadcasts to the latents, such as (h, w, 1).
+        repaint: w, from 0 (keep) to 1 (repaint); broadcasts to the latents, such as (h, w, 1).
 
     Raises:
-        UserError: when `sample` is called with latents of another size than the known ones.
+        UserError: `sample` is called with latents of another size than `known_latents`.
     """
 
     def __init__(self, sampler: Sampler, known_latents: Array, repaint: Array) -> None:
@@ -56,7 +56,7 @@ class Inpainting(Sampler):
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """The sampler's own, with x0 and ε as above."""
+        """Step of the wrapped sampler, with x0 and ε of the kept part replaced."""
         if tuple(latents.shape[-3:]) != tuple(self.known_latents.shape[-3:]):
             raise UserError(
                 f"known_latents: expected {tuple(latents.shape[-3:])} as the latents, "
@@ -72,7 +72,7 @@ class Inpainting(Sampler):
         latents, x0, history = self.sampler.step(
             step_index, latents, denoise_partly, noise, history
         )
-        if step_index + 1 == self.num_steps:  # without what rounding did on the way
+        if step_index + 1 == self.num_steps:  # without rounding errors
             latents = ops.where(self.repaint > 0, latents, self.known_latents)
         return latents, x0, history
 
@@ -81,13 +81,14 @@ class Inpainting(Sampler):
 
 
 def repaint_weights(mask: np.ndarray, downsample_factor: int) -> np.ndarray:
-    """A mask of pixels as weights of latents: the mean over the pixels of each latent.
+    """Weights of latents from a mask of pixels: the mean over the pixels of each latent.
 
     Args:
-        mask: (H, W), 0 (keep) .. 1 (repaint); both sides multiples of the factor.
+        mask: (H, W), from 0 (keep) to 1 (repaint); both sides are multiples of the factor.
+        downsample_factor: pixels per latent along a side.
 
     Returns:
-        float32 (h, w, 1).
+        w, float32 (h, w, 1).
     """
     height, width = (side // downsample_factor for side in mask.shape)
     cells = mask.reshape(height, downsample_factor, width, downsample_factor)

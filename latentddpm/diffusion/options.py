@@ -1,7 +1,7 @@
-"""Options of sampling and guidance: which there are, and the values they may have.
+"""Options of samplers and guidance: checks of their names and values.
 
-Samplers and guidance check by these functions themselves. They need no Keras, so that the same
-option is refused in the same words before a model is read.
+Samplers and guidance call these functions themselves. They do not need Keras, so the command line
+refuses a wrong option with the same message before it loads a model.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from latentddpm.errors import UserError, check_choice, check_type, nearest
 
 
 def check_num_steps(num_steps: int, num_train_timesteps: int) -> None:
-    """Refuse a number of steps that is not in 1 .. T.
+    """Check a sampler's number of steps.
+
+    Args:
+        num_steps: a whole number, 1 .. T.
+        num_train_timesteps: T.
 
     Raises:
-        UserError: it is outside, or no whole number.
+        UserError: `num_steps` is outside of that, or not a whole number.
     """
     if not isinstance(num_steps, Integral) or not 1 <= num_steps <= num_train_timesteps:
         raise UserError(
@@ -29,20 +33,20 @@ def check_num_steps(num_steps: int, num_train_timesteps: int) -> None:
 
 
 def check_guidance_scale(guidance_scale: float) -> None:
-    """Refuse what is no guidance scale.
+    """Check a guidance scale: at least 0.
 
     Raises:
-        UserError: it is negative or not finite.
+        UserError: `guidance_scale` is negative or not finite.
     """
     if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
         raise UserError(f"guidance_scale: expected a number of at least 0, got {guidance_scale!r}")
 
 
 def check_guidance_rescale(guidance_rescale: float) -> None:
-    """Refuse what is no share.
+    """Check a guidance rescale: 0 .. 1.
 
     Raises:
-        UserError: it is not in 0 .. 1.
+        UserError: `guidance_rescale` is outside of that.
     """
     if not 0 <= guidance_rescale <= 1:
         raise UserError(
@@ -51,19 +55,26 @@ def check_guidance_rescale(guidance_rescale: float) -> None:
 
 
 def check_eta(eta: float) -> None:
-    """Refuse what is no share.
+    """Check DDIM's share of noise: 0 .. 1.
 
     Raises:
-        UserError: it is not in 0 .. 1.
+        UserError: `eta` is outside of that.
     """
     if not 0 <= eta <= 1:
         raise UserError(f"eta: expected 0 (deterministic) to 1 (DDPM), got {eta!r}")
 
 
 def check_sampler_options(sampler: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a sampler, once it takes them all.
+    """Check the options of a sampler.
 
-    Where `steps_offset` ends depends on the steps; the sampler itself checks that.
+    The largest `steps_offset` depends on the number of steps; the sampler itself checks that.
+
+    Args:
+        sampler: its name, one of `choices.SAMPLERS`.
+        options: name → value.
+
+    Returns:
+        The options, with values of Python's own types.
 
     Raises:
         UserError: an unknown sampler, an option that it does not take, or a wrong value.

@@ -1,80 +1,76 @@
-"""The forward process: how much signal and how much noise there is at each timestep.
+"""Noise schedule of the forward process: the signal and the noise at each timestep.
 
 With betas β_t, α_t = 1 − β_t and ᾱ_t = Π α_s, a clean latent x0 and noise ε ~ N(0, I):
 
     x_t = √ᾱ_t · x0 + √(1 − ᾱ_t) · ε                  `add_noise`    (Ho 2020, eq. 4)
     v_t = √ᾱ_t · ε − √(1 − ᾱ_t) · x0                  v_prediction   (Salimans & Ho 2022, §4)
 
-√ᾱ_t is the `signal_rate`, √(1 − ᾱ_t) the `noise_rate`; their squares add up to one, so
+√ᾱ_t is the `signal_rate`, √(1 − ᾱ_t) the `noise_rate`. Their squares add up to one, so
 (x_t, v_t) is (x0, ε) turned by an angle, and any two of x0, ε, v, x_t give the others:
 
     from ε:   x0 = (x_t − noise_rate · ε) / signal_rate               (Ho 2020, eq. 15)
     from v:   x0 = signal_rate · x_t − noise_rate · v,   ε = noise_rate · x_t + signal_rate · v
     from x0:  ε  = (x_t − signal_rate · x0) / noise_rate
 
-The betas, t = 0 .. T−1 (the papers count 1 .. T):
-
-    linear         evenly spaced from `beta_start` to `beta_end`      (Ho 2020, §4)
-    scaled_linear  evenly spaced in √β; the choice of latent diffusion (Rombach 2022, its code)
-    cosine         ᾱ_t = f(t) / f(0),  f(t) = cos²((t/T + 0.008) / 1.008 · π/2),
-                   β_t at most 0.999                    (Nichol & Dhariwal 2021, eq. 17, §3.2)
-
-None of them ends in pure noise: √ᾱ_{T−1} of scaled_linear is 0.068, enough to tell a network
-how bright the image is, while sampling starts from noise that does not know. Zero terminal SNR
-moves √ᾱ so that it ends at 0 and still begins where it did (Lin 2023, algorithm 1):
-
-    √ᾱ_t ← (√ᾱ_t − √ᾱ_{T−1}) · √ᾱ_0 / (√ᾱ_0 − √ᾱ_{T−1})
-
-There the noise is all there is, ε says nothing about x0: such a model predicts v or x0.
-
-Tables are float64 NumPy and are cast where they are used.
+The betas, and zero terminal SNR, are in `diffusion.betas`. With zero terminal SNR ᾱ_{T−1} = 0: the
+last timestep is pure noise, where ε says nothing about x0, so such a model predicts v or x0.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from latentddpm.diffusion.betas import BETA_SCHEDULES, make_betas, with_zero_terminal_snr
 from latentddpm.errors import UserError, check_choice
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "cosine")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
-# What ᾱ = 0 counts as where σ = √(1 − ᾱ) / √ᾱ has to be finite: σ = 4096, as in diffusers.
 NEARLY_NO_SIGNAL = 2.0**-24
+"""ᾱ in place of 0 where σ = √(1 − ᾱ) / √ᾱ has to be finite: σ = 4096, as in diffusers."""
 
 Array = Any  # a NumPy array, or a tensor of the Keras backend (or of TensorFlow, in tf.data)
 
 
 @keras.saving.register_keras_serializable(package="latentddpm")
 class NoiseSchedule:
-    """Noise levels of the T training timesteps, and the arithmetic between x0, ε, v and x_t.
+    """Noise schedule: levels of the T training timesteps, and conversions of x0, ε, v and x_t.
+
+    The methods take tensors, and compute in float32, or NumPy arrays, whose precision they keep.
+    Latents may have any rank. `timesteps` is int (B,), one per example, or a scalar, in 0 .. T−1.
+    At float timesteps, which may lie between whole ones, σ is interpolated; see `sigmas_at`.
 
     Args:
-        beta_schedule: "scaled_linear" (latent diffusion), "linear" (DDPM) or "cosine".
+        beta_schedule: "scaled_linear" (latent diffusion), "linear" (DDPM) or "cosine"; see
+            `diffusion.betas`.
         beta_start: β_0, in (0, 1). Not used by "cosine".
         beta_end: β_{T−1}, in [beta_start, 1). Not used by "cosine".
         num_train_timesteps: T, at least 1.
         prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample".
         rescale_zero_terminal_snr: make ᾱ_{T−1} zero (Lin 2023, algorithm 1). Not for "epsilon".
 
-    Attributes (float64 NumPy, read-only, shape (T,)):
-        betas, alphas, alphas_cumprod: β_t, α_t, ᾱ_t.
-        signal_rate, noise_rate: √ᾱ_t, √(1 − ᾱ_t).
-        sigmas: noise_rate / signal_rate, the noise level of variance-exploding samplers.
-        snr, log_snr: ᾱ_t / (1 − ᾱ_t) = sigmas⁻², and its natural logarithm.
-        With zero terminal SNR the last of `sigmas` and `log_snr` are ∞ and −∞.
-
-    The methods take tensors, float32, or NumPy arrays, whose precision they keep. Latents may
-    have any rank; `timesteps` is int (B,), one per example, or a scalar, in 0 .. T−1. Float
-    timesteps may lie between the whole ones: there σ is interpolated, see `sigmas_at`.
+    Attributes:
+        betas: β_t; like all these tables a read-only NumPy array, float64 (T,).
+        alphas: α_t.
+        alphas_cumprod: ᾱ_t.
+        signal_rate: √ᾱ_t.
+        noise_rate: √(1 − ᾱ_t).
+        sigmas: noise_rate / signal_rate; it ends at ∞ with zero terminal SNR.
+        snr: ᾱ_t / (1 − ᾱ_t) = sigmas⁻².
+        log_snr: its natural logarithm; it ends at −∞ with zero terminal SNR.
 
     Raises:
         UserError: an unknown choice, or a number outside its range.
+
+    Example:
+        >>> schedule = latentddpm.NoiseSchedule()
+        >>> latents, noise = np.zeros((2, 8, 8, 4)), np.ones((2, 8, 8, 4))
+        >>> noisy_latents = schedule.add_noise(latents, noise, np.array([0, 999]))
+        >>> noisy_latents[:, 0, 0, 0].round(3)
+        array([0.029, 0.998])
     """
 
     def __init__(
@@ -107,10 +103,10 @@ class NoiseSchedule:
         self.beta_start = float(beta_start)
         self.beta_end = float(beta_end)
 
-        self.betas = _betas(beta_schedule, beta_start, beta_end, self.num_train_timesteps)
+        self.betas = make_betas(beta_schedule, beta_start, beta_end, self.num_train_timesteps)
         if rescale_zero_terminal_snr:
             self._check_zero_terminal_snr()
-            self.betas = _rescale_zero_terminal_snr(self.betas)
+            self.betas = with_zero_terminal_snr(self.betas)
         self.alphas = 1 - self.betas
         self.alphas_cumprod = np.cumprod(self.alphas)
         least = np.finfo("float32").tiny
@@ -136,14 +132,14 @@ class NoiseSchedule:
         timesteps: Array,
         take: Callable[[Array, Array], Array] = keras.ops.take,
     ) -> Array:
-        """`noisy_latents`, x_t: the latents at the noise level of `timesteps` (Ho 2020, eq. 4).
+        """Noisy latents x_t: `latents` at the noise level of `timesteps` (Ho 2020, eq. 4).
 
         Args:
             latents: x0, scaled latents, (B, ...), or (...) with scalar timesteps.
             noise: ε, standard normal, the shape of `latents`.
             timesteps: int (B,) or scalar, 0 .. T−1.
-            take: reads a table at the timesteps. A tf.data pipeline passes `tf.gather`, and
-                the rest is plain operators, so that it works whatever the Keras backend is.
+            take: `take(table, timesteps)`. A tf.data pipeline passes `tf.gather`, so that it
+                works on any Keras backend; all other operations are operators of its tensors.
 
         Returns:
             x_t, the shape of `latents`.
@@ -161,9 +157,13 @@ class NoiseSchedule:
         timesteps: Array,
         take: Callable[[Array, Array], Array] = keras.ops.take,
     ) -> Array:
-        """What the network regresses to: ε, v or x0, by `prediction_type`.
+        """Target of the network, the shape of `latents`: ε, v or x0, by `prediction_type`.
 
-        Arguments, returned shape and errors are those of `add_noise`.
+        Args:
+            latents, noise, timesteps, take: see `add_noise`.
+
+        Raises:
+            UserError: NumPy timesteps outside 0 .. T−1.
         """
         if self.prediction_type == "epsilon":
             return noise
@@ -173,14 +173,14 @@ class NoiseSchedule:
         return signal_rate * noise - noise_rate * latents
 
     def min_snr_weights(self, gamma: float) -> np.ndarray:
-        """How much the squared error at each timestep counts (min-SNR-γ, Hang 2023).
+        """Weights of the squared error at each timestep (min-SNR-γ, Hang 2023).
 
-        An error in x0 counts min(snr, γ), so the loss of each `prediction_type` counts
+        A squared error in x0 is weighted by min(snr, γ). For each `prediction_type` that is
 
             epsilon  min(snr, γ) / snr      v  min(snr, γ) / (snr + 1)      x0  min(snr, γ)
 
-        Where snr is 0 (zero terminal SNR) the weight is 1: the formulas for v and x0 give 0,
-        and sampling with trailing spacing starts at a timestep that was never trained.
+        Where snr is 0 (zero terminal SNR) the weight is 1. The formulas of v and x0 give 0 there,
+        so that the timestep at which trailing spacing starts would never be trained.
 
         Args:
             gamma: γ > 0; 5 in the paper.
@@ -194,7 +194,7 @@ class NoiseSchedule:
         return np.divide(clipped, divisor[self.prediction_type], out=weights, where=self.snr > 0)
 
     def predict_x0(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
-        """The clean latents x0 that `prediction` implies at `noisy_latents`.
+        """Clean latents x0 that follow from `prediction` at `noisy_latents`.
 
         Args:
             prediction: the network's output, of `prediction_type`, the shape of `noisy_latents`.
@@ -210,16 +210,20 @@ class NoiseSchedule:
         return self.split(prediction, noisy_latents, *self._rates(timesteps, noisy_latents))[0]
 
     def predict_noise(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
-        """The noise ε that `prediction` implies at `noisy_latents`.
+        """Noise ε, the shape of `noisy_latents`, that follows from `prediction` there.
 
-        Arguments, returned shape and errors are those of `predict_x0`.
+        Args:
+            prediction, noisy_latents, timesteps: see `predict_x0`.
+
+        Raises:
+            UserError: NumPy timesteps outside 0 .. T−1.
         """
         return self.split(prediction, noisy_latents, *self._rates(timesteps, noisy_latents))[1]
 
     def split(
         self, prediction: Array, noisy_latents: Array, signal_rate: Array, noise_rate: Array
     ) -> tuple[Array, Array]:
-        """x0 and ε that `prediction` implies at a noise level, also one between two timesteps.
+        """Split a prediction into x0 and ε, at a level that may lie between two timesteps.
 
         Args:
             prediction: the network's output, of `prediction_type`, the shape of `noisy_latents`.
@@ -239,27 +243,28 @@ class NoiseSchedule:
         )
 
     def sigmas_at(self, timesteps: np.ndarray) -> np.ndarray:
-        """σ at timesteps that need not be whole, 0 .. T−1: linear in t, as in diffusers.
+        """Noise levels σ, float64, at float timesteps: linear in t between whole ones.
 
-        Finite also with zero terminal SNR: ᾱ = 0 counts as `NEARLY_NO_SIGNAL`.
+        As in diffusers they are finite with zero terminal SNR too: ᾱ = 0 counts as
+        `NEARLY_NO_SIGNAL`.
 
-        Returns:
-            float64, the shape of `timesteps`.
+        Args:
+            timesteps: of any shape, in 0 .. T−1.
         """
         return np.interp(timesteps, np.arange(self.num_train_timesteps), self._finite_sigmas())
 
     def timesteps_at(self, sigmas: np.ndarray) -> np.ndarray:
-        """The timesteps of noise levels σ > 0: linear in log σ between the whole ones.
+        """Timesteps, float64, of noise levels σ: linear in log σ between whole ones.
 
-        Returns:
-            float64, the shape of `sigmas`, in 0 .. T−1.
+        Args:
+            sigmas: of any shape, > 0.
         """
         table = np.log(self._finite_sigmas())
         return np.interp(np.log(sigmas), table, np.arange(self.num_train_timesteps))
 
     def _finite_sigmas(self) -> np.ndarray:
         alphas_cumprod = self.alphas_cumprod.copy()
-        if alphas_cumprod[-1] == 0:  # and still the least of all, however small the others are
+        if alphas_cumprod[-1] == 0:  # still less than all others
             alphas_cumprod[-1] = min(NEARLY_NO_SIGNAL, alphas_cumprod[-2] / 2)
         return np.sqrt(1 / alphas_cumprod - 1)
 
@@ -279,7 +284,7 @@ class NoiseSchedule:
         latents: Array,
         take: Callable[[Array, Array], Array] = keras.ops.take,
     ) -> tuple[Array, Array]:
-        """`signal_rate` and `noise_rate` at `timesteps`, shaped to broadcast over `latents`."""
+        """`signal_rate` and `noise_rate` at `timesteps`, of shapes that broadcast to `latents`."""
         dtype = "float32"
         if isinstance(timesteps, int | float | np.number | np.ndarray):
             timesteps = np.asarray(timesteps)
@@ -303,7 +308,7 @@ class NoiseSchedule:
     def _rates_between(
         self, timesteps: Array, take: Callable[[Array, Array], Array], dtype: Any
     ) -> tuple[Array, Array]:
-        """The rates at float timesteps: those of σ, interpolated as in `sigmas_at`."""
+        """`signal_rate` and `noise_rate` at float timesteps, from σ as of `sigmas_at`."""
         if isinstance(timesteps, np.ndarray):
             sigmas = self.sigmas_at(timesteps).astype(dtype)
         else:
@@ -317,7 +322,7 @@ class NoiseSchedule:
         return signal_rate, sigmas * signal_rate
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as plain JSON types."""
+        """Arguments of the constructor, as plain JSON types."""
         return {
             "beta_schedule": self.beta_schedule,
             "beta_start": self.beta_start,
@@ -329,10 +334,10 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """The schedule that `get_config` described; keys left out take their defaults.
+        """Schedule of a `config` as of `get_config`; missing keys take their defaults.
 
         Raises:
-            UserError: an unknown key, or a value the constructor refuses.
+            UserError: an unknown key, or a value that the constructor refuses.
         """
         known = cls().get_config()
         for key in config:
@@ -342,21 +347,3 @@ class NoiseSchedule:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
         return f"NoiseSchedule({arguments})"
-
-
-def _betas(beta_schedule: str, beta_start: float, beta_end: float, count: int) -> np.ndarray:
-    """β_0 .. β_{T−1}, float64 (T,)."""
-    if beta_schedule == "linear":
-        return np.linspace(beta_start, beta_end, count, dtype="float64")
-    if beta_schedule == "scaled_linear":
-        return np.linspace(beta_start**0.5, beta_end**0.5, count, dtype="float64") ** 2
-    alphas_cumprod = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
-    return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
-
-
-def _rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """The betas of √ᾱ moved to end at exactly 0 (Lin 2023, algorithm 1), float64 (T,)."""
-    signal_rate = np.sqrt(np.cumprod(1 - betas))
-    first, last = signal_rate[0], signal_rate[-1]
-    alphas_cumprod = ((signal_rate - last) * (first / (first - last))) ** 2
-    return 1 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])

@@ -1,4 +1,4 @@
-"""Processes of one job, that share a piece of work on one filesystem."""
+"""Processes of one job that share the preparation of data, on one filesystem."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ def _no_barrier() -> None:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that share a piece of work on one filesystem.
+    """Group of processes that share work on one filesystem.
 
     Attributes:
-        index: which of them this is; 0 is the chief, which alone writes what all read.
-        count: how many they are.
-        barrier: returns when all of them have called it.
+        index: of this process, 0 .. count − 1. Process 0 is the chief: it alone writes the files
+            that all of them read.
+        count: number of processes.
+        barrier: function that returns when all of them have called it.
     """
 
     index: int = 0
@@ -26,12 +27,14 @@ class ProcessGroup:
 
     @property
     def is_chief(self) -> bool:
+        """True in process 0."""
         return self.index == 0
 
     def share(self, length: int) -> range:
-        """The part of 0 … length − 1 that falls to this process: contiguous, even."""
+        """Share of this process in the indices 0 .. length − 1: contiguous, of about equal size."""
         start, stop = (length * k // self.count for k in (self.index, self.index + 1))
         return range(start, stop)
 
 
 ONE_PROCESS = ProcessGroup()
+"""Group of a command that runs in a single process."""

@@ -1,11 +1,11 @@
 """Sums over micro-batches and over the replicas of a `tf.distribute` strategy; TensorFlow.
 
-With the losses ℓᵢ of the global batch, i = 1 … B, wherever its examples lie,
+With the losses ℓᵢ of the examples i = 1 .. B of the global batch,
 
     L = (1/B) Σᵢ ℓᵢ          ∇L = (1/B) Σ_replicas Σ_micro-batches Σᵢ ∇ℓᵢ
 
-so what a replica holds are plain sums, and the one division is by a B that was counted over
-all replicas. Shares of any sizes, none at all included, give the numbers of one device.
+Each replica holds plain sums. They are divided once, by B, which is counted over all replicas. So
+any split of a batch gives the numbers of one device, also one where a replica has no example.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 import tensorflow as tf
 
-Slice = Callable[[Any, tf.Tensor], Any]
+Slice = Callable[[Any, tf.Tensor], Any]  # (examples, their number) → a structure of tensors
 
 
 def num_replicas() -> int:
-    """Replicas of the strategy in whose scope this is called."""
+    """Number of replicas of the current strategy."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> int:
-    """Those of its replicas that are in this process."""
+    """Number of the replicas of a strategy that belong to this process."""
     if strategy.num_replicas_in_sync == 1:  # TensorFlow's default strategy lists no devices
         return 1
     return len(strategy.extended.worker_devices)
@@ -33,18 +33,22 @@ def local_replicas(strategy: tf.distribute.Strategy) -> int:
 def split_over_replicas(
     function: Callable[[Any], tf.Tensor], strategy: tf.distribute.Strategy
 ) -> Callable[[Any], tf.Tensor]:
-    """`function` of a batch, of which each replica in this process computes a part.
+    """Parallel `function`: each replica of this process computes a part of the batch.
 
     Args:
-        function: a structure of tensors with the examples first → a tensor with them first.
-            Of fewer examples than replicas some see a blank one, which is left out again.
+        function: a structure of tensors (B, …) → a tensor (B, …). With fewer examples than
+            replicas some are called with a blank example, whose result is dropped.
+        strategy: with the replicas.
+
+    Returns:
+        A function with the arguments and the result of `function`.
     """
     count = local_replicas(strategy)
     if count == 1:
         return function
 
     def share(inputs: Any) -> tf.Tensor:
-        # The replicas of a process follow each other.
+        # The replicas of a process have consecutive numbers.
         index = tf.distribute.get_replica_context().replica_id_in_sync_group % count
         size = tf.shape(tf.nest.flatten(inputs)[0])[0]
         start, stop = index * size // count, (index + 1) * size // count
@@ -59,15 +63,18 @@ def split_over_replicas(
 
 
 def sum_over_slices(function: Slice, data: Any, count: int, unroll: bool = False) -> Any:
-    """`function(slice, number)` summed over `count` slices of this replica's examples.
+    """Sum of `function(slice, number)` over `count` slices of this replica's examples.
 
     Args:
-        function: gives a structure of tensors for a slice of `number` (float32) examples, which
-            are its first ones: an empty slice comes as one blank example, number 0, because
-            convolutions and means do not take none.
-        data: a structure of tensors whose first axes are the examples.
-        count: slices, as equal as can be; only one of them is in memory at a time.
-        unroll: write the slices out one after the other (XLA wants sizes it knows).
+        function: slice, number → a structure of tensors. `number`, float32, counts the examples
+            of the slice. An empty slice holds one blank example and has number 0, because
+            convolutions and means need at least one.
+        data: a structure of tensors (B, …).
+        count: number of slices, of about equal size; one at a time is in memory.
+        unroll: write a graph without a loop, as XLA needs for fixed shapes.
+
+    Returns:
+        The structure of `function`, summed.
     """
     size = tf.shape(tf.nest.flatten(data)[0])[0]
     whole = count == 1 and num_replicas() == 1
@@ -100,12 +107,13 @@ def _map(function: Callable[[tf.Tensor], tf.Tensor], data: Any) -> Any:
 
 
 def _with_a_blank(tensor: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """Examples, `number` of them; if that is 0, one example of zeros."""
     missing = tf.maximum(1 - number, 0)
     return tf.pad(tensor, [[0, missing], *[[0, 0]] * (tensor.shape.rank - 1)])
 
 
 def all_reduce(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Sums over the replicas; called by each of them."""
+    """Sum of each of `tensors` over all replicas; every replica has to call this."""
     if num_replicas() == 1:
         return list(tensors)
     replica = tf.distribute.get_replica_context()
@@ -113,6 +121,6 @@ def all_reduce(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def in_multi_worker_mode(strategy: tf.distribute.Strategy | None = None) -> bool:
-    """Whether a strategy, by default the one in whose scope this is called, spans processes."""
+    """True where `strategy`, by default the current one, spans several processes."""
     strategy = strategy or tf.distribute.get_strategy()
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

@@ -1,14 +1,15 @@
-"""`--strategy`: on which devices, and in how many processes, a command runs.
+"""Strategy of `tf.distribute` by its name in `--strategy`: devices and processes of a command.
 
     one           a single device
-    mirrored      all GPUs of this machine, each holding the model and a share of every batch;
-    mirrored:N    the first N of them, or without GPUs N logical CPU devices, for practice
-    multi-worker  one process a host, told of each other by TF_CONFIG or by Slurm
-    auto          multi-worker with one of those, mirrored with several GPUs, else one
+    mirrored      all GPUs of this machine; each holds the model and a share of every batch
+    mirrored:N    the first N of them; without GPUs, N logical CPU devices, for tests
+    multi-worker  one process on each host; TF_CONFIG or Slurm says which
+    auto          multi-worker where TF_CONFIG or Slurm says so, mirrored with several GPUs,
+                  else one
 
-Batch sizes are global whatever the number of replicas, and so are results: see
-`distribution.replicas`. Worker 0 of several is the chief, which alone writes; all read its
-folders, so these lie on a filesystem that all workers see.
+Batch sizes are those of all replicas together, and results do not depend on their number: see
+`distribution.replicas`. Of several workers number 0 is the chief. It alone writes files and all
+read them, so the folders have to be on a filesystem that all workers share.
 """
 
 from __future__ import annotations
@@ -29,26 +30,29 @@ from latentddpm.errors import UserError, check_choice
 
 STRATEGIES = ("auto", "one", "mirrored", "multi-worker")
 HEALTH_SECONDS = 10
-"""Between two looks at whether the other workers live."""
+"""Interval between two checks that the other workers are alive."""
 LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
-"""What collective operations raise when one of those they go on between has ended."""
+"""Errors of collective operations after another worker has ended."""
 OF_OTHERS = re.compile("collective ops is aborted|incarnation|heartbeat|error received from peer")
-"""What an error of any other kind says then, in lower case; else it is this process's own."""
+"""Words, in lower case, in messages of other error types when another worker has ended."""
 PORT = 8888
-"""Of the workers that Slurm starts; the next ones for several on a host."""
+"""TCP port of the first worker on a host that Slurm starts; the others have the next ones."""
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The strategy of a name; before anything else in the process uses TensorFlow's devices.
+    """Strategy of a name; has to be made before TensorFlow's devices are used.
+
+    Args:
+        name: as of `--strategy`, see the module.
 
     Raises:
         UserError: an unknown name, more GPUs than there are, devices that are in use already,
-            workers that are not told of each other.
+            or neither TF_CONFIG nor Slurm describes the workers.
     """
     count = None
     if found := re.fullmatch(r"mirrored:(\d+)", name):
@@ -81,7 +85,7 @@ def _mirrored_on_cpu(count: int) -> tf.distribute.Strategy:
         ) from None
     return tf.distribute.MirroredStrategy(
         [f"CPU:{i}" for i in range(count)],
-        # In one memory a sum needs no collective operations, which block a thread each.
+        # In one memory sums need no collective operations, each of which blocks a thread.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
 
@@ -97,10 +101,10 @@ def _multi_worker() -> tf.distribute.Strategy:
 
 
 def _resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
-    """Who the workers are: TF_CONFIG, else Slurm.
+    """Addresses of the workers, from TF_CONFIG or else from Slurm's environment.
 
     Raises:
-        UserError: neither says so.
+        UserError: there is neither, or it is malformed.
     """
     text = os.environ.get("TF_CONFIG")
     if text is not None:
@@ -118,10 +122,13 @@ def _resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
 
 
 def check_tf_config(text: str) -> None:
-    """Refuse a TF_CONFIG that TensorFlow would misread or wait on for ever.
+    """Check a TF_CONFIG for mistakes that make TensorFlow fail obscurely or wait for ever.
+
+    Args:
+        text: of the environment variable.
 
     Raises:
-        UserError: what is missing or wrong in it.
+        UserError: something is missing or wrong in it.
     """
     shape = '{"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", "index": N}}'
     try:
@@ -146,12 +153,12 @@ def check_tf_config(text: str) -> None:
 
 
 def in_scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractContextManager:
-    """Where networks and their optimizers are made; None stands for one device."""
+    """Scope of a strategy, to make networks and optimizers in; None means one device."""
     return (strategy or tf.distribute.get_strategy()).scope()
 
 
 def process_group(strategy: tf.distribute.Strategy | None) -> ProcessGroup:
-    """The processes of a strategy."""
+    """Group of the processes of a strategy; None means one device."""
     if strategy is None or not in_multi_worker_mode(strategy):
         return ONE_PROCESS
     resolver = strategy.cluster_resolver
@@ -162,7 +169,11 @@ def process_group(strategy: tf.distribute.Strategy | None) -> ProcessGroup:
 
 
 def any_process(strategy: tf.distribute.Strategy | None) -> Callable[[bool], bool] | None:
-    """Whether any of the processes says yes, the same answer in all; None for one process."""
+    """Function answer → true in all processes, if the answer of one of them is true.
+
+    Returns:
+        The function, which all processes have to call; None for a strategy of one process.
+    """
     if process_group(strategy) is ONE_PROCESS:
         return None
     return lambda answer: _summed(strategy)(float(answer)) > 0
@@ -170,7 +181,7 @@ def any_process(strategy: tf.distribute.Strategy | None) -> Callable[[bool], boo
 
 @functools.cache
 def _summed(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
-    """A number of each process → their sum, in all of them."""
+    """Function number → sum of the numbers of all processes, which all have to call."""
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.float32)])
     def total(value: tf.Tensor) -> tf.Tensor:
@@ -182,15 +193,22 @@ def _summed(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
 
 
 def distribute_dataset(strategy: tf.distribute.Strategy | None, dataset: tf.data.Dataset) -> Any:
-    """What `fit` is given: one process's batches, of which each of its replicas takes a part.
+    """Dataset for `fit`, in which the replicas of a process share each of its batches.
 
-    (Left to itself `fit` fills the parts of one batch up with examples of the next one, which
-    may be of another shape.)
+    (By default `fit` fills a replica's share of a batch up with examples of the next batch, which
+    may have another shape.)
+
+    Args:
+        strategy: with the replicas; None means one device.
+        dataset: batches of this process.
+
+    Returns:
+        A distributed dataset, or for a single replica `dataset` itself.
     """
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return dataset
     processes = process_group(strategy)
-    # Of unknown length: one with fewer batches than others goes on with empty ones.
+    # Of unknown length, so that a process with fewer batches goes on with empty ones.
     own = dataset.filter(lambda *batch: True)
     local = strategy.num_replicas_in_sync // processes.count
 
@@ -201,7 +219,7 @@ def distribute_dataset(strategy: tf.distribute.Strategy | None, dataset: tf.data
 
 
 def _in_parts(count: int) -> Callable[..., tf.data.Dataset]:
-    """A batch → `count` parts of it, as equal as can be."""
+    """Function batch → a dataset of `count` parts of it, of about equal size."""
 
     def cut(*batch: Any) -> tf.data.Dataset:
         batch = batch[0] if len(batch) == 1 else batch
@@ -220,13 +238,14 @@ def _in_parts(count: int) -> Callable[..., tf.data.Dataset]:
 def translate_worker_errors(
     strategy: tf.distribute.Strategy | None, resumes: bool = False
 ) -> Iterator[None]:
-    """Turn what TensorFlow raises when a worker is gone into one line.
+    """Replace TensorFlow's errors after the loss of another worker by a single line.
 
     Args:
-        resumes: whether what runs in it takes `--resume`.
+        strategy: of the block; None means one device.
+        resumes: the command in the block has `--resume`, which the message then mentions.
 
     Raises:
-        ConnectionError: a worker was lost.
+        ConnectionError: another worker was lost.
     """
     processes = process_group(strategy)
     try:
@@ -242,5 +261,5 @@ def translate_worker_errors(
 
 
 def is_lost(error: tf.errors.OpError) -> bool:
-    """Whether an error says that another worker is gone."""
+    """True for an error that means another worker has ended."""
     return isinstance(error, LOST) or bool(OF_OTHERS.search(error.message.lower()))

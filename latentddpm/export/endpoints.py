@@ -1,14 +1,14 @@
-"""Endpoints of exported models, and the check that they compute what the model does.
+"""Endpoints of exported models, and the check of what was exported.
 
     encode       images                              → mean, logvar (unscaled)
     denoise      noisy_latents, timesteps[, context] → prediction
     decode       latents (scaled)                    → images
     encode_text  token_ids                           → context
 
-An endpoint is a function of tensors to tensors by name, the signature it is traced with, and
-the network it runs. The batch is free, and so are height, width and the length of a context.
-Whatever was written is run again and compared with the function, at two batch sizes and two
-sizes of image, before it takes its name.
+An endpoint is a function of named tensors, its signature, and the network that it runs. The batch
+size, the height and width, and the length of a context are free. What was written is run and
+compared with the function, for two batch sizes and two sizes of images, before it gets its final
+name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ import tensorflow as tf
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 TOLERANCE = 1e-4
-DEFAULT_SIZE = (64, 64)  # pixels, of a model that names no size of its own
-CONTEXT_LENGTH = 77  # CLIP's, for a UNet without its text encoder
+DEFAULT_SIZE = (64, 64)  # pixels, for a model without an `image_size`
+CONTEXT_LENGTH = 77  # that of CLIP, for a UNet without its text encoder
 
-# Names of the free axes of every input and output; the last axis, where there is one more, is
-# a fixed number.
+# Names of the free axes of every input and output. If there is one more axis, it has a fixed size.
 AXES = {
     "images": ("batch", "height", "width"),
     "mean": ("batch", "latent_height", "latent_width"),
@@ -47,14 +46,14 @@ Run = Callable[[Arrays], Arrays]  # inputs by name → outputs by name
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One function of an exported model.
+    """Endpoint: a function of an exported model.
 
     Attributes:
-        name: the verb, "encode".
-        part: the noun, "encoder": what its file is called.
-        network: whose weights it uses.
+        name: of the function, such as "encode".
+        part: name of its file, such as "encoder".
+        network: with its weights.
         function: tensors in the order of `inputs` → tensors by the names of `outputs`.
-        inputs: the signature; the specs have names.
+        inputs: the signature, of specs with names.
         outputs: names, in order.
     """
 
@@ -67,12 +66,12 @@ class Endpoint:
 
     @property
     def bytes(self) -> int:
-        """Size of the weights as float32."""
+        """Size of the weights in float32, in bytes."""
         return 4 * self.network.count_params()
 
 
 def endpoints(model: LatentDiffusion) -> dict[str, Endpoint]:
-    """The endpoints that `model` has the parts for, by name."""
+    """Endpoints of a `model`, by name: those whose networks it has."""
     autoencoder, unet, text_encoder = model.autoencoder, model.unet, model.text_encoder
     images = _floats("images", autoencoder.image_channels)
 
@@ -122,7 +121,15 @@ def _floats(name: str, channels: int) -> tf.TensorSpec:
 
 
 def check(endpoint: Endpoint, run: Run, model: LatentDiffusion) -> float:
-    """Largest absolute difference between `run` and the endpoint itself.
+    """Check an exported endpoint against the model.
+
+    Args:
+        endpoint: of the model.
+        run: runs the exported endpoint.
+        model: that was exported.
+
+    Returns:
+        The largest absolute difference of an output.
 
     Raises:
         ArithmeticError: it is above `TOLERANCE`, or an output has another name or shape.
@@ -133,7 +140,7 @@ def check(endpoint: Endpoint, run: Run, model: LatentDiffusion) -> float:
         found = run(inputs)
         for name in endpoint.outputs:
             differences.append(_difference(endpoint, name, found, expected[name]))
-    difference = float(np.max(differences))  # NaN where one is
+    difference = float(np.max(differences))  # NaN if one of them is
     if not difference <= TOLERANCE:
         raise ArithmeticError(
             f"endpoint {endpoint.name} differs from the model by {difference:.2g}, "
@@ -153,10 +160,14 @@ def _difference(endpoint: Endpoint, name: str, found: Arrays, expected: Any) -> 
 
 
 def examples(endpoint: Endpoint, model: LatentDiffusion) -> Iterator[Arrays]:
-    """Random inputs by name: one image of the model's own size, then two of a small one.
+    """Random inputs of an endpoint, by name: one image of the model's size, then two small ones.
 
-    The small one is not square, and as small as the networks' strides allow but for the factor
-    of two or three that makes it have an inside.
+    The small size is not square. It is two and three times the smallest that the strides of the
+    networks allow, so that not all positions are at an edge.
+
+    Args:
+        endpoint: of the model.
+        model: whose sizes count.
     """
     factor = model.autoencoder.downsample_factor
     coarsest = factor * (model.unet.downsample_factor if model.unet is not None else 1)
@@ -183,7 +194,7 @@ def examples(endpoint: Endpoint, model: LatentDiffusion) -> Iterator[Arrays]:
 def _random(
     spec: tf.TensorSpec, sizes: list[int], model: LatentDiffusion, numbers: np.random.Generator
 ) -> np.ndarray:
-    """Numbers from where the input has its values."""
+    """Random values of an input, in its range."""
     shape = (*sizes, *spec.shape[len(sizes) :])
     if spec.name == "token_ids":
         values = numbers.integers(0, model.text_encoder.vocabulary_size, shape)

@@ -1,15 +1,15 @@
-"""Export of a model for other programs: one function, four formats.
+"""Export of a model for other programs, in one of four formats.
 
     keras         a model folder of `.keras` archives
-    saved-model   a TensorFlow SavedModel with the endpoints of `endpoints`
-    onnx, litert  a file for each part, with what a server needs beside them:
+    saved-model   a TensorFlow SavedModel with the endpoints of `export.endpoints`
+    onnx, litert  a file for each part, and other files that a server needs:
 
-    encoder.onnx  unet.onnx  decoder.onnx  text_encoder.onnx     (.tflite likewise)
+    encoder.onnx  unet.onnx  decoder.onnx  text_encoder.onnx     (or .tflite)
     pipeline.json    names, shapes and digests of the files, the scaling factor, the noise
-                     levels, the size and the defaults of `generate`
-    tokenizer/       vocabulary and merges, in Hugging Face's files
+                     levels, the image size and the defaults of `generate`
+    tokenizer/       vocabulary and merges, as files of Hugging Face
 
-What was written is run and compared with the model it came from before it takes its name.
+What was written is run and compared with the model before it gets its final name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from latentddpm.utils.files import FileEntry, atomic_folder, write_json
 from latentddpm.utils.startup import held_stderr
 
 FORMATS = ("keras", "saved-model", "onnx", "litert")
-PART_FORMATS = ("onnx", "litert")  # each a module beside this one: TOOLS, SUFFIX, write
+PART_FORMATS = ("onnx", "litert")  # each is a module of `export` with TOOLS, SUFFIX and `write`
 FORMAT_VERSION = 1
 
 
@@ -45,21 +45,21 @@ def export_model(
     storage: str = "float32",
     note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
-    """Write a model for other programs, checked against the original before it takes its name.
+    """Export a model for other programs, and check what was written against the model.
 
     Args:
-        model: what to write.
-        out: new folder.
+        model: to export.
+        out: a new folder.
         format: "keras", "saved-model", "onnx" or "litert".
-        storage: precision of the weights in `.keras` archives, see `archive.STORAGE`.
-        note: takes a line for each endpoint that was written and checked.
+        storage: precision of the weights in `.keras` archives, "float32" or "float16".
+        note: called with a line of text for each endpoint that was written and checked.
 
     Returns:
-        The largest difference of each endpoint to the model; nothing for `keras`.
+        Endpoint → largest difference from the model; empty for "keras".
 
     Raises:
         UserError: see `check_request`; or a part is too large for the format.
-        ArithmeticError: what was written does not compute what the model does.
+        ArithmeticError: the exported model computes something else.
         OSError: the disk is full, or the folder cannot be written.
 
     Example:
@@ -83,11 +83,14 @@ def export_model(
 
 
 def check_request(out: Path, format: str, storage: str = "float32") -> None:
-    """Refuse what cannot be, before a model is loaded.
+    """Check the arguments of `export_model`, before a model is loaded.
+
+    Args:
+        out, format, storage: see `export_model`.
 
     Raises:
-        UserError: an unknown format, `out` exists, the format's tools are not installed, or a
-            `storage` that it does not have.
+        UserError: an unknown format, `out` exists, the packages for the format are not installed,
+            or the format does not have this `storage`.
     """
     check_choice("format", format, FORMATS)
     if out.exists():
@@ -119,7 +122,7 @@ def _writer(format: str) -> ModuleType:
 def _export_parts(
     model: LatentDiffusion, out: Path, format: str, report: Callable[..., None]
 ) -> dict[str, float]:
-    """A file for each part, checked, and what a server needs beside them."""
+    """Write and check a file for each part, and write the other files."""
     writer = _writer(format)
     parts, differences = {}, {}
     with atomic_folder(out) as staged:
@@ -142,7 +145,7 @@ def _export_parts(
 
 
 def _describe(endpoint: Endpoint, file: Path, difference: float) -> dict[str, Any]:
-    """A part's entry in `pipeline.json`; the model's own file comes first."""
+    """Entry of a part in `pipeline.json`; its own file comes before that of external weights."""
     files = sorted(file.parent.glob(f"{file.name}*"))
     return {
         "files": {each.name: asdict(FileEntry.of(each)) for each in files},
@@ -159,7 +162,7 @@ def _describe(endpoint: Endpoint, file: Path, difference: float) -> dict[str, An
 
 
 def _manifest(model: LatentDiffusion, format: str, parts: dict[str, Any]) -> dict[str, Any]:
-    """Everything about the model that is not in its networks."""
+    """Content of `pipeline.json`: everything about the model that is not in its networks."""
     schedule = None
     if model.schedule is not None:
         schedule = {

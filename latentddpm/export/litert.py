@@ -1,13 +1,14 @@
 """LiteRT (TensorFlow Lite): one `.tflite` file for each part.
 
-    function ─trace─► TensorFlow graph, weights inside ─TFLiteConverter─► PART.tflite
+    function ─trace─► TensorFlow graph with weights ─TFLiteConverter─► PART.tflite
 
-TensorFlow's converter does it, with built-in operations alone: no Flex delegate is needed. Its
-way through a SavedModel loses shapes that are known here, and then refuses a convolution; its
-way from a function keeps them but writes no signature, so the names are added afterwards.
+TensorFlow's converter needs only built-in operations, no Flex delegate. From a SavedModel it loses
+known shapes, and then refuses a convolution. From a function it keeps them, but writes no
+signature, so the names are added afterwards.
 
-All sizes stay free. A signature runner resizes by itself; an interpreter that is driven by hand
-needs `resize_tensor_input`. Offsets in the file have 31 bits: a part of over 2 GB is refused.
+All sizes are free. A signature runner resizes the inputs itself; with an interpreter
+`resize_tensor_input` has to be called. Offsets in the file have 31 bits, so a part of over 2 GB is
+refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ FILE_IDENTIFIER = b"TFL3"
 
 
 def write(endpoint: Endpoint, file: Path) -> Run:
-    """Convert `endpoint`, write `file`, and open it with LiteRT.
+    """Convert `endpoint`, write it to `file`, and open that with LiteRT.
+
+    Returns:
+        A function that runs the file.
 
     Raises:
         UserError: more than `LARGEST` bytes of weights.
@@ -43,7 +47,7 @@ def write(endpoint: Endpoint, file: Path) -> Run:
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced.get_concrete_function()])
     file.write_bytes(with_signature(converter.convert(), endpoint))
     interpreter = Interpreter(model_path=str(file))
-    interpreter.allocate_tensors()  # says so on stderr, here where that is held back
+    interpreter.allocate_tensors()  # writes to stderr, which the caller hides
     runner = interpreter.get_signature_runner(endpoint.name)
 
     def run(inputs: Arrays) -> Arrays:
@@ -53,7 +57,15 @@ def write(endpoint: Endpoint, file: Path) -> Run:
 
 
 def with_signature(content: bytes, endpoint: Endpoint) -> bytes:
-    """The same model, its inputs and outputs known by their names under the endpoint's."""
+    """Add the signature of an endpoint to a converted model.
+
+    Args:
+        content: of the `.tflite` file.
+        endpoint: with the names of the inputs and outputs.
+
+    Returns:
+        The new content of the file.
+    """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
@@ -71,7 +83,7 @@ def with_signature(content: bytes, endpoint: Endpoint) -> bytes:
     signature = schema.SignatureDefT()
     signature.signatureKey, signature.subgraphIndex = endpoint.name, 0
     signature.inputs = named([spec.name for spec in endpoint.inputs], graph.inputs)
-    # A dictionary's tensors come in the order of its sorted keys.
+    # Tensors of a dictionary are in the order of its sorted keys.
     signature.outputs = named(sorted(endpoint.outputs), graph.outputs)
     model.signatureDefs = [signature]
     builder = flatbuffers.Builder(len(content))

@@ -1,18 +1,19 @@
-"""ONNX: one file for each part, that ONNX Runtime and others run.
+"""ONNX: one file for each part, for ONNX Runtime and other programs.
 
     function of inputs and weights ─trace─► TensorFlow graph ─tf2onnx─► ONNX graph without weights
                                                       + weights ─► PART.onnx [+ PART.onnx.data]
 
-tf2onnx's one-call converters do not serve here, so its steps are taken one by one:
+tf2onnx has converters of a single call, but its steps are called one by one, for three reasons:
 
-- its passes hold every constant many times over (20 times was measured), so they never see the
-  weights: these are inputs while it works, and become initializers afterwards;
-- its pass that merges neighbouring reshapes (`remove_back_to_back`) breaks those whose sizes
-  are free: a 0 in an ONNX shape means "as in the input", and afterwards the input is another
-  one. Only the passes in `PASSES` run;
-- it knows no `Erfc`, in which TensorFlow writes the exact GELU: erfc(x) = 1 − erf(x).
+- Its passes keep many copies of every constant (20 were measured). So weights are inputs during
+  the conversion, and become initializers afterwards.
+- Its pass `remove_back_to_back`, which merges neighbouring reshapes, breaks those with free sizes:
+  a 0 in an ONNX shape means "as in the input", and after merging the input is another one. Only
+  the passes in `PASSES` run.
+- It does not know `Erfc`, with which TensorFlow computes the exact GELU: erfc(x) = 1 − erf(x).
 
-A file may not exceed 2 GB. A part that would has its weights beside it (`EXTERNAL_ABOVE`).
+A file cannot be larger than 2 GB. Weights of a larger part are in a second file
+(`EXTERNAL_ABOVE`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from latentddpm.export.endpoints import AXES, Arrays, Endpoint, Run
 TOOLS = ("onnx", "tf2onnx", "onnxruntime")
 SUFFIX = ".onnx"
 OPSET = 18  # ONNX Runtime ≥ 1.14
-EXTERNAL_ABOVE = 1_900_000_000  # bytes of weights; a protobuf ends at 2³¹
+EXTERNAL_ABOVE = 1_900_000_000  # bytes of weights; a protobuf is smaller than 2³¹
 PASSES = (  # of tf2onnx's optimizer, in its order
     "optimize_transpose",
     "fold_constants",
@@ -41,7 +42,11 @@ PASSES = (  # of tf2onnx's optimizer, in its order
 
 
 def write(endpoint: Endpoint, file: Path) -> Run:
-    """Convert `endpoint`, write `file`, and open it with ONNX Runtime."""
+    """Convert `endpoint`, write it to `file`, and open that with ONNX Runtime.
+
+    Returns:
+        A function that runs the file.
+    """
     import onnx
     import onnxruntime
 
@@ -51,10 +56,10 @@ def write(endpoint: Endpoint, file: Path) -> Run:
         external = {"save_as_external_data": True, "location": f"{file.name}.data"}
     onnx.save_model(proto, str(file), **external)
     for each in file.parent.glob(f"{file.name}*"):
-        each.chmod(0o644)  # onnx lets its owner alone read the weights beside the file
+        each.chmod(0o644)  # onnx makes the second file readable for its owner only
     del proto  # as large as the network
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are about its own optimisations
+    options.log_severity_level = 3  # errors only; warnings are about its own optimisations
     session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
 
     def run(inputs: Arrays) -> Arrays:
@@ -64,7 +69,7 @@ def write(endpoint: Endpoint, file: Path) -> Run:
 
 
 def convert(endpoint: Endpoint) -> Any:
-    """The ONNX `ModelProto` of an endpoint, inputs and outputs by their names."""
+    """Graph of an `endpoint` as an ONNX `ModelProto`, with named inputs and outputs."""
     import tf2onnx
     from tf2onnx import optimizer, tf_loader, tfonnx
 
@@ -72,7 +77,7 @@ def convert(endpoint: Endpoint) -> Any:
     weights = {f"weight_{i}": variable for i, variable in enumerate(endpoint.network.weights)}
     concrete = _traced(endpoint, weights)
     inputs = [tensor.name for tensor in concrete.inputs]
-    # A dictionary's tensors come in the order of its sorted keys.
+    # Tensors of a dictionary are in the order of its sorted keys.
     by_name = dict(zip(sorted(endpoint.outputs), concrete.outputs, strict=True))
     outputs = [by_name[name].name for name in endpoint.outputs]
     names = [*(spec.name for spec in endpoint.inputs), *weights, *endpoint.outputs]
@@ -103,7 +108,7 @@ def convert(endpoint: Endpoint) -> Any:
 
 
 def _traced(endpoint: Endpoint, weights: dict[str, keras.Variable]) -> Any:
-    """The endpoint as a concrete function of its inputs and, behind them, its weights."""
+    """Concrete function of an endpoint, of its inputs and then its weights."""
     count = len(endpoint.inputs)
 
     def function(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -116,7 +121,7 @@ def _traced(endpoint: Endpoint, weights: dict[str, keras.Variable]) -> Any:
 
 
 def _put_in_weights(graph: Any, weights: dict[str, keras.Variable]) -> None:
-    """Turn inputs that are weights into initializers; a transposed weight is stored so."""
+    """Turn inputs that are weights into initializers; transposed weights are stored transposed."""
     from onnx import numpy_helper
 
     def store(name: str, values: np.ndarray) -> None:
@@ -139,7 +144,7 @@ def _put_in_weights(graph: Any, weights: dict[str, keras.Variable]) -> None:
 
 
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
-    """tf2onnx's handler of an operation: erfc(x) = 1 − erf(x)."""
+    """Handler of the operation Erfc for tf2onnx: erfc(x) = 1 − erf(x)."""
     node.type = "Erf"
     one = context.make_const(f"{name}_one", np.array(1.0, np.float32)).output[0]
     context.insert_new_node_on_output("Sub", node.output[0], inputs=[one, node.output[0]])

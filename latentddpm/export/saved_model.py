@@ -1,6 +1,6 @@
-"""A TensorFlow SavedModel: every endpoint in one folder, and no latentddpm needed to run it.
+"""SavedModel of TensorFlow: all endpoints in one folder, which runs without latentddpm.
 
-An endpoint with one output gives the tensor itself, one with several a dictionary of them.
+An endpoint with one output returns that tensor, one with several a dictionary of tensors.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ from latentddpm.utils.files import atomic_folder
 def save_saved_model(
     model: LatentDiffusion, out: Path, report: Callable[[str, float], None]
 ) -> dict[str, float]:
-    """Write the SavedModel and check every endpoint.
+    """Write a SavedModel, and check every endpoint.
 
     Args:
-        report: called with an endpoint's name and its largest difference.
+        model: to export.
+        out: folder to write, atomically.
+        report: called with the name of an endpoint and its largest difference.
 
     Returns:
-        The largest differences by endpoint.
+        Endpoint → largest difference from the model.
+
+    Raises:
+        ArithmeticError: an endpoint computes something else than the model.
+        OSError: the folder cannot be written.
     """
     found = endpoints(model)
     archive = keras.export.ExportArchive()
@@ -47,14 +53,14 @@ def save_saved_model(
 
 
 def _bare(endpoint: Endpoint) -> Callable:
-    """The endpoint's function, a single output without its name."""
+    """Function of an endpoint, which returns a single output without a dictionary."""
     if len(endpoint.outputs) > 1:
         return endpoint.function
     return lambda *inputs: endpoint.function(*inputs)[endpoint.outputs[0]]
 
 
 def runner(loaded: Any, endpoint: Endpoint) -> Run:
-    """Runner of an endpoint of a SavedModel that was loaded."""
+    """Function that runs an `endpoint` of a `loaded` SavedModel."""
 
     def run(inputs: Arrays) -> Arrays:
         outputs = getattr(loaded, endpoint.name)(*map(tf.constant, inputs.values()))

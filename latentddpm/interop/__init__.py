@@ -1,6 +1,6 @@
-"""At home with others: diffusers folders, single-file checkpoints, exports for serving.
+"""Interoperability: weights of diffusers, CompVis, CLIP, LoRA and VGG16, read and written.
 
-The public names load on first use, for their modules import Keras.
+The public names load on first use, because their modules import Keras.
 """
 
 from __future__ import annotations

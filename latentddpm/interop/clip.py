@@ -1,13 +1,12 @@
-"""CLIP's text encoder and tokenizer, from and to Hugging Face folders.
+"""CLIP of Hugging Face: its text encoder and tokenizer, read from and written to folders.
 
     text_encoder/   config.json, model.safetensors     `CLIPTextModel` of transformers
     tokenizer/      vocab.json, merges.txt, …          `CLIPTokenizer`
 
-Hugging Face keeps PyTorch's layout: dense kernels are (out, in) there and (in, out) in Keras.
-`clip_variables` is the whole table of which tensor goes where, for reading and for writing. Up
-to version 4, and in every Stable Diffusion checkpoint, transformers puts `text_model.` in
-front of the names; version 5 leaves it out. Both are read; written is the one with the prefix,
-which all versions open.
+The tensors have the layout of PyTorch: dense kernels are (out, in) there and (in, out) in Keras.
+`clip_variables` maps tensors to variables, for reading and for writing. transformers up to version
+4, and every Stable Diffusion checkpoint, have the prefix `text_model.` before all names; version 5
+does not. Both are read. Files are written with the prefix, because all versions read it.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ CONFIG = "config.json"
 PREFIX = "text_model."
 MODEL_TYPES = ("clip_text_model", "clip")
 
-# Hugging Face's name of each size, and what `transformers.CLIPTextConfig` takes when it is
-# left out.
 SIZES = {
     "hidden_dim": ("hidden_size", 512),
     "num_layers": ("num_hidden_layers", 12),
@@ -43,14 +40,16 @@ SIZES = {
     "context_length": ("max_position_embeddings", 77),
     "vocabulary_size": ("vocab_size", 49_408),
 }
+"""Size of a `TextEncoder` → its key in `config.json`, and the default in `CLIPTextConfig`."""
 
 
 def load_clip_folder(folder: str | Path) -> tuple[TextEncoder, CLIPTokenizer]:
-    """The text encoder and tokenizer of one local Hugging Face folder.
+    """Text encoder and tokenizer of a local Hugging Face folder.
 
-    Taken are a `CLIPTextModel` or a whole `CLIPModel` (`config.json`, `model.safetensors`) with
-    the tokenizer files beside it or in `tokenizer/`; and a Stable Diffusion folder with
-    `text_encoder/` and `tokenizer/`, or its `text_encoder/` itself.
+    Args:
+        folder: a `CLIPTextModel` or a whole `CLIPModel` (`config.json`, `model.safetensors`) with
+            the files of the tokenizer beside it or in `tokenizer/`; or a Stable Diffusion folder
+            with `text_encoder/` and `tokenizer/`; or its `text_encoder/`.
 
     Raises:
         UserError: see `read_text_encoder`.
@@ -65,14 +64,18 @@ def load_clip_folder(folder: str | Path) -> tuple[TextEncoder, CLIPTokenizer]:
 def read_text_encoder(
     text_encoder_folder: str | Path, tokenizer_folder: str | Path
 ) -> tuple[TextEncoder, CLIPTokenizer]:
-    """A `CLIPTextModel` and its `CLIPTokenizer`.
+    """Text encoder and tokenizer in the folders of a `CLIPTextModel` and a `CLIPTokenizer`.
 
     Weights are float32, float16 or bfloat16, in one file or in shards, and become float32. All
-    shapes are checked before any memory is taken.
+    shapes are checked before memory is allocated.
+
+    Args:
+        text_encoder_folder: with `config.json` and the weights.
+        tokenizer_folder: with the files of the tokenizer.
 
     Raises:
-        UserError: a file is missing or not understood, or what it asks for is not supported
-            (pickled weights, another activation or epsilon); the file is named.
+        UserError: a file is missing, malformed or not supported (pickled weights, another
+            activation or epsilon); the message names it.
     """
     folder = Path(text_encoder_folder)
     source = str(_config_file(folder))
@@ -92,13 +95,15 @@ def read_text_encoder(
 
 
 def build_clip(config: dict[str, Any], tensors: Tensors, source: str) -> TextEncoder:
-    """The `TextEncoder` of a configuration and of tensors under transformers' names.
+    """Text encoder of a configuration and of tensors with transformers' names.
 
-    Tensors that the configuration does not ask for (`position_ids`, a vision model, layers
-    behind the last) are left where they are, as transformers does.
+    Other tensors than those of the configuration (`position_ids`, a vision model, further layers)
+    are ignored, as in transformers.
 
     Args:
-        source: where the configuration comes from, for messages.
+        config: of a `CLIPTextModel` or a `CLIPModel`.
+        tensors: the weights.
+        source: of the configuration, for messages.
 
     Raises:
         UserError: the configuration is not supported, or a tensor is missing or of another
@@ -114,10 +119,15 @@ def build_clip(config: dict[str, Any], tensors: Tensors, source: str) -> TextEnc
 
 
 def check_tensors(tensors: Tensors, rows: Iterable[tuple[str, Shape]], source: str) -> None:
-    """Every tensor is there, of its shape and of a type that is read; nothing is read yet.
+    """Check that tensors exist and have the right shapes and types, without reading them.
+
+    Args:
+        tensors: the weights.
+        rows: name and shape of each tensor.
+        source: of these rows, for messages.
 
     Raises:
-        UserError: one is not; `source` says what asks for it.
+        UserError: a tensor is missing, or has another shape or an unsupported type.
     """
     names = set(tensors.keys())
     for name, shape in rows:
@@ -129,12 +139,17 @@ def check_tensors(tensors: Tensors, rows: Iterable[tuple[str, Shape]], source: s
 
 
 def read_float32(tensors: Tensors, name: str) -> np.ndarray:
-    """A tensor, whatever the type it is stored in."""
+    """Tensor `name` of `tensors`, of any type, as float32."""
     return tensors.read(name).astype("float32", copy=False)
 
 
 def assign(variable: keras.Variable, value: np.ndarray) -> None:
-    """Set a variable of a tower to a tensor of transformers."""
+    """Assign a tensor of transformers to a variable of Keras, with its layout.
+
+    Args:
+        variable: of a text or image encoder.
+        value: the tensor; a kernel is (out, in) or (out, in, h, w).
+    """
     if variable.name == "kernel":  # (out, in[, h, w]) there, ([h, w,] in, out) here
         value = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
     variable.assign(value.reshape(variable.shape))  # attention kernels are split into heads
@@ -146,10 +161,13 @@ def write_text_encoder(
     text_encoder_folder: str | Path,
     tokenizer_folder: str | Path,
 ) -> None:
-    """The two folders that `CLIPTextModel` and `CLIPTokenizer` open with `from_pretrained`.
+    """Write folders that `CLIPTextModel` and `CLIPTokenizer` open with `from_pretrained`.
 
-    Weights are float32. The folders are made where they do not exist; `config.json` is written
-    last.
+    Weights are float32. The folders are made when missing; `config.json` is written last.
+
+    Args:
+        text_encoder, tokenizer: to write.
+        text_encoder_folder, tokenizer_folder: to write into.
 
     Raises:
         UserError: the tokenizer has more tokens or positions than the encoder.
@@ -167,13 +185,13 @@ def write_text_encoder(
             value = value.reshape(shape[::-1]).T
         weights[PREFIX + name] = np.ascontiguousarray(value.reshape(shape))
     with atomic_path(folder / "model.safetensors") as path:
-        # transformers before 4.47 refuses a file without this mark.
+        # transformers before 4.47 refuses a file without this metadata.
         save_file(weights, path, metadata={"format": "pt"})
     write_json(folder / CONFIG, clip_config(text_encoder, tokenizer))
 
 
 def clip_config(text_encoder: TextEncoder, tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    """The `config.json` of a text encoder, in the keys of `transformers.CLIPTextConfig`."""
+    """Content of the `config.json` of a text encoder, with the keys of `CLIPTextConfig`."""
     return {
         "architectures": ["CLIPTextModel"],
         "attention_dropout": 0.0,
@@ -192,7 +210,18 @@ def clip_config(text_encoder: TextEncoder, tokenizer: CLIPTokenizer) -> dict[str
 
 
 def read_clip_config(config: dict[str, Any], source: str) -> tuple[dict[str, int], str]:
-    """The sizes and the activation in a configuration of Hugging Face; see `clip_config`."""
+    """Sizes and activation of a text encoder, from a configuration of Hugging Face.
+
+    Args:
+        config: of a `CLIPTextModel` or a `CLIPModel`.
+        source: of the configuration, for messages.
+
+    Returns:
+        The sizes, by the names of `SIZES`, and the activation.
+
+    Raises:
+        UserError: it is malformed or not supported.
+    """
     check_choice(f"{source}: model_type", config.get("model_type"), MODEL_TYPES)
     config = config.get("text_config", config)
     if not isinstance(config, dict):
@@ -203,7 +232,19 @@ def read_clip_config(config: dict[str, Any], source: str) -> tuple[dict[str, int
 def read_tower_config(
     config: dict[str, Any], names: dict[str, tuple[str, int]], source: str
 ) -> tuple[dict[str, int], str]:
-    """The sizes, by `names` such as `SIZES`, and the activation of one tower."""
+    """Sizes and activation of an encoder of text or of images.
+
+    Args:
+        config: of the encoder.
+        names: size → its key in `config`, and the default; such as `SIZES`.
+        source: of the configuration, for messages.
+
+    Returns:
+        The sizes, by their names, and the activation.
+
+    Raises:
+        UserError: it is malformed or not supported.
+    """
     sizes = {ours: config.get(theirs, default) for ours, (theirs, default) in names.items()}
     activation = config.get("hidden_act", ACTIVATIONS[0])
     check_choice(f"{source}: hidden_act", activation, ACTIVATIONS)
@@ -218,7 +259,11 @@ def read_tower_config(
 
 
 def clip_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str]]:
-    """Of each tensor: transformers' name without prefix, shape, our layer and its attribute."""
+    """Map of the tensors of a text encoder of some `sizes`.
+
+    Yields:
+        transformers' name without prefix, shape, our layer, and the attribute of the layer.
+    """
     width = sizes["hidden_dim"]
     for part, rows, attribute in (
         ("token_embedding", sizes["vocabulary_size"], "token_embedding.embeddings"),
@@ -231,7 +276,7 @@ def clip_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str
 
 
 def block_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str]]:
-    """Those rows of the table that text and images have in common: the transformer blocks."""
+    """Map of the tensors of the transformer blocks, in encoders of text and of images."""
     width, inner = sizes["hidden_dim"], sizes["intermediate_dim"]
     for i in range(sizes["num_layers"]):
         block, ours = f"encoder.layers.{i}", f"encoder_block_{i}"
@@ -251,14 +296,14 @@ def block_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, st
 
 
 def _pairs(encoder: TextEncoder) -> Iterator[tuple[str, Shape, keras.Variable]]:
-    """transformers' name and shape of each variable of an encoder."""
+    """Variables of an encoder, each with transformers' name and shape."""
     sizes = {name: getattr(encoder, name) for name in SIZES}
     for name, shape, layer, attribute in clip_variables(sizes):
         yield name, shape, operator.attrgetter(attribute)(encoder.get_layer(layer))
 
 
 def linear_maps(encoder: TextEncoder) -> Iterator[tuple[str, Shape, keras.Variable]]:
-    """transformers' name, shape (out, in) and kernel of each linear map of an encoder."""
+    """Linear maps of an `encoder`: transformers' name, shape (out, in), and kernel."""
     for name, shape, kernel in _pairs(encoder):
         if kernel.name == "kernel":
             yield name.removesuffix(".weight"), shape, kernel

@@ -1,7 +1,7 @@
-"""The work of `convert`: any supported checkpoint → a model folder, a model folder → diffusers.
+"""Conversion of any supported checkpoint to a model folder, and of a model folder to diffusers.
 
-A checkpoint may also be one network alone. An autoencoder becomes a model folder that
-`train-diffusion --vae` takes; a UNet becomes a model folder with nothing else in it.
+A checkpoint may be a single network. An autoencoder becomes a model folder for `train-diffusion
+--vae`, a UNet a model folder with only that UNet.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def convert_from(
     storage: str = "float32",
     quiet: bool = True,
 ) -> None:
-    """Write the model folder of a checkpoint.
+    """Convert a checkpoint to a model folder.
 
     Args:
         path: a folder of diffusers, or a single-file checkpoint (`.safetensors`).
-        out: new, or empty.
+        out: a new or empty folder.
         variant: of the weight files in a folder, such as "fp16".
-        storage: of the weights in the model folder, see `archive.STORAGE`.
-        quiet: no progress bars.
+        storage: precision of the weights in the model folder, see `archive.STORAGE`.
+        quiet: show no progress bars.
 
     Raises:
         UserError: see `load_diffusers` and `single_file.read_single_file`; or `out` exists.
@@ -79,14 +79,14 @@ def convert_to(
     storage: str = "float32",
     quiet: bool = True,
 ) -> None:
-    """Write a model folder, or what of one there is, for others.
+    """Convert a model folder, also one of a single network, to the format of another library.
 
     Args:
         target: "diffusers".
-        model: a model folder, a finished run, or a ready model by name.
-        out: new, or empty.
-        storage: of the weights, see `archive.STORAGE`.
-        quiet: no progress bars.
+        model: a model folder, a finished run, or the name of a model in the package.
+        out: a new or empty folder.
+        storage: precision of the weights, see `archive.STORAGE`.
+        quiet: show no progress bars.
 
     Raises:
         UserError: an unknown target; see `read_model_folder` and `save_diffusers`.
@@ -96,7 +96,7 @@ def convert_to(
 
 
 def _load(folder: str | Path) -> LatentDiffusion:
-    """A model, or the one network that a folder holds."""
+    """Model of a folder, which may have a single network."""
     found = read_model_folder(folder)
     if {"vae", "unet"} <= set(found.parts):
         return LatentDiffusion.load(folder)
@@ -107,8 +107,8 @@ def _load(folder: str | Path) -> LatentDiffusion:
     return LatentDiffusion(parts["vae"], parts["unet"], None, image_size=found.image_size)
 
 
-def _convert_unet(piece: CheckpointPart, out: Path, storage: str, quiet: bool) -> None:
-    unet = validate(piece).build(quiet)
+def _convert_unet(part: CheckpointPart, out: Path, storage: str, quiet: bool) -> None:
+    unet = validate(part).build(quiet)
     with atomic_folder(out) as staged:
         file = staged / FILES["unet"]
         save_archive(unet, file, storage)

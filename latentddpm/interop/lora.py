@@ -1,18 +1,19 @@
-"""LoRA (Hu 2022): a small file that changes what a large network does.
+"""LoRA, low-rank adaptation (Hu 2022): a small change of the weights of a large network.
 
-    y = x (W + α/r · A B),   A (in, r), B (r, out),   W stays as it is
+    y = x (W + α/r · A B),   A (in, r), B (r, out),   W is frozen
 
-Training gives the projections of the UNet's attention their A and B, by `enable_lora` of Keras's
-Dense layers; B starts at zero, and with it the change. A is drawn from ±1/√in, as in PEFT and
-kohya's scripts (Keras's own default is 2.4 times as wide), so that learning rates carry over.
+Training adds A and B to the projections of the UNet's attention, with `enable_lora` of Keras's
+Dense layers. B starts at zero, so the network is unchanged at first. A is drawn from ±1/√in, as in
+PEFT and kohya's scripts, so that their learning rates can be used (Keras's default is 2.4 times as
+wide).
 
-Files are safetensors under kohya's names, which diffusers and the common user interfaces read:
+Files are safetensors with kohya's names, which diffusers and the common user interfaces read:
 
     lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight  (r, in)
     … .lora_up.weight  (out, r)       … .alpha  ()
 
-Read are those, and the names of PEFT and diffusers (`unet.….lora_A.weight`), also for the text
-encoder. Merging adds α/r · A B to the weights, once: a merged network is as fast as before.
+These names are read, and those of PEFT and diffusers (`unet.….lora_A.weight`), also for the text
+encoder. Merging adds α/r · A B to the weights once, so a merged network is as fast as before.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ from latentddpm.utils.files import atomic_path, file_digest
 
 OF_UNET, OF_TEXT = "lora_unet_", "lora_te_"
 LAYOUTS = ("dense", "pointwise")
-# Ends of tensor names: kohya's, PEFT's, two of diffusers' earlier ones.
 ROLES = {
     "lora_down.weight": "down",
     "lora_up.weight": "up",
@@ -54,19 +54,21 @@ ROLES = {
     "lora_linear_layer.up.weight": "up",
     "alpha": "alpha",
 }
+"""End of a tensor's name → its role: A ("down"), B ("up") or α. The names are those of kohya, of
+PEFT, and two earlier ones of diffusers."""
 PEFT_METADATA = "lora_adapter_metadata"
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map of a UNet.
+    """Projection: a linear map of a UNet.
 
     Attributes:
         stem: its name in kohya's files.
-        path: here, see `interop.diffusers.weight_map`.
-        shape: (out, in), as PyTorch has it; followed by (1, 1) where it is a convolution there.
-        layer: our Dense layer.
+        path: of its variables, see `interop.diffusers.weight_map`.
+        shape: (out, in), as in PyTorch; (out, in, 1, 1) if it is a convolution there.
+        layer: the Dense layer.
     """
 
     stem: str
@@ -76,7 +78,7 @@ class Projection:
 
     @property
     def name(self) -> str:
-        """The last part of its path, such as "query"."""
+        """Last part of the path, such as "query"."""
         return self.path.rpartition("/")[2]
 
 
@@ -84,18 +86,19 @@ class Projection:
 
 
 def add_lora(unet: UNet, rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Freeze `unet`, and give each of its attention's projections named in `targets` an A and a B.
+    """Freeze a UNet, and add A and B to projections of its attention.
 
-    The random numbers of A come from Keras's global seed.
+    A is drawn with Keras's global seed.
 
     Args:
+        unet: to be trained.
         rank: r, at least 1.
         alpha: α.
-        targets: "query", "key", "value", "out"; in a UNet with context also "proj_in",
-            "proj_out", "ff_in", "ff_out" of its transformer blocks.
+        targets: names of projections: "query", "key", "value", "out"; in a conditional UNet also
+            "proj_in", "proj_out", "ff_in", "ff_out" of its transformer blocks.
 
     Raises:
-        UserError: the UNet has no projection of that name.
+        UserError: the UNet has no projection of one of these names.
     """
     freeze(unet)
     attention = [one for one in _projections(unet) if "attention" in one.path.partition("/")[0]]
@@ -109,9 +112,15 @@ def add_lora(unet: UNet, rank: int, alpha: float, targets: Sequence[str]) -> Non
 
 
 def save_lora(unet: UNet, path: str | Path, metadata: Mapping[str, Any]) -> None:
-    """Write what `add_lora` added, atomically; `metadata` goes into the file's header.
+    """Write the A and B of a UNet to a LoRA file, atomically; equal weights give equal bytes.
 
-    The same change gives the same bytes.
+    Args:
+        unet: after `add_lora`.
+        path: of the file.
+        metadata: name → value, for the header of the file.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     tensors = {}
     for one in _projections(unet):
@@ -127,10 +136,10 @@ def save_lora(unet: UNet, path: str | Path, metadata: Mapping[str, Any]) -> None
 
 
 def _in_order(file: bytes) -> bytes:
-    """A safetensors file with its header sorted; the library writes metadata in any order."""
+    """Bytes of a safetensors file with a sorted header; the library does not sort metadata."""
     size = int.from_bytes(file[:8], "little")
     header = json.dumps(json.loads(file[8 : 8 + size]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)  # numbers start at a multiple of 8
+    header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8
     return len(header).to_bytes(8, "little") + header + file[8 + size :]
 
 
@@ -138,14 +147,19 @@ def _in_order(file: bytes) -> bytes:
 
 
 def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> None:
-    """Add scale · α/r · A B of a LoRA file to the weights of `model`.
+    """Add scale · α/r · A B of a LoRA file to the weights of a model.
 
-    A file made for another model of the same shapes is used, with a warning: what was trained on
-    Stable Diffusion is meant for its descendants too. What does not fit by shape is refused
-    before a weight is changed. `model.loras` remembers it.
+    A file that was trained on another model with the same shapes is used with a warning, because
+    LoRAs of Stable Diffusion are meant for fine-tuned versions of it too. Shapes are checked
+    before any weight is changed.
+
+    Args:
+        model: whose weights are changed; `model.loras` gets an entry for the file.
+        path: of the LoRA file (`.safetensors`).
+        scale: of the change; 0 is none, 1 that of the training.
 
     Raises:
-        UserError: no LoRA file, or one that changes something this model does not have.
+        UserError: no LoRA file, or one for other layers or shapes than those of the model.
     """
     tensors = TensorFiles([path])
     metadata = read_lora_metadata(path)
@@ -153,7 +167,7 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
     if model.text_encoder is not None:
         for name, shape, kernel in linear_maps(model.text_encoder):
             kernels[OF_TEXT + f"text_model.{name}".replace(".", "_")] = shape, kernel
-    changes = _judge(tensors, {stem: shape for stem, (shape, _) in kernels.items()})
+    changes = _match_tensors(tensors, {stem: shape for stem, (shape, _) in kernels.items()})
     made_for = metadata.get("base_digest")
     if made_for and model.digest and made_for != model.digest:
         name = metadata.get("base_model", "?")
@@ -175,16 +189,17 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
 
 
 def read_lora_metadata(path: str | Path) -> dict[str, str]:
-    """The header of a safetensors file beside names and shapes."""
+    """Metadata in the header of the safetensors file at `path`: name → text."""
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
 
 
-def _judge(tensors: Tensors, shapes: Mapping[str, Shape]) -> dict[str, dict[str, str]]:
-    """For each map that a file changes, the names of its tensors by role.
+def _match_tensors(tensors: Tensors, shapes: Mapping[str, Shape]) -> dict[str, dict[str, str]]:
+    """Names of the tensors of a LoRA file: linear map → role → name.
 
     Raises:
-        UserError: a name that is not of a LoRA or whose map is unknown; a missing half; a shape.
+        UserError: a name that is not of a LoRA, or of an unknown linear map; a missing A or B;
+            a wrong shape or type.
     """
     found: dict[str, dict[str, str]] = {}
     for key in tensors.keys():  # noqa: SIM118 (it is no mapping)
@@ -218,7 +233,7 @@ def _judge(tensors: Tensors, shapes: Mapping[str, Shape]) -> dict[str, dict[str,
 
 
 def _parse(key: str) -> tuple[str, str | None]:
-    """The map that a tensor belongs to, under kohya's name, and its role there."""
+    """Kohya's name of the linear map that a tensor belongs to, and the tensor's role."""
     for end, role in ROLES.items():
         if key.endswith(f".{end}"):
             stem = key[: -len(end) - 1]
@@ -231,7 +246,7 @@ def _parse(key: str) -> tuple[str, str | None]:
 def _alpha(
     tensors: Tensors, keys: Mapping[str, str], metadata: Mapping[str, str], rank: int
 ) -> float:
-    """α: in a tensor of its own (kohya), in PEFT's metadata, or the rank."""
+    """Scale α: from its own tensor (kohya), from PEFT's metadata, or else the rank."""
     if "alpha" in keys:
         return float(tensors.read(keys["alpha"]).reshape(()))
     part = keys["down"].partition(".")[0]
@@ -243,7 +258,7 @@ def _alpha(
 
 
 def _projections(unet: UNet) -> Iterator[Projection]:
-    """Every linear map of a UNet."""
+    """Projections of a UNet: all its linear maps."""
     for row in rows_of(unet):
         if row.layout in LAYOUTS:
             stem = OF_UNET + row.key.removesuffix(".weight").replace(".", "_")

@@ -1,14 +1,14 @@
-"""Tensors in safetensors files, read one at a time and never on the word of a header.
+"""Tensors in safetensors files, memory-mapped and read one at a time.
 
     one file                NAME.safetensors
     shards                  NAME.safetensors.index.json → NAME-00001-of-0000N.safetensors, …
 
-A header is checked by the safetensors library against the length of its file (offsets that
-overlap, shapes that do not fit, a header that is too long: refused), files are memory-mapped,
-and a tensor is copied when it is read. Pickles (`.bin`, `.ckpt`, `.pt`) are never opened.
+The safetensors library checks a header against the length of its file: it refuses overlapping
+offsets, shapes that do not match, and headers that are too long. A tensor is copied when it is
+read. Pickles (`.bin`, `.ckpt`, `.pt`) are never opened.
 
-Converters take anything with the four methods of `Tensors`; `RenamedTensors` presents a
-checkpoint under other names.
+Converters take any object with the methods of `Tensors`. `RenamedTensors` are those of a
+checkpoint with other names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INDEX = ".safetensors.index"
 
 
 class Tensors(Protocol):
-    """A read-only collection of named arrays, whose shapes are known before they are read.
+    """Tensors by name, read-only; names, shapes and types are known before they are read.
 
     Attributes:
         name: of the file or folder, for messages.
@@ -40,31 +40,31 @@ class Tensors(Protocol):
     name: str
 
     def keys(self) -> Iterable[str]:
-        """The names of all tensors."""
+        """Names of all tensors."""
 
     def shape(self, key: str) -> Shape:
-        """The shape of a tensor; nothing is read."""
+        """Shape of the tensor `key`, without reading it."""
 
     def dtype(self, key: str) -> str:
-        """The type of a tensor as safetensors names it: "F32", "F16", "BF16", "I64", …"""
+        """Type of the tensor `key`, in the words of safetensors: "F32", "F16", "BF16", "I64", …"""
 
     def read(self, key: str) -> np.ndarray:
-        """A tensor, in its own type.
+        """Tensor `key`, in its own type.
 
         Raises:
-            UserError: a type other than `DTYPES`, or the file went bad.
+            UserError: another type than `DTYPES`, or the file cannot be read any more.
         """
 
 
 class TensorFiles:
-    """The tensors of one or several safetensors files.
+    """Tensors of one or several safetensors files; their methods are those of `Tensors`.
 
     Args:
-        files: the files; no two hold the same name.
-        name: of them all, for messages; None for the first file.
+        files: paths; no two files have a tensor with the same name.
+        name: of all files together, for messages; by default that of the first file.
 
     Raises:
-        UserError: a file that is missing, no safetensors file, or a pickle.
+        UserError: a file is missing, not a safetensors file, or a pickle.
     """
 
     def __init__(self, files: Iterable[str | Path], name: str | Path | None = None) -> None:
@@ -86,16 +86,17 @@ class TensorFiles:
 
     @classmethod
     def folder(cls, path: str | Path, stem: str, variant: str | None = None) -> TensorFiles:
-        """The weights of a folder: `stem.safetensors`, or the shards that its index names.
+        """Tensors of the weights in a folder: `stem.safetensors`, or the shards of its index.
 
         Args:
-            stem: "diffusion_pytorch_model" of diffusers, "model" of transformers.
-            variant: "fp16" for `stem.fp16.safetensors`. Without it the plain files are taken,
-                or the files of the one variant that is there.
+            path: of the folder.
+            stem: "diffusion_pytorch_model" for diffusers, "model" for transformers.
+            variant: "fp16" for `stem.fp16.safetensors`. By default the files without a variant
+                are read, or those of the only variant.
 
         Raises:
-            UserError: no such files, or more than one variant to choose from; an index that
-                names a missing file, or one outside the folder.
+            UserError: there are no such files, or several variants; the index names a missing
+                file, or one outside the folder.
         """
         path = Path(path)
         found = _variants(path, stem)
@@ -143,13 +144,13 @@ class TensorFiles:
 
 
 class RenamedTensors:
-    """A checkpoint under other names.
+    """Tensors with other names; their methods are those of `Tensors`.
 
     Args:
         source: the tensors.
-        names: new name → name in `source`; what it leaves out is not there any more.
-        shapes: new name → another shape of the same size, for tensors that are stored with
-            more or fewer axes of length one (a dense layer as a 1×1 convolution).
+        names: new name → name in `source`; tensors without a new name are left out.
+        shapes: new name → new shape, for tensors that are stored with more or fewer axes of
+            length one (a dense layer as a 1×1 convolution).
 
     Raises:
         UserError: `source` has no such tensor, or one of another size.
@@ -189,7 +190,11 @@ class RenamedTensors:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse a file that would run code when it is loaded, and say what to do instead."""
+    """Refuse a pickle, which can run code when it is loaded.
+
+    Raises:
+        UserError: the suffix of `path` is that of a pickle; the message says what to do instead.
+    """
     if path.suffix in PICKLES:
         raise UserError(
             f"{path}: a pickle can run code and is never opened; convert it where you trust it: "
@@ -198,7 +203,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def _variants(path: Path, stem: str) -> dict[str | None, Path]:
-    """Variant → its file, or its index of shards; None is the plain one."""
+    """Variants in a folder: variant, or None → its file or the index of its shards."""
     found: dict[str | None, Path] = {}
     for file in sorted(path.glob(f"{stem}*.safetensors")):
         middle = file.name[len(stem) : -len(".safetensors")]
@@ -225,7 +230,7 @@ def _refuse_missing(
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Tensor → file of an index of shards."""
+    """Content of an index of shards: tensor → file."""
     listed = read_json(path).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{path}: weight_map: expected an object that names the file of a tensor")

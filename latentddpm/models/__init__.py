@@ -1,7 +1,7 @@
 """Networks: the autoencoder and the UNet, their blocks, and their archives.
 
-Importing this registers every class that an archive of ours can hold, so that
-`keras.saving.load_model` finds it; importing `latentddpm` beside Keras does the same.
+Importing this module registers every class that a `.keras` archive of this package can contain, so
+that `keras.saving.load_model` finds it. Importing both `latentddpm` and Keras does the same.
 """
 
 from latentddpm.clip.text_encoder import TextEncoder

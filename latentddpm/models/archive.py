@@ -1,7 +1,7 @@
-"""Archives (`.keras`) of our networks: written whole, in full or half precision; read with care.
+"""Archives (`.keras`) of networks: written in full or half precision, read with safety checks.
 
-Half precision is a matter of storage only: Keras reads float16 arrays into the float32
-variables of the model it builds. Two archives with the same digest hold the same network.
+Half precision concerns only the stored weights: Keras reads float16 arrays into the float32
+variables of the model it builds. Archives with the same digest contain the same network.
 """
 
 from __future__ import annotations
@@ -29,16 +29,26 @@ STORAGE = ("float32", "float16")
 WEIGHTS = "model.weights.h5"
 MEMBERS = {"metadata.json", "config.json", WEIGHTS}
 MAX_CONFIG_BYTES = 1 << 20
-# Deflate cannot shrink weights much; an archive that grows more than this is a bomb.
 MAX_EXPANSION = 200
-SMALLEST_NUMBER = 2  # bytes: weights are stored in float32 or float16
+"""Largest ratio of sizes after and before decompression; only a zip bomb compresses more."""
+SMALLEST_NUMBER = 2  # bytes per weight: they are stored in float32 or float16
 
 
 def save_archive(model: keras.Model, path: str | Path, storage: str = "float32") -> None:
-    """Write `model` as a `.keras` archive, atomically, weights in `storage` precision."""
+    """Write a network as a `.keras` archive, atomically, without its optimizer.
+
+    Args:
+        model: the network.
+        path: of the archive.
+        storage: precision of the stored weights, "float32" or "float16".
+
+    Raises:
+        UserError: another `storage`.
+        OSError: the archive cannot be written.
+    """
     check_choice("storage", storage, STORAGE)
     if model.compiled:
-        model = remade(model)  # nothing of a training setup, such as an optimizer's moments
+        model = remade(model)  # without what `compile` added, such as the optimizer's moments
     with atomic_path(path) as temporary:
         model.save(temporary)
         if storage == "float16":
@@ -46,10 +56,14 @@ def save_archive(model: keras.Model, path: str | Path, storage: str = "float32")
 
 
 def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
-    """Read a `.keras` archive that must hold a `kind`, in safe mode.
+    """Network in a `.keras` archive, loaded in safe mode.
+
+    Args:
+        path: of the archive.
+        kind: class of the network.
 
     Raises:
-        UserError: no such file, not an archive of Keras, or of another class.
+        UserError: no such file, not an archive of Keras, or one of another class.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,18 +84,22 @@ def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
 
 
 def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
-    """The constructor arguments in an archive, without building the network.
+    """Arguments of the network in an archive, read without building it.
+
+    Args:
+        path: of the archive.
+        kind: class of the network.
 
     Raises:
-        UserError: not an archive of a `kind`.
+        UserError: it is not an archive of a `kind`.
     """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            strangers = sorted(set(members) - MEMBERS)
-            if strangers or set(members) != MEMBERS:
-                odd = strangers or sorted(MEMBERS - set(members))
+            unknown = sorted(set(members) - MEMBERS)
+            if unknown or set(members) != MEMBERS:
+                odd = unknown or sorted(MEMBERS - set(members))
                 raise UserError(f"{path}: not a .keras archive of a network ({odd[0]!r})")
             size = sum(info.file_size for info in members.values())
             if size > MAX_EXPANSION * path.stat().st_size:
@@ -106,8 +124,9 @@ def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
 
 
 def _halve(path: Path) -> None:
-    """Rewrite an archive with its float32 weights as compressed float16."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # one tensor in memory at a time
+    """Convert the float32 weights of an archive to float16, and compress it."""
+    # In files, so that one tensor at a time is in memory.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         whole, half = Path(folder, "whole.h5"), Path(folder, "half.h5")
         with zipfile.ZipFile(path) as archive:
             others = {name: archive.read(name) for name in archive.namelist() if name != WEIGHTS}
@@ -134,10 +153,10 @@ def _halve(path: Path) -> None:
 
 
 def weights_digest(model: keras.Model) -> str:
-    """SHA-256 over a model's configuration and weights, in hexadecimal.
+    """SHA-256 of the configuration and the weights of `model`, in hexadecimal.
 
-    Weights count at float16 precision, so that a model keeps its digest when it is stored in
-    half precision; names of layers and the dtype policy do not count.
+    Weights are rounded to float16, so that storing a model in half precision does not change its
+    digest. Names of layers and the dtype policy do not change it either.
     """
     config = {k: v for k, v in model.get_config().items() if k not in ("name", "dtype")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())

@@ -1,10 +1,10 @@
-"""Attention, and the block that puts it on a feature map.
+"""Attention, and a residual block of self-attention over a feature map.
 
     attention       softmax(q kᵀ / √d) v,  head by head                (Vaswani et al. 2017, eq. 1)
     AttentionBlock  h = inputs + out(attention(q, k, v)),  q, k, v from norm(inputs)
 
-as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). `models.transformer` and
-the text encoder attend with the same function.
+as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). `models.transformer` uses
+the same `attention`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class AttentionBlock(Recomputable, layers.Layer):
-    """Self-attention over the h·w positions of a feature map, added to its input.
+    """Attention block: self-attention over the H·W positions of a feature map, plus its input.
 
     Args:
-        num_heads: heads; the autoencoder has one.
-        norm_groups, norm_epsilon: of the group norm in front.
-        zero_init: start as the identity (output projection at zero).
+        num_heads: number of heads; the autoencoder has one.
+        norm_groups, norm_epsilon: of the group norm before the attention.
+        zero_init: start as the identity, with the kernel of the output projection at zero.
 
     Call arguments:
         inputs: (B, H, W, C) → the same shape.
@@ -84,11 +84,18 @@ class AttentionBlock(Recomputable, layers.Layer):
 
 
 def attention(query, key, value, num_heads: int):
-    """Multi-head softmax(q kᵀ / √d) v over (B, L, C) arrays; the softmax runs in float32.
+    """Multi-head attention softmax(q kᵀ / √d) v; the softmax is computed in float32.
 
-    As products of matrices: `ops.dot_product_attention` sums over letters of an einsum, which
-    takes TensorFlow 1.1 to 1.7 times as long on a CPU, and divides the (L, L) scores by √d where
-    the queries are smaller.
+    It uses `ops.matmul`. `ops.dot_product_attention` uses an einsum, which takes TensorFlow 1.1 to
+    1.7 times as long on a CPU, and divides the (L, M) scores by √d instead of the smaller queries.
+
+    Args:
+        query: (B, L, C).
+        key, value: (B, M, C).
+        num_heads: N, a divisor of C; d = C / N.
+
+    Returns:
+        (B, L, C).
     """
 
     def split(array):  # (B, L, C) → (B, N, L, d)
@@ -100,7 +107,7 @@ def attention(query, key, value, num_heads: int):
     query, key, value = split(query * scale), split(key), split(value)
     scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (B, N, L, M)
     scores = ops.cast(scores, "float32")
-    # A single position gets all of it; Keras warns of such a softmax.
+    # The softmax of a single score is 1; Keras would warn about it.
     weights = ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(scores)
     weights = ops.cast(weights, value.dtype)
     mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, L, N, d)

@@ -1,18 +1,19 @@
-"""The PatchGAN discriminator: which patches of an image look real?
+"""Discriminator of patches (PatchGAN): a logit for each patch of an image, real or not.
 
-Strided 4×4 convolutions to one logit a patch (Isola et al. 2017, appendix 6.1.2; the widths of
-Esser et al. 2021, who added it to an autoencoder). Three layers see 70×70 pixels a logit:
+Strided 4×4 convolutions give one logit per patch (Isola et al. 2017, appendix 6.1.2; with the
+widths of Esser et al. 2021, who added it to an autoencoder). With three layers a logit sees 70×70
+pixels:
 
     conv4 s2 → LeakyReLU → (conv4 s2 → norm → LeakyReLU) × (layers − 1)
                          → conv4 s1 → norm → LeakyReLU → conv4 s1
 
-Published discriminators use batch norm, whose answer about one image depends on the others in
-its batch: real and fake images, replicas and micro-batches would each have statistics of their
-own. Group norm takes its place here; instance norm is a group for each channel.
+Published discriminators use batch norm, with which the output for an image depends on the other
+images of its batch: real and generated images, replicas and micro-batches would each have their
+own statistics. Here it is group norm; instance norm is group norm with one channel per group.
 
 Spectral normalisation divides each kernel W, as a matrix (in · 16, out), by its largest singular
-value (Miyato et al. 2018, algorithm 1), which follows from vectors that are refined a little at
-every step:
+value σ (Miyato et al. 2018, algorithm 1). It follows from vectors u and v, which one power
+iteration per training step refines:
 
     v ← W u / ‖W u‖        u ← Wᵀ v / ‖Wᵀ v‖        σ = vᵀ W u        W̄ = W / σ
 
@@ -33,20 +34,22 @@ from latentddpm.models.layers import PACKAGE, Shape, group_norm
 NORMS = ("group", "instance", "none")
 LEAK = 0.2
 MAX_WIDTH = 8
-"""The widest layer, in units of `channels`."""
+"""Width of the widest layer, in units of `channels`."""
 
 
 def smallest_side(num_layers: int) -> int:
-    """Sides of images that a discriminator of so many layers gives 2×2 logits for."""
+    """Side, in pixels, of an image that gives 2×2 logits with `num_layers` layers of stride 2."""
     return 4 * 2**num_layers
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class SpectralConv2D(layers.Conv2D):
-    """`keras.layers.Conv2D` with its kernel divided by the kernel's largest singular value.
+    """Convolution with spectral normalisation: `keras.layers.Conv2D`, with W / σ for its kernel.
 
-    `refine` brings u closer to the singular vector; nothing else changes it, so that a call is
-    a function of weights and inputs, whoever makes it and however often.
+    Only `refine` changes u, so that a call is a function of the weights and the inputs.
+
+    Args:
+        kwargs: see `keras.layers.Conv2D`.
     """
 
     def build(self, input_shape: Shape) -> None:
@@ -56,12 +59,12 @@ class SpectralConv2D(layers.Conv2D):
             initializers.RandomNormal(seed=0),
             trainable=False,
             name="direction",
-            # Every replica computes the same vector, from the same weights.
+            # Every replica computes the same vector from the same weights.
             aggregation="only_first_replica",
         )
 
     def refine(self) -> None:
-        """One power iteration."""
+        """Refine u by one power iteration."""
         self.direction.assign(self._vectors()[1])
 
     def call(self, inputs):
@@ -72,7 +75,7 @@ class SpectralConv2D(layers.Conv2D):
         outputs = self.convolution_op(inputs, kernel)
         return outputs if self.bias is None else outputs + self.bias
 
-    # A Keras convolution would store kernel and bias only.
+    # Those of a Keras convolution store the kernel and the bias only.
     def save_own_variables(self, store: Any) -> None:
         layers.Layer.save_own_variables(self, store)
 
@@ -80,25 +83,26 @@ class SpectralConv2D(layers.Conv2D):
         layers.Layer.load_own_variables(self, store)
 
     def _vectors(self) -> tuple[Any, Any]:
-        """v and u after one more iteration, from the stored u."""
+        """Vectors v and u after one power iteration from the stored u."""
         matrix = self._matrix()
         left = _unit(ops.matmul(matrix, ops.cast(self.direction, "float32")))
         return left, _unit(ops.matmul(ops.transpose(matrix), left))
 
     def _matrix(self) -> Any:
-        """W, in float32 whatever the layer computes in."""
+        """Matrix W, in float32 whatever the dtype policy."""
         return ops.cast(ops.reshape(self.kernel, (-1, self.filters)), "float32")
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class PatchDiscriminator(FunctionalModel):
-    """PatchGAN discriminator: a convolutional network that says which patches look real.
+    """Discriminator of patches (PatchGAN): images to a logit for each of their patches.
 
     Args:
-        channels: width of the first layer; it doubles from layer to layer, up to eightfold.
-        num_layers: layers of stride 2.
+        channels: width of the first layer; every further layer is twice as wide, at most eight
+            times `channels`.
+        num_layers: number of layers of stride 2.
         norm: "group", "instance" or "none".
-        norm_groups: of group norm, or fewer where a layer is narrower.
+        norm_groups: groups of the group norms; at most one per channel.
         spectral_norm: divide every kernel by its largest singular value.
         image_channels: 3 for RGB.
         dtype: dtype or dtype policy of the layers.
@@ -146,13 +150,13 @@ class PatchDiscriminator(FunctionalModel):
             if level > 0 and norm != "none":
                 groups = width if norm == "instance" else min(norm_groups, width)
                 hidden = group_norm(width, groups, 1e-5, dtype=dtype, name=f"norm_{level}")(hidden)
-            # LeakyReLU; its own gradient, inside a condition, is one TensorFlow complains about.
+            # LeakyReLU as a maximum: TensorFlow warns of the layer's gradient inside a condition.
             hidden = ops.maximum(hidden, LEAK * hidden)
         logits = _convolution(hidden, 1, 1, spectral_norm, "float32", "logits")
         super().__init__(inputs, logits, config, name=name)
 
     def refine(self) -> None:
-        """Bring the singular vectors of spectral normalisation up to date, once a step."""
+        """Refine the vectors of spectral normalisation, once per training step."""
         for layer in self.layers:
             if isinstance(layer, SpectralConv2D):
                 layer.refine()
@@ -161,7 +165,7 @@ class PatchDiscriminator(FunctionalModel):
 def _convolution(
     hidden: Any, width: int, stride: int, spectral_norm: bool, dtype: Any, name: str
 ) -> Any:
-    """4×4, one row or column of zeros on every side, weights from N(0, 0.02²)."""
+    """Output of a 4×4 convolution, zero padding of 1, kernel from N(0, 0.02²)."""
     kind = SpectralConv2D if spectral_norm else layers.Conv2D
     hidden = layers.ZeroPadding2D(1, dtype=dtype, name=f"{name}_pad")(hidden)
     return kind(

@@ -1,7 +1,7 @@
-"""A functional Keras model that is described by its constructor's arguments.
+"""Functional models that are saved as the arguments of their constructors.
 
-Keras would save such a model as its graph of layers; saved as the few arguments it was made
-from, its archive stays small and readable, and `from_config` is the constructor.
+Keras saves a functional model as its graph of layers. Saved as the few arguments it was made from,
+its archive is small and readable, and `from_config` is the constructor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from latentddpm.models.layers import blank_weights
 
 
 class FunctionalModel(keras.Model):
-    """Base of the networks: `super().__init__(inputs, outputs, constructor_arguments(...))`."""
+    """Base class of functional models whose config is the arguments of their constructor.
+
+    Args:
+        inputs, outputs: Keras tensors, or structures of them; see `keras.Model`.
+        arguments: of the subclass's constructor, see `constructor_arguments`.
+        kwargs: see `keras.Model`.
+    """
 
     def __init__(
         self, inputs: Any, outputs: Any, arguments: dict[str, Any], **kwargs: Any
@@ -31,7 +37,11 @@ class FunctionalModel(keras.Model):
 
 
 def constructor_arguments(scope: dict[str, Any]) -> dict[str, Any]:
-    """A constructor's own arguments (its `locals()` at entry) as plain JSON types."""
+    """Arguments of a constructor, as plain JSON types, without `self` and `name`.
+
+    Args:
+        scope: `locals()` on the first line of the constructor.
+    """
     arguments = {k: v for k, v in scope.items() if k not in ("self", "__class__", "name")}
     policy = arguments.get("dtype")
     if policy is not None and not isinstance(policy, str):
@@ -40,7 +50,12 @@ def constructor_arguments(scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def remade(model: keras.Model, **changes: Any) -> keras.Model:
-    """A copy with the same weights, made from other arguments (another dtype, dropout)."""
+    """Copy of a network, with the same weights.
+
+    Args:
+        model: whose `get_config` is the arguments of its constructor.
+        changes: arguments that differ, such as the dtype or the dropout.
+    """
     with blank_weights():
         copy = type(model).from_config({**model.get_config(), **changes})
     copy.set_weights(model.get_weights())
@@ -48,9 +63,10 @@ def remade(model: keras.Model, **changes: Any) -> keras.Model:
 
 
 def freeze(model: keras.Model) -> None:
-    """Let none of the weights train; unlike `trainable = False` nothing of it is saved.
+    """Exclude all weights of a network from training.
 
-    They stay what they were read as, so that checkpoints leave them out: see `is_frozen`.
+    Unlike `trainable = False` this is not saved with the network. Checkpoints leave such weights
+    out, because they keep the values that were loaded: see `is_frozen`.
     """
     for variable in model.weights:
         variable.trainable = False
@@ -58,5 +74,5 @@ def freeze(model: keras.Model) -> None:
 
 
 def is_frozen(variable: keras.Variable) -> bool:
-    """Whether it is a weight of a network that `freeze` was called on."""
+    """True for a weight of a network on which `freeze` was called."""
     return getattr(variable, "frozen", False)

@@ -1,11 +1,11 @@
-"""A network as one compiled function, to be called many times with few shapes.
+"""Inference: a network as a compiled function, for many calls with few shapes.
 
-On TensorFlow `predict_on_batch` is that function inside another inside a distribution
-strategy, looked through by AutoGraph; for one network call they do nothing, and tracing them is
-a third of the time to the first prediction. Other backends compile in `predict_on_batch`.
+On TensorFlow Keras's `predict_on_batch` wraps the network into two functions and a strategy, and
+AutoGraph reads all of them. A call of a network needs none of that, and tracing it takes a third
+of the time to the first prediction. Other backends use `predict_on_batch`.
 
-A network made in the scope of a strategy with several replicas computes on all of them, each
-its share of the batch: `replicas.shared_out`.
+A network made in the scope of a strategy with several replicas computes on all of them, on each
+a share of the batch: see `distribution.replicas.split_over_replicas`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ _functions: weakref.WeakKeyDictionary[keras.Model, Callable] = weakref.WeakKeyDi
 
 
 def compiled(network: keras.Model) -> Callable[[Any], Any]:
-    """`network(inputs, training=False)`, traced at its first call and for each new shape.
+    """Compiled function for `network(inputs, training=False)`.
+
+    It is traced at its first call and for each new shape, and uses the weights of the time of the
+    call. As long as the network exists it has a single such function.
+
+    Args:
+        network: any Keras model.
 
     Returns:
-        A function of what the network's call takes, the same one as long as the network lives;
-        it sees the weights as they are when called.
+        inputs → outputs of the network.
     """
     if keras.backend.backend() != "tensorflow":
         return network.predict_on_batch
@@ -34,7 +39,7 @@ def compiled(network: keras.Model) -> Callable[[Any], Any]:
 
 
 def has_replicas(network: keras.Model) -> bool:
-    """Whether it was made for several devices of this process."""
+    """True for a network that was made for several devices of this process."""
     if keras.backend.backend() != "tensorflow":
         return False
     from latentddpm.distribution.replicas import local_replicas
@@ -48,7 +53,7 @@ def _compiled(network: keras.Model) -> Callable[[Any], Any]:
     from latentddpm.distribution.replicas import split_over_replicas
 
     strategy, jit_compile = network.distribute_strategy, network.jit_compile or None
-    network = weakref.ref(network)  # else the function would keep it alive
+    network = weakref.ref(network)  # the function must not keep it alive
 
     def predict(inputs: Any) -> Any:
         return network()(inputs, training=False)

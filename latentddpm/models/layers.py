@@ -1,13 +1,13 @@
-"""The blocks that the autoencoder and the UNet share.
+"""Layers and blocks of the autoencoder and the UNet.
 
     ResnetBlock     h = inputs + conv(silu(norm(conv(silu(norm(inputs))) + time)))
 
 as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). Images and latents are
 channels-last, (B, H, W, C). Attention has a module of its own, `models.attention`.
 
-Every block states its `build` and `compute_output_shape`, so that a network is put
-together by arithmetic on shapes: without them Keras traces each block's `call` once more
-while building, which made up most of the time to a first training step.
+Every block has `build` and `compute_output_shape`, so that a network is built by arithmetic on
+shapes. Without them Keras traces the `call` of each block once more while building, which took
+most of the time to a first training step.
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ Shape = tuple[int | None, ...]
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class GroupNormalization(layers.GroupNormalization):
-    """`keras.layers.GroupNormalization` over the last axis of (B, H, W, C), in another order.
+    """Group normalisation over the last axis of (B, H, W, C), faster than Keras's own.
 
-    Keras takes the moments of (B, H, W, G, C/G) over three axes at once, which TensorFlow does
-    slowly on a CPU, and in float32 not well: at 256×256×128 its result is off by 2e-4. Here each
-    channel comes first, along memory, and a group's moments follow from those of its channels
-    (law of total variance):
+    `keras.layers.GroupNormalization` computes the moments of (B, H, W, G, C/G) over three axes at
+    once, which TensorFlow does slowly on a CPU, and inexactly in float32: at 256×256×128 with an
+    error of 2e-4. Here the moments of each channel come first, and those of a group follow from
+    them (law of total variance):
 
         μ_g = mean of μ_c          σ_g² = mean of σ_c² + (μ_c − μ_g)²
 
-    Same arguments, weights and answer; three times as fast. Sums run in float32. The class has
-    Keras's name because archives number layers by the name of their class.
+    It has the same arguments, weights and outputs, and is three times as fast. Sums are float32.
+    The class has the name of Keras's class because archives number layers by their class names.
+
+    Args:
+        kwargs: see `keras.layers.GroupNormalization`.
     """
 
     def call(self, inputs):
@@ -60,7 +63,13 @@ class GroupNormalization(layers.GroupNormalization):
 
 
 def group_norm(channels: int, groups: int, epsilon: float, **kwargs: Any) -> layers.Layer:
-    """`GroupNormalization` for so many channels.
+    """Group normalisation of `channels` channels in `groups` groups.
+
+    Args:
+        channels: of the input.
+        groups: a divisor of `channels`.
+        epsilon: added to the variance.
+        kwargs: see `keras.layers.Layer`.
 
     Raises:
         ValueError: `groups` does not divide `channels`.
@@ -75,9 +84,9 @@ _blank = contextvars.ContextVar("blank", default=False)
 
 @contextlib.contextmanager
 def blank_weights() -> Iterator[None]:
-    """Networks made inside start at zero: for those that are filled with weights right after.
+    """Make networks with zeros for weights inside the block, because real ones are loaded next.
 
-    Drawing 860 million random numbers only to replace them takes longer than reading them.
+    Drawing the 860 million initial weights of a UNet takes longer than loading its real ones.
     """
     token = _blank.set(True)
     try:
@@ -87,7 +96,11 @@ def blank_weights() -> Iterator[None]:
 
 
 def zeros_or_default(zero_init: bool = False) -> Any:
-    """Kernel initializer: zeros make a residual branch that ends in it an identity."""
+    """Kernel initializer: Glorot uniform, or zeros.
+
+    Args:
+        zero_init: zeros. A residual block whose last kernel is zero is the identity.
+    """
     if _blank.get():
         return _counted_zeros
     return "zeros" if zero_init else "glorot_uniform"
@@ -99,13 +112,19 @@ def _counted_zeros(shape: Shape, dtype: Any = None) -> Any:
 
 
 def dense(units: int, zero_init: bool = False, **kwargs: Any) -> layers.Layer:
-    """`Dense`, from a zero kernel with `zero_init`."""
+    """Dense layer with `units` outputs.
+
+    Args:
+        units: width of the output.
+        zero_init: start from a zero kernel.
+        kwargs: see `keras.layers.Dense`.
+    """
     return layers.Dense(units, kernel_initializer=zeros_or_default(zero_init), **kwargs)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class PaddedConv2D(layers.Layer):
-    """Zero padding, then a valid convolution (PyTorch's way of placing a stride).
+    """Convolution after explicit zero padding, which places strides as PyTorch does.
 
     Args:
         channels: output channels.
@@ -114,6 +133,9 @@ class PaddedConv2D(layers.Layer):
             `((top, bottom), (left, right))`.
         stride: step of the convolution.
         zero_init: start from a zero kernel.
+
+    Call arguments:
+        inputs: (B, H, W, C).
     """
 
     def __init__(
@@ -175,15 +197,22 @@ class PaddedConv2D(layers.Layer):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Upsample(layers.Layer):
-    """Nearest-neighbour ×2, then a 3×3 convolution: (B, h, w, c) → (B, 2h, 2w, channels).
+    """Upsampling: nearest neighbour ×2, then a 3×3 convolution.
 
-    Every input pixel becomes four equal ones, so taps of the kernel that meet the same one can be
-    added up beforehand. What is left is a transposed convolution of stride 2 with the kernel
+    Every input pixel becomes four equal ones, so the weights of the kernel that multiply the same
+    input pixel can be added up first. That gives a transposed convolution of stride 2 with the
+    kernel
 
         K₄[u, v] = Σ_{a, b ∈ {0, 1}} K₃[u − a, v − b]      (K₃ turned by 180°, zero outside)
 
-    The same answer with 16 instead of 36 multiplications per input pixel, and without the
-    repeated image. The weights that are kept are those of the 3×3 convolution.
+    The output is the same, with 16 instead of 36 multiplications per input pixel and without the
+    enlarged input in memory. The layer's weights are those of the 3×3 convolution.
+
+    Args:
+        channels: output channels.
+
+    Call arguments:
+        inputs: (B, h, w, c) → (B, 2h, 2w, channels).
     """
 
     def __init__(self, channels: int, **kwargs: Any) -> None:
@@ -211,10 +240,10 @@ class Upsample(layers.Layer):
 
 
 class Recomputable:
-    """Mixin of blocks that `keras.RematScope` may stand around.
+    """Mixin of blocks that can be made in a `keras.RematScope`.
 
-    Keras hands `training` on as a keyword, which TensorFlow's recomputation does not take in a
-    graph: it is bound here.
+    Keras passes `training` as a keyword argument, which TensorFlow's `recompute_grad` does not
+    accept in a graph. Here it is bound to the call first.
     """
 
     def rematerialized_call(self, layer_call: Any, *_: Any, **__: Any) -> Any:
@@ -226,18 +255,18 @@ class Recomputable:
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class ResnetBlock(Recomputable, layers.Layer):
-    """Residual block: norm → SiLU → conv3 → [+ time] → norm → SiLU → conv3, plus a shortcut.
+    """Residual block: norm → SiLU → conv3 → [+ time] → norm → SiLU → conv3, plus its input.
 
     Args:
-        channels: output channels; a 1×1 shortcut convolution is made where they change.
+        channels: output channels. If the input has another number, a 1×1 convolution adapts it.
         norm_groups, norm_epsilon: of both group norms.
-        dropout: rate in front of the last convolution.
-        zero_init: start as the identity (last convolution at zero).
+        dropout: rate before the last convolution.
+        zero_init: start as the identity, with the kernel of the last convolution at zero.
 
     Call arguments:
-        inputs: (B, H, W, C).
-        time_embedding: (B, E), activated and projected to `channels`, then added at every
-            position; leave it out in the autoencoder.
+        inputs: (B, H, W, C) → (B, H, W, channels).
+        time_embedding: (B, E); SiLU and a dense layer project it to (B, channels), which is added
+            at every position. The autoencoder has none.
     """
 
     def __init__(

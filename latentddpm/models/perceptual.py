@@ -1,17 +1,17 @@
-"""How different two images look: distances between features of a VGG16 (LPIPS).
+"""Perceptual distance between two images, from features of a VGG16 (LPIPS).
 
-Both images pass through the thirteen convolutions of VGG16 (Simonyan & Zisserman 2015). After
-the last of each of its five blocks the features f, (h, w, C), are scaled to unit length at every
-position; squared differences are weighted channel by channel, averaged over positions and summed
+Both images pass through the thirteen convolutions of VGG16 (Simonyan & Zisserman 2015). After each
+of its five blocks the features f, (h, w, C), are scaled to unit length at every position. Their
+squared differences are weighted by channel, averaged over positions and summed over the blocks
 (Zhang et al. 2018, eq. 1):
 
     f̂ = f / (‖f‖ + 1e-10)          d(x, y) = Σ_blocks mean_hw Σ_c w_c (f̂_c(x) − f̂_c(y))²
 
-The weights w, the heads, were fitted to human judgements for one set of convolutions: those of
-torchvision. With these the distance is LPIPS. VGG16 was also trained by others (its authors, on
-Caffe; their weights are those of Keras Applications), and there channel c shows something else:
-such a distance weighs the channels of a block alike and is not called LPIPS. `label` is the name
-to print. `interop.vgg` reads the weights.
+The weights w, called heads, were fitted to human judgements for the convolutions of torchvision's
+VGG16. With these the distance is LPIPS. In another VGG16, such as that of its authors (in Caffe,
+and so in Keras Applications), channel c has another meaning. There all channels of a block have
+the same weight, and the distance is not called LPIPS. `label` is the name to print. `interop.vgg`
+reads the weights.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ EPSILON = 1e-10
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class VGG16Features(FunctionalModel):
-    """The features of VGG16 after the last ReLU of every block.
+    """Features of VGG16 after the last ReLU of every block.
 
     Args:
-        mean, std: of the standardisation in front, per channel of RGB in [-1, 1].
+        mean, std: of each channel of RGB in [-1, 1], to standardise the inputs by.
+        dtype: dtype or dtype policy of the layers.
+        name: of the Keras model.
 
     Call arguments:
         inputs: (B, H, W, 3) in [-1, 1], sides of at least 16.
 
     Returns:
-        Five arrays, (B, H / 2ᵇ, W / 2ᵇ, C) for b = 0 … 4.
+        Five arrays, (B, H / 2ᵇ, W / 2ᵇ, C) for b = 0 .. 4.
     """
 
     def __init__(
@@ -75,19 +77,21 @@ class VGG16Features(FunctionalModel):
         super().__init__(inputs, features, config, name=name)
 
     def convolutions(self) -> list[layers.Conv2D]:
-        """The thirteen convolutions, in order."""
+        """Layers of the thirteen convolutions, in order."""
         return [layer for layer in self.layers if isinstance(layer, layers.Conv2D)]
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class PerceptualDistance(keras.Model):
-    """The distance above. Its weights are never trained.
+    """Perceptual distance between images; its weights are never trained.
 
     Args:
-        label: what it is called, such as "LPIPS (vgg16)"; the key of a log is `term`, such as
-            "lpips_vgg16".
-        mean, std: of the standardisation that the convolutions were trained with, per channel
-            of RGB in [-1, 1].
+        label: name of the distance, such as "LPIPS (vgg16)".
+        mean, std: of each channel of RGB in [-1, 1], by which the inputs of the convolutions were
+            standardised in their training.
+
+    Attributes:
+        term: name of the distance in logs, such as "lpips_vgg16".
 
     Call arguments:
         images, references: (B, H, W, 3) in [-1, 1], sides of at least 16. Gradients flow into
@@ -114,7 +118,7 @@ class PerceptualDistance(keras.Model):
         self.built = True
 
     def call(self, images: Any, references: Any) -> Any:
-        # One after the other: no gradient is computed for the one that needs none.
+        # In two calls, so that an image without need of a gradient has none computed.
         pairs = zip(self.features(images), self.features(references), strict=True)
         total = 0.0
         for head, (ours, theirs) in zip(self.heads, pairs, strict=True):
@@ -132,13 +136,13 @@ class PerceptualDistance(keras.Model):
         }
 
     def get_compile_config(self) -> None:
-        """It is never trained."""
+        """None: the model is never trained."""
 
 
 def _unit(features: Any) -> Any:
-    """Features of length one at every position, in float32; where all are zero they stay zero.
+    """Features scaled to unit length at every position, in float32; all zeros stay zeros.
 
-    The square root of zero has no finite slope, so its argument is kept above ε².
+    The square root has no finite derivative at zero, so its argument is at least ε².
     """
     features = ops.cast(features, "float32")
     squares = ops.sum(ops.square(features), axis=-1, keepdims=True)

@@ -1,10 +1,12 @@
-"""The block through which text reaches the UNet (Rombach et al. 2022, §3.3, appendix E.2.1).
+"""Transformer block: cross-attention from a feature map to text (Rombach et al. 2022, §3.3).
 
-tokens = proj_in(norm(inputs))                       (B, H·W, C)
-tokens += self_attention(norm(tokens))
-tokens += cross_attention(norm(tokens), context)     queries from tokens, keys from text
-tokens += out(a · gelu(b)),  a, b = in(norm(tokens)) GEGLU (Shazeer 2020)
-return inputs + proj_out(tokens)
+    tokens = proj_in(norm(inputs))                       (B, H·W, C)
+    tokens += self_attention(norm(tokens))
+    tokens += cross_attention(norm(tokens), context)     queries from tokens, keys from text
+    tokens += out(a · gelu(b)),  a, b = in(norm(tokens)) GEGLU (Shazeer 2020)
+    return inputs + proj_out(tokens)
+
+as in appendix E.2.1 of Rombach et al. 2022.
 """
 
 from __future__ import annotations
@@ -20,9 +22,16 @@ from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class Attention(layers.Layer):
-    """Multi-head attention of `inputs` (B, L, C) to `context` (B, M, D), or to itself.
+    """Multi-head attention of a sequence to a context, or to itself.
 
-    Queries, keys and values have no bias, the output projection has one.
+    Queries, keys and values have no bias; the output projection has one.
+
+    Args:
+        num_heads: number of heads, a divisor of C.
+
+    Call arguments:
+        inputs: (B, L, C) → the same shape.
+        context: (B, M, D); None for self-attention.
     """
 
     def __init__(self, num_heads: int, **kwargs: Any) -> None:
@@ -60,16 +69,16 @@ class Attention(layers.Layer):
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class TransformerBlock(Recomputable, layers.Layer):
-    """Self-attention, cross-attention and feed-forward over a feature map, added to it.
+    """Transformer block over a feature map: self-attention, cross-attention and feed-forward.
 
     Args:
-        num_heads: of both attentions.
-        norm_groups: of the group norm in front (epsilon 1e-6).
-        zero_init: start as the identity (`proj_out` at zero).
+        num_heads: heads of both attentions.
+        norm_groups: of the group norm before them, whose epsilon is 1e-6.
+        zero_init: start as the identity, with the kernel of `proj_out` at zero.
 
     Call arguments:
         inputs: (B, H, W, C) → the same shape.
-        context: (B, L, D) text states.
+        context: text encodings, (B, L, D).
     """
 
     def __init__(

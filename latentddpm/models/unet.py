@@ -1,11 +1,11 @@
-"""UNet, the denoiser: noisy latents, a timestep and (where conditional) text → prediction.
+"""UNet: the denoiser, from noisy latents, timesteps and, if conditional, text to a prediction.
 
-A U-Net of ResnetBlocks with attention at the levels asked for (Ho et al. 2020, appendix B;
-Rombach et al. 2022, §3.3). Without a context it is self-attention, diffusers' `UNet2DModel`;
-with one it is transformer blocks with cross-attention, the `UNet2DConditionModel` of Stable
-Diffusion 1.x. What it predicts (noise, v or the clean latents) is the schedule's business.
+A U-Net of ResnetBlocks with attention at some levels (Ho et al. 2020, appendix B; Rombach et al.
+2022, §3.3). An unconditional one has self-attention, as diffusers' `UNet2DModel`. A conditional
+one has transformer blocks with cross-attention, as the `UNet2DConditionModel` of Stable Diffusion
+1.x. The schedule says what it predicts: noise, v or the clean latents.
 
-    timestep embedding: [cos(t·f), sin(t·f)],  f_i = 10000^(−i / (d/2)),  i = 0 … d/2 − 1
+    timestep embedding: [cos(t·f), sin(t·f)],  f_i = 10000^(−i / (d/2)),  i = 0 .. d/2 − 1
                         → Dense → SiLU → Dense, added in every ResnetBlock
 """
 
@@ -38,7 +38,17 @@ MAX_PERIOD = 10_000.0
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class TimestepEmbedding(layers.Layer):
-    """Timesteps (B,) → (B, dim): cosines, then sines, of geometric frequencies; float32."""
+    """Timestep embedding: cosines, then sines, of the timestep times geometric frequencies.
+
+    Args:
+        dim: width of the embedding, an even number.
+
+    Call arguments:
+        timesteps: (B,) → float32 (B, dim).
+
+    Raises:
+        ValueError: an odd `dim`.
+    """
 
     def __init__(self, dim: int, **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"
@@ -65,38 +75,37 @@ class UNet(FunctionalModel):
     """UNet: the denoiser of latents, unconditional or conditioned on text.
 
     Args:
-        channels: width of the highest resolution.
+        channels: width at the highest resolution.
         channel_multipliers: width of each level in units of `channels`; every further level
             halves the resolution.
-        num_res_blocks: ResnetBlocks a level on the way down (one more on the way up).
-        attention_levels: levels with attention, 0 = the highest resolution; the middle
-            always has it.
+        num_res_blocks: ResnetBlocks per level on the way down; there is one more on the way up.
+        attention_levels: levels with attention, where 0 is the highest resolution. The middle
+            always has attention.
         num_heads: attention heads, one number or one for each level; the middle has those of
             the last level.
-        context_dim: width of the text states, None for an unconditional network.
-        latent_channels: channels in and out.
+        context_dim: width of the text encodings; None for an unconditional network.
+        latent_channels: channels of the input and of the prediction.
         norm_groups: of every group norm.
         dropout: rate inside the ResnetBlocks.
-        zero_init: start every residual branch, and the output, at zero.
-        recompute: forget what the blocks computed until the way back needs it again: an example
-            takes a third of the memory in training, a step a fifth more time (measured, see
-            docs/benchmarks.md). Not kept with the model.
-        norm_epsilon: of the group norms, but for those in front of transformer blocks (1e-6).
+        zero_init: start with zeros as the output of every residual branch and of the network.
+        norm_epsilon: of the group norms, except those in transformer blocks (1e-6).
+        recompute: compute activations again in the backward pass instead of keeping them. In
+            training an example takes a third of the memory and a step a fifth more time
+            (measured, see docs/benchmarks.md). Not saved with the model.
         dtype: dtype or dtype policy of the layers.
         name: of the Keras model.
 
     Call arguments:
         inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}` and, with `context_dim`,
             `"context"`: (B, L, context_dim). h and w are multiples of 2 ** (levels − 1).
-            Timesteps are whole numbers, or fractions between them (float32), which samplers on
-            a continuous scale of noise ask for.
+            Timesteps are whole numbers, or float32 numbers between them as some samplers need.
 
     Returns:
         The prediction, float32 (B, h, w, c).
 
     Raises:
-        ValueError: `norm_groups` or `num_heads` does not divide a width, or an attention
-            level does not exist, or `num_heads` has not one number for each level.
+        ValueError: `norm_groups` or `num_heads` does not divide a width, an attention level
+            does not exist, or `num_heads` is a list without a number for each level.
 
     Example:
         >>> unet = latentddpm.UNet(  # Stable Diffusion 1.x: 320 channels, context_dim=768
@@ -127,18 +136,18 @@ class UNet(FunctionalModel):
     ) -> None:
         config = constructor_arguments(locals())
         if norm_epsilon == NORM_EPSILON:
-            del config["norm_epsilon"]  # models made before it was an argument keep their digest
-        del config["recompute"]  # how it is trained, not what it is
+            del config["norm_epsilon"]  # older models, without this argument, keep their digest
+        del config["recompute"]  # it changes the training, not the network
         num_levels = len(channel_multipliers)
         heads = [num_heads] * num_levels if isinstance(num_heads, int) else list(num_heads)
         if len(heads) != num_levels:
             raise ValueError(
                 f"num_heads {heads}: expected one number or {num_levels}, one a level"
             )
-        strangers = sorted(set(attention_levels) - set(range(num_levels)))
-        if strangers:
+        unknown = sorted(set(attention_levels) - set(range(num_levels)))
+        if unknown:
             raise ValueError(
-                f"attention_levels {strangers} do not exist; levels are 0 … {num_levels - 1}"
+                f"attention_levels {unknown} do not exist; levels are 0 … {num_levels - 1}"
             )
 
         # === Inputs ===
@@ -232,10 +241,10 @@ class UNet(FunctionalModel):
 
     @property
     def downsample_factor(self) -> int:
-        """Latent positions per position of the lowest level."""
+        """Positions of the latents per position at the lowest resolution, along a side."""
         return 2 ** (len(self._arguments["channel_multipliers"]) - 1)
 
     @property
     def context_dim(self) -> int | None:
-        """Width of the text states, None when unconditional."""
+        """Width of the text encodings; None for an unconditional network."""
         return self._arguments["context_dim"]

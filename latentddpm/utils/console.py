@@ -1,4 +1,4 @@
-"""Lines for people, on stderr."""
+"""Console output: lines for people, on stderr."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 
 
 def say(text: str, quiet: bool = False) -> None:
-    """Print lines on stderr, above a progress bar where there is one; nothing when `quiet`."""
+    """Print `text` on stderr, above a progress bar if there is one; nothing when `quiet`."""
     if quiet:
         return
-    if "tqdm" not in sys.modules:  # so there is no bar
+    if "tqdm" not in sys.modules:  # then there is no bar
         print(text, file=sys.stderr, flush=True)
         return
     from tqdm import tqdm

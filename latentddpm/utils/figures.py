@@ -1,4 +1,4 @@
-"""Figures, through matplotlib: an optional dependency, imported when something is plotted."""
+"""Figures of matplotlib, an optional dependency that is imported when something is plotted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of `width` × `height` inches; it knows no window and no other figure.
+    """Empty figure of `width` × `height` inches, without pyplot: no window, no global state.
 
     Raises:
         UserError: matplotlib is not installed.

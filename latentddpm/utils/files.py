@@ -1,7 +1,7 @@
-"""Files that are whole or absent: write aside, flush to disk, rename.
+"""Files, written atomically: under a temporary name, flushed to disk, then renamed.
 
-A reader never sees half a file under its final name, and a crash or a full disk leaves
-what stood there before.
+A reader never sees half a file under its final name. After a crash or on a full disk the file
+that was there before is still there.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 from latentddpm.errors import UserError
 
 CHUNK = 1 << 20
-MAX_FILE_BYTES = 16 << 20  # of a file that is read whole: CLIP's tokenizer.json has 3.6 MB
+MAX_FILE_BYTES = 16 << 20  # of a file that is read whole; CLIP's tokenizer.json has 3.6 MB
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
+    """Flush to disk the content of a file, or the list of files of a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -35,9 +35,10 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system name the file that was to be written, not nothing or a temporary one.
+    """Let an `OSError` inside the block name the file that was to be written.
 
-    A full disk names no file (`write` knows none); HDF5 has no error number, only words.
+    Otherwise it names the temporary file, or none: `write` on a full disk does not know the name,
+    and HDF5 raises an error with a message only.
     """
     try:
         yield
@@ -53,10 +54,13 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends without error.
+    """Temporary file beside `path` that is renamed to it when the block ends without error.
 
     The temporary name keeps the suffix, because writers (Keras, Pillow) choose their
     format by it.
+
+    Args:
+        path: of the file to write; its folder is made when missing.
     """
     path = Path(path)
     with _naming(path):
@@ -76,7 +80,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that replaces it when the block ends without error."""
+    """Temporary folder beside `path` that replaces it when the block ends without error."""
     path = Path(path)
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,13 +107,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write `value` to `path` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json_lines(path: str | Path) -> list[Any]:
-    """The lines of a log, without one that a killed run left half written."""
+    """Values of the lines of a JSON Lines file.
+
+    A last line without a line break is left out: a run was killed while it wrote that line.
+    """
     *lines, _ = Path(path).read_text("utf-8").split("\n")
     return [json.loads(line) for line in lines]
 
@@ -125,11 +132,11 @@ def file_digest(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """Size and SHA-256 of a file, by which a manifest knows it again.
+    """Entry of a file in a manifest: the size and SHA-256 it had when it was written.
 
     Attributes:
-        bytes: its size.
-        sha256: of its bytes, in hexadecimal; None for a file that was too large to be worth it.
+        bytes: size of the file.
+        sha256: of its bytes, in hexadecimal; None for a file of `digest_limit` bytes or more.
     """
 
     bytes: int
@@ -137,15 +144,21 @@ class FileEntry:
 
     @classmethod
     def of(cls, path: str | Path, digest_limit: float = math.inf) -> FileEntry:
-        """The entry of a file; of `digest_limit` bytes or more, its size alone."""
+        """Entry of the file at `path`.
+
+        Args:
+            path: of the file.
+            digest_limit: files of this many bytes or more get no SHA-256.
+        """
         size = Path(path).stat().st_size
         return cls(size, file_digest(path) if size < digest_limit else None)
 
     def difference(self, path: str | Path, digest_limit: float = math.inf) -> str:
-        """The difference of a file from the one that was written, in a few words, or none.
+        """Difference of the file at `path` from this entry, in words; empty when there is none.
 
         Args:
-            digest_limit: the size alone counts of a file of so many bytes or more.
+            path: of the file.
+            digest_limit: of files of this many bytes or more only the size is compared.
         """
         size = Path(path).stat().st_size
         if size != self.bytes:
@@ -155,25 +168,34 @@ class FileEntry:
         return ""
 
     def matches(self, path: str | Path, digest_limit: float = math.inf) -> bool:
-        """Whether a file is the one that was written; see `difference`."""
+        """True where the file at `path` has no `difference` from this entry."""
         return not self.difference(path, digest_limit)
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder to write that holds something already."""
+    """Check that `folder` is missing or empty, so that it can be written.
+
+    Raises:
+        UserError: it is a file, or holds something.
+    """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; name a new folder")
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in a file of modest size; `{}` where it is `optional` and missing.
+    """JSON object in a file of at most `MAX_FILE_BYTES`.
+
+    Args:
+        path: of the file.
+        optional: return `{}` for a missing file.
 
     Raises:
-        UserError: the file is too large, not UTF-8, not JSON, or no object.
+        UserError: the file is too large, not UTF-8, not JSON, or its value is not an object.
+        OSError: it cannot be read.
     """
     if optional and not path.is_file():
         return {}
-    text = _read_text(path)
+    text = read_text(path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # bad syntax, or a number of 5,000 digits
@@ -183,7 +205,13 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     return value
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file of at most `MAX_FILE_BYTES`.
+
+    Raises:
+        UserError: the file is too large or not UTF-8.
+        OSError: it cannot be read.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{path}: over {MAX_FILE_BYTES >> 20} MiB, refused")

@@ -1,7 +1,7 @@
-"""Locks on folders: one process at a time makes their files.
+"""Locks on folders: one process at a time writes into a folder.
 
-Locks are `flock`'s on `.lock` in the folder: the system ends them with their process, however that
-ends, so that none is ever left behind.
+A lock is a `flock` on the file `.lock` in the folder. The system releases it when the process
+ends, in whatever way, so no stale lock is left behind.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def wait_for_lock(folder: Path, name: str, quiet: bool) -> Iterator[None]:
-    """Lock a folder, waiting until no other process is inside.
+    """Lock on a folder for the length of the block; waits while another process holds it.
 
     Args:
-        name: what the message calls the folder while one waits.
+        folder: to lock; it exists.
+        name: of what the folder holds, for the message that is shown while waiting.
+        quiet: do not show that message.
     """
     if fcntl is None:
         yield
@@ -44,15 +46,16 @@ def wait_for_lock(folder: Path, name: str, quiet: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def require_lock(folder: Path, doing: str) -> Iterator[None]:
-    """Lock a folder, or refuse: no other process may be inside.
+    """Lock on a folder for the length of the block; refused while another process holds it.
 
-    Where the filesystem cannot lock, a warning says so.
+    A filesystem that cannot lock gives a warning.
 
     Args:
-        doing: what the other process does there, in the message.
+        folder: to lock; made when missing.
+        doing: a verb for the message, what the other process does there, such as "trains".
 
     Raises:
-        UserError: another process is inside.
+        UserError: another process holds the lock.
     """
     if fcntl is None:
         yield

@@ -1,4 +1,4 @@
-"""Memory: whether it ran out, how much is free, and a limit on the weights that are made."""
+"""Memory: errors when it runs out, bytes that are free, a limit on the number of weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _weights_left = contextvars.ContextVar("weights_left", default=math.inf)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a backend or NumPy ran out of memory."""
+    """True for an error of a backend or of NumPy that ran out of memory."""
     name = type(error).__name__
     return (
         isinstance(error, MemoryError)
@@ -24,10 +24,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def available_memory() -> int | None:
-    """Bytes that are free in main memory; None where that is unknown or not what counts.
+    """Free main memory in bytes; None if it is unknown, or if Keras computes on an accelerator.
 
-    On an accelerator its own allocator reports when it runs out. A CPU's process is killed
-    instead, so there the size is judged beforehand.
+    An accelerator's allocator raises an error when it runs out. A process on a CPU is killed
+    instead, so its callers have to check beforehand.
     """
     if not keras.distribution.list_devices()[0].lower().startswith("cpu"):
         return None
@@ -40,12 +40,18 @@ def available_memory() -> int | None:
 
 
 class TooManyWeights(ValueError):
-    """A network with more weights than `weight_limit` allows."""
+    """Error for a network with more weights than `weight_limit` allows."""
 
 
 @contextlib.contextmanager
 def weight_limit(number: float) -> Iterator[None]:
-    """Networks made inside may have so many weights: for those whose sizes a stranger chose."""
+    """Limit on the weights of all networks that are made inside the block.
+
+    For networks whose sizes come from a file of somebody else.
+
+    Args:
+        number: of weights.
+    """
     token = _weights_left.set(number)
     try:
         yield
@@ -54,10 +60,13 @@ def weight_limit(number: float) -> Iterator[None]:
 
 
 def count_weights(number: int) -> None:
-    """Take weights that are about to be made off what `weight_limit` allows.
+    """Count weights that are about to be made towards the `weight_limit`.
+
+    Args:
+        number: of weights.
 
     Raises:
-        TooManyWeights: so many are not left.
+        TooManyWeights: that would be more than the limit.
     """
     left = _weights_left.get() - number
     if left < 0:

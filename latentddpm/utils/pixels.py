@@ -1,4 +1,4 @@
-"""Pixels in and out: uint8 ⇄ arrays in [-1, 1], grids, PNG files with their making inside."""
+"""Pixels: uint8 ⇄ float32 in [-1, 1], image grids, PNG files with metadata."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ METADATA_KEY = "latentddpm"
 
 
 def to_pixels(images: Any) -> np.ndarray:
-    """Images in [-1, 1], any shape → uint8, rounded and clipped."""
+    """Pixels, uint8, of `images` in [-1, 1], of any shape: rounded and clipped."""
     images = np.asarray(images, dtype=np.float32)
     return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def from_pixels(pixels: Any, cast: Callable[[Any, type], Any] = np.asarray) -> Any:
-    """0 … 255, any shape → images in [-1, 1], float32: what networks take.
+    """Images in [-1, 1], float32, as networks take them, of pixels 0 .. 255, of any shape.
 
     Args:
-        cast: NumPy's, or that of another library, in whose arrays the pixels are.
+        pixels: an array or a tensor, uint8 or float.
+        cast: `cast(pixels, dtype)` of the library that the pixels belong to; NumPy's by default.
     """
     return cast(pixels, np.float32) / 127.5 - 1.0
 
 
 def grid(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
-    """Rows of uint8 images, each (N, H, W, 3) → one picture on white with `gap` pixels between."""
+    """Grid of images on white, uint8 (height, width, 3).
+
+    Args:
+        rows: images of each row of the grid, uint8 (N, H, W, 3), with the same H and W.
+        gap: pixels between images.
+    """
     height, width = rows[0].shape[1:3]
     columns = max(len(row) for row in rows)
     canvas = np.full(
@@ -46,7 +52,13 @@ def grid(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
 
 
 def save_png(path: str | Path, pixels: np.ndarray, metadata: dict[str, Any] | None = None) -> None:
-    """Write uint8 (H, W, 3) as PNG, atomically, with `metadata` as JSON in a text chunk."""
+    """Write a PNG file, atomically.
+
+    Args:
+        path: of the file.
+        pixels: uint8 (H, W, 3).
+        metadata: is written as JSON into a text chunk.
+    """
     chunks = PngImagePlugin.PngInfo()
     if metadata is not None:
         chunks.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
@@ -55,7 +67,7 @@ def save_png(path: str | Path, pixels: np.ndarray, metadata: dict[str, Any] | No
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata that `save_png` wrote beside the pixels.
+    """Metadata that `save_png` wrote into the PNG file at `path`.
 
     Raises:
         UserError: no such file, not a PNG, or one that was not made by latentddpm.

@@ -1,11 +1,12 @@
-"""Signals that end a run: at once where nothing can be lost, else at the next safe place.
+"""Signals that end a run: at once, or where work could be lost at the next safe place.
 
     listening()   SIGINT, SIGTERM, SIGUSR1 raise `Stopped`, as Ctrl-C raises KeyboardInterrupt
-    deferred()    inside it they are noted; who can stop safely asks `pending` or `check`
+    deferred()    inside this block they are only recorded; code that can stop safely calls
+                  `pending` or `check`
 
-A cluster sends SIGTERM, or SIGUSR1 some time before, when a job's time is up. The first signal
-saves and ends; after it a second Ctrl-C ends at once, which a checkpoint survives like a power
-cut. Exit codes are those of a shell, 128 + the signal: 130, 143, 138.
+A cluster sends SIGTERM when the time of a job is up, or SIGUSR1 some time before. After the first
+signal a training run saves a checkpoint and ends. A second Ctrl-C ends it at once; the
+checkpoints on disk stay whole. Exit codes are those of a shell, 128 + the signal: 130, 143, 138.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ SIGNALS = tuple(
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the process to end.
+    """Interrupt by a signal that asks the process to end.
+
+    Args:
+        number: of the signal.
+        message: its name by default.
 
     Attributes:
-        exit_code: for the process.
+        number: of the signal.
+        exit_code: of the process, 128 + `number`.
     """
 
     def __init__(self, number: int, message: str = "") -> None:
@@ -35,7 +41,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
-    """The signals this process was sent. One main thread, one state."""
+    """Signals that this process has received, and how it handles them."""
 
     listening = False
     received: int | None = None
@@ -45,9 +51,10 @@ class _State:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Take the signals over, inside the block; also as a decorator.
+    """Handle the signals inside the block; also a decorator.
 
-    Does nothing outside the main thread, which alone may, or when done already.
+    Without effect inside another such block, and outside the main thread: Python lets only the
+    main thread set handlers.
     """
     if _State.listening or threading.current_thread() is not threading.main_thread():
         yield
@@ -64,12 +71,13 @@ def listening() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(checking: bool = True) -> Iterator[None]:
-    """Signals only note themselves inside the block; one that nobody asked for is raised after it.
+    """Record signals inside the block; one that is still pending at its end is raised there.
 
-    Does nothing outside the main thread, which alone is sent any.
+    Without effect outside the main thread, which receives all signals.
 
     Args:
-        checking: whether `check` raises inside; not where processes have to stop together.
+        checking: let `check` raise inside the block. False where several processes have to stop
+            at the same step.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -84,26 +92,27 @@ def deferred(checking: bool = True) -> Iterator[None]:
 
 
 def pending(agreed: Callable[[bool], bool] | None = None) -> int | None:
-    """The signal that has been noted, if any.
+    """Number of the signal that was received, or None.
 
     Args:
-        agreed: whether any of several processes says yes; all of them have to ask. One that was
-            not told itself answers SIGUSR1.
+        agreed: answer → true in every process if it is true in one of them, such as
+            `distribution.strategy.any_process`; all processes have to call this function. A
+            process that received no signal itself returns SIGUSR1.
     """
-    told = _State.received
+    received = _State.received
     if agreed is None:
-        return told
-    return (told or SIGNALS[-1]) if agreed(told is not None) else None
+        return received
+    return (received or SIGNALS[-1]) if agreed(received is not None) else None
 
 
 def check(message: str = "") -> None:
-    """Stop here if a signal has been noted.
+    """Stop here if a signal was received.
 
     Args:
-        message: what there is to go on from.
+        message: of the error, such as the checkpoint to resume from.
 
     Raises:
-        Stopped: one has.
+        Stopped: a signal was received, and no `deferred(checking=False)` is around.
     """
     if _State.received is not None and _State.checking:
         raise Stopped(_State.received, message)
@@ -111,14 +120,14 @@ def check(message: str = "") -> None:
 
 def _receive(number: int, frame: FrameType | None) -> None:
     first, _State.received = _State.received is None, _State.received or number
-    # From here on the system ends the process itself, also while it is deep in a library.
+    # The next Ctrl-C is the system's: it also ends a process that is inside a C library.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not _State.deferring:
         if first:
             raise Stopped(number)
         return
     if first:
-        # Not through `sys.stderr`: the signal may have come in the middle of a write to it.
+        # Not through `sys.stderr`: the signal may have interrupted a write to it.
         name = signal.Signals(number).name
         text = f"\n{name}: saving, then stopping (Ctrl-C stops at once, without saving)\n"
         os.write(2, text.encode())

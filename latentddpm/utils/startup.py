@@ -1,7 +1,7 @@
-"""Starting the numeric libraries, and their converters, without their chatter.
+"""Startup of Keras, TensorFlow and the converters, without the lines they print.
 
 TensorFlow prints lines about its build to stderr while it is imported, whatever its log
-level. They are kept back, and shown only when the import fails.
+level. They are shown only when the import fails.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 
 def import_keras() -> None:
-    """Import Keras and its backend; TensorFlow unless `KERAS_BACKEND` says otherwise."""
+    """Import Keras and its backend; TensorFlow unless `KERAS_BACKEND` names another."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # What importing makes stays until the end. The collector would look through it again and
-    # again: a quarter of the time.
+    # Modules are never freed, and the garbage collector takes a quarter of the import's time to
+    # look through them.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -33,7 +33,7 @@ def import_keras() -> None:
 
 @contextlib.contextmanager
 def held_stderr() -> Iterator[None]:
-    """Keep back what this process writes to stderr, C++ included; shown if the block fails."""
+    """Hide what this process, C++ included, writes to stderr, unless the block raises an error."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:

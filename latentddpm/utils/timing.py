@@ -1,8 +1,8 @@
-"""Timing of named stretches, collected only while somebody asks.
+"""Timing of named blocks, measured only inside `collect`.
 
 with collect() as spent:
     with timed("decode"): ...
-spent  →  {"decode": 0.41}
+spent                               {"decode": 0.41}
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _spent: contextvars.ContextVar[dict[str, float] | None] = contextvars.ContextVar
 
 @contextlib.contextmanager
 def collect() -> Iterator[dict[str, float]]:
-    """Seconds by name of every `timed` stretch inside the block."""
+    """Measure the `timed` blocks inside this one: a dictionary, name → total seconds."""
     token = _spent.set({})
     try:
         yield _spent.get()
@@ -29,7 +29,7 @@ def collect() -> Iterator[dict[str, float]]:
 
 @contextlib.contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Add the block's seconds to `name`."""
+    """Add the seconds that the block takes to `name`."""
     spent = _spent.get()
     start = time.perf_counter()
     try:

@@ -1,19 +1,20 @@
-"""The catalog: what is known of every image, on disk, found once and kept.
+"""Catalog of images on disk: a table with size, digest, columns and place of every image.
 
     source ──scan──► catalog ──► split, captions, latents cache, training examples
 
-Decoding every image at every start, and holding every path and caption in memory, ends at a
-million images. So what a scan found is kept in a folder, memory-mapped, in tables (see
-`data.catalog.columns`):
+With a million images it takes too long to decode all of them at every start, and too much memory
+to hold all paths and captions. So the results of a scan are kept in a folder, in memory-mapped
+tables (see `data.catalog.columns`):
 
     version-000001/
       images/   unit, offset, size, sha256, width, height, transparent, split_hash; name, row
       units/    size, mtime_ns, caption_stamp, end; name, unreadable
       catalog.json   counts, sizes and digests of all files; written last
 
-Image i is row i, in the order of the source; unreadable files are in no row, but noted with
-their unit. A unit (an image file, or a shard) whose size and time are as noted is not read
-again. `split_hash`, 64 bits of the SHA-256 of the image's name, decides on training or validation.
+Image i is row i, in the order of the source. Files that cannot be read have no row; they are
+listed with their unit. A unit (an image file, or a shard) with the same size and time as before
+is not read again. `split_hash`, 64 bits of the SHA-256 of the image's name, decides between
+training and validation.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from latentddpm.utils.files import FileEntry
 MANIFEST = "catalog.json"
 DIGEST_LIMIT = 1 << 28  # files of this many bytes or more are checked by their size alone
 SHOWN_FILES = 20
-SHA256 = 32
+SHA256 = 32  # bytes
 
 IMAGES = Schema(
     {
@@ -52,8 +53,9 @@ IMAGES = Schema(
     },
     ("name", "row"),
 )
-"""Of each image: where its bytes are and what they hash to; pixels, after EXIF rotation; whether
-one is not opaque; its name where that is not the unit's, and its columns (`metadata.Row`)."""
+"""Columns of the table of images: the unit, offset and size of their bytes; the digest of these;
+width and height in pixels after EXIF rotation; true if a pixel is not opaque; the split hash; the
+name if it is not that of the unit; the row of metadata."""
 
 UNITS = Schema(
     {
@@ -64,11 +66,27 @@ UNITS = Schema(
     },
     ("name", "unreadable"),
 )
-"""Of each unit: its stamp, the row behind its last image, and a JSON list of `[file, reason]`."""
+"""Columns of the table of units: their stamps, the row after the last image of each, their names,
+and a JSON list of `[file, reason]` of files that cannot be read."""
 
 
 class Manifest(pydantic.BaseModel):
-    """The content of catalog.json. Not `complete`: a scan that was interrupted."""
+    """Manifest of a version, the content of catalog.json.
+
+    Attributes:
+        complete: False for an interrupted scan.
+        place: of the source.
+        kind: of the source.
+        images: number of images.
+        units: number of units.
+        unreadable: number of files that cannot be read.
+        metadata: stamp of the table of captions.
+        columns: names of the columns of all rows.
+        sidecars: True if an image has a caption from a sidecar.
+        notes: warnings about the captions.
+        problem: error of the table of captions; empty if there is none.
+        files: name → size and SHA-256 of every other file of the version.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -88,19 +106,19 @@ class Manifest(pydantic.BaseModel):
 
 
 class Catalog:
-    """All readable images of a source, random access, in memory that does not grow with them.
+    """Catalog of the readable images of a source, with random access from disk.
 
     Args:
-        source: where the bytes are.
-        folder: of one version.
+        source: of the images.
+        folder: of one version of the catalog.
 
     Attributes:
-        images: `images["width"]` and so on, (N,); see `IMAGES`.
-        units: the same for `UNITS`.
-        digest: of the contents of all images in order.
+        manifest: of the version.
+        images: table of the N images: `images["width"]` and so on, (N,), see `IMAGES`.
+        units: table of the units, see `UNITS`.
 
     Raises:
-        OSError, ValueError: the folder does not hold a whole catalog.
+        OSError, ValueError: the folder is not a complete, undamaged version.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
@@ -113,16 +131,17 @@ class Catalog:
 
     @property
     def digest(self) -> str:
+        """SHA-256 that depends on the content of all images, and their order."""
         return self.manifest.files["images/sha256.npy"][1]
 
     @property
     def name_digest(self) -> str:
-        """Of the names of all images in order."""
+        """SHA-256 that depends on the names of all images, and their order."""
         return self.manifest.files["images/split_hash.npy"][1]
 
     @property
     def row_digest(self) -> str:
-        """Of the columns of all images in order."""
+        """SHA-256 that depends on the columns of all images, and their order."""
         files = self.manifest.files
         parts = [files[f"images/{name}"][1] for name in ("row.bin", "row_end.npy")]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -131,55 +150,55 @@ class Catalog:
         return self.manifest.images
 
     def name(self, index: int) -> str:
-        """The POSIX path of an image in its folder, or as it was before it was packed."""
+        """Name of the image at `index`: its POSIX path in the folder, or that before packing."""
         name = self.images.text("name", index)
         return (name or self._unit(index)).decode("utf-8", "surrogateescape")
 
     def where(self, index: int) -> str:
-        """An image's name in messages."""
+        """Name of the image at `index` in messages."""
         unit = self._unit(index).decode("utf-8", "surrogateescape")
         return self.source.where(unit, self.name(index))
 
     def read(self, index: int) -> bytes:
-        """The file of an image.
+        """Bytes of the file of the image at `index`.
 
         Raises:
-            OSError: it is not there any more.
+            OSError: they cannot be read any more.
         """
         offset, size = (int(self.images[key][index]) for key in ("offset", "size"))
         unit = self._unit(index).decode("utf-8", "surrogateescape")
         return self.source.read(unit, offset, size)
 
     def row(self, index: int) -> Row:
-        """The columns of an image, as they were found."""
+        """Row of the image at `index`: its columns, as they were found."""
         return Row.unpack(self.images.text("row", index))
 
     def row_place(self, index: int, row: Row) -> str:
-        """The place of a row, for messages about it."""
+        """Place of a `row`, that of the image at `index`, for messages."""
         if not row.line:
             return self.where(index)
         return f"{self.metadata_file} line {row.line}"
 
     @property
     def metadata_file(self) -> str:
-        """The table of captions at the root; empty when there is none."""
+        """Path of the table of captions; empty without one."""
         names = [str(stamp[0]) for stamp in self.manifest.metadata]
         return f"{self.source.place}/{names[0]}" if names else ""
 
     def columns(self) -> list[str]:
-        """Names of columns that captions can be made of."""
+        """Names of the columns that templates of captions can use."""
         known = dict.fromkeys(self.manifest.columns)
         if not set(known) - {FILE_NAME} or self.manifest.sidecars:
             known[TEXT] = None
         return list(known)
 
     def unreadable(self) -> Iterator[tuple[str, str]]:
-        """The files that give no pixels, each with its reason."""
+        """Files that cannot be read, each with the reason."""
         for unit in range(self.manifest.units if self.manifest.unreadable else 0):
             yield from map(tuple, json.loads(self.units.text("unreadable", unit) or "[]"))
 
     def few_unreadable(self) -> str:
-        """The number of files that give no pixels, and the first of them, in one line."""
+        """Message in one line: the number of files that cannot be read, and the first of them."""
         count, found = self.manifest.unreadable, self.unreadable()
         few = [f"{name}: {reason}" for (name, reason), _ in zip(found, range(3), strict=False)]
         total = count + len(self)
@@ -187,7 +206,7 @@ class Catalog:
         return f"{count} of {total} images cannot be read ({'; '.join(few)}{more})"
 
     def report(self) -> None:
-        """Say on stderr which files could not be read; a run goes on without them."""
+        """Print the files that cannot be read on stderr; a run goes on without them."""
         count = self.manifest.unreadable
         if not count:
             return
@@ -205,29 +224,29 @@ class Catalog:
 
 
 def split_hash(name: str) -> int:
-    """64 bits that follow from the name of an image alone."""
+    """Split hash: 64 bits of the SHA-256 of a `name`."""
     return int.from_bytes(hashlib.sha256(order(name)).digest()[:8], "big")
 
 
 def versions(folder: Path) -> list[Path]:
-    """The versions in a catalog's folder, newest first."""
+    """Folders of the versions in the `folder` of a catalog, newest first."""
     return sorted(folder.glob("version-??????"), reverse=True)
 
 
 def read_manifest(version: Path) -> Manifest:
-    """The manifest of a version.
+    """Manifest of the version in a folder.
 
     Raises:
-        OSError, ValueError: it says nothing, or something else.
+        OSError, ValueError: it is missing or malformed.
     """
     return Manifest.model_validate_json((version / MANIFEST).read_bytes())
 
 
 def check_files(version: Path, manifest: Manifest) -> None:
-    """Every file is as it was written.
+    """Check that the files of a `version` are those of its `manifest`.
 
     Raises:
-        OSError, ValueError: naming the one that is not.
+        OSError, ValueError: one is missing or has changed; the message names it.
     """
     for name in expected_files():
         path = version / name
@@ -237,7 +256,7 @@ def check_files(version: Path, manifest: Manifest) -> None:
 
 
 def expected_files() -> list[str]:
-    """The files of a version beside its manifest."""
+    """Names of the files of a version, without its manifest."""
     return [
         f"{folder}/{name}"
         for folder, schema in (("images", IMAGES), ("units", UNITS))
@@ -246,10 +265,10 @@ def expected_files() -> list[str]:
 
 
 def open_tables(version: Path, manifest: Manifest) -> tuple[Table, Table]:
-    """The tables of images and of units.
+    """Tables of the images and of the units of a `version`.
 
     Raises:
-        OSError, ValueError: they are not what the manifest says.
+        OSError, ValueError: they do not match the `manifest`.
     """
     return (
         Table(version / "images", IMAGES, manifest.images),
@@ -258,10 +277,14 @@ def open_tables(version: Path, manifest: Manifest) -> tuple[Table, Table]:
 
 
 def require_images(catalog: Catalog, strict: bool) -> None:
-    """Refuse a catalog without images, and with `strict` one of which files are unreadable.
+    """Check that a catalog has images.
+
+    Args:
+        catalog: of any source.
+        strict: check also that all its files can be read.
 
     Raises:
-        UserError: naming the first unreadable files.
+        UserError: it does not; the message names the first files that cannot be read.
     """
     place = catalog.source.place
     if catalog.manifest.unreadable and (strict or not len(catalog)):

@@ -1,12 +1,12 @@
-"""Tables on disk: one file a column, appended to while they are made, memory-mapped after.
+"""Columns on disk: tables with one file per column, written row by row, then memory-mapped.
 
-    COLUMN.npy      one number (or a row of numbers) a row, NumPy's own format
+    COLUMN.npy      a number (or an array of numbers) per row, in NumPy's format
     TEXT.bin        bytes of all rows, one after the other
-    TEXT_end.npy    where those of each row end
+    TEXT_end.npy    end of the bytes of each row
 
-Memory does not grow with the number of rows: what is read are pages of files, which the system
-takes back when it needs them. Nothing is pickled; a file that is not what the schema says is
-an error, and so is one that ends too early.
+Memory does not grow with the number of rows: reading maps pages of the files, which the system
+frees when it needs them. Nothing is pickled. A file that does not match the schema, or is too
+short, is an error.
 """
 
 from __future__ import annotations
@@ -20,31 +20,43 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-HEADER = 128  # bytes: NumPy leaves room for any number of rows
+HEADER = 128  # bytes; enough for any number of rows, as NumPy's own
 BLOCK = 256  # rows written at a time
 COPY = 1 << 16  # rows copied at a time
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Columns by name with type and shape of one row, and the names of texts."""
+    """Schema of a table.
+
+    Attributes:
+        columns: name → dtype and shape of one row.
+        texts: names of the columns of bytes.
+    """
 
     columns: Mapping[str, tuple[str, tuple[int, ...]]]
     texts: tuple[str, ...]
 
     def all_columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Columns of numbers: name → dtype and shape, with those of the ends of texts."""
         return {**self.columns, **{f"{name}_end": ("<u8", ()) for name in self.texts}}
 
     def files(self) -> list[str]:
+        """Names of the files of a table."""
         return [*(f"{name}.npy" for name in self.all_columns()), *(f"{t}.bin" for t in self.texts)]
 
 
 class Table:
-    """The first `count` rows of the tables in a folder: `table["width"]` is (count,).
+    """Table in a folder, memory-mapped: `table["width"]` is an array (count, …).
+
+    Args:
+        folder: of the files.
+        schema: of the table.
+        count: number of rows; the files may have more.
 
     Raises:
-        ValueError: a file that does not fit the schema, or is too short.
-        OSError: one that is missing.
+        ValueError: a file does not match the schema, or is too short.
+        OSError: a file is missing.
     """
 
     def __init__(self, folder: Path, schema: Schema, count: int) -> None:
@@ -66,22 +78,30 @@ class Table:
         return self.count
 
     def span(self, text: str, start: int, stop: int) -> tuple[int, int]:
-        """The bytes of the file in which the texts of rows `start` … `stop` − 1 lie."""
+        """Range (first, end) of the bytes of rows `start` … `stop` − 1 in the file of a `text`."""
         ends = self._columns[f"{text}_end"]
         return (int(ends[start - 1]) if start else 0), (int(ends[stop - 1]) if stop else 0)
 
     def text(self, name: str, row: int) -> bytes:
-        """The text of one row."""
+        """Text of a `row` in the column `name`."""
         start, stop = self.span(name, row, row + 1)
         return self._texts[name][start:stop].tobytes()
 
     def row(self, row: int) -> dict[str, Any]:
-        """The columns of one row, without its texts."""
+        """Numbers of a `row`: column → value."""
         return {name: self._columns[name][row] for name in self.schema.columns}
 
 
 class TableWriter:
-    """A table that grows; `save` makes what was appended so far readable."""
+    """Writer of a table, a context manager; `save` makes the rows so far readable.
+
+    Args:
+        folder: of the table, which must not exist.
+        schema: of the table.
+
+    Raises:
+        OSError: the folder exists, or cannot be written.
+    """
 
     def __init__(self, folder: Path, schema: Schema) -> None:
         folder.mkdir(parents=True)
@@ -96,7 +116,7 @@ class TableWriter:
             self._files[name].write(self._header(name))
 
     def append(self, columns: Mapping[str, Any], texts: Mapping[str, bytes]) -> None:
-        """Add one row."""
+        """Add a row of `columns`, name → value, and `texts`, name → bytes."""
         for name, data in texts.items():
             self._texts[name].write(data)
             self._ends[name] += len(data)
@@ -108,7 +128,13 @@ class TableWriter:
             self._write_pending()
 
     def copy(self, table: Table, start: int, stop: int, **shifts: int) -> None:
-        """Add rows of another table of the same schema; `shifts` are added to columns."""
+        """Add the rows `start` … `stop` − 1 of another table with the same schema.
+
+        Args:
+            table: to copy from.
+            start, stop: rows.
+            shifts: column → a number that is added to its values.
+        """
         self._write_pending()
         for name in self.schema.texts:
             first, last = table.span(name, start, stop)
@@ -125,7 +151,7 @@ class TableWriter:
         self.count += stop - start
 
     def save(self) -> None:
-        """Flush all rows to the disk, behind headers that count them."""
+        """Write all rows to the disk, with headers that have their number."""
         self._write_pending()
         for name, file in self._files.items():
             file.seek(0)
@@ -156,7 +182,7 @@ class TableWriter:
 
 
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """The first `HEADER` bytes of an .npy file, whatever the number of rows."""
+    """Header of an .npy file of an array of `dtype` and `shape`, of `HEADER` bytes."""
     text = repr({"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
     body = text.encode().ljust(HEADER - 11) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body

@@ -1,7 +1,7 @@
-"""Reader of a source in a scan: units that are known already, and new images, decoded in parallel.
+"""Reader of a source in a scan: finds known units in previous versions, decodes new images.
 
-units ─► as in a previous version? ─► the row to copy
-               └─ no ─► entries ─► decoded by threads, a little ahead ─► image, image, …, end
+unit ─► same as in a previous version? ─► its row there, to be copied
+                 └─ no ─► entries ─► decoded by threads ─► image, image, …, end of the unit
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.errors import one_line
 
 PARTS = "part-*-of-*"
-"""Folders beside the versions, in which the processes of one job scan a part each."""
+"""Folders beside the versions, in which each process of a job scans its part."""
 
 
 class PreviousVersion:
-    """One version's knowledge of units, asked for in their order.
+    """Previous version of a catalog, in which units are looked up in sorted order.
 
     Args:
-        stamp: of the captions outside of the units, now.
+        stamp: of the table of captions, as of now.
+        manifest: of the version.
+        images, units: tables of the version.
 
     Attributes:
-        same_metadata: the captions outside of the units are as they were.
-        count: of its units, which are its rows 0 … count − 1.
+        same_metadata: True if the table of captions has not changed.
+        count: number of units.
     """
 
     def __init__(
@@ -55,10 +57,15 @@ class PreviousVersion:
         self._next = 0
 
     def name(self, row: int) -> bytes:
+        """Name of the unit in a `row`, as a sort key."""
         return self.units.text("name", row)
 
     def find(self, unit: Unit) -> int | None:
-        """The row of a unit whose pixels are as they were; units come sorted."""
+        """Row of a unit, or None if it is new or its pixels may have changed.
+
+        Args:
+            unit: later in sorted order than that of the call before.
+        """
         name = order(unit.name)
         while self._next < self.count and self.name(self._next) < name:
             self._next += 1
@@ -66,20 +73,22 @@ class PreviousVersion:
         return self._next if found and self.same_pixels(self._next, unit) else None
 
     def same_pixels(self, row: int, unit: Unit) -> bool:
+        """True where the file of a `unit` is unchanged since that in `row`."""
         stamp = int(self.units["size"][row]), int(self.units["mtime_ns"][row])
         return unit.mtime_ns >= 0 and stamp == (unit.size, unit.mtime_ns)
 
     def same_captions(self, row: int, unit: Unit) -> bool:
+        """True where the sidecar of a `unit` is unchanged since that in `row`."""
         return (
             unit.caption_stamp >= 0 and int(self.units["caption_stamp"][row]) == unit.caption_stamp
         )
 
     def unreadable(self, row: int) -> list[tuple[str, str]]:
-        """The files of a unit that give no pixels, each with its reason."""
+        """Files that cannot be read of the unit in a `row`, each with the reason."""
         return list(map(tuple, json.loads(self.units.text("unreadable", row) or "[]")))
 
     def same_units(self, units: Iterable[Unit]) -> bool:
-        """Whether every unit is as it was noted, and there are no others."""
+        """True where `units` are exactly those of this version, all unchanged."""
         count = 0
         for unit in units:
             if count >= self.count or self.name(count) != order(unit.name):
@@ -90,7 +99,7 @@ class PreviousVersion:
         return count == self.count
 
     def span(self, first: int, last: int) -> tuple[int, int]:
-        """The rows of the images of units `first` … `last`, both included: from, and behind."""
+        """Range (start, stop) of the rows of the images of units `first` … `last`, inclusive."""
         ends = self.units["end"]
         return (int(ends[first - 1]) if first else 0), int(ends[last])
 
@@ -98,11 +107,12 @@ class PreviousVersion:
 def previous_versions(
     kind: str, stamp: MetadataStamp, folders: Iterable[Path]
 ) -> Iterator[PreviousVersion]:
-    """The knowledge of all versions in catalogs' folders, complete or not, the newest first.
+    """Previous versions in the folders of catalogs, complete or not, newest first.
 
     Args:
-        kind: of the source; versions of another kind know nothing of it.
+        kind: of the source; versions of another kind are ignored.
         stamp: see `PreviousVersion`.
+        folders: of catalogs.
     """
     for folder in folders:
         parts = sorted(folder.glob(PARTS))
@@ -110,32 +120,44 @@ def previous_versions(
             with contextlib.suppress(OSError, ValueError):
                 manifest = read_manifest(version)
                 if manifest.complete:
-                    check_files(version, manifest)  # damage is not taken over
+                    check_files(version, manifest)  # so that damage is not copied
                 if manifest.kind == kind:
                     yield PreviousVersion(stamp, manifest, *open_tables(version, manifest))
 
 
 Decoded = tuple[bytes, int, int, bool] | str
-"""SHA-256, width, height and whether a pixel is not opaque; or why a file gives no pixels."""
+"""Result of decoding an image: SHA-256, width, height, and true if a pixel is not opaque; or the
+reason why it cannot be read."""
 
 
 class ScanEvent(NamedTuple):
-    """One thing to write, in its turn: a unit as noted, an image, or the end of a unit."""
+    """Event of a scan, to be written in order: a known unit, a new image, or the end of a unit.
+
+    Attributes:
+        unit: of the event.
+        previous: version that has this unit; None for a new unit.
+        row: of the unit in `previous`.
+        captions: new columns of the image of a known unit; None if they are unchanged.
+        entry: a new image; None for the end of a new unit.
+        decoded: of `entry`.
+    """
 
     unit: Unit
     previous: PreviousVersion | None = None
     row: int = 0
-    captions: Row | None = None  # of an image whose pixels are noted
+    captions: Row | None = None
     entry: Entry | None = None
     decoded: Decoded | None = None
 
 
 class SourceReader:
-    """Reader of the units that fall to one process of a group.
+    """Reader of a source in one process: an iterable of events, in the order of the units.
 
     Args:
-        stamp: of the captions outside of the units, before any was read.
-        previous: what earlier versions know; the first that knows a unit is believed.
+        source: to read.
+        stamp: of its table of captions, taken before anything is read.
+        previous: versions to look units up in; the first that has a unit is used.
+        processes: of the job; this one reads its share of the units.
     """
 
     def __init__(
@@ -150,7 +172,7 @@ class SourceReader:
         self._metadata: MetadataTable | None = None
 
     def units(self) -> Iterator[Unit]:
-        """The units of this process, by their names alone."""
+        """Units of this process, a share that depends only on their names."""
         index, count = self.processes.index, self.processes.count
         return (
             unit
@@ -159,7 +181,7 @@ class SourceReader:
         )
 
     def __iter__(self) -> Iterator[ScanEvent]:
-        """All events in order, images decoded a little ahead."""
+        """Events in order; threads decode the next images."""
         for event, decoded in map_ahead(
             lambda event: examine(event.entry),
             self._events(),
@@ -168,12 +190,14 @@ class SourceReader:
             yield event._replace(decoded=decoded)
 
     def captions(self) -> tuple[list[str], str, list[str] | None]:
-        """Of the captions outside of the units: what is to be said, what is wrong, its columns.
+        """Findings about the table of captions, after all events.
 
-        Columns are None where the images' own rows say them.
+        Returns:
+            Warnings, the error (empty if there is none), and the names of its columns: None if
+            they follow from the rows of the images.
         """
         table = self._metadata
-        if table is None:  # not read, so it is as one of the versions found it
+        if table is None:  # not read: unchanged since a previous version
             for previous in self.previous:
                 if previous.manifest.complete and previous.manifest.metadata == self.stamp:
                     return previous.manifest.notes, previous.manifest.problem, None
@@ -199,7 +223,7 @@ class SourceReader:
             yield ScanEvent(unit)
 
     def _captions_of(self, unit: Unit) -> Row:
-        """The columns of the one image of a unit, without its pixels."""
+        """Row of the single image of a unit, without decoding it."""
         return next(iter(self.source.entries(unit, self._open_metadata()))).row
 
     def _open_metadata(self) -> MetadataTable:
@@ -209,7 +233,7 @@ class SourceReader:
 
 
 def examine(entry: Entry) -> Decoded:
-    """Decode an image in full."""
+    """Decode the image of an `entry` in full."""
     if entry.size > MAX_BYTES:
         return f"{entry.size:,} bytes is over the limit of {MAX_BYTES:,} bytes"
     try:

@@ -1,13 +1,13 @@
-"""Making a catalog: every new image is decoded in full, everything else is copied.
+"""Scan of a source into a catalog: new images are decoded in full, known ones are copied.
 
     units ─► SourceReader ─► events ─► CatalogWriter ─► version
                   ▲
-           what earlier versions noted
+           previous versions
 
-What a truncated file lacks is found here, and not in the middle of training. The rows of a
-version are taken over by the next one, complete or not: an interrupted scan goes on, and a
-change of a few files costs a few files. The processes of one job scan a part each, and the one
-that then makes the catalog finds everything known.
+A truncated file is found here, not in the middle of training. A new version copies the rows of
+unchanged units from previous versions, also from those of interrupted scans. So an interrupted
+scan resumes, and a change of a few files takes a scan of a few files. Each process of a job scans
+its part of the units; then the chief copies all parts into one version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError
 from latentddpm.utils.locks import wait_for_lock
 
-SAVE_SECONDS = 30.0  # between two notes of how far a scan has come
+SAVE_SECONDS = 30.0  # between two saves of an unfinished scan
 
 
 def open_catalog(
@@ -39,26 +39,26 @@ def open_catalog(
     quiet: bool = False,
     processes: ProcessGroup = ONE_PROCESS,
 ) -> Catalog:
-    """The catalog of what is at a place: opened when nothing has changed, else made.
+    """Catalog of the images at a place: opened if nothing has changed, otherwise made.
 
     Files that cannot be read are named on stderr.
 
     Args:
         place: see `data.sources.open.open_source`.
-        folder: of the catalog, made when missing. Two processes that want one take turns.
+        folder: of the catalog, made when missing. A process waits while another one writes it.
         strict: refuse data with unreadable files.
-        quiet: no progress bar (shown on stderr when the scan takes over two seconds).
-        processes: processes that all call this and scan a part each.
+        quiet: show no progress bar. It appears on stderr when a scan takes over two seconds.
+        processes: of one job, which all call this and scan a part each.
 
     Raises:
         UserError: nothing at the place, or nothing readable; with `strict`, not all of it.
-        OSError: the catalog cannot be written; one that stood there before is still good.
+        OSError: the catalog cannot be written; a previous version is still valid.
     """
     source = open_source(place)
     catalog = _newest(source, folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     if catalog is None:
-        next(source.units())  # nothing there is told before anything is made
+        next(source.units())  # an empty place is an error before anything is made
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: is a file, not a folder for the catalog")
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def open_catalog(
             if catalog is None:
                 raise OSError(f"{folder}: the catalog that the chief made is not there")
     if not len(catalog) and missing and processes.is_chief:
-        shutil.rmtree(missing[-1])  # a catalog of nothing is no reason to leave a folder
+        shutil.rmtree(missing[-1])  # an empty catalog leaves no folder behind
     require_images(catalog, strict)
     if processes.is_chief:
         catalog.report()
@@ -81,7 +81,7 @@ def open_catalog(
 
 
 def _newest(source: Source, folder: Path) -> Catalog | None:
-    """The newest whole version, if nothing has changed since."""
+    """Catalog of the newest complete version, if nothing has changed since."""
     for version in versions(folder):
         with contextlib.suppress(OSError, ValueError):
             catalog = Catalog(source, version)
@@ -90,6 +90,7 @@ def _newest(source: Source, folder: Path) -> Catalog | None:
 
 
 def _unchanged(source: Source, catalog: Catalog) -> bool:
+    """True where no file and no caption has changed since the scan."""
     if catalog.manifest.kind != source.kind:
         return False
     previous = PreviousVersion(
@@ -100,7 +101,7 @@ def _unchanged(source: Source, catalog: Catalog) -> bool:
 
 def _make(source: Source, folder: Path, quiet: bool) -> Catalog:
     with wait_for_lock(folder, "catalog", quiet):
-        catalog = _newest(source, folder)  # another process may have made it meanwhile
+        catalog = _newest(source, folder)  # another process may have made it
         if catalog is None:
             catalog = Catalog(source, _scan(source, folder, quiet))
             _remove_others(folder, catalog.folder)
@@ -108,7 +109,7 @@ def _make(source: Source, folder: Path, quiet: bool) -> Catalog:
 
 
 def _scan_part(source: Source, folder: Path, processes: ProcessGroup, quiet: bool) -> None:
-    """One process's part; the chief then finds everything known and only copies."""
+    """Scan the part of one process; the chief then copies it."""
     here = folder / PARTS.replace("*", "{}").format(processes.index, processes.count)
     here.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(here, "catalog", quiet):
@@ -116,7 +117,7 @@ def _scan_part(source: Source, folder: Path, processes: ProcessGroup, quiet: boo
 
 
 def _remove_others(folder: Path, version: Path) -> None:
-    """Drop what a whole version has taken over. What cannot be removed costs only space."""
+    """Remove all versions and parts but `version`; one that cannot be removed only takes space."""
     for path in (*versions(folder), *folder.glob(PARTS)):
         if path != version:
             shutil.rmtree(path, ignore_errors=True)
@@ -125,12 +126,14 @@ def _remove_others(folder: Path, version: Path) -> None:
 def _scan(
     source: Source, folder: Path, quiet: bool, processes: ProcessGroup = ONE_PROCESS, *others: Path
 ) -> Path:
-    """One pass over a source; returns the folder of the whole version that it made.
+    """Scan a source once, and return the folder of the complete version.
 
     Args:
-        folder: in which the version is made; its other versions and parts are taken over.
-        processes: scan only what falls to this process of it.
-        others: more folders to take rows over from.
+        source: to scan.
+        folder: of the version; rows are copied from the other versions and parts in it.
+        quiet: show no progress bar.
+        processes: scan only the units of this process.
+        others: more folders to copy rows from.
     """
     stamp = source.metadata_stamp()
     previous = list(previous_versions(source.kind, stamp, (folder, *others)))

@@ -1,9 +1,13 @@
-"""Selections of images of a catalog: those for training, for validation, or of one shape.
+"""Split of a catalog into images for training and for validation.
 
-A selection is a rule on the columns of the catalog, not a list: it counts the images of every
-block that satisfy it, and looks a block up when one of its images is asked for. Validation is
-decided by the name of each image alone, or by its caption alone, so that pictures of the same
-thing stay together; adding or removing other images never moves one between the two sets.
+    validation  ⇔  split_hash(name, or first caption) / 2⁶⁴ < data.validation_fraction
+
+The name of an image alone decides. With `data.validation_by=caption` its first caption alone
+decides, so that all images with one caption are in the same set. Adding or removing other images
+never moves an image to the other set.
+
+A `Selection` is a rule over the columns of the catalog, not a list of images. It counts the
+selected images of each block, and applies the rule to a block when one of its images is needed.
 """
 
 from __future__ import annotations
@@ -17,40 +21,47 @@ from latentddpm.data.catalog.catalog import Catalog, split_hash
 from latentddpm.data.sources.metadata import TEXT, text_entries
 from latentddpm.errors import UserError
 
-BLOCK = 1024  # images
+BLOCK = 1024  # images that a rule is applied to at a time
 
 Rule = Callable[[int, int], np.ndarray]
-"""Of the images `start` … `stop` − 1 of a catalog, which belong: bool (stop − start,)."""
+"""Rule of a selection: start, stop → bool (stop − start,), true for images that belong to it."""
 
 Label = Callable[[int, int], np.ndarray]
-"""Of the images `start` … `stop` − 1 of a catalog, which kind each is: int (stop − start,)."""
+"""Label of images: start, stop → int (stop − start,), a class for each image."""
 
 
 class Selection:
-    """The images of a catalog that a rule keeps, numbered 0, 1, … in its order.
+    """Selection of images of a catalog, numbered 0, 1, … in the order of the catalog.
 
     Args:
-        count: images in the catalog.
-        rule: None keeps all.
-        kept: how many of each block of `BLOCK` it keeps, where that is known.
+        count: number of images in the catalog.
+        rule: which of them belong to it; None for all.
+        counts: number of selected images in each block of `BLOCK`; by default they are counted.
     """
 
     def __init__(
-        self, count: int, rule: Rule | None = None, kept: Sequence[int] | None = None
+        self, count: int, rule: Rule | None = None, counts: Sequence[int] | None = None
     ) -> None:
         self._rule = rule
         self._count = count
-        if kept is None and rule is None:
-            kept = [stop - start for start, stop in self._blocks()]
-        elif kept is None:
-            kept = [int(rule(*block).sum()) for block in self._blocks()]
-        self._ends = np.cumsum(np.array(kept, np.int64))
+        if counts is None and rule is None:
+            counts = [stop - start for start, stop in self._blocks()]
+        elif counts is None:
+            counts = [int(rule(*block).sum()) for block in self._blocks()]
+        self._ends = np.cumsum(np.array(counts, np.int64))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
-        """The rows in the catalog of images by their numbers here, int64, same shape."""
+        """Rows in the catalog of images of the selection.
+
+        Args:
+            numbers: of the images in the selection, integers of any shape.
+
+        Returns:
+            int64, the shape of `numbers`.
+        """
         numbers = np.asarray(numbers, np.int64)
         if self._rule is None:
             return numbers
@@ -58,31 +69,36 @@ class Selection:
         found = np.empty_like(numbers)
         for place, (number, block) in enumerate(zip(numbers.flat, blocks.flat, strict=True)):
             start = int(block) * BLOCK
-            kept = np.flatnonzero(self._rule(start, min(start + BLOCK, self._count)))
-            found.flat[place] = start + kept[number - (self._ends[block - 1] if block else 0)]
+            selected = np.flatnonzero(self._rule(start, min(start + BLOCK, self._count)))
+            found.flat[place] = start + selected[number - (self._ends[block - 1] if block else 0)]
         return found
 
     def row(self, number: int) -> int:
-        """The row in the catalog of one image."""
+        """Row in the catalog of the image with a `number` in the selection."""
         return int(self.rows(np.array([number]))[0])
 
     def parts(self, label: Label, number: int) -> list[Selection]:
-        """The images of each label 0 … `number` − 1 by themselves, counted in one pass."""
+        """Selections of the images of each class, counted in one pass.
+
+        Args:
+            label: of images of the catalog, 0 … `number` − 1.
+            number: of classes.
+        """
         if number == 1:
             return [self]
 
         def labels(start: int, stop: int) -> np.ndarray:
-            """−1 for what is not in this selection."""
+            """Labels of images; −1 for those that are not in this selection."""
             found = label(start, stop)
             return found if self._rule is None else np.where(self._rule(start, stop), found, -1)
 
         def rule(wanted: int) -> Rule:
             return lambda start, stop: labels(start, stop) == wanted
 
-        kept = np.zeros((number, len(self._ends)), np.int64)
+        counts = np.zeros((number, len(self._ends)), np.int64)
         for place, block in enumerate(self._blocks()):
-            kept[:, place] = np.bincount(labels(*block) + 1, minlength=number + 1)[1:]
-        return [Selection(self._count, rule(one), kept[one]) for one in range(number)]
+            counts[:, place] = np.bincount(labels(*block) + 1, minlength=number + 1)[1:]
+        return [Selection(self._count, rule(one), counts[one]) for one in range(number)]
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         for start in range(0, self._count, BLOCK):
@@ -90,45 +106,52 @@ class Selection:
 
 
 def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Selection]:
-    """The images for training and for validation.
+    """Split a catalog into images for training and for validation.
+
+    Args:
+        catalog: of the images.
+        data: with `validation_fraction` and `validation_by`.
+
+    Returns:
+        Training images, validation images.
 
     Raises:
-        UserError: nothing is left to train on, or no image has the caption that decides.
+        UserError: no image is left to train on, or the split is by caption and no image has one.
     """
     count, fraction = len(catalog), data.validation_fraction
     if data.validation_by == "caption":
-        flags = _caption_lots(catalog) / 2.0**64 < fraction
+        flags = _caption_hashes(catalog) / 2.0**64 < fraction
 
-        def kept_out(start: int, stop: int) -> np.ndarray:
+        def is_validation(start: int, stop: int) -> np.ndarray:
             return flags[start:stop]
     else:
-        lots = catalog.images["split_hash"]
+        hashes = catalog.images["split_hash"]
 
-        def kept_out(start: int, stop: int) -> np.ndarray:
-            return lots[start:stop] / 2.0**64 < fraction
+        def is_validation(start: int, stop: int) -> np.ndarray:
+            return hashes[start:stop] / 2.0**64 < fraction
 
-    training = Selection(count, lambda start, stop: ~kept_out(start, stop))
+    training = Selection(count, lambda start, stop: ~is_validation(start, stop))
     if not len(training):
         raise UserError(
             f"data.validation_fraction={fraction} keeps out all {count} images; lower it"
         )
-    return training, Selection(count, kept_out)
+    return training, Selection(count, is_validation)
 
 
-def _caption_lots(catalog: Catalog) -> np.ndarray:
-    """64 bits that follow from each image's first caption, or its name where it has none."""
-    lots, described = np.array(catalog.images["split_hash"]), 0
+def _caption_hashes(catalog: Catalog) -> np.ndarray:
+    """Split hash of each image's first caption, or of its name if it has none, uint64 (N,)."""
+    hashes, captioned = np.array(catalog.images["split_hash"]), 0
     for index in range(len(catalog)):
         row = catalog.row(index)
         if row.problem:
             raise UserError(row.problem)
         captions = text_entries(row.columns.get(TEXT), TEXT, catalog.row_place(index, row))
         if captions:
-            lots[index] = split_hash(captions[0].casefold())
-            described += 1
-    if not described:
+            hashes[index] = split_hash(captions[0].casefold())
+            captioned += 1
+    if not captioned:
         raise UserError(
             f"{catalog.source.place}: data.validation_by=caption, but no image has a caption "
             f"(a {TEXT!r} in its row, or a sidecar); expected validation_by=path"
         )
-    return lots
+    return hashes

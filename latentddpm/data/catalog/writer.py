@@ -1,6 +1,6 @@
-"""The next version of a catalog, written unit by unit as the events of a `SourceReader` come.
+"""Writer of a version of a catalog, from the events of a `SourceReader`.
 
-Rows of neighbouring units that are noted in one earlier version are copied together, in blocks.
+Rows of neighbouring units of one previous version are copied together, in blocks.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from latentddpm.utils.files import FileEntry, fsync_path, write_json
 
 
 class CatalogWriter:
-    """The tables of one version; a context, in which they are open.
+    """Writer of the tables and the manifest of one version, a context manager.
 
     Args:
-        version: its folder, which is made.
-        stamp: of the captions outside of the units.
+        source: that is scanned.
+        version: folder of the version, which must not exist.
+        stamp: of the source's table of captions.
 
     Raises:
-        OSError: the folder is there already, or cannot be written.
+        OSError: the folder exists, or cannot be written.
     """
 
     def __init__(self, source: Source, version: Path, stamp: MetadataStamp) -> None:
@@ -47,9 +48,8 @@ class CatalogWriter:
         self.sidecars = False
         self.unreadable = 0
         self._broken: list[tuple[str, str]] = []  # of the unit that is being written
-        self._run: tuple[PreviousVersion, int, int] | None = (
-            None  # rows that are still to be copied
-        )
+        # Version, first and last row of units that are still to be copied.
+        self._run: tuple[PreviousVersion, int, int] | None = None
         self._tables = contextlib.ExitStack()
         self.images = self._tables.enter_context(TableWriter(version / "images", IMAGES))
         self.units = self._tables.enter_context(TableWriter(version / "units", UNITS))
@@ -61,10 +61,10 @@ class CatalogWriter:
         self._tables.close()
 
     def write(self, event: ScanEvent) -> None:
-        """Write the next thing.
+        """Write the next `event`.
 
         Raises:
-            UserError: a source with more columns than a catalog takes.
+            UserError: the source has more than `MAX_COLUMNS` columns.
         """
         if event.previous is not None and event.captions is None:
             self._copy(event.previous, event.row)
@@ -78,18 +78,22 @@ class CatalogWriter:
             self._end_unit(event.unit)
 
     def save(self) -> None:
-        """Make what was written so far readable: the next scan takes it over."""
+        """Make the rows so far readable, so that another scan can copy them."""
         self._save(complete=False)
 
     def finish(self, notes: list[str], problem: str, columns: Iterable[str] | None) -> None:
-        """Declare what was written the catalog; for the arguments see `SourceReader.captions`."""
+        """Complete the version.
+
+        Args:
+            notes, problem, columns: see `SourceReader.captions`.
+        """
         self._flush_copies()
         if columns is not None:
             self.columns = dict.fromkeys(columns)
         self._save(complete=True, notes=notes, problem=problem)
 
     def _copy(self, previous: PreviousVersion, row: int) -> None:
-        """Take over a unit; neighbours are copied together."""
+        """Copy a unit, later and together with its neighbours."""
         if self._run and self._run[0] is previous and self._run[2] + 1 == row:
             self._run = (previous, self._run[1], row)
             return
@@ -114,7 +118,7 @@ class CatalogWriter:
     def _replace_captions(
         self, unit: Unit, previous: PreviousVersion, row: int, captions: Row
     ) -> None:
-        """Take over a unit's pixels, with other words."""
+        """Copy the images of a unit, with new captions."""
         for image in range(*previous.span(row, row)):
             columns = {**previous.images.row(image), "unit": self.units.count}
             name = previous.images.text("name", image)

@@ -1,9 +1,9 @@
-"""`doctor`: one pass over captioned images that says what training would stumble over.
+"""Doctor: a check of captioned images for everything that would disturb training.
 
-    source ──► every image decoded, its caption read, in parallel ──► findings, sizes, duplicates
+    source ──► every image decoded, its captions read, in parallel ──► findings, sizes, duplicates
 
-Nothing is written, renamed or deleted; `findings` says what can be found. Memory: about 100 bytes
-an image, and the names of what was found.
+Nothing is written, renamed or deleted. `doctor.report.KINDS` lists the kinds of findings. It needs
+about 100 bytes of memory per image, and the names of the files with findings.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from latentddpm.data.sources.open import open_source
 from latentddpm.errors import UserError, one_line
 
 
-class _Seen(NamedTuple):
-    """A worker's findings about one image and its captions."""
+class _Examined(NamedTuple):
+    """Result of a worker for one image and its captions."""
 
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
@@ -55,15 +55,15 @@ def examine(
     limit: int | None = None,
     quiet: bool = False,
 ) -> Report:
-    """Look at every image and caption of a place once.
+    """Examine every image and caption of a place.
 
     Args:
-        place: what `data.sources.open.open_source` takes.
-        resolution: images with a side below it are reported.
+        place: see `data.sources.open.open_source`.
+        resolution: images with a smaller side are reported.
         templates: of captions, as `data.caption_templates`.
-        context_length: tokens a caption may have, start and end included.
-        limit: places that are remembered of each finding; None for all.
-        quiet: no progress bar.
+        context_length: most tokens of a caption, start and end included.
+        limit: number of files that are listed for each finding; None for all.
+        quiet: show no progress bar.
 
     Raises:
         UserError: there is no such place, or no image in it; a template is malformed or names a
@@ -77,7 +77,7 @@ def examine(
 
 
 class _Pass:
-    """One pass over a source, which fills a report."""
+    """Pass over a source that fills a report."""
 
     def __init__(
         self, source: Source, report: Report, templates: Templates, limit: int | None
@@ -102,17 +102,18 @@ class _Pass:
             metadata = self.source.open_metadata()
             self.columns.update(metadata.columns)
             entries = self._entries(units, metadata)
-            for entry, seen in map_ahead(self._seen, entries, weigh=lambda entry: entry.size):
-                self._add(entry, seen)
+            examined = map_ahead(self._examine, entries, weigh=lambda entry: entry.size)
+            for entry, result in examined:
+                self._add(entry, result)
                 bar.update(entry.size if in_bytes else 1)
-            self._about_words(metadata)
+            self._check_captions(metadata)
             self._duplicates()
         report.findings = {k: report.findings[k] for k in KINDS if k in report.findings}
         report.seconds = time.perf_counter() - start
         return report
 
     def _entries(self, units: Iterable[Any], metadata: MetadataTable) -> Iterator[Entry]:
-        """All images; a shard that breaks is reported, and the next one read."""
+        """Entries of all units; a damaged shard is reported, and the next one is read."""
         for unit in units:
             try:
                 yield from self.source.entries(unit, metadata)
@@ -121,26 +122,26 @@ class _Pass:
 
     # --- In the workers ---
 
-    def _seen(self, entry: Entry) -> _Seen:
+    def _examine(self, entry: Entry) -> _Examined:
         try:
             if entry.size > MAX_BYTES:
                 raise OSError(f"{entry.size:,} bytes is over the limit of {MAX_BYTES:,} bytes")
             data = entry.load()
             image = read_whole(data, entry.where)
         except (UnreadableImage, OSError) as error:
-            return _Seen(found=(("unreadable", _reason(error)),))
+            return _Examined(found=(("unreadable", _reason(error)),))
         kind, found = describe_file(data, entry.name)
         if image.mode == "RGBA":
             found.append(("transparent", ""))
         if self.report.resolution and min(image.size) < self.report.resolution:
             found.append(("too_small", f"{image.width}×{image.height}"))
-        words, tokens = self._words(entry)
-        found = (*found, *words)
+        of_captions, tokens = self._examine_captions(entry)
+        found = (*found, *of_captions)
         digest = hashlib.sha256(data).digest()
-        return _Seen(digest, image.size, kind, image_hash(image), found, tokens)
+        return _Examined(digest, image.size, kind, image_hash(image), found, tokens)
 
-    def _words(self, entry: Entry) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
-        """Findings about an image's captions, and their numbers of tokens."""
+    def _examine_captions(self, entry: Entry) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
+        """Findings about the captions of an image, and the number of tokens of each."""
         row = entry.row
         problem = row.problem
         captions: tuple[str, ...] = ()
@@ -162,7 +163,7 @@ class _Pass:
         return found, tokens
 
     def _is_empty(self, entry: Entry, row: Row) -> bool:
-        """Whether there is a place for a caption, and nothing in it."""
+        """True where an image has a text column or a sidecar, which is then empty."""
         if TEXT in row.columns:
             return True
         if self.source.kind != "folder":
@@ -171,22 +172,22 @@ class _Pass:
 
     # --- In order ---
 
-    def _add(self, entry: Entry, seen: _Seen) -> None:
+    def _add(self, entry: Entry, examined: _Examined) -> None:
         report = self.report
-        for key, detail in seen.found:
+        for key, detail in examined.found:
             self._note(key, entry.name, detail)
         self.columns.update(dict.fromkeys(entry.row.columns))
-        report.captioned += bool(seen.tokens)
-        report.captions += len(seen.tokens)
-        report.tokens.update(seen.tokens)
-        if not seen.digest:
+        report.captioned += bool(examined.tokens)
+        report.captions += len(examined.tokens)
+        report.tokens.update(examined.tokens)
+        if not examined.digest:
             return
         report.images += 1
         report.bytes += entry.size
-        report.formats[seen.format] += 1
-        report.widths.append(seen.size[0])
-        report.heights.append(seen.size[1])
-        self.hashes.add(seen.digest, seen.image_hash)
+        report.formats[examined.format] += 1
+        report.widths.append(examined.size[0])
+        report.heights.append(examined.size[1])
+        self.hashes.add(examined.digest, examined.image_hash)
         self.names.write(storage.order(entry.name))
         self.name_ends.append(self.names.tell())
 
@@ -196,8 +197,8 @@ class _Pass:
         if self.limit is None or len(finding.items) < self.limit:
             finding.items.append((name, detail))
 
-    def _about_words(self, metadata: MetadataTable) -> None:
-        """Captions that no image has, and what is wrong with all of them together."""
+    def _check_captions(self, metadata: MetadataTable) -> None:
+        """Find errors of the table and the templates, and captions without an image."""
         if metadata.problem:
             self._note("bad_table", metadata.path, metadata.problem)
         count, _, names = metadata.missing(self.limit)
@@ -213,7 +214,7 @@ class _Pass:
                 self.columns[TEXT] = None
             self.templates.check(list(self.columns), metadata.path)
             return
-        # No captions at all: an unconditional set, not so many faults.
+        # Without any captions it is an unconditional set, not one with missing captions.
         if self.templates.texts == Templates().texts and not metadata.problem:
             self.report.findings.pop("missing_caption", None)
         else:
@@ -234,7 +235,15 @@ class _Pass:
 
 
 def describe_file(data: bytes, name: str) -> tuple[str, list[tuple[str, str]]]:
-    """The format of a readable image by its bytes, and what is unusual about the file."""
+    """Format of a readable image, and findings about its file.
+
+    Args:
+        data: bytes of the file.
+        name: of the file.
+
+    Returns:
+        The format, and findings (key of `KINDS`, detail).
+    """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         kind = "JPEG" if image.format == "MPO" else image.format
         pages = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)
@@ -268,11 +277,11 @@ def describe_file(data: bytes, name: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _lonely_texts(folder: str) -> Iterator[tuple[str, str]]:
-    """Texts that are the sidecar of no image, each with the reason."""
+    """Text files that are not the sidecar of an image, each with the reason."""
     beside: set[str] = set()
     stems: set[str] = set()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of links, said once by the walk over the images
+        warnings.simplefilter("ignore")  # of links: the walk over the images has given it
         for name, others in storage.walk(folder, lambda name: name.lower().endswith(".txt")):
             if others is not beside:  # the next folder
                 beside, stems = others, {os.path.splitext(o)[0] for o in others if is_image(o)}
@@ -284,7 +293,7 @@ def _lonely_texts(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _reason(error: Exception) -> str:
-    """The reason why a file gives no pixels, without its name."""
+    """Reason why a file cannot be read, without its name."""
     if isinstance(error, UnreadableImage):
         return error.reason
     return getattr(error, "strerror", None) or one_line(error)

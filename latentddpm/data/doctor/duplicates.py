@@ -1,16 +1,17 @@
-"""Duplicates among images: equal files, and images that look alike, found without comparing all.
+"""Duplicates among images: equal files, and near duplicates, found without comparing all pairs.
 
-Of an image over white, made 36×36:
+The hash of an image consists of two parts, made from 36×36 pixels over white:
 
     gradient hash   9×9 gray g: 64 bits g[y, x+1] > g[y, x] + 1, 64 bits g[y+1, x] > g[y, x] + 1
-    thumbnail       4×4 RGB, which tells a red square from a blue one
+    thumbnail       4×4 RGB, because the gradients of a red and a blue square are equal
 
-Two images are alike when at most `BITS` bits differ, and no more than `LEVELS` of 255 in the mean
-over their thumbnails: a copy that was scaled or compressed again, not another picture of the same
-thing. (The hash is the "difference hash" of Krawetz 2013, in both directions.)
+Two images are near duplicates if their gradient hashes differ in at most `BITS` bits, and their
+thumbnails on average in at most `LEVELS` of 255. That finds copies that were scaled or compressed
+again, not other images of the same thing. (The gradient hash is the "difference hash" of Krawetz
+2013, in both directions.)
 
-With the 128 bits dealt out to `BITS` + 1 bands, two hashes that differ in at most `BITS` bits are
-equal in at least one band: only images that share a band are compared, which finds every pair.
+The 128 bits are divided into `BITS` + 1 bands. Two hashes that differ in at most `BITS` bits are
+equal in at least one band. So only images with an equal band are compared, which finds every pair.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ LEVELS = 8.0
 SIDE, HASH_SIDE, THUMBNAIL_SIDE = 36, 9, 4
 HASH_BYTES = 16 + 3 * THUMBNAIL_SIDE**2
 MAX_SHIFT = 1 << 14
-"""Of the images that share a band, each is compared with so many at most."""
+"""Largest number of images that an image is compared with in one band."""
 
 ONES = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def image_hash(image: Image.Image) -> bytes:
-    """Perceptual hash of an RGB or RGBA image, `HASH_BYTES` bytes."""
+    """Perceptual hash of an RGB or RGBA `image`, `HASH_BYTES` bytes."""
     premultiplied = image.convert("RGBa") if image.mode == "RGBA" else image
     small = premultiplied.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
     if image.mode == "RGBA":
@@ -45,7 +46,7 @@ def image_hash(image: Image.Image) -> bytes:
 
 
 class ImageHashes:
-    """Digests and hashes of images 0, 1, 2, …, at 80 bytes each."""
+    """Hashes of images 0, 1, 2, …, with digests of their files; 80 bytes per image."""
 
     def __init__(self) -> None:
         self._digests, self._hashes = array("B"), array("B")
@@ -54,16 +55,19 @@ class ImageHashes:
         return len(self._digests) // 16
 
     def add(self, digest: bytes, image_hash: bytes) -> None:
-        """The next image: a digest of its file (16 bytes count), and its `image_hash`."""
+        """Add the next image: the `digest` of its file, of which 16 bytes count, and its hash."""
         self._digests.frombytes(digest[:16])
         self._hashes.frombytes(image_hash)
 
     def duplicates(self) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
-        """Groups of images whose files are equal, groups that look alike, and whether all were
-        found.
+        """Groups of duplicates.
 
-        Of equal files only the first takes part in the second kind. Likeness is passed on: a
-        group can hold two images that are only like a third one.
+        Only the first of several equal files is compared for near duplicates. A group of those
+        can have two images that are near duplicates of a third one only.
+
+        Returns:
+            Groups of equal files and groups of near duplicates, each an ascending array of
+            images; and False if there were too many images to compare them all.
         """
         digests = np.frombuffer(self._digests, "V16")
         _, inverse = np.unique(digests, return_inverse=True)
@@ -75,7 +79,7 @@ class ImageHashes:
 
 
 def groups(labels: np.ndarray) -> list[np.ndarray]:
-    """The indices that share a label with another one: ascending arrays, by their first index."""
+    """Groups of indices with equal `labels`, of two or more: ascending arrays, sorted."""
     order = np.argsort(labels, kind="stable")
     ends = np.flatnonzero(np.diff(labels[order])) + 1
     found = [part for part in np.split(order, ends) if len(part) > 1]
@@ -83,16 +87,21 @@ def groups(labels: np.ndarray) -> list[np.ndarray]:
 
 
 def near_duplicates(image_hashes: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Labels (N,) of hashes (N, HASH_BYTES), equal where they are alike; whether all were found.
+    """Labels of images, equal for near duplicates.
 
-    Not all are when over `MAX_SHIFT` images agree in a whole band.
+    Args:
+        image_hashes: uint8 (N, HASH_BYTES).
+
+    Returns:
+        Labels, int64 (N,); and False if more than `MAX_SHIFT` images have an equal band, so that
+        not all of them were compared.
     """
     hashes = np.ascontiguousarray(image_hashes[:, :16]).view(np.uint64)
     thumbnails = image_hashes[:, 16:].astype(np.int16)
     labels = np.arange(len(hashes))
     whole = True
     for band in range(BITS + 1):
-        # Neighbouring bits see neighbouring places; dealt out, none of the bands is all margin.
+        # Every seventh bit, so that no band consists of neighbouring pixels, such as a margin.
         mask = np.uint64(sum(1 << bit for bit in range(band, 64, BITS + 1)))
         shifted = np.uint64(sum(1 << bit for bit in range((band + 3) % (BITS + 1), 64, BITS + 1)))
         keys = (hashes[:, 0] & mask) * np.uint64(0x9E3779B97F4A7C15) ^ (hashes[:, 1] & shifted)
@@ -118,7 +127,12 @@ def near_duplicates(image_hashes: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def join(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Labels once a[i] and b[i] are of one group for every i: the least index of each group."""
+    """Labels after joining the groups of `a[i]` and `b[i]` for every i.
+
+    Args:
+        labels: least index of the group of each image, (N,).
+        a, b: images, (M,) each.
+    """
     labels = labels.copy()
     while True:
         low, high = np.minimum(labels[a], labels[b]), np.maximum(labels[a], labels[b])
@@ -131,7 +145,7 @@ def join(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def bit_count(words: np.ndarray) -> np.ndarray:
-    """Set bits of uint64 words. (`np.bitwise_count` needs NumPy 2.)"""
+    """Number of set bits of uint64 `words`. (`np.bitwise_count` needs NumPy 2.)"""
     u = np.uint64
     words = words - ((words >> u(1)) & u(ONES // 3))
     words = (words & u(ONES // 5)) + ((words >> u(2)) & u(ONES // 5))

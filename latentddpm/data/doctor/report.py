@@ -1,7 +1,7 @@
-"""Report of `doctor`: the kinds of findings, and what was found as a table or as JSON.
+"""Report of `doctor`: the kinds of findings, and the report as text or as JSON.
 
-A finding is an *error* (training refuses it, or leaves the image out), a *warning* (it trains, and
-the model may suffer) or a *note* (it is taken care of).
+A finding is an *error* (training refuses the data, or leaves the image out), a *warning* (training
+works, but the model may suffer) or a *note* (the image is converted).
 """
 
 from __future__ import annotations
@@ -41,12 +41,17 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "gray": (NOTE, "gray", "converted to RGB"),
     "bilevel": (NOTE, "black and white", "converted to RGB"),
 }
-"""Key of each finding → severity, words for people, and what training does about it."""
+"""Key of each kind of finding → severity, description, and what training does about it."""
 
 
 @dataclass
 class Finding:
-    """One kind of thing that was found: how often, and where (`limit` places at most)."""
+    """Finding of one kind.
+
+    Attributes:
+        count: number of times that it was found.
+        items: of the first ones; see `Report.findings`.
+    """
 
     count: int = 0
     items: list[Any] = field(default_factory=list)
@@ -57,14 +62,23 @@ class Report:
     """Report of `examine`.
 
     Attributes:
-        images, bytes: of readable images.
-        findings: by the keys of `KINDS`, in their order. An item is `(file, detail)`; of the
-            kinds `equal` and `alike` it is the list of files of one group, and the count is that
-            of the images that could go.
-        widths, heights: (images,) in pixels, upright.
-        captioned, captions: images with a caption, and captions together.
+        place: of the source.
+        kind: of the source.
+        resolution: that images were compared with; None for none.
+        context_length: that captions were compared with.
+        images: number of readable images.
+        bytes: size of all readable images.
+        seconds: that it took.
+        findings: by the keys of `KINDS`, in their order. An item is `(file, detail)`. For the
+            kinds `equal` and `alike` an item is the list of files of a group, and the count is
+            the number of images that could be removed.
+        widths: of the upright images, in pixels, (images,).
+        heights: of the upright images, in pixels, (images,).
+        formats: number of images of each format.
+        captioned: number of images with a caption.
+        captions: number of all captions.
         tokens: number of captions by their number of tokens, start and end included.
-        searched_all: False where too many images were alike to compare them all.
+        searched_all: False if there were too many similar images to compare them all.
     """
 
     place: str
@@ -84,7 +98,7 @@ class Report:
     searched_all: bool = True
 
     def of(self, severity: str) -> Iterator[tuple[str, Finding]]:
-        """The findings of one severity that were found at all."""
+        """Findings of one `severity`, with their keys."""
         for key, (own, _, _) in KINDS.items():
             if own == severity and key in self.findings:
                 yield key, self.findings[key]
@@ -101,7 +115,7 @@ WIDTH = 100
 
 
 def as_text(report: Report) -> str:
-    """The report in at most `WIDTH` columns."""
+    """Text of a `report`, in at most `WIDTH` columns."""
     lines = [
         f"{report.place}: {_number(report.images, 'readable image')}, {_size(report.bytes)}, "
         f"looked at in {report.seconds:.3g} s"
@@ -123,7 +137,7 @@ def as_text(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """The report as one JSON object; docs/guides/doctor.md has its keys."""
+    """JSON object of a `report`; docs/guides/doctor.md describes its keys."""
     findings = {
         key: {"severity": KINDS[key][0], "count": finding.count, **_items(key, finding)}
         for key, finding in report.findings.items()
@@ -150,7 +164,7 @@ def as_json(report: Report) -> str:
             "tokens": token_quartiles(report.tokens),
         },
     }
-    # Names that are no UTF-8 come out as lone surrogates, escaped.
+    # Names that are not UTF-8 become escaped lone surrogates.
     return json.dumps(value, indent=2)
 
 
@@ -160,7 +174,7 @@ QUARTILES = ("least", "quarter", "median", "three_quarters", "greatest")
 
 
 def quartiles(values: array) -> dict[str, int]:
-    """Least, quartiles and greatest of whole numbers; nothing of none."""
+    """Least, quartiles and greatest of `values`, by name; empty without values."""
     if not values:
         return {}
     found = np.percentile(np.frombuffer(values, np.uint32), [0, 25, 50, 75, 100], method="nearest")
@@ -168,7 +182,7 @@ def quartiles(values: array) -> dict[str, int]:
 
 
 def token_quartiles(counts: Counter) -> dict[str, int]:
-    """The same of tokens a caption, from their counts."""
+    """Least, quartiles and greatest number of tokens, by name, from `counts` by that number."""
     if not counts:
         return {}
     lengths = np.array(sorted(counts))
@@ -179,14 +193,14 @@ def token_quartiles(counts: Counter) -> dict[str, int]:
 
 
 def shorter_sides(report: Report) -> dict[str, int]:
-    """Numbers of images whose shorter side has at least so many pixels."""
+    """Number of images of a `report` whose shorter side is at least each of `SIDES`, in pixels."""
     widths, heights = (np.frombuffer(a, np.uint32) for a in (report.widths, report.heights))
     shorter = np.minimum(widths, heights)
     return {str(side): int((shorter >= side).sum()) for side in SIDES}
 
 
 def shapes(report: Report) -> dict[str, int]:
-    """Images by the nearest of some proportions, width:height, most frequent first."""
+    """Number of images of a `report` by the nearest of `SHAPES`, "width:height", largest first."""
     if not report.images:
         return {}
     known = [*SHAPES, *((b, a) for a, b in reversed(SHAPES[:-1]))]
@@ -242,7 +256,7 @@ def _size_lines(report: Report) -> Iterator[str]:
 
 
 def _wrapped(title: str, parts: Iterator[str]) -> list[str]:
-    # Spaces inside a part must not be places to break at.
+    # Lines must not be broken at the spaces inside a part.
     text = "   ".join(part.replace(" ", "\0") for part in parts)
     lines = textwrap.wrap(text, WIDTH, initial_indent=title, subsequent_indent=" " * len(title))
     return [line.replace("\0", " ") for line in lines]

@@ -1,26 +1,26 @@
-"""The latents cache: every image goes through the encoder once, not once per epoch.
+"""Latents cache: every image is encoded once, not once per epoch.
 
-Encoding costs more than a training step of a small UNet, and the encoder never changes while
-the UNet trains. So its answer is kept, per image:
+Encoding takes longer than a training step of a small UNet, and the encoder does not change while
+the UNet is trained. So its output is kept on disk, for each image:
 
     image bytes ─► read_image over white ─► Encoder ─► moments = mean, logvar  (h, w, 2c)
 
-Only what is certain is kept. A flip, a posterior sample mean + exp(logvar / 2) · noise and the
-scaling factor are applied at each use; a mirrored copy, whose moments are not the mirrored
-moments, is a second row. A cache folder holds
+Random choices are not in the cache: flips, posterior samples mean + exp(logvar / 2) · noise and
+the scaling factor are applied at each use. The moments of a mirrored image are not the mirrored
+moments, so a mirrored image has a second row. A cache folder has the files
 
     moments.npy   (rows, h, w, 2c): image i of the catalog is row i, its mirrored copy row n + i;
-                  h × w is the square's, of which an image of another shape (see `data.buckets`)
-                  fills the first h' · w' places, in its own order
+                  h × w is the size of a square's latents. The moments of an image of another
+                  shape (see `data.buckets`), of size h' × w', are the first h' · w' of its row
     contents.npy  (n, 32): the SHA-256 of each image
-    index.json    what the rows are made of, and size and digest of moments.npy; written last
+    index.json    what the rows were made from, and size and digest of moments.npy; written last
 
 and while it is made partial.npy, partial.json and progress-*.json, from which an interrupted
-encoding goes on. Files are replaced one by one: nothing else in the folder is touched, and
-what stood there stays usable until the new moments are complete.
+encoding resumes. Files are replaced one by one. Other files in the folder are left alone, and the
+old cache stays valid until the new moments are complete.
 
-Importing this loads neither Keras nor TensorFlow, and a cache that fits is opened without
-an autoencoder.
+Importing this module loads neither Keras nor TensorFlow, and a valid cache is opened without an
+autoencoder.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
 TRANSFORM_VERSION = 1
-"""Of `read_image`: raise it when the same file comes to give other pixels."""
+"""Version of `read_image`: to be increased when it gives other pixels for the same file."""
 
 DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True, eq=False)
 class LatentsCache:
-    """Moments of images, random access.
+    """Latents cache: moments of all images of a catalog, with random access.
 
     Attributes:
-        count: images; image i of the catalog is row i, its mirrored copy row count + i.
-        moments: read-only memory map (rows, h, w, 2c), mean before logvar. Of all rows those
-            mean something whose image has that shape: see `shaped`.
-        mirrored: whether every image has a second row, of its mirrored copy.
+        count: number of images; image i is row i, its mirrored copy row count + i.
+        moments: read-only memory map (rows, h, w, 2c), mean before logvar. Rows of images of
+            another shape than h × w are not valid; see `shaped`.
+        mirrored: True if every image has a second row, of its mirrored copy.
     """
 
     count: int
@@ -68,18 +68,22 @@ class LatentsCache:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(h, w, c)."""
+        """Shape (h, w, c) of the latents of an image."""
         height, width, channels = self.moments.shape[1:]
         return height, width, channels // 2
 
     def shaped(self, height: int, width: int) -> LatentsCache:
-        """The same rows, for the images whose latents are height × width."""
+        """Cache with the same rows, for images whose latents are of size `height` × `width`."""
         rows, channels = len(self.moments), self.moments.shape[-1]
         flat = self.moments.reshape(rows, -1)[:, : height * width * channels]
         return replace(self, moments=flat.reshape(rows, height, width, channels))
 
     def gather(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and logvar of rows (B,), float32 (B, h, w, c) each, unscaled."""
+        """Moments of `rows`, int64 (B,).
+
+        Returns:
+            mean and logvar, float32 (B, h, w, c) each, unscaled.
+        """
         moments = np.asarray(self.moments[rows], np.float32)
         mean, logvar = np.split(moments, 2, axis=-1)
         return mean, logvar
@@ -98,25 +102,29 @@ def prepare_latents(
     quiet: bool = False,
     processes: ProcessGroup = ONE_PROCESS,
 ) -> LatentsCache:
-    """The moments of a catalog's images: opened when the cache fits, else encoded and said why.
+    """Latents cache of a catalog: opened if it is valid, otherwise made, with a message why.
 
-    Images are told apart by the SHA-256 of their bytes. When only images changed, rows of
-    unchanged (or renamed) images are copied. Two processes that want one cache take turns.
+    Images are identified by the SHA-256 of their bytes. If only images have changed, the rows of
+    the others, also of renamed ones, are copied. A process waits while another one writes the
+    same cache.
 
     Args:
+        catalog: of the images.
         cache: folder of the cache, made when missing.
         vae_digest: `weights_digest` of the autoencoder.
-        load_autoencoder: called only when something must be encoded.
-        resolution: side of the square that images are cropped to, or the shapes they may take.
+        load_autoencoder: called only if an image has to be encoded.
+        resolution: side of the square that images are cropped to, or the buckets of their shapes.
+        mirrored: encode a mirrored copy of every image too.
         dtype: "float16" rounds each number by less than 0.05 %; a million 32×32×4 latents
             then take 16 GB, in "float32" twice as much.
-        quiet: no messages, no progress bars.
-        processes: processes that all call this and encode a range of rows each.
+        batch_size: images that are encoded at a time.
+        quiet: show no messages and no progress bar.
+        processes: of one job, which all call this and encode a range of rows each.
 
     Raises:
-        UserError: a file that is missing or unreadable, a resolution that the autoencoder
-            cannot take, an encoding that is not finite or exceeds the range of `dtype`.
-        OSError: disk full, no permission; nothing unfinished stands under a final name.
+        UserError: a file is missing or cannot be read, the resolution does not fit the
+            autoencoder, or moments are not finite or exceed the range of `dtype`.
+        OSError: disk full, no permission; the old cache is still valid.
     """
     cache = Path(cache)
     check_choice("dtype", dtype, DTYPES)
@@ -157,9 +165,9 @@ def _make(
     quiet: bool,
     processes: ProcessGroup,
 ) -> None:
-    """Encode the wanted moments, unless another process has done so meanwhile.
+    """Encode the wanted moments, unless another process has just done so.
 
-    Of several processes of one job all go on, or none.
+    Several processes of one job always encode, because all of them have to do the same.
     """
     index, moments, problem = open_cache(cache)
     problem = problem or misfit(index, wanted)

@@ -1,9 +1,9 @@
-"""Contents of a latents cache: the SHA-256 of every image, and which row holds an image.
+"""Contents of a latents cache: the SHA-256 of the image of every row, and a search by it.
 
-A row is found in memory that does not grow with the number of rows. Of every row, the high bits
-of 64 bits of its digest and, in the low bits, its number are one integer. The integers stand in
-an unnamed file and are sorted where they are; a binary search then gives the few rows an image
-can have, whose digests are compared in full.
+The search needs no memory that grows with the number of rows. Every row gets a 64-bit integer: its
+high bits are those of the digest, its low bits are the number of the row. These integers are
+sorted in a memory-mapped temporary file. A binary search finds the few rows with the high bits of
+a digest, and their digests are compared in full.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 
 from latentddpm.data.catalog.catalog import Catalog
 
-BLOCK = 4096  # rows looked up together
+BLOCK = 4096  # rows looked up at a time
 
 
 class Contents:
-    """Index of the rows of images, by the SHA-256 of their bytes.
+    """Index of rows by the SHA-256 of their images.
 
     Args:
         digests: uint8 (rows, 32).
-        scratch: folder for an unnamed file, 8 bytes a row.
+        scratch: folder for a temporary file of 8 bytes per row.
     """
 
     def __init__(self, digests: np.ndarray, scratch: Path) -> None:
@@ -38,11 +38,11 @@ class Contents:
                 file.write(high | np.arange(start, start + len(high), dtype=np.uint64))
             file.flush()
             if len(digests):
-                self._order = np.memmap(file, np.uint64, "r+")  # outlives the file's handle
+                self._order = np.memmap(file, np.uint64, "r+")  # valid after the file is closed
                 self._order.sort()
 
     def rows(self, digests: np.ndarray) -> np.ndarray:
-        """The first row of each image, int64 (B,); -1 where there is none."""
+        """First row of each of `digests`, uint8 (B, 32), as int64 (B,); −1 where there is none."""
         high = self._high_bits(digests)
         starts = np.searchsorted(self._order, high, "left")
         stops = np.searchsorted(self._order, high | self._mask, "right")
@@ -60,7 +60,13 @@ class Contents:
 
 
 def difference(catalog: Catalog, old: np.ndarray, scratch: Path) -> str:
-    """The difference between the images of a catalog and those of a cache, in a few words."""
+    """Difference between the images of a catalog and those of a cache, in words.
+
+    Args:
+        catalog: with the new images.
+        old: digests of the images of the cache, uint8 (rows, 32).
+        scratch: folder for temporary files.
+    """
     new = catalog.images["sha256"]
     added, names = _unknown(new, Contents(old, scratch), catalog.name)
     gone, _ = _unknown(old, Contents(new, scratch))
@@ -75,7 +81,7 @@ def difference(catalog: Catalog, old: np.ndarray, scratch: Path) -> str:
 def _unknown(
     digests: np.ndarray, known: Contents, name: Callable[[int], str] | None = None
 ) -> tuple[int, list[str]]:
-    """The number of images that are not in `known`, and the names of the first three."""
+    """Number of images that are not in `known`, and names of the first three."""
     count, names = 0, []
     for start in range(0, len(digests), BLOCK):
         missing = np.flatnonzero(known.rows(digests[start : start + BLOCK]) < 0)

@@ -1,8 +1,8 @@
-"""Making a latents cache: encode what is new, copy what is known, go on where it was interrupted.
+"""Encoding of a latents cache: new images are encoded, known ones copied; it can be interrupted.
 
-    begin         partial.npy, at its full size
-    encode_rows   rows start … stop − 1 of it; several processes may fill a range each
-    finish        it takes its final name, and the index is written
+    begin         make partial.npy, at its full size
+    encode_rows   fill rows start … stop − 1 of it; several processes fill a range each
+    finish        rename it to moments.npy, and write the index
 
 See `data.latents.cache` for the files.
 """
@@ -37,12 +37,18 @@ from latentddpm.utils.pixels import from_pixels
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
-SAVE_SECONDS = 30.0  # between two notes of how far an encoding has come
-READ_AHEAD = 3  # batches decoded while one is encoded
+SAVE_SECONDS = 30.0  # between two saves of the progress
+READ_AHEAD = 3  # batches of images decoded while one is encoded
 
 
 class PendingRow(NamedTuple):
-    """A row to be encoded at a shape, and how many rows are done once it and those before are."""
+    """Pending row: an image to be encoded.
+
+    Attributes:
+        row: of the image.
+        shape: (height, width) that it is cropped to.
+        done: progress of its range once this row and all before it are done.
+    """
 
     row: int
     shape: Shape
@@ -51,15 +57,30 @@ class PendingRow(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ReusableMoments:
-    """Moments whose rows may be copied, and which image each row is of."""
+    """Reusable moments of an old cache.
+
+    Attributes:
+        moments: (rows, h, w, 2c).
+        contents: to find the row of an image.
+    """
 
     moments: np.ndarray
     contents: Contents
 
 
 class RowRange:
-    """A range of rows and where they come from: the first ones, up to `done`, are in partial.npy
-    already, of the others some are copied from `old`, the rest is to be encoded.
+    """Range of rows of a cache, to be filled by one process.
+
+    Args:
+        cache: folder of the cache.
+        catalog: of the images.
+        wanted: index of the new cache.
+        rows: of the range.
+        old: moments to copy rows from; None if there are none.
+
+    Attributes:
+        done: progress: rows up to it are in partial.npy already.
+        todo: number of images to encode; the others are copied from `old`.
     """
 
     def __init__(
@@ -78,9 +99,9 @@ class RowRange:
         self.todo = sum(int((old < 0).sum()) for _, _, old in self.blocks())
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Rows, the bucket of each, and its row in the old moments or -1, block by block.
+        """Blocks of rows to fill: rows, their buckets, and their rows in `old` or −1.
 
-        In the order they are made in: inside a block those of one shape stand together.
+        The rows of a block are sorted by bucket, so that images of one shape are encoded together.
         """
         digests, bucket = self.catalog.images["sha256"], self.buckets.of(self.catalog)
         first = self.rows.start + (self.done - self.rows.start) // BLOCK * BLOCK
@@ -104,7 +125,16 @@ def begin(
     old: ReusableMoments | None,
     load_autoencoder: Callable[[], Autoencoder],
 ) -> None:
-    """Make partial.npy, unless one of the same rows is there from an interrupted encoding."""
+    """Make partial.npy, unless an interrupted encoding of the same rows has left it.
+
+    Args:
+        cache, wanted, old: see `RowRange`.
+        load_autoencoder: called only if there are no old moments, for the shape of a row.
+
+    Raises:
+        UserError: a resolution that does not fit the autoencoder.
+        OSError: not enough space on the disk.
+    """
     if _begun(cache, wanted):
         return
     key = wanted.key
@@ -126,7 +156,19 @@ def encode_rows(
     batch_size: int,
     quiet: bool,
 ) -> None:
-    """Copy the rows of a range that are known, encode the others."""
+    """Fill the rows of a range: copy the known ones, encode the others.
+
+    Args:
+        rows: of the range.
+        load_autoencoder: called only if an image has to be encoded.
+        batch_size: images that are encoded at a time.
+        quiet: show no progress bar.
+
+    Raises:
+        UserError: an image cannot be read, or its moments are not finite or exceed the dtype.
+        OSError: disk full, no permission.
+        Stopped: by a signal, after the progress was saved.
+    """
     partial, key, count = rows.cache / "partial.npy", rows.wanted.key, rows.wanted.images
     encode = _compiled(load_autoencoder()) if rows.todo else None
     layout = np.load(partial, mmap_mode="r")
@@ -134,7 +176,7 @@ def encode_rows(
     with signals.deferred(), open(partial, "r+b") as stream:
 
         def write(row: int, moments: np.ndarray) -> None:
-            # Through the file, not a memory map: a full disk is then an OSError, not a SIGBUS.
+            # Not through a memory map, where a full disk is a SIGBUS and not an OSError.
             stream.seek(offset + row * row_size)
             stream.write(np.ascontiguousarray(moments))
 
@@ -144,7 +186,7 @@ def encode_rows(
             write_json(rows.progress, done)
 
         def copy_known() -> Iterator[PendingRow]:
-            """Copy what is known on the way; gives the rows that are to be encoded."""
+            """Copy known rows, and yield those that are to be encoded."""
             done = rows.done
             for block in rows.blocks():
                 for row, bucket, old_row in zip(*map(np.ndarray.tolist, block), strict=True):
@@ -168,11 +210,11 @@ def encode_rows(
                     for row, one in zip(batch, stored, strict=True):
                         write(first + row, one)
                 bar.update(len(batch))
-                told = signals.pending() is not None
-                if told or time.monotonic() - saved > SAVE_SECONDS:
+                stopping = signals.pending() is not None
+                if stopping or time.monotonic() - saved > SAVE_SECONDS:
                     save_progress(done)
                     saved = time.monotonic()
-                if told:
+                if stopping:
                     signals.check(
                         f"stopped by a signal after {done} of {count} images; the same "
                         f"command goes on from there ({rows.cache})"
@@ -181,21 +223,25 @@ def encode_rows(
 
 
 def finish(cache: Path, catalog: Catalog, wanted: Index) -> None:
-    """Let the filled moments take their name, then say what they are."""
+    """Rename partial.npy in the folder `cache` to moments.npy, and write its other files.
+
+    Args:
+        cache, catalog, wanted: see `RowRange`.
+    """
     partial = cache / "partial.npy"
     made = FileEntry.of(partial, DIGEST_LIMIT)
     (cache / "index.json").unlink(missing_ok=True)
-    fsync_path(cache)  # the old index must be gone before the new moments stand in its place
+    fsync_path(cache)  # the old index must be gone before the old moments are replaced
     _write_contents(cache / "contents.npy", catalog)
     os.replace(partial, cache / "moments.npy")
     fsync_path(cache)
     done = wanted.model_copy(update={"moments_size": made.bytes, "moments_sha256": made.sha256})
     write_index(cache / "index.json", done)
-    _drop_notes(cache)
+    _remove_progress(cache)
 
 
 def _write_contents(path: Path, catalog: Catalog) -> None:
-    """The column of digests, from memory: a newer version of the catalog may be in its place."""
+    """Write the digests of all images, from memory: a new scan may have replaced their file."""
     digests = catalog.images["sha256"]
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         stream.write(npy_header("|u1", digests.shape))
@@ -204,7 +250,7 @@ def _write_contents(path: Path, catalog: Catalog) -> None:
 
 
 def _begun(cache: Path, wanted: Index) -> bool:
-    """Whether partial.npy holds a beginning of the wanted rows."""
+    """True where partial.npy was made for the wanted rows."""
     if read_index(cache / "partial.json") != wanted:
         return False
     try:
@@ -215,7 +261,7 @@ def _begun(cache: Path, wanted: Index) -> bool:
 
 
 def _progress(path: Path, wanted: Index, rows: range) -> int:
-    """Up to which row an interrupted encoding of the same rows has finished a range."""
+    """Progress of a range of rows: the end of those that an interrupted encoding has finished."""
     if _begun(path.parent, wanted):
         try:
             done: Any = json.loads(path.read_bytes())
@@ -226,15 +272,15 @@ def _progress(path: Path, wanted: Index, rows: range) -> int:
     return rows.start
 
 
-def _drop_notes(cache: Path) -> None:
+def _remove_progress(cache: Path) -> None:
     (cache / "partial.json").unlink(missing_ok=True)
     for path in cache.glob("progress-*-*.json"):
         path.unlink(missing_ok=True)
 
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> None:
-    """An .npy file of the full size on disk: a full disk is told before hours of encoding."""
-    _drop_notes(path.parent)
+    """Make an .npy file of its full size, so that a full disk is an error before the encoding."""
+    _remove_progress(path.parent)
     try:
         np.lib.format.open_memmap(path, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):
@@ -248,9 +294,9 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 def _image_batches(
     catalog: Catalog, wanted: Iterator[PendingRow], batch_size: int
 ) -> Iterator[tuple[list[int], int, np.ndarray]]:
-    """Rows, what is done with them, and images, float32 (B, H, W, 3) in [-1, 1].
+    """Batches of one shape: rows, progress after them, images float32 (B, H, W, 3) in [-1, 1].
 
-    A few batches are decoded ahead; the last one of a run of one shape may be shorter.
+    Threads decode the next batches. The last one before another shape may be smaller.
     """
 
     def read(one: PendingRow) -> np.ndarray:
@@ -272,21 +318,21 @@ def _image_batches(
 
 
 def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Images filled up to a whole batch: one shape is compiled once."""
+    """Images filled up to a whole batch, so that a network is compiled once per shape."""
     filling = np.repeat(images[-1:], batch_size - len(images), axis=0)
     return np.concatenate([images, filling])
 
 
 def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
-    """Images → moments, mean and logvar side by side."""
+    """Function images → moments, (B, h, w, 2c), that is mean and logvar."""
     return lambda images: np.concatenate(autoencoder.encode_on_batch(images), axis=-1)
 
 
 def _stored(moments: np.ndarray, dtype: str, catalog: Catalog, rows: list[int]) -> np.ndarray:
-    """Moments as they are kept.
+    """Moments in the dtype of the cache.
 
     Raises:
-        UserError: naming the image whose moments are not finite, or exceed `dtype`.
+        UserError: the moments of an image are not finite, or exceed `dtype`.
     """
     with np.errstate(over="ignore"):
         stored = np.asarray(moments).astype(dtype)

@@ -1,7 +1,7 @@
-"""Manifest of a latents cache: its index, whether its moments are whole, whether they fit.
+"""Manifest of a latents cache: its index, and checks that the moments are complete and valid.
 
-An index names everything the moments depend on: the autoencoder's digest, the way images are
-read, and of every image the SHA-256 of its bytes. See `data.latents.cache` for the files.
+The index has everything that the moments depend on: the digest of the autoencoder, the way images
+are read, and the SHA-256 of every image. See `data.latents.cache` for the files.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ class _Record(pydantic.BaseModel):
 
 
 class Key(_Record):
-    """Everything but the images that decides what the moments are.
+    """Key of a cache: everything that the moments depend on, except the images.
 
-    `buckets` are the shapes, (height, width), that images may take beside the square.
+    Attributes:
+        vae_digest: `weights_digest` of the autoencoder.
+        resolution: side of the square that images are cropped to.
+        transform: version of `read_image`.
+        dtype: of the moments.
+        mirrored: True if there are rows of mirrored copies.
+        buckets: other shapes, (height, width), that images are cropped to.
     """
 
     vae_digest: str
@@ -36,9 +42,14 @@ class Key(_Record):
 
 
 class Index(_Record):
-    """The content of index.json (moments complete) and of partial.json (not yet).
+    """Index of a cache, the content of index.json, and of partial.json before it is complete.
 
-    `contents` is the digest of contents.npy, the SHA-256 of every image.
+    Attributes:
+        key: what the moments depend on.
+        images: number of images.
+        contents: SHA-256 of contents.npy.
+        moments_size: size of moments.npy in bytes.
+        moments_sha256: SHA-256 of moments.npy; None for a file of `DIGEST_LIMIT` bytes or more.
     """
 
     format: Literal[2] = 2
@@ -50,7 +61,12 @@ class Index(_Record):
 
 
 def open_cache(cache: Path) -> tuple[Index | None, np.ndarray | None, str]:
-    """The index and the moments that belong together, or what is wrong with them."""
+    """Open the cache in a folder.
+
+    Returns:
+        The index, None if there is none; the moments, (rows, h, w, 2c), None if they are not
+        complete; and what is wrong, empty if nothing is.
+    """
     index = read_index(cache / "index.json")
     if index is None:
         if (cache / "index.json").exists():
@@ -76,7 +92,7 @@ def open_cache(cache: Path) -> tuple[Index | None, np.ndarray | None, str]:
 
 
 def misfit(index: Index, wanted: Index) -> str:
-    """Why a whole cache is not the wanted one; empty when it is."""
+    """Reason why a cache with an `index` is not the `wanted` one; empty if it is."""
     has, needs = index.key, wanted.key
     if has.vae_digest != needs.vae_digest:
         return "made with another autoencoder"
@@ -95,7 +111,7 @@ def misfit(index: Index, wanted: Index) -> str:
 
 
 def read_index(path: Path) -> Index | None:
-    """None when it is missing or holds something else."""
+    """Index in the file at `path`; None if it is missing or malformed."""
     try:
         return Index.model_validate_json(path.read_bytes())
     except (FileNotFoundError, pydantic.ValidationError):
@@ -103,7 +119,7 @@ def read_index(path: Path) -> Index | None:
 
 
 def read_contents(cache: Path, index: Index) -> np.ndarray | None:
-    """The SHA-256 of every image of a cache, uint8 (images, 32); None when it is damaged."""
+    """SHA-256 of every image of a `cache` with an `index`, uint8 (images, 32); None if damaged."""
     path = cache / "contents.npy"
     try:
         if file_digest(path) != index.contents:
@@ -114,4 +130,5 @@ def read_contents(cache: Path, index: Index) -> np.ndarray | None:
 
 
 def write_index(path: Path, index: Index) -> None:
+    """Write an `index` to the file at `path`, atomically."""
     write_json(path, index.model_dump())

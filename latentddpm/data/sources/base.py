@@ -1,10 +1,10 @@
-"""Captioned images, wherever they come from: what a source gives.
+"""Source of captioned images: its units, their images, and the bytes of an image.
 
-    .units()        what is stamped as one: an image file with its sidecar, or a shard
-    .entries(unit)  its images: where their bytes lie, and what is known of them
-    .read(...)      those bytes again, at any time, in any order
+    .units()        an image file with its sidecar, or a shard: parts with one time stamp each
+    .entries(unit)  images of a unit, each with the place of its bytes and its columns
+    .read(...)      bytes of an image, at any time, in any order
 
-All of it is streamed, in an order that follows from the names alone.
+Units and entries are streamed, in an order that depends only on their names.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from typing import NamedTuple, Protocol
 from latentddpm.data.sources.metadata import MAX_ROWS, MetadataTable, Row
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Suffixes looked for, in any case. What a file holds is told by its bytes, not its suffix."""
+"""Suffixes of image files, in any case. The format of a file follows from its bytes alone."""
 
 MetadataStamp = list[list[str | int]]
-"""Tells whether captions outside of the units are still the same."""
+"""Stamp of the table of captions, by which a change of it is noticed."""
 
 
 class Unit(NamedTuple):
-    """Part of a source with one stamp. If only `caption_stamp` changes, the pixels are the same.
+    """Unit of a source: a file with one stamp. A new `caption_stamp` alone leaves the pixels.
 
     Attributes:
-        name: relative to the place; units come sorted by it.
-        size, mtime_ns: of the file; see `storage.Stamp`.
-        caption_stamp: what tells whether the sidecar is still the same; 0 for none, -1: too young.
+        name: relative to the place; units are sorted by it.
+        size: of the file; see `storage.Stamp`.
+        mtime_ns: of the file; see `storage.Stamp`.
+        caption_stamp: changes with the sidecar; 0 without one, −1 if it is too new, see
+            `storage.Stamp`.
     """
 
     name: str
@@ -40,14 +42,15 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a unit.
+    """Entry of a unit: one image.
 
     Attributes:
-        name: of the image, by which it falls into training or validation; POSIX, relative.
-        where: what messages call it.
-        offset, size: of its bytes in the unit, for `Source.read`.
+        name: of the image, POSIX, relative; it decides between training and validation.
+        where: name of the image in messages.
+        offset: of its bytes in the unit, for `Source.read`.
+        size: of its bytes.
         row: its captions and other columns.
-        load: gives its bytes.
+        load: function that returns its bytes.
     """
 
     name: str
@@ -59,42 +62,64 @@ class Entry:
 
 
 class Source(Protocol):
-    """Captioned images at one place."""
+    """Source of captioned images at one place.
+
+    Attributes:
+        place: as the user named it.
+        kind: of the source, such as "folder" or "tar".
+    """
 
     place: str
     kind: str
 
     def metadata_stamp(self) -> MetadataStamp:
-        """The stamp as of now."""
+        """Stamp of the table of captions, as of now; empty without one."""
 
     def open_metadata(self, max_rows: int | None = MAX_ROWS) -> MetadataTable:
-        """Captions outside of the units; a table with more rows has a `problem`."""
+        """Table of captions at the root of the source.
+
+        Args:
+            max_rows: a table with more rows has a `problem`; None for any number.
+        """
 
     def units(self) -> Iterator[Unit]:
-        """All units, sorted by name.
+        """Units of the source, sorted by name.
 
         Raises:
-            UserError: there is nothing.
+            UserError: there is none.
         """
 
     def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
-        """The images of one unit.
+        """Images of a unit.
+
+        Args:
+            unit: of this source.
+            metadata: of `open_metadata`.
 
         Raises:
-            UserError: the unit is not what its name says.
+            UserError: the unit is damaged, or not what its name says.
         """
 
     def where(self, unit: str, name: str) -> str:
-        """An image's name in messages."""
+        """Name of an image in messages.
+
+        Args:
+            unit: name of the unit.
+            name: of the image.
+        """
 
     def read(self, unit: str, offset: int, size: int) -> bytes:
-        """The bytes of one image; may be called from many threads.
+        """Bytes of an image's file; can be called from many threads.
+
+        Args:
+            unit: name of the unit.
+            offset, size: of the `Entry`.
 
         Raises:
-            OSError: they are not there any more.
+            OSError: they cannot be read any more.
         """
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name has the suffix of an image."""
+    """True for a file `name` with the suffix of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

@@ -1,4 +1,4 @@
-"""A folder of images, each in a file of its own."""
+"""Folder of images: a source with one file per image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ SIDECAR_SUFFIX = ".txt"
 
 
 class Folder:
-    """Images below a folder, captioned by sidecars and a table (see `data.sources.metadata`)."""
+    """Folder of images: a `Source`, with captions from sidecars and a table.
+
+    `data.sources.metadata` describes these.
+
+    Args:
+        place: path of the folder.
+    """
 
     kind = "folder"
 
@@ -49,7 +55,7 @@ class Folder:
             try:
                 yield Unit(name, *storage.stamp(storage.join(self.place, name)), caption_stamp)
             except FileNotFoundError:
-                continue  # gone since the folder was listed
+                continue  # deleted since the folder was listed
             count += 1
         if not count:
             suffixes = " ".join(IMAGE_SUFFIXES)
@@ -83,10 +89,10 @@ class Folder:
 
 
 def read_sidecar(path: str) -> bytes:
-    """A sidecar's bytes.
+    """Bytes of the sidecar at `path`.
 
     Raises:
-        OSError: it cannot be read, or is absurdly long.
+        OSError: it cannot be read, or has more than `MAX_SIDECAR` bytes.
     """
     size = storage.stamp(path).size
     if size > MAX_SIDECAR:
@@ -95,7 +101,7 @@ def read_sidecar(path: str) -> bytes:
 
 
 def _fingerprint(stamp: storage.Stamp) -> int:
-    """A stamp as one number above 0, or -1 when it is too young."""
+    """Stamp as a number above 0, or −1 if it is too new."""
     if stamp.mtime_ns < 0:
         return -1
     return 1 + zlib.crc32(f"{stamp.size},{stamp.mtime_ns}".encode())

@@ -1,12 +1,12 @@
-"""Captions and other columns in a folder of images: a table at its root, and sidecars.
+"""Metadata of a folder of images, that is captions and other columns: a table, and sidecars.
 
-- `metadata.jsonl` or `metadata.csv` at the root: `file_name` (relative to the root), `text`
-  (one caption or a list of alternatives) and any further columns for templates;
-- a sidecar `NAME.txt` beside the image: its whole text, stripped, is one caption (it is not
-  split into lines).
+- A table `metadata.jsonl` or `metadata.csv` at the root has the columns `file_name` (relative to
+  the root), `text` (one caption or a list of alternatives) and any others, for templates.
+- A sidecar `NAME.txt` beside the image: its whole text, stripped, is one caption. It is not split
+  into lines.
 
-Files are UTF-8, with or without a byte order mark. A table is read into memory whole; a set with
-more rows than `MAX_ROWS` belongs into shards, where every image has its own.
+Files are UTF-8, with or without a byte order mark. A table is read into memory. A set with more
+rows than `MAX_ROWS` has to be packed into shards, where every image has its own columns.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ MAX_LINE = 1 << 26  # bytes of one row
 MAX_SIDECAR = 1 << 26
 MAX_COLUMNS = 1000  # different names
 MAX_ROWS = 2_000_000
-"""Of a table. Measured: a row takes 390 bytes with a caption of 40 letters, 550 with one of 200,
-so that the longest table takes about 1 GB in each process that scans."""
+"""Most rows of a table. Measured: a row takes 390 bytes with a caption of 40 letters, 550 with one
+of 200, so that the longest table takes about 1 GB in each process that scans."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The columns of one image, raw.
+    """Row of one image: its columns, as they were found.
 
     Attributes:
-        line: of the metadata file; 0 when the columns come from elsewhere.
-        problem: why there is no trusting the columns, in one line; empty when they are good.
-            It is raised when captions are used, and not before.
+        line: of the table; 0 if the columns are not from a table.
+        columns: name → value, as of JSON.
+        problem: what is wrong with the columns, in one line; empty if nothing is. It is raised
+            only when captions are used.
     """
 
     line: int = 0
@@ -46,7 +47,7 @@ class Row:
     problem: str = ""
 
     def pack(self) -> bytes:
-        """As it is kept; nothing for an image of which nothing is known."""
+        """Row as bytes, as a catalog has it; empty for a row without columns and problem."""
         if not (self.columns or self.problem):
             return b""
         parts = [self.line, dict(self.columns), *([self.problem] if self.problem else [])]
@@ -55,14 +56,20 @@ class Row:
 
     @classmethod
     def unpack(cls, data: bytes) -> Row:
+        """Row of the bytes that `pack` made."""
         return cls(*json.loads(data.decode("utf-8", "surrogatepass"))) if data else cls()
 
 
 def text_entries(value: Any, column: str, place: str) -> list[str]:
-    """The texts in one column of a row, stripped, empty ones left out.
+    """Texts in one column of a row: stripped, without empty ones.
+
+    Args:
+        value: of the column: a text, a number, None, or a list of them.
+        column: its name, for messages.
+        place: of the row, for messages.
 
     Raises:
-        UserError: it holds something else.
+        UserError: another value, or a text with a lone surrogate.
     """
     texts = []
     for entry in value if isinstance(value, list) else [value]:
@@ -82,10 +89,14 @@ def text_entries(value: Any, column: str, place: str) -> list[str]:
 
 
 def decode_text(data: bytes, path: str) -> str:
-    """UTF-8 without its byte order mark.
+    """Text of UTF-8 bytes, without a byte order mark.
+
+    Args:
+        data: bytes of a file.
+        path: of the file, for messages.
 
     Raises:
-        UserError: naming the byte that is not UTF-8.
+        UserError: it is not UTF-8; the message names the byte.
     """
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
@@ -94,10 +105,16 @@ def decode_text(data: bytes, path: str) -> str:
 
 
 def with_sidecar(row: Row, image: str, sidecar: bytes, path: str, table: str) -> Row:
-    """The row with the sidecar's caption as its text; both must agree where both speak.
+    """Row with the caption of a sidecar as its text.
+
+    Where the row has a text already, the two must be equal; otherwise the row has a problem.
 
     Args:
-        image, path, table: how errors call the image, the sidecar, and the row's file.
+        row: of the image.
+        image: its name, for messages.
+        sidecar: bytes of the sidecar.
+        path: of the sidecar, for messages.
+        table: path of the table, for messages.
     """
     if row.problem:
         return row
@@ -120,26 +137,26 @@ def with_sidecar(row: Row, image: str, sidecar: bytes, path: str, table: str) ->
     return Row(row.line, columns)
 
 
-# --- The table -----------------------------------------------------------------------------
+# --- Table ---------------------------------------------------------------------------------
 
 
 class MetadataTable:
-    """The rows of a folder's metadata file, found by the names of images.
+    """Table of captions and other columns in a folder, looked up by the names of images.
 
     Args:
         folder: root of the images; None for a table without rows.
-        max_rows: more are refused; None takes any number.
+        max_rows: more rows are a `problem`; None for any number.
 
     Attributes:
-        path: of the file; empty when there is none.
-        columns: all names of columns, in order of appearance.
-        problem: what is wrong with the file as a whole, in one line; then no row is found.
+        path: of the table; empty if there is none.
+        columns: names of all columns, in order of appearance.
+        problem: what is wrong with the whole table, in one line; it then has no rows.
     """
 
     def __init__(self, folder: str | None, max_rows: int | None = MAX_ROWS) -> None:
         self.folder, self.path, self.problem = folder, "", ""
         self.columns: dict[str, None] = {}
-        self._rows: dict[str, bytes] = {}  # packed: half of what dicts take
+        self._rows: dict[str, bytes] = {}  # packed, which takes half the memory of dictionaries
         self._found: set[str] = set()
         present = [] if folder is None else metadata_files(folder)
         if not present:
@@ -154,16 +171,20 @@ class MetadataTable:
             self._rows.clear()
 
     def find(self, name: str) -> Row:
-        """The row of an image, by its POSIX path relative to the folder."""
+        """Row of the image `name`, a POSIX path relative to the folder; empty if there is none."""
         if name not in self._rows:
             return Row()
         self._found.add(name)
         return Row.unpack(self._rows[name])
 
     def missing(self, limit: int | None = 4) -> tuple[int, int, list[str]]:
-        """Rows whose file does not exist: how many, of how many, and `limit` of their names.
+        """Rows whose image does not exist: those that `find` did not return, without a file.
 
-        A row counts when `find` has not asked for it and there is no such file.
+        Args:
+            limit: number of names to return; None for all.
+
+        Returns:
+            Number of such rows, number of all rows, and names of the first.
         """
         names = [
             name
@@ -198,15 +219,19 @@ class MetadataTable:
 
 
 def metadata_files(folder: str) -> list[str]:
-    """The names of the metadata files at the root; more than one is a mistake of the user's."""
+    """Names of the tables at the root of a `folder`; `MetadataTable` refuses more than one."""
     return [name for name in METADATA_NAMES if storage.is_file(storage.join(folder, name))]
 
 
 def image_name(columns: Mapping[str, Any], place: str) -> str:
-    """A row's `file_name` as a clean relative POSIX path.
+    """Name of the image of a row: its `file_name` as a normalised relative POSIX path.
+
+    Args:
+        columns: of the row.
+        place: of the row, for messages.
 
     Raises:
-        UserError: it is missing, no text, absolute, or climbs out of the folder.
+        UserError: it is missing, not a text, absolute, or leaves the folder.
     """
     if FILE_NAME not in columns:
         raise UserError(f"{place}: no {FILE_NAME!r}{nearest(FILE_NAME, columns)}")
@@ -221,13 +246,15 @@ def image_name(columns: Mapping[str, Any], place: str) -> str:
 
 
 def _clean(name: str) -> str:
-    """A relative path without "." and doubled slashes. (`pathlib` would keep every name it has
-    seen in the interpreter's table of strings.)"""
+    """Relative path without "." and double slashes.
+
+    `pathlib` would do it too, but interns every name, so that all of them stay in memory.
+    """
     return "/".join(part for part in name.split("/") if part not in ("", ".")) or "."
 
 
 def _lines(path: str, stream: BinaryIO) -> Iterator[str]:
-    """The lines of a UTF-8 file, each with its end."""
+    """Lines of a UTF-8 file, with their line breaks."""
     at = 0
     while data := stream.readline(MAX_LINE + 1):
         if len(data) > MAX_LINE:
@@ -248,7 +275,7 @@ def _not_utf8(path: str, data: bytes, error: UnicodeDecodeError, before: int) ->
 
 
 def _parse_jsonl(path: str, stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of each line that is not blank."""
+    """Number and JSON object of each line that is not blank."""
     for number, line in enumerate(_lines(path, stream), start=1):
         if not line.strip():
             continue
@@ -265,7 +292,7 @@ def _parse_jsonl(path: str, stream: BinaryIO) -> Iterator[tuple[int, dict[str, A
 
 
 def _parse_csv(path: str, stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and columns of each row below the header; JSON lists of texts become lists."""
+    """Number and columns of each line below the header; JSON lists of texts become lists."""
     reader = csv.reader(_lines(path, stream), strict=True)
     header: list[str] = []
     try:
@@ -288,7 +315,7 @@ def _parse_csv(path: str, stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any
 
 
 def _csv_cell(cell: str) -> str | list[str]:
-    """A list when the cell is a JSON list of strings, else the cell."""
+    """Value of a cell: a list if it is a JSON list of strings, otherwise its text."""
     if cell.lstrip().startswith("["):
         try:
             value = json.loads(cell)

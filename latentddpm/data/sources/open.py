@@ -1,9 +1,9 @@
-"""Opening a source of captioned images: a folder, or shards of many images in one file.
+"""Opening of a source of captioned images: a folder, or shards with many images each.
 
     open_source(place) ──► Folder | TarShards | TFRecordShards | ArrayRecordShards
 
-Nothing here writes, renames or deletes: the data belong to the user. Starts without TensorFlow,
-which is imported for places with a scheme and for records.
+Nothing here writes, renames or deletes: the data belong to the user. TensorFlow is imported only
+for places with a scheme and for records.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ KINDS = {
     ".array_record": ArrayRecordShards,
     ".arrayrecord": ArrayRecordShards,
 }
+"""Suffix of a shard → its class."""
 
 
 def open_source(place: str | Path) -> Source:
-    """The source at a place, by what is there.
+    """Open the source at a place, whose kind follows from the files there.
 
     Args:
         place: a folder of images; a folder of shards; one shard; or a pattern of shards such
-            as `train-{0000..0099}.tar`. On this machine or, with a scheme (gs://, hdfs://),
+            as `train-{0000..0099}.tar`. It is on this machine or, with a scheme (gs://, hdfs://),
             on any filesystem that TensorFlow reads.
 
     Raises:
-        UserError: there is nothing, or nothing that is known.
+        UserError: there is nothing, or a file of another kind.
     """
     place = str(place)
     if storage.is_folder(place):
@@ -56,10 +57,10 @@ def open_source(place: str | Path) -> Source:
 
 
 def expand(pattern: str) -> list[str]:
-    """`a-{00..02}.tar` → its names; a name without braces is itself. Sorted.
+    """Names of a pattern such as `a-{00..02}.tar`, sorted; without braces, that name alone.
 
     Raises:
-        UserError: braces that are no range.
+        UserError: the braces of `pattern` are not a range.
     """
     match = re.fullmatch(r"(.*?)\{(\d+)\.\.(\d+)\}(.*)", pattern)
     if match is None:
@@ -79,15 +80,14 @@ def expand(pattern: str) -> list[str]:
 
 
 def _is_shard(name: str) -> bool:
-    """Whether a file name has the suffix of a shard."""
+    """True for a file name with the suffix of a shard."""
     return name.lower().endswith(tuple(KINDS))
 
 
 def _find_shards(folder: str) -> list[str]:
-    """The names of shards in a folder that holds nothing but shards; else none.
+    """Names of the shards in a folder of shards; empty for a folder of images.
 
-    Shards beside images, tables of captions or folders are passed over with a warning: such a
-    folder is a folder of images.
+    Shards beside images, a table of captions or folders are ignored with a warning.
     """
     names = storage.listing(folder)
     shards = sorted((name for name in names if _is_shard(name)), key=storage.order)
@@ -103,10 +103,10 @@ def _find_shards(folder: str) -> list[str]:
 
 
 def _open_shards(place: str, folder: str, names: list[str]) -> Shards:
-    """Shards of one kind.
+    """Source of some shards.
 
     Raises:
-        UserError: there are several kinds.
+        UserError: they are of several kinds.
     """
     suffixes = {os.path.splitext(name)[1].lower(): name for name in names}
     classes = {KINDS[suffix] for suffix in suffixes}
@@ -119,7 +119,7 @@ def _open_shards(place: str, folder: str, names: list[str]) -> Shards:
 
 
 def _expanded(pattern: str) -> tuple[str, list[str]]:
-    """The folder of a pattern of shards, and their names below it.
+    """Folder of a pattern of shards, and their names in it.
 
     Raises:
         UserError: one of them does not exist.

@@ -1,13 +1,13 @@
 """Shards of records: TFRecord and ArrayRecord files whose records are `tf.train.Example`s.
 
-    image/encoded   bytes   the image file as it was
-    image/filename  bytes   the name it had: POSIX, relative
-    columns         bytes   a JSON object of all columns, `text` among them
-    text            bytes   caption alternatives; read where there are no `columns`
+    image/encoded   bytes   the image file, unchanged
+    image/filename  bytes   its name: POSIX, relative
+    columns         bytes   a JSON object of all columns, with `text` for the captions
+    text            bytes   alternative captions; read if there are no `columns`
 
-Only `image/encoded` is needed. TFRecord files come from any filesystem TensorFlow reads, and
-their checksums are verified when they are scanned; ArrayRecord files (package `array-record`,
-extra `array-record`) lie on this machine.
+Only `image/encoded` is required. TFRecord files are read from any filesystem of TensorFlow, and
+their checksums are verified in the scan. ArrayRecord files need the package `array-record` (extra
+`array-record`) and are read from this machine only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from latentddpm.data.sources.shards import Shards, own_name, parse_columns
 from latentddpm.errors import UserError
 
 IMAGE, NAME, COLUMNS = "image/encoded", "image/filename", "columns"
-FRAME = 12  # bytes before a TFRecord's data: its length and a checksum
-TAIL = 4  # and after it: another checksum
+FRAME = 12  # bytes before the data of a TFRecord: its length and a checksum
+TAIL = 4  # bytes after it: another checksum
 
 
 class RecordShards(Shards):
-    """Records, each a `tf.train.Example`."""
+    """Shards of records, each a `tf.train.Example`; a subclass reads the files."""
 
     def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
         path = self.path(unit.name)
@@ -42,12 +42,12 @@ class RecordShards(Shards):
             yield Entry(name, f"{path}: {name}", offset, size, row, lambda data=data: data)
 
     def _records(self, path: str) -> Iterator[tuple[int, int, bytes]]:
-        """Offset, size and bytes of each record; both numbers are `read`'s."""
+        """Offset and size, as `read` takes them, and bytes of each record."""
         raise NotImplementedError
 
 
 class TFRecordShards(RecordShards):
-    """TFRecord files; a record is read by its offset."""
+    """Shards in TFRecord files; an image is read by the offset of its record."""
 
     kind = "tfrecord"
 
@@ -71,7 +71,14 @@ class TFRecordShards(RecordShards):
 
 
 class ArrayRecordShards(RecordShards):
-    """ArrayRecord files; `offset` is the number of the record."""
+    """Shards in ArrayRecord files; the `offset` of an image is the number of its record.
+
+    Args:
+        place, folder, names: see `Shards`.
+
+    Raises:
+        UserError: a remote place, or the package array-record is not installed.
+    """
 
     kind = "array-record"
 
@@ -97,7 +104,7 @@ class ArrayRecordShards(RecordShards):
 
 
 def array_record() -> Any:
-    """The library's module.
+    """Module of the package array-record.
 
     Raises:
         UserError: it is not installed.
@@ -130,7 +137,13 @@ def _array_record(reader: Any, path: str, number: int) -> bytes:
 
 
 def make_record(data: bytes, name: str, columns: bytes) -> bytes:
-    """One image as a serialized `tf.train.Example`; `columns` is a JSON object."""
+    """Record of an image, a serialized `tf.train.Example`.
+
+    Args:
+        data: bytes of the image file.
+        name: of the image.
+        columns: a JSON object.
+    """
     import tensorflow as tf
 
     values = {IMAGE: data, NAME: storage.order(name), COLUMNS: columns}
@@ -143,10 +156,14 @@ def make_record(data: bytes, name: str, columns: bytes) -> bytes:
 
 
 def parse_record(record: bytes, where: str) -> dict[str, list[bytes]]:
-    """The byte features of a record.
+    """Features of a record, those of type bytes.
+
+    Args:
+        record: its bytes.
+        where: its name, for messages.
 
     Raises:
-        UserError: it is no such record, or holds no image.
+        UserError: it is not a `tf.train.Example`, or has no image.
     """
     import tensorflow as tf
     from google.protobuf.message import DecodeError
@@ -165,7 +182,12 @@ def parse_record(record: bytes, where: str) -> dict[str, list[bytes]]:
 
 
 def record_row(features: Mapping[str, list[bytes]], where: str) -> Row:
-    """The columns of a record; what is wrong with them becomes the row's problem."""
+    """Row of a record; if its columns are malformed the row has a problem.
+
+    Args:
+        features: of the record.
+        where: its name, for messages.
+    """
     if features.get(COLUMNS):
         return parse_columns(features[COLUMNS][0], where)
     try:

@@ -1,6 +1,6 @@
-"""Shards: files that hold many captioned images each, read where they stand, never unpacked.
+"""Shards: a source of files with many captioned images each, which are read without unpacking.
 
-`data.sources.tar` and `data.sources.records` have the kinds there are.
+The kinds of shards are in `data.sources.tar` and `data.sources.records`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from latentddpm.errors import UserError, one_line
 
 
 class Shards:
-    """Shards of one kind; a subclass reads them.
+    """Shards of one kind: base class of a `Source`. A subclass reads the files.
 
     Args:
-        place: what the user named.
-        folder: in which the shards lie.
+        place: as the user named it.
+        folder: of the shards.
         names: of the shards, relative to `folder`, sorted.
     """
 
@@ -42,6 +42,7 @@ class Shards:
         return f"{self.path(unit)}: {name}"
 
     def path(self, unit: str) -> str:
+        """Path of the shard named `unit`."""
         return storage.join(self.folder, unit) if self.folder else unit
 
     def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
@@ -52,7 +53,12 @@ class Shards:
 
 
 def parse_columns(data: bytes, where: str) -> Row:
-    """The columns in a JSON object; what is wrong with it becomes the row's problem."""
+    """Row of the columns in a JSON object; if it is malformed the row has a problem.
+
+    Args:
+        data: the JSON text.
+        where: its name, for messages.
+    """
     try:
         columns = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -63,7 +69,7 @@ def parse_columns(data: bytes, where: str) -> Row:
 
 
 def own_name(row: Row, member: str) -> str:
-    """The name an image had before it was packed, where its row has a clean one."""
+    """Name of an image: the `file_name` of its `row` if that is valid, otherwise `member`."""
     try:
         return image_name(row.columns, member)
     except UserError:

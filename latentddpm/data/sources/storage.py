@@ -1,7 +1,7 @@
-"""Files by name: on this machine, or on any filesystem that TensorFlow reads.
+"""Storage: files on this machine, or on any filesystem that TensorFlow reads.
 
-A place with a scheme (gs://, s3://, hdfs://, ram://) goes through `tf.io.gfile`; TensorFlow is
-imported for these alone. Nothing here writes.
+Places with a scheme (gs://, s3://, hdfs://, ram://) are read through `tf.io.gfile`; TensorFlow is
+imported only for these. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -18,32 +18,38 @@ from typing import Any, BinaryIO, NamedTuple
 from latentddpm.errors import UserError, one_line
 
 REMOTE_BUFFER = 1 << 20
-UNSETTLED_NS = 2_000_000_000  # a file this young may change again within its time stamp
+UNSETTLED_NS = 2_000_000_000  # a file newer than this may change again with the same time stamp
 
 
 class Stamp(NamedTuple):
-    """Size and time alone tell that a file is unchanged; time -1: too young to tell."""
+    """Stamp of a file: a file with the same size and time is unchanged.
+
+    Attributes:
+        size: in bytes.
+        mtime_ns: time of the last change; −1 for a file so new that it may change again within
+            the resolution of time stamps.
+    """
 
     size: int
     mtime_ns: int
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place has a scheme."""
+    """True for a `place` with a scheme."""
     return "://" in place
 
 
 def join(folder: str, name: str) -> str:
-    """The path of `name` below `folder`."""
+    """Path of `name` in `folder`."""
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path is a folder.
+    """True where `path` is a folder.
 
     Raises:
         OSError: its filesystem does not answer.
-        UserError: there is no such filesystem.
+        UserError: TensorFlow does not read its filesystem.
     """
     if not is_remote(path):
         return os.path.isdir(path)
@@ -52,10 +58,10 @@ def is_folder(path: str) -> bool:
 
 
 def is_file(path: str) -> bool:
-    """Whether a path is a file; a name that no file can have (too long, NUL) is none.
+    """True where `path` is a file; False also for an impossible name (too long, with NUL).
 
     Raises:
-        OSError, UserError: as `is_folder`, of a place with a scheme.
+        OSError, UserError: for a place with a scheme, see `is_folder`.
     """
     if is_remote(path):
         with _as_os_error(path):
@@ -67,10 +73,10 @@ def is_file(path: str) -> bool:
 
 
 def stamp(path: str) -> Stamp:
-    """The stamp of a file, which tells whether it is still the same.
+    """Stamp of the file at `path`, as of now.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no such file.
     """
     if is_remote(path):
         with _as_os_error(path):
@@ -84,7 +90,7 @@ def stamp(path: str) -> Stamp:
 
 @contextmanager
 def opened(path: str) -> Iterator[BinaryIO]:
-    """A file to read from, anywhere in it.
+    """Open the file at `path` for reading, with random access.
 
     Raises:
         OSError: it cannot be opened or read.
@@ -98,7 +104,7 @@ def opened(path: str) -> Iterator[BinaryIO]:
 
 
 class _Remote(io.RawIOBase):
-    """TensorFlow's files as Python's, which know lines and buffers."""
+    """File of `tf.io.gfile` as a raw file of Python, so that Python can buffer it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -123,10 +129,15 @@ class _Remote(io.RawIOBase):
 
 
 def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
-    """`size` bytes from `offset` on (None: all).
+    """Bytes of the file at `path`.
+
+    Args:
+        path: of the file.
+        offset: of the first byte.
+        size: number of bytes; None for all.
 
     Raises:
-        OSError: it cannot be read, or ends before.
+        OSError: the file cannot be read, or is shorter.
     """
     with opened(path) as stream:
         if offset:
@@ -138,21 +149,26 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
 
 
 def order(name: str) -> bytes:
-    """The key by which names are sorted everywhere: their bytes, which is code point order."""
+    """Sort key of a file `name`: its bytes, which sort as its code points do."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def walk(root: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, set[str]]]:
-    """Files below `root` whose name is `wanted`, in the order of their relative POSIX paths.
+    """Walk over the files below a folder, sorted by their relative POSIX paths.
 
-    Hidden files and folders are skipped. A linked file counts when it points to a file inside
-    `root`; other linked files are left out with one warning, linked folders are not entered.
-    Only one folder's names are held at a time, and those of the folders around it.
+    Hidden files and folders are skipped. Links to files are followed if they point into `root`;
+    the others are left out with one warning. Links to folders are not followed. Memory holds the
+    names of one folder and of its parents at a time.
+
+    Args:
+        root: the folder.
+        wanted: name of a file → true to yield it.
 
     Yields:
-        The path relative to `root`, and the names of the files beside it that are not wanted.
+        The path of a wanted file relative to `root`, and the names of the files beside it that
+        are not wanted.
     """
-    strayed = []
+    ignored = []
     inside = None if is_remote(root) else Path(root).resolve()
 
     def enter(folder: str) -> Iterator[tuple[str, set[str]]]:
@@ -165,15 +181,15 @@ def walk(root: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, set[st
             elif name not in others:
                 full = join(root, path)
                 if inside and os.path.islink(full) and not _stays(full, inside):
-                    strayed.append(full)
+                    ignored.append(full)
                 elif inside is None or os.path.isfile(full):
                     yield path, others
 
     yield from enter("")
-    if strayed:
+    if ignored:
         warnings.warn(
-            f"{root}: {len(strayed)} links that leave the folder were not followed, "
-            f"such as {strayed[0]}",
+            f"{root}: {len(ignored)} links that leave the folder were not followed, "
+            f"such as {ignored[0]}",
             stacklevel=2,
         )
 
@@ -183,7 +199,7 @@ def _stays(link: str, inside: Path) -> bool:
 
 
 def listing(folder: str) -> list[str]:
-    """Names in a folder that are not hidden; those of folders end in "/"."""
+    """Names in a `folder` that are not hidden; those of folders end in "/"."""
     if is_remote(folder):
         with _as_os_error(folder):
             names = [name.rstrip("/") for name in _gfile().listdir(folder)]
@@ -209,7 +225,7 @@ def _gfile() -> Any:
 
 @contextmanager
 def _as_os_error(path: str) -> Iterator[None]:
-    """TensorFlow's errors as those of the system."""
+    """Replace TensorFlow's errors inside the block by an `OSError` or a `UserError`."""
     import tensorflow as tf
 
     try:

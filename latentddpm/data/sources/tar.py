@@ -1,11 +1,11 @@
-"""Tar shards, as WebDataset's: members of one stem that stand side by side are one sample.
+"""Tar shards in the layout of WebDataset: neighbouring members with one stem are a sample.
 
     000000017.png   the image
     000000017.txt   its caption                                     (or none)
-    000000017.json  its columns, `text` among them; `file_name` is the name it had before
+    000000017.json  its columns, with `text` for captions and `file_name` for its original name
 
 The stem ends at the last dot. Other members (.cls, .npy, …), hidden ones, links and devices are
-passed over.
+ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from latentddpm.errors import UserError
 
 
 class TarShards(Shards):
-    """Tar files; an image is read by its offset."""
+    """Shards in tar files; an image is read by its offset."""
 
     kind = "tar"
 
@@ -45,7 +45,7 @@ class TarShards(Shards):
                     sample = _Sample(path, stem)
                 if is_image(member.name):
                     data = None
-                    if storage.is_remote(path):  # one pass over the network, not a call an image
+                    if storage.is_remote(path):  # one pass, not a request per image
                         stream.seek(member.offset_data)
                         data = stream.read(member.size)
                     sample.images.append((member.name, member.offset_data, member.size, data))
@@ -58,7 +58,7 @@ class TarShards(Shards):
 
 
 class _Sample:
-    """The members of one stem, as far as they have been seen."""
+    """Sample: the members with one stem that were read so far."""
 
     def __init__(self, path: str, stem: str) -> None:
         self.path, self.stem = path, stem
@@ -66,7 +66,7 @@ class _Sample:
         self.row, self.text, self.text_name = Row(), b"", ""
 
     def add_text(self, suffix: str, member: tarfile.TarInfo, stream: BinaryIO) -> None:
-        """Read a caption or columns; what is wrong with them becomes the row's problem."""
+        """Read a caption or columns; if they are malformed the row has a problem."""
         where = f"{self.path}: {member.name}"
         if member.size > MAX_SIDECAR:
             self.row = Row(
@@ -96,21 +96,21 @@ class _Sample:
 
 
 def _members(path: str, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar that are not hidden, under clean names.
+    """Members of a tar that are regular files and not hidden, with normalised names.
 
     Raises:
-        UserError: it is no plain tar, is damaged, or has a member that climbs out.
+        UserError: it is compressed, not a tar, damaged, or has a member with an unsafe name.
     """
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # else all members of the shard stay in memory
+                archive.members.clear()  # or all members of the shard stay in memory
                 if not member.isreg() or member.issparse():
                     continue
                 member.name = image_name({FILE_NAME: member.name}, f"{path}: a member")
                 if not any(part.startswith(".") for part in member.name.split("/")):
                     yield member
-            # The library takes a broken header for the end.
+            # `tarfile` takes a broken header for the end of the archive.
             stream.seek(archive.offset)
             if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise UserError(f"{path}: damaged at byte {archive.offset}; expected a tar header")

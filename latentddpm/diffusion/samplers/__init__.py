@@ -1,6 +1,6 @@
-"""The reverse process: from noise to latents in n of the T training timesteps.
+"""Samplers: the reverse process, from noise to latents in n of the T training timesteps.
 
-| name | class | calls of the network a step | |
+| name | class | calls of the network per step | |
 |---|---|---|---|
 | ddpm | `DDPMSampler` | 1 | stochastic |
 | ddim | `DDIMSampler` | 1 | first order, deterministic with eta = 0 |
@@ -8,11 +8,11 @@
 | euler | `EulerSampler` | 1 | first order |
 | euler_ancestral | `EulerAncestralSampler` | 1 | stochastic |
 | heun | `HeunSampler` | 2 (last step 1) | second order |
-| pndm | `PNDMSampler` | 1 (first step 2) | up to four steps' noise in one |
-| unipc | `UniPCSampler` | 1 | second order, corrected |
+| pndm | `PNDMSampler` | 1 (first step 2) | multistep, combines up to four predictions |
+| unipc | `UniPCSampler` | 1 | second order, corrects each step with the next prediction |
 
-All take (schedule, num_steps, timestep_spacing, steps_offset) and have `timesteps`, `sample`,
-`add_noise`; what they share is in `base`, which levels they visit in `spacing` and `sigma`.
+All take (schedule, num_steps, timestep_spacing, steps_offset) and have `timesteps`, `sample` and
+`add_noise`. Their base class is in `base`, the levels they visit in `spacing` and `sigma`.
 """
 
 from __future__ import annotations
@@ -58,10 +58,17 @@ _SAMPLERS: dict[str, type[Sampler]] = {
     "unipc": UniPCSampler,
 }
 NAMES = tuple(_SAMPLERS)
+"""Names of all samplers."""
 
 
 def get(name: str) -> type[Sampler]:
-    """The sampler class called `name`, one of `NAMES`.
+    """Class of a sampler.
+
+    Args:
+        name: one of `NAMES`, such as "ddim".
+
+    Returns:
+        The subclass of `Sampler`.
 
     Raises:
         UserError: an unknown name.

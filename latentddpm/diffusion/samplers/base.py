@@ -1,13 +1,13 @@
-"""What all samplers share: the levels they visit, the loop, and what a step is handed.
+"""Sampler: the base class of all samplers, with the noise levels and the loop over steps.
 
 A sampler visits timesteps t_0 > t_1 > … > t_{n−1}, each with its noise level ᾱ, and ends at
 ᾱ = 1, which is x0 itself. A step goes from one level to the next. Between steps the latents
-are always variance preserving, x = √ᾱ · x0 + √(1 − ᾱ) · ε, what the network was trained on;
-a method written for x̂ = x0 + σ · ε, with σ = √(1 − ᾱ) / √ᾱ, finds x̂ = x / √ᾱ.
+are always variance preserving, x = √ᾱ · x0 + √(1 − ᾱ) · ε, as the network was trained. A method
+written for x̂ = x0 + σ · ε, with σ = √(1 − ᾱ) / √ᾱ, computes x̂ = x / √ᾱ.
 
-`Sampler` owns the levels and the loop; a subclass owns `step`. A sampler keeps nothing between
-or during calls: it can be shared, and `sample` is a function of its arguments. Latents stay
-float32 whatever the precision of the network, what is computed per step is float64.
+`Sampler` owns the levels and the loop; a subclass owns `step`. A sampler has no state that
+changes: it can be shared, and `sample` is a function of its arguments. Latents are float32,
+whatever the precision of the network; the coefficients of a step are float64.
 """
 
 from __future__ import annotations
@@ -31,29 +31,42 @@ Noise = Callable[[int], Array]  # step_index -> standard normal, the shape of th
 
 
 class Sampler:
-    """The levels and the loop that all samplers share. A subclass writes `step`.
+    """Base class of samplers: the levels and the loop. A subclass writes `step`.
 
     Args:
         schedule: the `NoiseSchedule` that the denoiser was trained with.
-        num_steps: how many timesteps to visit, 1 .. T.
-        timestep_spacing: which ones (Lin 2023, table 2). "leading" starts one stride below T
-            and ends at `steps_offset`; "trailing" starts at T−1 and ends one stride above −1:
-            the better one for few steps; "linspace" has both ends, T−1 and 0.
-        steps_offset: what "leading" adds to every timestep; no other spacing takes it. By
-            default 1, as Stable Diffusion has it, except 0 where 1 does not fit (n = T).
+        num_steps: number of timesteps to visit, 1 .. T.
+        timestep_spacing: rule for these timesteps (Lin 2023, table 2). "leading" starts one
+            stride below T and ends at `steps_offset`. "trailing" starts at T−1 and ends one
+            stride above −1; it is the best for few steps. "linspace" has both ends, T−1 and 0.
+        steps_offset: number that "leading" adds to every timestep; no other spacing takes it.
+            By default 1, as in Stable Diffusion, or 0 where 1 does not fit (n = T).
 
-    Attributes (NumPy, read-only):
-        timesteps: (num_steps,), decreasing, in 0 .. T−1; int64, or float64 where the sampler
-            visits timesteps between the whole ones.
-        alphas_cumprod: float64 (num_steps + 1,), ᾱ of every step's level, then of the end: 1.
+    Attributes:
+        timesteps: (num_steps,), decreasing, in 0 .. T−1, read-only; int64, or float64 where the
+            sampler visits timesteps between whole ones.
+        alphas_cumprod: ᾱ of every step's level, and 1 for the end; float64 (num_steps + 1,),
+            read-only.
 
     Raises:
         UserError: an unknown spacing, or a number outside its range.
+
+    Example:
+        >>> class DDIM(latentddpm.samplers.Sampler):
+        ...     def step(self, step_index, latents, denoise, noise, history):
+        ...         x0, epsilon = denoise(latents, step_index)
+        ...         signal_rate, noise_rate = self.rates(step_index + 1)
+        ...         return signal_rate * x0 + noise_rate * epsilon, x0, None
+        >>> sampler = DDIM(latentddpm.NoiseSchedule(), num_steps=4, timestep_spacing="trailing")
+        >>> sampler.timesteps
+        array([999, 749, 499, 249])
+        >>> sampler.sample(lambda noisy_latents, t: noisy_latents, np.ones((2, 8, 8, 4))).shape
+        TensorShape([2, 8, 8, 4])
     """
 
     skip_lowest = False  # leave out the lowest of n + 1 timesteps: see `spaced_timesteps`
-    whole_timesteps = True  # visit training timesteps only, none between them
-    set_alpha_to_one = True  # end without noise, ᾱ = 1; False: at ᾱ of timestep 0
+    whole_timesteps = True  # visit only whole timesteps, none between them
+    set_alpha_to_one = True  # end without noise, ᾱ = 1; False: end at ᾱ of timestep 0
 
     def __init__(
         self,
@@ -82,12 +95,12 @@ class Sampler:
         self.alphas_cumprod.setflags(write=False)
 
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The timesteps to tell the network, and ᾱ of each: both (num_steps,)."""
+        """Timesteps as the network is given them, and ᾱ of each: both (num_steps,)."""
         return timesteps, self.schedule.alphas_cumprod[timesteps]
 
     @property
     def stochastic(self) -> bool:
-        """Whether `sample` needs a `noise` function."""
+        """True where `sample` needs a `noise` function."""
         return False
 
     def sample(
@@ -98,7 +111,7 @@ class Sampler:
         callback: Callable[[int, int | float, Array, Array], None] | None = None,
         first_step: int = 0,
     ) -> Array:
-        """Denoise `latents` from pure noise, or from `first_step` on, to clean scaled latents.
+        """Denoise latents from pure noise, or from `first_step` on, to clean scaled latents.
 
         Args:
             denoiser: `denoiser(noisy_latents, timesteps) -> prediction`, called with float32
@@ -106,16 +119,15 @@ class Sampler:
                 prediction has the shape of `noisy_latents`.
             latents: (B, h, w, c) at the noise level of `first_step`, as `add_noise` makes them;
                 for step 0 that is standard normal noise, for every sampler.
-            noise: `noise(step_index) -> (B, h, w, c)`, the standard normal noise of one step;
-                asked at most once for each of the steps 0 .. num_steps−1, by stochastic
-                samplers only.
-            callback: `callback(step_index, timestep, latents, x0)` after each step: the
-                timestep it came from, the latents it reached, its estimate of the clean ones.
-            first_step: where to start, 0 .. num_steps; at num_steps nothing is left to do and
-                the latents come back as they are.
+            noise: `noise(step_index) -> (B, h, w, c)`, the standard normal noise of one step.
+                Stochastic samplers call it at most once per step; others do not need it.
+            callback: `callback(step_index, timestep, latents, x0)` after each step, with the
+                timestep it started from, the new latents, and its estimate of the clean ones.
+            first_step: the step to start from, 0 .. num_steps; with num_steps there is nothing to
+                do and the latents are returned as they are.
 
         Returns:
-            float32 (B, h, w, c).
+            Clean latents, float32 (B, h, w, c).
 
         Raises:
             UserError: a stochastic sampler without `noise`, a `first_step` out of range, or a
@@ -149,27 +161,27 @@ class Sampler:
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """One step, from the noise level of `step_index` to the next: what a subclass writes.
+        """Step from the noise level of `step_index` to the next one; written by a subclass.
 
         Args:
-            step_index: 0 .. num_steps−1; `rates` and `sigma` have its level and the next.
+            step_index: 0 .. num_steps−1; `rates` and `sigma` give its level and the next.
             latents: float32 (B, h, w, c), x at this step's level, variance preserving.
             denoise: `denoise(latents, step_index) -> x0, epsilon`, both float32 (B, h, w, c):
                 one call of the network, at the level of that step. A method of higher order
                 may call it more than once.
-            noise: `noise(step_index)`, float32 (B, h, w, c).
-            history: None at the first step, then whatever the step before returned: the
-                memory of a multistep method, which lives no longer than one `sample`.
+            noise: `noise(step_index)`, standard normal, float32 (B, h, w, c).
+            history: memory of a multistep method: None at the first step of `sample`, then the
+                history that the step before returned.
 
         Returns:
-            The latents at the next level, the estimate x0, and the new history.
+            The latents at the next level, the estimate of x0, and the new history.
         """
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
     def add_noise(self, latents: Array, noise: Array, step_index: int) -> Array:
-        """Clean latents at the noise level that step `step_index` starts from (Ho 2020, eq. 4).
+        """Noisy latents at the level that step `step_index` starts from (Ho 2020, eq. 4).
 
-        What `sample` takes with `first_step=step_index`: image-to-image starts there.
+        `sample` takes them with `first_step=step_index`; image-to-image starts so.
 
         Args:
             latents: x0, scaled latents, (B, h, w, c).
@@ -177,7 +189,7 @@ class Sampler:
             step_index: 0 .. num_steps; num_steps is the end, without noise.
 
         Returns:
-            (B, h, w, c), variance preserving for every sampler.
+            x, (B, h, w, c), variance preserving for every sampler.
 
         Raises:
             UserError: a step out of range.
@@ -187,16 +199,16 @@ class Sampler:
         return signal_rate * latents + noise_rate * noise
 
     def alphas_cumprod_at(self, step_index: int) -> tuple[float, float]:
-        """ᾱ, ᾱ': the level `step_index` starts from and the one it goes to; 1.0 at the end."""
+        """Levels ᾱ and ᾱ' that step `step_index` starts from and goes to; the last goes to 1."""
         return float(self.alphas_cumprod[step_index]), float(self.alphas_cumprod[step_index + 1])
 
     def rates(self, step_index: int) -> tuple[float, float]:
-        """√ᾱ, √(1 − ᾱ) of the level `step_index` starts from; 1, 0 at num_steps."""
+        """Rates √ᾱ and √(1 − ᾱ) of the level that `step_index` starts from; 1, 0 at num_steps."""
         alpha_cumprod = float(self.alphas_cumprod[step_index])
         return math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
 
     def sigma(self, step_index: int) -> float:
-        """σ = √(1 − ᾱ) / √ᾱ of the level `step_index` starts from; 0 at num_steps."""
+        """Noise level σ = √(1 − ᾱ) / √ᾱ that step `step_index` starts from; 0 at num_steps."""
         signal_rate, noise_rate = self.rates(step_index)
         return noise_rate / signal_rate
 
@@ -208,7 +220,7 @@ class Sampler:
 
 
 def _like(latents: Array, values: Array, what: str) -> Array:
-    """`values` in float32, once they have the shape of `latents`."""
+    """`values` in float32, after a check that they have the shape of `latents`."""
     if tuple(values.shape) != tuple(latents.shape):
         raise UserError(
             f"{what}: expected the shape of the latents, {tuple(latents.shape)}, "

@@ -1,4 +1,4 @@
-"""Euler, Euler ancestral and Heun: dx̂/dσ = ε, taken step by step (see `sigma`).
+"""Euler, Euler ancestral and Heun: solvers of dx̂/dσ = ε (see `samplers.sigma`).
 
 A step goes from σ to σ'. With x̂ = x0 + σ · ε:
 
@@ -9,13 +9,13 @@ A step goes from σ to σ'. With x̂ = x0 + σ · ε:
     Euler ancestral  x̂' = x0 + σ_down · ε + σ_up · z,    σ_up² = σ'² (σ² − σ'²) / σ²,
                      σ_down² = σ'² − σ_up²             (Song 2021b, appendix F; k-diffusion)
 
-Euler is DDIM, and Euler ancestral is DDPM, in other letters; what they have of their own is
-the choice of levels. Heun calls the network twice a step (once in the last, where σ' = 0), for
-an error that falls with the square of the step.
+A step of Euler is a step of DDIM, and one of Euler ancestral is one of DDPM, in other notation;
+they differ in the choice of levels. Heun calls the network twice per step (once in the last, where
+σ' = 0), for an error that decreases with the square of the step.
 
 diffusers starts these three from σ · noise with "trailing" and "linspace" spacing, and from
-√(σ² + 1) · noise with "leading"; here it is always the latter, which is x = noise: the same
-start as for every other sampler.
+√(σ² + 1) · noise with "leading". Here it is always the latter, which is x = noise, as for every
+other sampler.
 """
 
 from __future__ import annotations
@@ -28,10 +28,23 @@ from latentddpm.diffusion.samplers.sigma import SigmaSampler
 
 
 class EulerSampler(SigmaSampler):
-    """Euler's method in σ: first order, one call of the network a step.
+    """Euler sampler: Euler's method in σ, first order, deterministic.
 
-    Arguments, attributes and errors are those of `SigmaSampler`. With "linspace" spacing and
-    with Karras sigmas the timesteps are fractional.
+    With "linspace" spacing and with Karras sigmas the timesteps are fractional.
+
+    Args:
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+
+    Raises:
+        UserError: see `SigmaSampler`.
+
+    Example:
+        >>> sampler = latentddpm.samplers.EulerSampler(latentddpm.NoiseSchedule(), 3, "linspace")
+        >>> sampler.timesteps
+        array([999. , 499.5,   0. ])
+        >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
+        >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
+        TensorShape([1, 8, 8, 4])
     """
 
     whole_timesteps = False
@@ -39,17 +52,34 @@ class EulerSampler(SigmaSampler):
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """Karras 2022, algorithm 1 without its correction."""
+        """Step of Euler (Karras 2022, algorithm 1 without its correction)."""
         x0, epsilon = denoise(latents, step_index)
         next_signal_rate, next_noise_rate = self.rates(step_index + 1)
         return next_signal_rate * x0 + next_noise_rate * epsilon, x0, None
 
 
 class EulerAncestralSampler(SigmaSampler):
-    """Euler's method below the next level, then fresh noise up to it: stochastic.
+    """Euler ancestral sampler: Euler's method to below the next level, then fresh noise up to it.
 
-    Arguments, attributes and errors are those of `SigmaSampler`. With "linspace" spacing and
-    with Karras sigmas (which diffusers does not offer here) the timesteps are fractional.
+    With "linspace" spacing and with Karras sigmas the timesteps are fractional. In diffusers this
+    sampler has no Karras sigmas.
+
+    Args:
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+
+    Raises:
+        UserError: see `SigmaSampler`.
+
+    Example:
+        >>> sampler = latentddpm.samplers.EulerAncestralSampler(latentddpm.NoiseSchedule(), 4)
+        >>> rng = np.random.default_rng(0)
+        >>> latents = sampler.sample(
+        ...     denoiser=lambda noisy_latents, timesteps: noisy_latents,
+        ...     latents=rng.normal(size=(1, 8, 8, 4)),
+        ...     noise=lambda step_index: rng.normal(size=(1, 8, 8, 4)),
+        ... )
+        >>> latents.shape
+        TensorShape([1, 8, 8, 4])
     """
 
     whole_timesteps = False
@@ -61,7 +91,7 @@ class EulerAncestralSampler(SigmaSampler):
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """Song 2021b, appendix F: the posterior of the variance-exploding process."""
+        """Step to the posterior of the variance-exploding process (Song 2021b, appendix F)."""
         x0, epsilon = denoise(latents, step_index)
         sigma, next_sigma = self.sigma(step_index), self.sigma(step_index + 1)
         sigma_up = next_sigma * math.sqrt(1 - (next_sigma / sigma) ** 2)
@@ -73,10 +103,25 @@ class EulerAncestralSampler(SigmaSampler):
 
 
 class HeunSampler(SigmaSampler):
-    """Heun's method in σ: second order, two calls of the network a step.
+    """Heun sampler: Heun's method in σ, second order, two calls of the network per step.
 
-    Arguments, attributes and errors are those of `SigmaSampler`. With "linspace" spacing and
-    with Karras sigmas the timesteps are fractional.
+    With "linspace" spacing and with Karras sigmas the timesteps are fractional.
+
+    Args:
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+
+    Raises:
+        UserError: see `SigmaSampler`.
+
+    Example:
+        >>> sampler = latentddpm.samplers.HeunSampler(
+        ...     latentddpm.NoiseSchedule(), num_steps=3, sigma_spacing="karras"
+        ... )
+        >>> sampler.timesteps.round(1)
+        array([667., 160.,   1.])
+        >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
+        >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
+        TensorShape([1, 8, 8, 4])
     """
 
     whole_timesteps = False
@@ -84,7 +129,7 @@ class HeunSampler(SigmaSampler):
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """Karras 2022, algorithm 1: Euler's step, then the mean of the slopes at both ends."""
+        """Step of Heun: Euler, then the mean slope of both ends (Karras 2022, algorithm 1)."""
         x0, epsilon = denoise(latents, step_index)
         sigma, next_sigma = self.sigma(step_index), self.sigma(step_index + 1)
         next_signal_rate = self.rates(step_index + 1)[0]

@@ -1,21 +1,21 @@
-"""PNDM: DDIM's step with the noise of up to four steps in one (PLMS).
+"""PNDM: steps of DDIM with a combination of the last four predictions of ε (PLMS).
 
-DDIM carries x along a straight line from the present ε to the next level. PNDM keeps that step
-and puts a better ε into it, a linear combination of the last ones (Liu 2022, §3; the weights
-are Adams' and Bashforth's, of fourth order once there are four, but the first steps are not):
+DDIM goes to the next level along the present ε. PNDM does the same along a better ε, a linear
+combination of the last ones (Liu 2022, §3). The weights are those of Adams and Bashforth, of
+fourth order once there are four predictions, and of lower order in the first steps:
 
     x' = √ᾱ' / √ᾱ · (x − √(1−ᾱ) · ε̂) + √(1−ᾱ') · ε̂
     ε̂  = (55 ε − 59 ε_1 + 37 ε_2 − 9 ε_3) / 24
     ε̂  = (23 ε − 16 ε_1 + 5 ε_2) / 12,   (3 ε − ε_1) / 2       third and second step
     ε̂  = (ε + ε') / 2,  ε' = ε at the x' that ε alone leads to      first step, two calls
 
-That is Stable Diffusion's start (diffusers: `skip_prk_steps=True`); the paper's own, three
-steps of Runge and Kutta with four calls each, is left out.
+The first step is that of Stable Diffusion (diffusers: `skip_prk_steps=True`). The paper's own
+start, three Runge–Kutta steps of four calls each, is left out.
 
-What is combined is always ε, as in the paper and in the code of Stable Diffusion. diffusers
-combines whatever the network predicts: for ε that is the same; for v it is a method of first
-order, since v turns from step to step even where x0 and ε stay as they are. The level gone to
-is that of the next timestep, at the end ᾱ' = 1 unless `set_alpha_to_one` is false, see `ddpm`.
+The predictions are combined as ε, as in the paper and in the code of Stable Diffusion. diffusers
+combines them as the network gives them. For ε that is the same. For v it is a method of first
+order, because v changes from step to step even where x0 and ε do not. A step goes to the level of
+the next timestep, and the last one to ᾱ' = 1 unless `set_alpha_to_one` is false; see `ddpm`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,28 @@ ADAMS_BASHFORTH = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
+"""Weights of the newest prediction and those before it, for 1, 2, 3 and 4 of them."""
 
 
 class PNDMSampler(Sampler):
-    """PNDM without Runge–Kutta steps, that is PLMS (Liu 2022): deterministic, multistep.
+    """PNDM sampler without Runge–Kutta steps, called PLMS (Liu 2022): deterministic, multistep.
 
-    Arguments, attributes and errors are those of `Sampler`, and
+    With zero terminal SNR it starts from ᾱ = 2⁻²⁴, because its step divides by √ᾱ.
 
     Args:
+        schedule, num_steps, timestep_spacing, steps_offset: see `Sampler`.
         set_alpha_to_one: see `DDIMSampler`.
 
-    Zero terminal SNR counts as ᾱ = 2⁻²⁴, for the step divides by √ᾱ.
+    Raises:
+        UserError: see `Sampler`.
+
+    Example:
+        >>> sampler = latentddpm.samplers.PNDMSampler(latentddpm.NoiseSchedule(), num_steps=4)
+        >>> sampler.timesteps
+        array([751, 501, 251,   1])
+        >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
+        >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
+        TensorShape([1, 8, 8, 4])
     """
 
     def __init__(
@@ -63,7 +74,7 @@ class PNDMSampler(Sampler):
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """Liu 2022, §3: the transfer with a combined ε."""
+        """Step of PNDM: a transfer along a combined ε (Liu 2022, §3)."""
         x0, epsilon = denoise(latents, step_index)
         if history is None and step_index + 1 < self.num_steps:
             guess = self._transfer(step_index, latents, epsilon)
@@ -75,7 +86,7 @@ class PNDMSampler(Sampler):
         return self._transfer(step_index, latents, combined), x0, history
 
     def _transfer(self, step_index: int, latents: Array, epsilon: Array) -> Array:
-        """The latents at the next level, along `epsilon`: DDIM's step."""
+        """Latents at the next level, along `epsilon`: a step of DDIM."""
         signal_rate, noise_rate = self.rates(step_index)
         next_signal_rate, next_noise_rate = self.rates(step_index + 1)
         growth = next_signal_rate / signal_rate

@@ -1,14 +1,14 @@
-"""Samplers that count noise in σ, the ratio of noise to signal.
+"""Samplers in σ, the ratio of noise to signal: their levels.
 
 With x̂ = x / √ᾱ = x0 + σ · ε, σ = √(1 − ᾱ) / √ᾱ, sampling is one differential equation,
 
     dx̂ / dσ = (x̂ − x0(x̂, σ)) / σ = ε(x̂, σ),        from σ_0 down to 0     (Karras 2022, §2–3)
 
-which any solver of differential equations can take in few steps. Where the levels σ_i lie is
-free: at those of evenly spaced timesteps, or where Karras 2022, eq. 5, puts them. A level
-between two timesteps belongs to a timestep between them; `NoiseSchedule` interpolates.
+which any solver of differential equations can solve in few steps. The levels σ_i can be chosen
+freely: those of evenly spaced timesteps, or those of Karras 2022, eq. 5. A level between those of
+two timesteps belongs to a fractional timestep between them; `NoiseSchedule` interpolates.
 
-A schedule with zero terminal SNR has σ = ∞ at its last timestep; here it counts as the level
+A schedule with zero terminal SNR has σ = ∞ at its last timestep. Here that counts as the level
 ᾱ = 2⁻²⁴, σ = 4096, as in diffusers.
 """
 
@@ -24,16 +24,27 @@ from latentddpm.errors import check_choice
 
 
 class SigmaSampler(Sampler):
-    """The levels of the samplers in σ. A subclass writes `step`.
-
-    Arguments, attributes and errors are those of `Sampler`, and
+    """Base class of samplers in σ: a `Sampler` with a choice of levels. A subclass writes `step`.
 
     Args:
+        schedule, num_steps, timestep_spacing, steps_offset: see `Sampler`.
         sigma_spacing: "timesteps", the levels of the spaced timesteps, or "karras", levels
-            after Karras 2022, eq. 5, between the highest and the lowest.
+            of Karras 2022, eq. 5, between the highest and the lowest.
 
-    Attributes (NumPy, read-only):
-        sigmas: float64 (num_steps + 1,), σ of every step's level, strictly decreasing, then 0.
+    Attributes:
+        timesteps: see `Sampler`.
+        alphas_cumprod: see `Sampler`.
+        sigmas: σ of every step's level, strictly decreasing, then 0; float64 (num_steps + 1,),
+            read-only.
+
+    Raises:
+        UserError: see `Sampler`; or an unknown `sigma_spacing`.
+
+    Example:
+        >>> schedule = latentddpm.NoiseSchedule()
+        >>> sampler = latentddpm.samplers.SigmaSampler(schedule, 4, sigma_spacing="karras")
+        >>> sampler.sigmas.round(2)
+        array([14.61,  3.17,  0.45,  0.03,  0.  ])
     """
 
     def __init__(
@@ -52,9 +63,9 @@ class SigmaSampler(Sampler):
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sigmas = self.schedule.sigmas_at(timesteps)
         if self.sigma_spacing == "karras":
-            # As in diffusers: solvers bound to whole timesteps take the schedule's whole range
-            # of σ and tell the network the nearest timestep, which at many steps is the same
-            # one twice; the others take the range of the spaced timesteps.
+            # As in diffusers: solvers that need whole timesteps use the schedule's whole range of
+            # σ and give the network the nearest timestep, with many steps the same one twice.
+            # The others use the range of the spaced timesteps.
             ends = sigmas[[0, -1]]
             if self.whole_timesteps:
                 ends = self.schedule.sigmas_at(np.array([len(self.schedule.betas) - 1, 0]))

@@ -1,4 +1,4 @@
-"""Which noise levels a sampler visits: n of the T training timesteps, or n values of σ.
+"""Spacing of the levels that a sampler visits: n of the T training timesteps, or n values of σ.
 
     leading    k · ⌊T/n⌋ + offset, k = n−1 .. 0        Stable Diffusion's (Lin 2023, table 2)
     trailing   round(k · T/n) − 1,  k = n .. 1
@@ -6,11 +6,11 @@
     karras     σ_k = (σ_max^(1/ρ) + k/(n−1) · (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, k = 0 .. n−1, ρ = 7
                                                                     (Karras 2022, eq. 5)
 
-The rules are those of diffusers, number for number, wherever diffusers gives n different
-timesteps in 0 .. T−1; elsewhere (n near T, or n = 1) the nearest that does. ⌊T/n⌋ leaves up to
-half of the noisy end unvisited when n does not divide T: 60 of 1000 steps start at t = 945, 501
-of 1000 at t = 501, where much of the noise the sampler starts from has no business. "trailing"
-has no such gap.
+The timesteps are those of diffusers wherever diffusers gives n different ones in 0 .. T−1.
+Elsewhere (n near T, or n = 1) they are the nearest that are different. When n does not divide T,
+⌊T/n⌋ leaves up to half of the timesteps unvisited, at the noisy end: 60 steps of 1000 start at
+t = 945 and 501 steps at t = 501, although the sampler starts from pure noise. "trailing" has no
+such gap.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def spaced_timesteps(
     skip_lowest: bool = False,
     fractional: bool = False,
 ) -> np.ndarray:
-    """`count` strictly decreasing timesteps in 0 .. total−1.
+    """Spaced timesteps: `count` strictly decreasing ones in 0 .. total−1.
 
     Args:
         total: T, the number of training timesteps.
         count: n, 1 .. total.
         spacing: one of `choices.TIMESTEP_SPACINGS`.
         offset: what "leading" adds; None for 1, or 0 where 1 does not fit.
-        skip_lowest: space n + 1 timesteps and leave out the lowest, for "leading" and
-            "linspace": what the multistep solvers of DPM-Solver do, whose last step goes from
-            there to no noise at all. Not where n = total.
-        fractional: leave "linspace" unrounded.
+        skip_lowest: with "leading" and "linspace", space n + 1 timesteps and leave out the
+            lowest, as the multistep solvers of DPM-Solver do: their last step goes from the
+            lowest but one to no noise at all. Ignored where n = total.
+        fractional: do not round the timesteps of "linspace".
 
     Returns:
         int64 (count,), or float64 for fractional ones.
@@ -62,7 +62,7 @@ def spaced_timesteps(
     if offset is not None:
         raise UserError(f"steps_offset: only 'leading' spacing takes one, not {spacing!r}")
     if spacing == "trailing":
-        # Counted down as diffusers does, for the same rounding of halves.
+        # Computed as in diffusers, for the same rounding of halves.
         return np.arange(total, 0, -total / count)[:count].round().astype("int64") - 1
     timesteps = np.linspace(0, total - 1, points)[::-1][:count] if points > 1 else [total - 1.0]
     whole = np.round(timesteps)
@@ -72,9 +72,16 @@ def spaced_timesteps(
 
 
 def karras_sigmas(highest: float, lowest: float, count: int, rho: float = 7.0) -> np.ndarray:
-    """`count` noise levels from `highest` to `lowest` (Karras 2022, eq. 5), float64 (count,).
+    """Noise levels of Karras 2022, eq. 5: evenly spaced in σ^(1/ρ).
 
-    They are evenly spaced in σ^(1/ρ): small steps where there is little noise, for that is
-    where an error is not mended by later steps.
+    So steps are small at little noise, where later steps cannot correct an error.
+
+    Args:
+        highest, lowest: σ of the first and of the last level.
+        count: number of levels.
+        rho: ρ; 7 in the paper.
+
+    Returns:
+        float64 (count,), decreasing.
     """
     return np.linspace(highest ** (1 / rho), lowest ** (1 / rho), count) ** rho

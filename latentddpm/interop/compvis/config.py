@@ -1,11 +1,10 @@
-"""The configuration of a network, from the shapes of its tensors under CompVis' names.
+"""Configuration of the networks in a CompVis checkpoint, inferred from the shapes of tensors.
 
-What no shape shows is a constant of Stable Diffusion 1.x (`configs/stable-diffusion/
-v1-inference.yaml` of CompVis): 8 attention heads in the UNet, 64 channels a head in CLIP, 32
-groups, the latents' scale. The keys are those of diffusers and transformers.
+Values that do not follow from shapes are those of Stable Diffusion 1.x (`configs/stable-diffusion/
+v1-inference.yaml` of CompVis): 8 attention heads in the UNet, 64 channels per head in CLIP, 32
+groups, the scaling factor of the latents. The keys are those of diffusers and transformers.
 
-Every function takes shapes by name, without the prefix of the network in its file, and raises
-`UserError` where a tensor is missing that all such networks have, or is another model's.
+All functions take the shapes of tensors by name, without the prefix of the network in the file.
 """
 
 from __future__ import annotations
@@ -27,7 +26,15 @@ LATENT_FACTOR = 8
 
 
 def unet_config(shapes: Shapes, source: str) -> dict[str, Any]:
-    """The configuration of `UNet2DConditionModel`, from the shapes of CompVis' tensors."""
+    """Configuration of a `UNet2DConditionModel`.
+
+    Args:
+        shapes: name in CompVis → shape, of the UNet.
+        source: of the tensors, for messages.
+
+    Raises:
+        UserError: a tensor is missing, or they are those of another model.
+    """
     in_channels = _axes(shapes, "input_blocks.0.0.weight", source, 4)[1]
     out_channels = _axes(shapes, "out.2.weight", source, 4)[0]
     if in_channels != out_channels:
@@ -75,7 +82,15 @@ def unet_config(shapes: Shapes, source: str) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
-    """The configuration of `AutoencoderKL`, from the shapes of CompVis' tensors."""
+    """Configuration of an `AutoencoderKL`.
+
+    Args:
+        shapes: name in CompVis → shape, of the autoencoder.
+        source: of the tensors, for messages.
+
+    Raises:
+        UserError: a tensor is missing, or they are those of another model.
+    """
     if "quant_conv.weight" not in shapes or "post_quant_conv.weight" not in shapes:
         raise UserError(
             f"{source}: an autoencoder without quant_conv (as Stable Diffusion 3's and Flux') "
@@ -103,7 +118,15 @@ def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
 
 
 def text_config(shapes: Shapes, source: str) -> dict[str, Any]:
-    """The configuration of `CLIPTextModel`, from the shapes of its tensors."""
+    """Configuration of a `CLIPTextModel`.
+
+    Args:
+        shapes: name in transformers → shape, of the text encoder.
+        source: of the tensors, for messages.
+
+    Raises:
+        UserError: a tensor is missing, or they are those of another model.
+    """
     key = "embeddings.token_embedding.weight"
     vocabulary_size, width = _axes(shapes, key, source, 2)
     if width % TEXT_HEAD_WIDTH:
@@ -128,7 +151,7 @@ def text_config(shapes: Shapes, source: str) -> dict[str, Any]:
 
 
 def _axes(shapes: Shapes, key: str, source: str, rank: int) -> Shape:
-    """The shape of a tensor that has to be there, with `rank` axes."""
+    """Shape of a tensor, after a check that it exists and has `rank` axes."""
     if key not in shapes:
         raise UserError(f"{source}: no tensor {key!r}; no network of Stable Diffusion 1.x")
     if len(shapes[key]) != rank:

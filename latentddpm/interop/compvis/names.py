@@ -1,16 +1,16 @@
-"""The names of CompVis' checkpoints and those of diffusers: which is which.
+"""Names of tensors in diffusers → names of the same tensors in CompVis' checkpoints.
 
-The authors of Stable Diffusion number the blocks of the UNet in the order they run
+CompVis numbers the blocks of the UNet in the order in which they run
 (`ldm/modules/diffusionmodules/openaimodel.py`), and the levels of the decoder by resolution, so
-that the last runs first (`ldm/modules/diffusionmodules/model.py`). diffusers names a level, then
-its blocks:
+that the last one runs first (`ldm/modules/diffusionmodules/model.py`). diffusers numbers levels,
+and blocks within a level:
 
-    input_blocks.4.1.…       down_blocks.1.attentions.0.…       2 ResnetBlocks a level
+    input_blocks.4.1.…       down_blocks.1.attentions.0.…       2 ResnetBlocks per level
     output_blocks.2.1.conv   up_blocks.0.upsamplers.0.conv      no attention in that level
     decoder.up.3.block.0.…   decoder.up_blocks.0.resnets.0.…    4 levels
 
-Every name follows from the sizes of the network: modules from their place in it, and inside a
-module each layer by a fixed word.
+The name of a module follows from its position in the network, that of a layer in a module from a
+fixed table.
 """
 
 from __future__ import annotations
@@ -40,21 +40,27 @@ Names = Iterator[tuple[str, str]]
 def unet_names(
     keys: Iterable[str], levels: int, num_res_blocks: int, attention_levels: Sequence[int]
 ) -> dict[str, str]:
-    """diffusers' name → CompVis' name of the tensors of a `UNet2DConditionModel`.
+    """Names in diffusers → names in CompVis, of the tensors of a `UNet2DConditionModel`.
 
     Args:
-        keys: the tensors' names in diffusers.
-        levels, num_res_blocks, attention_levels: sizes of the network, see `UNet`.
+        keys: names in diffusers.
+        levels: number of levels.
+        num_res_blocks, attention_levels: see `UNet`.
     """
     modules = dict(_unet_modules(levels, num_res_blocks, attention_levels))
     return {key: _renamed(key, modules, RESNET) for key in keys}
 
 
 def vae_names(keys: Iterable[str], levels: int, num_res_blocks: int) -> dict[str, str]:
-    """diffusers' name → CompVis' name of the tensors of an `AutoencoderKL`.
+    """Names in diffusers → names in CompVis, of the tensors of an `AutoencoderKL`.
 
-    CompVis keeps the attention's projections as 1×1 convolutions, (c, c, 1, 1); diffusers has
-    (c, c).
+    The projections of the attention are 1×1 convolutions in CompVis, (c, c, 1, 1), and (c, c) in
+    diffusers.
+
+    Args:
+        keys: names in diffusers.
+        levels: number of levels.
+        num_res_blocks: see `Autoencoder`.
     """
     modules = dict(_vae_modules(levels, num_res_blocks))
     words = {**FIRST_STAGE_RESNET, **FIRST_STAGE_ATTENTION}
@@ -62,7 +68,7 @@ def vae_names(keys: Iterable[str], levels: int, num_res_blocks: int) -> dict[str
 
 
 def _renamed(key: str, modules: dict[str, str], words: dict[str, str]) -> str:
-    """The module that `key` begins with, and the layer that comes next, renamed."""
+    """Name in CompVis of a `key`: its module by `modules`, the layer in it by `words`."""
     parts = key.split(".")
     for end in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:end])
@@ -95,7 +101,7 @@ def _unet_modules(levels: int, num_res_blocks: int, attention_levels: Sequence[i
             yield f"up_blocks.{up}.resnets.{block}", f"output_blocks.{number}.0"
             yield f"up_blocks.{up}.attentions.{block}", f"output_blocks.{number}.1"
             number += 1
-        # The level's last block up-samples, behind its attention where it has one.
+        # The last block of a level has the upsampling, after its attention if there is one.
         place = 2 if level in attention_levels else 1
         yield f"up_blocks.{up}.upsamplers.0.conv", f"output_blocks.{number - 1}.{place}.conv"
     yield "conv_norm_out", "out.0"

@@ -1,16 +1,15 @@
-"""Stable Diffusion 1.x in one `.safetensors` file, under CompVis' names.
+"""Single-file checkpoint of Stable Diffusion 1.x: a `.safetensors` file with CompVis' names.
 
     model.diffusion_model.…             the UNet
     first_stage_model.…                 the autoencoder
-    cond_stage_model.transformer.…      CLIP's text encoder, as transformers names it
+    cond_stage_model.transformer.…      CLIP's text encoder, with transformers' names
     alphas_cumprod, model_ema.…, …      buffers, averaged weights, training state
 
-Such a file has no configuration: it is inferred (see `config`), and the tensors are
-renamed (see `names`). What comes out is a `Checkpoint` in the terms of diffusers. Taken are
-the plain weights, as diffusers does, not the averaged ones.
+Such a file has no configuration. It is inferred (see `compvis.config`), and the tensors are
+renamed (see `compvis.names`), which gives a `Checkpoint` with the keys and names of diffusers. As
+in diffusers the plain weights are read, not the averaged ones.
 
-Everything is judged by the header, before a weight is read; what is another model is refused
-by its name.
+The header is checked before a weight is read. Other models are recognised and refused by name.
 """
 
 from __future__ import annotations
@@ -61,14 +60,14 @@ SCHEDULER = {
     "timestep_spacing": "leading",
     "trained_betas": None,
 }
-SCHEDULE_TOLERANCE = 2e-3  # files in half precision keep `alphas_cumprod` to 5e-4
+SCHEDULE_TOLERANCE = 2e-3  # in half precision `alphas_cumprod` is exact to 5e-4
 
-# What `modelspec.prediction_type` says → what diffusers calls it.
+# `modelspec.prediction_type` → `prediction_type` of diffusers.
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 FOLDER_HINT = "save it as a folder with diffusers (save_pretrained) and convert that"
 DIFFUSERS = "in diffusers' names; convert the folder it is from, with its config.json, instead"
-# The beginning of a name → the model that has it, and what to do.
+# Prefix of a tensor's name → the model with such tensors, and what to do.
 OTHERS = {
     "conditioner.embedders.": "Stable Diffusion XL, which is not supported",
     "cond_stage_model.model.": f"Stable Diffusion 2.x, with OpenCLIP's names; {FOLDER_HINT}",
@@ -93,21 +92,22 @@ LORA = re.compile(r"\.lora(_\w+)?\.")
 
 
 def load_single_file(path: str | Path, *, quiet: bool = True) -> LatentDiffusion:
-    """A `LatentDiffusion` from a single-file checkpoint.
+    """Load a model from a single-file checkpoint.
 
-    A file that holds an autoencoder alone gives one without UNet.
+    A file with only an autoencoder gives a model without UNet.
 
     Args:
-        quiet: no progress bars.
+        path: of the file.
+        quiet: show no progress bars.
 
     Raises:
-        UserError: see `read_single_file`; or the file lacks a piece.
+        UserError: see `read_single_file`; or the autoencoder or the text encoder is missing.
     """
     checkpoint = read_single_file(path)
     if checkpoint.unet is None:
         return build(checkpoint, quiet)
-    for name, piece in (("autoencoder", checkpoint.vae), ("text encoder", checkpoint.text)):
-        if piece is None:
+    for name, part in (("autoencoder", checkpoint.vae), ("text encoder", checkpoint.text)):
+        if part is None:
             raise UserError(
                 f"{path}: a pruned file, it has no {name}; load it in diffusers together with "
                 f"its {name}, save_pretrained(folder), and convert that folder"
@@ -116,7 +116,7 @@ def load_single_file(path: str | Path, *, quiet: bool = True) -> LatentDiffusion
 
 
 def read_single_file(path: str | Path) -> Checkpoint:
-    """The pieces of a single-file checkpoint; no weight is read.
+    """Checkpoint in the file at `path`; no weight is read yet.
 
     Raises:
         UserError: the file is missing, a pickle, damaged, or another model than Stable
@@ -128,8 +128,8 @@ def read_single_file(path: str | Path) -> Checkpoint:
     _refuse_others(shapes, path)
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
-    unet = _unet_piece(tensors, shapes, metadata)
-    vae = _vae_piece(tensors, shapes)
+    unet = _unet_part(tensors, shapes, metadata)
+    vae = _vae_part(tensors, shapes)
     text = _text_reader(tensors, shapes)
     if unet is None and vae is None:
         if any(key.startswith("model_ema.") for key in shapes):
@@ -154,7 +154,7 @@ def _refuse_others(shapes: Shapes, path: Path) -> None:
 # --- UNet ----------------------------------------------------------------------------------
 
 
-def _unet_piece(
+def _unet_part(
     tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str]
 ) -> CheckpointPart | None:
     prefix = _prefix(shapes, UNET_PREFIXES, "input_blocks.0.0.weight")
@@ -169,7 +169,7 @@ def _unet_piece(
         config["sample_size"] = [height, width]
     arguments = unet_arguments(config, source)
     if config["use_linear_projection"] and config["cross_attention_dim"] == 1024:
-        # Its heads are 64 wide, so their number differs from level to level.
+        # Its heads are 64 wide, so each level has another number of them.
         raise UserError(f"{source}: is the UNet of Stable Diffusion 2.x; {FOLDER_HINT}")
     rows = list(
         unet_rows(
@@ -182,13 +182,13 @@ def _unet_piece(
         arguments["num_res_blocks"],
         arguments["attention_levels"],
     )
-    return _piece(source, config, tensors, prefix, names, inner, {})
+    return _part(source, config, tensors, prefix, names, inner, {})
 
 
 # --- Autoencoder ---------------------------------------------------------------------------
 
 
-def _vae_piece(tensors: TensorFiles, shapes: Shapes) -> CheckpointPart | None:
+def _vae_part(tensors: TensorFiles, shapes: Shapes) -> CheckpointPart | None:
     prefix = _prefix(shapes, VAE_PREFIXES, "encoder.conv_in.weight")
     if prefix is None:
         return None
@@ -203,7 +203,7 @@ def _vae_piece(tensors: TensorFiles, shapes: Shapes) -> CheckpointPart | None:
         arguments["num_res_blocks"],
     )
     projections = {row.key: row.shape for row in rows if _is_projection(row)}
-    return _piece(source, config, tensors, prefix, names, inner, projections)
+    return _part(source, config, tensors, prefix, names, inner, projections)
 
 
 def _is_projection(row: TensorMapping) -> bool:
@@ -239,10 +239,10 @@ def _text_reader(
 def _scheduler(
     tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Stable Diffusion 1.x's schedule, with what the file says of its prediction.
+    """Scheduler of Stable Diffusion 1.x, with the prediction type of the file.
 
-    Models trained on v bear an empty tensor `v_pred`, those on a schedule that ends in pure
-    noise an empty `ztsnr`.
+    Models that predict v have an empty tensor `v_pred`, those with zero terminal SNR an empty
+    tensor `ztsnr`.
     """
     said = metadata.get("modelspec.prediction_type", "v" if "v_pred" in shapes else "epsilon")
     check_choice(f"{tensors.name}: modelspec.prediction_type", said, tuple(PREDICTIONS))
@@ -252,7 +252,7 @@ def _scheduler(
     key = "alphas_cumprod"
     if key in shapes and tensors.dtype(key) in DTYPES:
         expected = NoiseSchedule().alphas_cumprod
-        # The buffer is a thousand numbers; no weight.
+        # Not a weight: a buffer of a thousand numbers.
         fits = shapes[key] == expected.shape
         if not fits or not np.allclose(tensors.read(key), expected, 0, SCHEDULE_TOLERANCE):
             raise UserError(
@@ -265,7 +265,7 @@ def _scheduler(
 # --- Names and shapes ----------------------------------------------------------------------
 
 
-def _piece(
+def _part(
     source: str,
     config: dict[str, Any],
     tensors: TensorFiles,
@@ -274,13 +274,13 @@ def _piece(
     inner: Shapes,
     shapes: Shapes,
 ) -> CheckpointPart:
-    """A piece under diffusers' names, once all that the file has below `prefix` is in it."""
+    """Part of the checkpoint, after a check that the network has all weights below `prefix`."""
     left = set(inner) - set(names.values())
-    if strangers := sorted(key for key in left if _is_weight(key)):
-        named = ", ".join(repr(prefix + key) for key in strangers[:3])
+    if unknown := sorted(key for key in left if _is_weight(key)):
+        named = ", ".join(repr(prefix + key) for key in unknown[:3])
         raise UserError(
             f"{source}: no network of Stable Diffusion 1.x; it has no place for {named}"
-            + (f" and {len(strangers) - 3} more" if len(strangers) > 3 else "")
+            + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
         )
     originals = {key: prefix + name for key, name in names.items()}
     renamed = RenamedTensors(tensors, originals, shapes)
@@ -288,7 +288,7 @@ def _piece(
 
 
 def _is_weight(key: str) -> bool:
-    """Whether a name is a network's: buffers have no dot."""
+    """True for the name of a weight; names of buffers have no dot."""
     return "." in key and not key.startswith(TRAINING_STATE)
 
 
@@ -297,7 +297,7 @@ def _prefix(shapes: Shapes, prefixes: tuple[str, ...], key: str) -> str | None:
 
 
 def _below(shapes: Shapes, prefix: str) -> dict[str, Shape]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Shapes of the tensors whose names begin with `prefix`, by their names without it."""
     return {
         key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)
     }

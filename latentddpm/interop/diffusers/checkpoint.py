@@ -1,7 +1,7 @@
-"""Parts of a Stable Diffusion checkpoint, whichever way it is stored.
+"""Checkpoint of Stable Diffusion: its parts, whatever the format that it is stored in.
 
-A diffusers folder and a single file are both read into a `Checkpoint`: configurations in
-diffusers' keys, tensors under diffusers' names. Nothing is read from the tensors yet.
+A diffusers folder and a single file are both opened as a `Checkpoint`, whose configurations have
+the keys of diffusers and whose tensors have its names. No tensor is read yet.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from latentddpm.interop.tensors import Tensors
 
 @dataclass(frozen=True)
 class CheckpointPart:
-    """One network.
+    """Part of a checkpoint: one network.
 
     Attributes:
-        source: the file its configuration comes from, for messages.
-        config: in diffusers' keys, with `_class_name`.
-        tensors: its weights under diffusers' names; opened when first asked for, so that a
-            configuration is judged before a weight is touched.
+        source: file of the configuration, for messages.
+        config: with the keys of diffusers, `_class_name` among them.
+        tensors: function that opens the weights, which have the names of diffusers. It is called
+            after the configuration has been checked.
     """
 
     source: str
@@ -33,14 +33,15 @@ class CheckpointPart:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The pieces of a checkpoint; what it does not hold is None.
+    """Checkpoint: the parts of a model; a missing one is None.
 
     Attributes:
-        source: the folder or file, for messages.
-        vae, unet: the networks.
-        scheduler: `scheduler_config.json`, or the like of it.
+        source: folder or file, for messages.
+        vae: the autoencoder.
+        unet: the UNet.
+        scheduler: configuration as in `scheduler_config.json`.
         scheduler_source: its file, for messages.
-        text: reads the text encoder and its tokenizer.
+        text: function that reads the text encoder and its tokenizer.
     """
 
     source: str

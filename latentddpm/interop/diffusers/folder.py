@@ -1,12 +1,12 @@
-"""A diffusers folder → `LatentDiffusion`, and back.
+"""Folder of diffusers: read into a `LatentDiffusion`, and written from one.
 
-    model_index.json                      which pipeline, which class each part is
+    model_index.json                      class of the pipeline and of each part
     vae/ unet/                            config.json, diffusion_pytorch_model.safetensors
     scheduler/scheduler_config.json
     text_encoder/ tokenizer/              see `interop.clip`
 
-Everything that can be judged is judged before a weight is read: the classes, every key of
-every configuration, whether the parts fit together, the names and shapes of all tensors.
+Everything is checked before a weight is read: the classes, every key of every configuration, the
+fit of the parts to each other, the names and shapes of all tensors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PARTS = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": (*KINDS, *OTHERS),
 }
-# Parts of a pipeline that have no say in the image that is drawn; they stay behind.
+# Parts of a pipeline that do not change the generated image; they are ignored.
 LEFT_OUT = ("safety_checker", "feature_extractor")
 # Defaults of `StableDiffusionPipeline`.
 GUIDED = {"num_steps": 50, "guidance_scale": 7.5}
@@ -53,22 +53,30 @@ GUIDED = {"num_steps": 50, "guidance_scale": 7.5}
 def load_diffusers(
     folder: str | Path, *, variant: str | None = None, quiet: bool = True
 ) -> LatentDiffusion:
-    """Read a diffusers pipeline of Stable Diffusion 1.x, of any size.
+    """Load a diffusers pipeline with the networks of Stable Diffusion 1.x, in any size.
 
-    Weights are float32, float16 or bfloat16 and become float32, exactly.
+    Weights are float32, float16 or bfloat16 and become float32, exactly. Settings of the scheduler
+    that no sampler here has give a `SchedulerNote`, a warning.
 
     Args:
         folder: with `model_index.json`, or with `vae/`, `unet/` and `scheduler/`; or the folder
             of an autoencoder alone, which gives a model without UNet.
-        variant: of the weight files, such as "fp16".
-        quiet: no progress bars.
+        variant: of the weight files, such as "fp16"; by default the files without a variant, or
+            those of the only one.
+        quiet: show no progress bars.
+
+    Returns:
+        The model, whose `defaults` are those of the scheduler.
 
     Raises:
-        UserError: a file is missing or not what it should be, or something in it is not
-            supported; file and key are named.
+        UserError: a file is missing, malformed, or has something that is not supported; the
+            message names the file and the key.
 
-    Warns:
-        SchedulerNote: a setting of the scheduler has no counterpart here.
+    Example:
+        ```python
+        model = latentddpm.interop.load_diffusers("stable-diffusion-v1-5", variant="fp16")
+        images = model.generate("a red apple", seed=0)
+        ```
     """
     return build(read_folder(folder, variant), quiet)
 
@@ -76,18 +84,26 @@ def load_diffusers(
 def save_diffusers(
     model: LatentDiffusion, folder: str | Path, *, storage: str = "float32", quiet: bool = True
 ) -> None:
-    """Write `model` as a folder that diffusers opens, atomically.
+    """Save a model as a folder for diffusers, atomically.
 
-    A model with text becomes a `StableDiffusionPipeline`. diffusers has no pipeline that fits
-    one without: it becomes its parts, each of which opens with `from_pretrained`.
+    A model with text becomes a `StableDiffusionPipeline`. diffusers has no pipeline for a model
+    without text: its parts are written, each of which opens with `from_pretrained`.
 
     Args:
-        folder: new, or empty.
-        storage: of autoencoder and UNet, "float32" or "float16".
-        quiet: no progress bars.
+        model: to save.
+        folder: a new or empty folder.
+        storage: precision of autoencoder and UNet, "float32" or "float16".
+        quiet: show no progress bars.
 
     Raises:
-        UserError: the folder holds something, or diffusers has no class for such a network.
+        UserError: the folder is not empty, or diffusers has no class for such a network.
+        OSError: disk full, no permission.
+
+    Example:
+        ```python
+        model = latentddpm.LatentDiffusion.load("runs/ldm")
+        latentddpm.interop.save_diffusers(model, "for-diffusers", storage="float16")
+        ```
     """
     folder = Path(folder)
     check_new(folder)
@@ -119,20 +135,23 @@ def save_diffusers(
 
 
 def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
-    """The parts of a diffusers folder; of weights nothing is opened yet.
+    """Checkpoint in a diffusers folder; no weights are opened yet.
+
+    Args:
+        folder, variant: see `load_diffusers`.
 
     Raises:
-        UserError: no such folder, no diffusers folder, or a pipeline that is not supported.
+        UserError: no such folder, not a diffusers folder, or an unsupported pipeline.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if not (folder / INDEX).is_file() and (folder / CONFIG).is_file():
-        piece = _piece(folder, variant)
+        part = _part(folder, variant)
         kind = check_choice(
-            f"{piece.source}: _class_name", str(piece.config.get("_class_name")), CLASSES
+            f"{part.source}: _class_name", str(part.config.get("_class_name")), CLASSES
         )
-        return Checkpoint(str(folder), **{"vae" if kind == AUTOENCODER else "unet": piece})
+        return Checkpoint(str(folder), **{"vae" if kind == AUTOENCODER else "unet": part})
     parts = [name for name in PARTS if (folder / name).is_dir()]
     if (folder / INDEX).is_file():
         parts = _read_index(folder / INDEX)
@@ -147,8 +166,8 @@ def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
         scheduler = _read(folder / "scheduler" / SCHEDULER)
     return Checkpoint(
         str(folder),
-        vae=_piece(folder / "vae", variant) if "vae" in parts else None,
-        unet=_piece(folder / "unet", variant) if "unet" in parts else None,
+        vae=_part(folder / "vae", variant) if "vae" in parts else None,
+        unet=_part(folder / "unet", variant) if "unet" in parts else None,
         scheduler=scheduler,
         scheduler_source=str(folder / "scheduler" / SCHEDULER),
         text=text,
@@ -156,17 +175,21 @@ def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
 
 
 def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
-    """The model of a checkpoint that has an autoencoder; without a UNet, the autoencoder alone.
+    """Build the model of a checkpoint, which may have an autoencoder alone.
+
+    Args:
+        checkpoint: with an autoencoder at least.
+        quiet: show no progress bars.
 
     Raises:
-        UserError: see `load_diffusers`.
+        UserError: see `load_diffusers`; or there is no autoencoder.
     """
     if checkpoint.vae is None:
         raise UserError(f"{checkpoint.source}: has no autoencoder (vae), which a model needs")
     if checkpoint.unet is None:
         size = sample_size(checkpoint.vae.config, checkpoint.vae.source)
         return LatentDiffusion(validate(checkpoint.vae).build(quiet), None, None, image_size=size)
-    # Cheap questions first: the configurations, then the headers, then the weights.
+    # Fast checks first: of the configurations, then of the headers, before weights are read.
     sizes = {name: arguments_of(getattr(checkpoint, name)) for name in ("vae", "unet")}
     _check_fit(checkpoint, sizes["vae"], sizes["unet"])
     schedule, defaults = read_scheduler(checkpoint.scheduler, checkpoint.scheduler_source)
@@ -190,7 +213,7 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
 
 
 def _configs(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
-    """Part → its configuration, of what diffusers calls its own."""
+    """Configurations of autoencoder, UNet and scheduler, by the name of the part."""
     configs, latent_size = {}, None
     if model.autoencoder is not None:
         configs["vae"] = autoencoder_config(model.autoencoder, model.image_size)
@@ -205,7 +228,7 @@ def _configs(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
 
 
 def _read_index(path: Path) -> list[str]:
-    """The parts that `model_index.json` names, once all of them are supported and there."""
+    """Names of the parts in a `model_index.json`, after a check of their classes and folders."""
     index = read_json(path)
     check_choice(f"{path}: _class_name", str(index.get("_class_name")), PIPELINES)
     parts = []
@@ -220,7 +243,7 @@ def _read_index(path: Path) -> list[str]:
     return parts
 
 
-def _piece(folder: Path, variant: str | None) -> CheckpointPart:
+def _part(folder: Path, variant: str | None) -> CheckpointPart:
     return CheckpointPart(
         str(folder / CONFIG),
         _read(folder / CONFIG),
@@ -235,7 +258,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_fit(checkpoint: Checkpoint, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
-    """Refuse parts that do not belong together."""
+    """Check that the parts of a checkpoint fit together."""
     if vae["latent_channels"] != unet["latent_channels"]:
         raise UserError(
             f"{checkpoint.unet.source}: in_channels is {unet['latent_channels']}, but the "

@@ -1,9 +1,8 @@
-"""The keys of diffusers' `config.json` that are known, and what they may say.
+"""Known keys of the `config.json` of diffusers' networks, with their supported values.
 
-A configuration is judged before a weight is read: every key either is read, or has the one
-value that leaves the network what it is here, or plays no part in what it computes. A key that
-is not known at all is refused unless it is null or false: options that are newer than this
-page are switched off that way.
+A configuration is checked before a weight is read. Every key is either read, or has the value that
+describes the networks here, or does not change what a network computes. An unknown key is refused
+unless its value is null or false, which means that a newer option is off.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ AUTOENCODER, UNET, CONDITIONAL_UNET = "AutoencoderKL", "UNet2DModel", "UNet2DCon
 CLASSES = (AUTOENCODER, UNET, CONDITIONAL_UNET)
 AUTOENCODER_EPSILON = 1e-6
 
-# What a network here has and no argument changes: key → the values that say so.
+# Properties that all networks here have: key → its supported values.
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     AUTOENCODER: {
         "act_fn": ("silu", "swish"),
@@ -104,7 +103,7 @@ READ = {
     ),
 }
 READ[CONDITIONAL_UNET] = (*READ[UNET], "cross_attention_dim", "use_linear_projection")
-# No part of what a network of this kind computes.
+# Keys that do not change what a network computes.
 IDLE = {
     AUTOENCODER: ("force_upcast",),
     UNET: ("num_train_timesteps",),
@@ -121,7 +120,16 @@ BLOCKS = {
 
 
 def validate(config: Config, source: str, kinds: Sequence[str]) -> str:
-    """The class of a configuration, once nothing in it asks for what is not here."""
+    """Check a configuration, and return its class.
+
+    Args:
+        config: of a network.
+        source: its file, for messages.
+        kinds: valid classes.
+
+    Raises:
+        UserError: another class, or an unsupported key or value.
+    """
     kind = config.get("_class_name")
     if not isinstance(kind, str):
         raise UserError(f"{source}: _class_name: {kind!r}, expected one of {', '.join(kinds)}")
@@ -132,7 +140,7 @@ def validate(config: Config, source: str, kinds: Sequence[str]) -> str:
             continue
         allowed = fixed.get(key, (None, False))
         values = value if isinstance(value, list) and value else [value]
-        if not all(_among(one, allowed) for one in values):
+        if not all(_is_one_of(one, allowed) for one in values):
             hint = "this key is not known" if key not in fixed else "that is not supported"
             expected = " or ".join("null" if one is None else repr(one) for one in allowed)
             raise UserError(
@@ -141,8 +149,8 @@ def validate(config: Config, source: str, kinds: Sequence[str]) -> str:
     return kind
 
 
-def _among(value: Any, allowed: Sequence[Any]) -> bool:
-    """Whether `value` is one of `allowed`; true is not one."""
+def _is_one_of(value: Any, allowed: Sequence[Any]) -> bool:
+    """True where `value` is one of `allowed`; true and 1 are not equal here."""
     return any(
         value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed
     )

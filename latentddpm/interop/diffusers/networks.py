@@ -1,7 +1,7 @@
-"""A piece of a checkpoint → a network of ours: judged first, built and filled after.
+"""Networks of a checkpoint: each is validated first, then built and filled with its weights.
 
-network = judge(piece)      configuration, names and shapes of all tensors; nothing is built
-model = network.build()     memory is taken, weights are read
+network = validate(part)    checks the configuration, and names and shapes of all tensors
+model = network.build()     allocates memory and reads the weights
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ UNET_SIZES = (
 
 @dataclass(frozen=True)
 class Network:
-    """A network whose configuration and tensors fit together.
+    """Network whose configuration and tensors are valid, before it is built.
 
     Attributes:
         kind: `Autoencoder` or `UNet`.
         arguments: of its constructor.
         tensors: the weights.
-        matched: the rows of its table, with the names that `tensors` has for them.
+        matched: rows of its weight map, with their names in `tensors`.
     """
 
     kind: type[keras.Model]
@@ -61,7 +61,11 @@ class Network:
     matched: list[tuple[TensorMapping, str]]
 
     def build(self, quiet: bool = True) -> keras.Model:
-        """The network with its weights, as float32; a progress bar unless `quiet`."""
+        """Build the Keras model and read its weights, as float32.
+
+        Args:
+            quiet: show no progress bar.
+        """
         with blank_weights():
             model = self.kind(**self.arguments)
         label = "vae" if self.kind is Autoencoder else "unet"
@@ -69,36 +73,36 @@ class Network:
         return model
 
 
-def arguments_of(piece: CheckpointPart) -> dict[str, Any]:
-    """The arguments of our network for a piece, from its configuration alone.
+def arguments_of(part: CheckpointPart) -> dict[str, Any]:
+    """Arguments of the Keras model of a `part`, from its configuration alone.
 
     Raises:
-        UserError: something that our network is not; file and key are named.
+        UserError: the configuration is not supported; the message names the file and the key.
     """
-    kind = str(piece.config.get("_class_name"))
-    check_choice(f"{piece.source}: _class_name", kind, CLASSES)
+    kind = str(part.config.get("_class_name"))
+    check_choice(f"{part.source}: _class_name", kind, CLASSES)
     read = autoencoder_arguments if kind == AUTOENCODER else unet_arguments
-    return read(piece.config, piece.source)
+    return read(part.config, part.source)
 
 
-def validate(piece: CheckpointPart) -> Network:
-    """The network of a piece, before it is built.
+def validate(part: CheckpointPart) -> Network:
+    """Validate a `part` of a checkpoint: its configuration, and names and shapes of its tensors.
 
     Raises:
-        UserError: the configuration is not supported, or the tensors are not those that it
-            asks for; file and key are named.
+        UserError: the configuration is not supported, or the tensors do not match it; the message
+            names the file and the key.
     """
-    arguments = arguments_of(piece)
-    kind = Autoencoder if piece.config["_class_name"] == AUTOENCODER else UNet
-    linear = linear_projection(piece.config, piece.source) if kind is UNet else False
-    tensors = piece.tensors()
+    arguments = arguments_of(part)
+    kind = Autoencoder if part.config["_class_name"] == AUTOENCODER else UNet
+    linear = linear_projection(part.config, part.source) if kind is UNet else False
+    tensors = part.tensors()
     return Network(
-        kind, arguments, tensors, match(_rows(kind, arguments, linear), tensors, piece.source)
+        kind, arguments, tensors, match(_rows(kind, arguments, linear), tensors, part.source)
     )
 
 
 def rows_of(model: keras.Model) -> Iterator[TensorMapping]:
-    """The table of a network of ours, as it is written."""
+    """Weight map of a Keras `model`, as it is written."""
     return _rows(type(model), model.get_config())
 
 

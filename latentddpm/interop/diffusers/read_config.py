@@ -1,7 +1,7 @@
-"""`config.json` of diffusers' networks → the arguments of ours.
+"""Reading of the `config.json` of diffusers' networks: arguments of the networks here.
 
-Two keys mean what their names do not say: `attention_head_dim` of `UNet2DConditionModel` is
-the number of heads, of `UNet2DModel` it is the width of one head.
+`attention_head_dim` has two meanings: in `UNet2DConditionModel` it is the number of heads, in
+`UNet2DModel` the width of one head.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from latentddpm.models.unet import NORM_EPSILON
 
 
 def autoencoder_arguments(config: Config, source: str) -> dict[str, Any]:
-    """The arguments of `Autoencoder` for a configuration of `AutoencoderKL`.
+    """Arguments of `Autoencoder` for a configuration of `AutoencoderKL`.
+
+    Args:
+        config: of diffusers.
+        source: its file, for messages.
 
     Raises:
-        UserError: something that our network is not; `source` and the key are named.
+        UserError: something is not supported; the message names the key.
     """
     kind = validate(config, source, (AUTOENCODER,))
     image_channels = _whole(config, source, "in_channels", 3)
@@ -50,10 +54,14 @@ def autoencoder_arguments(config: Config, source: str) -> dict[str, Any]:
 
 
 def unet_arguments(config: Config, source: str) -> dict[str, Any]:
-    """The arguments of `UNet` for a configuration of either UNet of diffusers.
+    """Arguments of `UNet` for a configuration of `UNet2DModel` or `UNet2DConditionModel`.
+
+    Args:
+        config: of diffusers.
+        source: its file, for messages.
 
     Raises:
-        UserError: something that our network is not; `source` and the key are named.
+        UserError: something is not supported; the message names the key.
     """
     kind = validate(config, source, (UNET, CONDITIONAL_UNET))
     conditional = kind == CONDITIONAL_UNET
@@ -75,10 +83,10 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
     return {
         "channels": widths[0],
         "channel_multipliers": [width // widths[0] for width in widths],
-        "num_res_blocks": _alike(config, source, "layers_per_block", 2, len(widths)),
+        "num_res_blocks": _uniform(config, source, "layers_per_block", 2, len(widths)),
         "attention_levels": attention_levels,
         "num_heads": _heads(config, source, kind, widths, attention_levels),
-        "context_dim": _alike(config, source, "cross_attention_dim", 1280, len(widths))
+        "context_dim": _uniform(config, source, "cross_attention_dim", 1280, len(widths))
         if conditional
         else None,
         "latent_channels": channels,
@@ -89,7 +97,11 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
 
 
 def linear_projection(config: Config, source: str) -> bool:
-    """Whether the projections around a transformer block are stored as dense layers.
+    """True where the projections of transformer blocks are stored as dense layers.
+
+    Args:
+        config: of diffusers.
+        source: its file, for messages.
 
     Raises:
         UserError: `use_linear_projection` is neither true nor false.
@@ -101,10 +113,14 @@ def linear_projection(config: Config, source: str) -> bool:
 
 
 def sample_size(config: Config, source: str) -> tuple[int, int] | None:
-    """(height, width) that a network was trained at, None where it does not say.
+    """Size (height, width) that a network was trained with; None if there is none.
+
+    Args:
+        config: of diffusers.
+        source: its file, for messages.
 
     Raises:
-        UserError: neither one nor two positive whole numbers.
+        UserError: it is not one or two positive whole numbers.
     """
     size = config.get("sample_size")
     if size is None:
@@ -134,8 +150,8 @@ def _same(config: Config, source: str, key: str, expected: int, reason: str) -> 
         )
 
 
-def _alike(config: Config, source: str, key: str, default: int, levels: int) -> int:
-    """A number that may be given once for each level, but must then be the same for all."""
+def _uniform(config: Config, source: str, key: str, default: int, levels: int) -> int:
+    """Number for all levels; a list of numbers for each level must have equal ones."""
     value = config.get(key, default)
     if not isinstance(value, list):
         return _whole(config, source, key, default)
@@ -148,7 +164,7 @@ def _alike(config: Config, source: str, key: str, default: int, levels: int) -> 
 
 
 def _widths(config: Config, source: str) -> list[int]:
-    """`block_out_channels`: whole multiples of the first."""
+    """Widths of the levels, `block_out_channels`: whole multiples of the first."""
     key = "block_out_channels"
     widths = config.get(key)
     if not isinstance(widths, list) or not widths:
@@ -164,7 +180,7 @@ def _widths(config: Config, source: str) -> list[int]:
 
 
 def _groups(config: Config, source: str, widths: Sequence[int]) -> int:
-    """`norm_num_groups`, a divisor of every width (of the first, that is)."""
+    """Groups of the group norms, `norm_num_groups`: a divisor of the first width, so of all."""
     groups = _whole(config, source, "norm_num_groups", 32)
     if widths[0] % groups:
         raise UserError(
@@ -174,7 +190,7 @@ def _groups(config: Config, source: str, widths: Sequence[int]) -> int:
 
 
 def _levels(config: Config, source: str, kind: str, levels: int) -> list[int]:
-    """The levels with attention, from the names of the blocks on the way down and up."""
+    """Levels with attention, from the names of the blocks on the way down and up."""
     found = []
     for key, known in zip(("down_block_types", "up_block_types"), BLOCKS[kind], strict=True):
         names = config.get(key)
@@ -201,14 +217,14 @@ def _levels(config: Config, source: str, kind: str, levels: int) -> list[int]:
 def _heads(
     config: Config, source: str, kind: str, widths: Sequence[int], attention_levels: Sequence[int]
 ) -> int | list[int]:
-    """Attention heads, one number, or one for each level where they differ."""
+    """Number of attention heads, or a list of them if levels differ."""
     key = "attention_head_dim"
     value = config.get(key, 8)
     if kind == UNET:
         if value is None:
             return 1
         size = _whole(config, source, key, 8)
-        # A level without attention has no heads; here it gets those of the middle.
+        # A level without attention has no heads; it gets the number of the middle.
         used = {*attention_levels, len(widths) - 1}
         heads = [
             (width if level in used else widths[-1]) // size for level, width in enumerate(widths)
@@ -222,7 +238,7 @@ def _heads(
             )
         heads = [_whole({key: one}, source, key, 8) for one in heads]
         fits = [width % one == 0 for width, one in zip(widths, heads, strict=True)]
-    for level in {*attention_levels, len(widths) - 1}:  # the middle has the last level's width
+    for level in {*attention_levels, len(widths) - 1}:  # the middle is as wide as the last level
         if not fits[level]:
             raise UserError(
                 f"{source}: {key}: {value!r:.80} does not divide the {widths[level]} channels of "

@@ -1,12 +1,12 @@
-"""`scheduler_config.json` of diffusers ⇄ `NoiseSchedule` and the default sampler.
+"""Scheduler of diffusers, `scheduler_config.json` ⇄ `NoiseSchedule` and the default sampler.
 
-A scheduler there is three things in one: the noise levels that the network was trained with,
-which must be understood or the file is refused; a sampler with its options; and where it puts
-its timesteps. Of the last two, what has no counterpart here is named in a warning, and the
-default sampler is the nearest: it is a default, every other sampler works with the model too.
+A scheduler of diffusers is three things: the noise levels that the network was trained with, a
+sampler with its options, and the spacing of its timesteps. Noise levels that are not supported are
+refused. Options of the sampler or the spacing that are not supported give a warning, and the
+nearest sampler becomes the default. It is only a default: every sampler works with the model.
 
-Betas are the same in both, but for float32 there and float64 here: "linear", "scaled_linear",
-and diffusers' "squaredcos_cap_v2" is our "cosine".
+The betas are the same, but float32 in diffusers and float64 here: "linear", "scaled_linear", and
+"squaredcos_cap_v2", which is "cosine" here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ FALLBACK = "ddim"
 MAX_TIMESTEPS = 1_000_000
 ZERO_SNR = "rescale_betas_zero_snr"
 KARRAS = "use_karras_sigmas"
-ALPHA_TO_ONE = "set_alpha_to_one"  # the same name and meaning here
-# Options that no sampler here has: key → the value that switches them off.
+ALPHA_TO_ONE = "set_alpha_to_one"  # with the same name and meaning here
+# Options that no sampler here has: key → the value that turns them off.
 OFF = {
     "thresholding": False,
     "use_exponential_sigmas": False,
@@ -45,15 +45,16 @@ OFF = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A scheduler of diffusers.
+    """Kind of scheduler in diffusers, with its defaults for keys that a file does not have.
 
     Attributes:
-        sampler: ours.
-        spacing: its `timestep_spacing` where the file does not say.
-        options: key → (its value where the file does not say, the value our sampler has).
-        beta_start, beta_end: where the file does not say.
-        zero_snr: it knows `rescale_betas_zero_snr`.
-        set_alpha_to_one: where the file does not say; None: it has no such key.
+        sampler: the sampler here.
+        spacing: default of `timestep_spacing`.
+        options: key → (its default, the value that the sampler here has).
+        beta_start: its default.
+        beta_end: its default.
+        zero_snr: True if it has the key `rescale_betas_zero_snr`.
+        set_alpha_to_one: default; None if it has no such key.
     """
 
     sampler: str
@@ -127,7 +128,7 @@ KINDS = {
         },
     ),
 }
-# Known by name, with the same noise levels, but without a sampler here.
+# Schedulers with the same noise levels, but without a sampler here.
 OTHERS = (
     "DDIMInverseScheduler",
     "DDPMParallelScheduler",
@@ -143,17 +144,24 @@ OTHERS = (
 
 
 class SchedulerNote(UserWarning):
-    """A setting of a scheduler that has no counterpart here."""
+    """Warning about a setting of a scheduler that is not supported."""
 
 
 def read_scheduler(config: Config, source: str) -> tuple[NoiseSchedule, dict[str, Any]]:
-    """The schedule, and the defaults of `generate` (`sampler`, `timestep_spacing`, options).
+    """Noise schedule and default sampler of a scheduler.
+
+    Settings of the sampler that are not supported give a `SchedulerNote`, a warning.
+
+    Args:
+        config: of diffusers.
+        source: its file, for messages.
+
+    Returns:
+        The schedule, and defaults of `generate`: `sampler`, `timestep_spacing` and, if there are
+        any, `sampler_options`.
 
     Raises:
-        UserError: noise levels or a prediction type that `NoiseSchedule` has not.
-
-    Warns:
-        SchedulerNote: settings of the sampler that are left out.
+        UserError: noise levels or a prediction type that `NoiseSchedule` does not have.
     """
     name = config.get("_class_name")
     if not isinstance(name, str):
@@ -193,9 +201,13 @@ def read_scheduler(config: Config, source: str) -> tuple[NoiseSchedule, dict[str
 
 
 def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the scheduler that does what our default sampler does.
+    """Configuration of the scheduler of diffusers for a schedule and a default sampler.
 
-    A sampler that diffusers does not combine with zero terminal SNR becomes DDIM.
+    A sampler without zero terminal SNR in diffusers becomes DDIM for such a schedule.
+
+    Args:
+        schedule: of the model.
+        defaults: of `generate`, with `sampler` and `timestep_spacing`.
     """
     sampler = defaults["sampler"]
     names = {kind.sampler: name for name, kind in KINDS.items()}
@@ -218,7 +230,7 @@ def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> di
         "steps_offset": options.get("steps_offset", 1),
     }
     for key, (_, value) in kind.options.items():
-        if value is not None and value != -math.inf:  # absent is the same, and no odd JSON
+        if value is not None and value != -math.inf:  # those are the defaults, and −∞ is not JSON
             config[key] = value
     if kind.zero_snr:
         config[ZERO_SNR] = schedule.rescale_zero_terminal_snr

@@ -1,14 +1,14 @@
-"""Map of diffusers' tensors to our variables: one table, read in both directions.
+"""Weight map of diffusers' tensors to Keras variables, used for reading and for writing.
 
-A table is generated from the arguments of a network, before the network is built, so that the
-shapes in a file can be judged first. Rows come one by one: a table of an absurd size ends at
-the first tensor that the file does not have.
+The map is generated from the arguments of a network, before the network is built, so that the
+shapes in a file can be checked first. It is a generator: for arguments of an absurd size it ends
+at the first tensor that the file does not have.
 
-Layouts, theirs → ours (PyTorch is channels-first, Keras channels-last):
+Layouts in diffusers → in Keras (PyTorch is channels-first, Keras channels-last):
 
-    vector      (n,)                the same
+    vector      (n,)                (n,)
     dense       (out, in)           (in, out)
-    pointwise   (out, in, 1, 1)     (in, out): a 1×1 convolution there, a dense layer here
+    pointwise   (out, in, 1, 1)     (in, out): a 1×1 convolution and a dense layer
     conv        (out, in, h, w)     (h, w, in, out)
 """
 
@@ -24,12 +24,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """One tensor.
+    """Mapping of a tensor of diffusers to a variable: a row of the weight map.
 
     Attributes:
-        key: name in diffusers.
-        shape: there.
-        path: of the variable here, from the model on: layers and attributes, with slashes.
+        key: name of the tensor.
+        shape: of the tensor.
+        path: of the variable: names of layers and attributes below the model, with slashes.
         layout: "vector", "dense", "pointwise" or "conv".
     """
 
@@ -40,7 +40,7 @@ class TensorMapping:
 
     @property
     def old_key(self) -> str:
-        """The name it had in early versions of diffusers, where that was another one."""
+        """Name of the tensor in early versions of diffusers; most are the same."""
         for new, old in OLD_NAMES.items():
             if f".{new}." in self.key:
                 return self.key.replace(f".{new}.", f".{old}.")
@@ -51,7 +51,7 @@ OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_
 
 
 def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
-    """An array of diffusers in our layout, a view of it."""
+    """Array of diffusers of some `layout`, as a view with the layout of Keras."""
     if layout == "conv":
         return array.transpose(2, 3, 1, 0)
     if layout == "pointwise":
@@ -60,7 +60,7 @@ def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
 
 
 def to_theirs(array: np.ndarray, layout: str) -> np.ndarray:
-    """An array of ours in the layout of diffusers, a view of it."""
+    """Array of Keras of some `layout`, as a view with the layout of diffusers."""
     if layout == "conv":
         return array.transpose(3, 2, 0, 1)
     if layout == "pointwise":
@@ -75,7 +75,12 @@ def autoencoder_rows(
     latent_channels: int,
     image_channels: int,
 ) -> Iterator[TensorMapping]:
-    """The table of `AutoencoderKL` and `Autoencoder`."""
+    """Weight map of `AutoencoderKL` and `Autoencoder`.
+
+    Args:
+        channels, channel_multipliers, num_res_blocks, latent_channels, image_channels: see
+            `Autoencoder`.
+    """
     widths = [channels * multiplier for multiplier in channel_multipliers]
     last = len(widths) - 1
     moments = 2 * latent_channels
@@ -120,10 +125,12 @@ def unet_rows(
     latent_channels: int,
     linear: bool = False,
 ) -> Iterator[TensorMapping]:
-    """The table of `UNet2DModel` (without `context_dim`) or `UNet2DConditionModel`, and `UNet`.
+    """Weight map of `UNet2DModel` or, with `context_dim`, `UNet2DConditionModel`, and `UNet`.
 
     Args:
-        linear: the projections around a transformer block are stored as dense layers
+        channels, channel_multipliers, num_res_blocks, attention_levels, context_dim,
+            latent_channels: see `UNet`.
+        linear: the projections of transformer blocks are stored as dense layers
             (`use_linear_projection`), not as 1×1 convolutions.
     """
     widths = [channels * multiplier for multiplier in channel_multipliers]

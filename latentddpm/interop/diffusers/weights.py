@@ -1,9 +1,9 @@
-"""Weights through a table, one tensor at a time: from a file into a network, and back.
+"""Weights of a network, read and written one tensor at a time with a weight map.
 
-No state dict is ever in memory: a network is filled variable by variable from memory-mapped
-files, and written tensor by tensor behind a header that is known beforehand. The file is
-safetensors: eight bytes with the length of the header, a header in JSON that names each
-tensor's type, shape and place, then the tensors, one behind the other.
+There is never a second copy of all weights in memory. A network is filled variable by variable
+from memory-mapped files. It is written tensor by tensor, after a header that is known beforehand.
+The file is safetensors: eight bytes with the length of the header, a header in JSON with type,
+shape and offsets of each tensor, then the tensors one after the other.
 """
 
 from __future__ import annotations
@@ -32,14 +32,19 @@ MAX_NAMED = 3
 def match(
     rows: Iterable[TensorMapping], tensors: Tensors, source: str
 ) -> list[tuple[TensorMapping, str]]:
-    """The rows of a table with the names that `tensors` has for them.
+    """Match a weight map with tensors.
 
     Args:
-        source: where the configuration comes from that made the table, for messages.
+        rows: of the weight map.
+        tensors: of a file.
+        source: configuration that the weight map is from, for messages.
+
+    Returns:
+        Each row with its name in `tensors`.
 
     Raises:
-        UserError: a tensor is missing, has another shape or a type that is not a float, or
-            belongs nowhere.
+        UserError: a tensor is missing, has another shape or a type that is not a float, or is not
+            in the weight map.
     """
     names = set(tensors.keys())
     found = []
@@ -71,7 +76,15 @@ def fill(
     label: str,
     quiet: bool = False,
 ) -> None:
-    """Give every variable of `model` its tensor, as float32."""
+    """Fill the variables of a model with tensors, as float32.
+
+    Args:
+        model: to fill.
+        matched: of `match`.
+        tensors: of a file.
+        label: of the progress bar.
+        quiet: show no progress bar.
+    """
     with _bar(label, matched, quiet) as bar:
         for row, key in matched:
             array = to_ours(tensors.read(key), row.layout)
@@ -87,13 +100,19 @@ def write(
     storage: str = "float32",
     quiet: bool = False,
 ) -> None:
-    """Write the variables of `model` as one safetensors file, atomically.
+    """Write the variables of a model to a safetensors file, atomically.
 
     Args:
+        model: to write.
+        rows: of its weight map.
+        path: of the file.
+        label: of the progress bar.
         storage: "float32", or "float16" for half the size.
+        quiet: show no progress bar.
 
     Raises:
-        UserError: an unknown storage, or a weight that is too large for it.
+        UserError: another `storage`, or a weight that is too large for it.
+        OSError: the file cannot be written.
     """
     dtype = np.dtype(check_choice("storage", storage, STORAGE))
     rows = list(rows)
@@ -122,7 +141,7 @@ def write(
 
 
 def variable(model: keras.Model, path: str) -> keras.Variable:
-    """The variable at the end of a table's path."""
+    """Variable, or layer, of a `model` at a `path` of a weight map."""
     found: Any = model
     for name in path.split("/"):
         if isinstance(found, FunctionalModel):

@@ -1,4 +1,4 @@
-"""Our networks → `config.json` of diffusers; what its classes cannot be is refused by name."""
+"""Writing of the `config.json` of diffusers' networks, from the networks here."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ from latentddpm.models.unet import NORM_EPSILON, UNet
 def autoencoder_config(
     autoencoder: Autoencoder, image_size: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """The configuration of `AutoencoderKL` that describes `autoencoder`.
+    """Configuration of `AutoencoderKL` for an autoencoder.
+
+    Args:
+        autoencoder: to describe.
+        image_size: (height, width) in pixels that it was trained with; None if unknown.
 
     Raises:
-        UserError: `AutoencoderKL` cannot be such a network; the argument is named.
+        UserError: `AutoencoderKL` cannot be such a network; the message names the argument.
     """
     ours = autoencoder.get_config()
     _starts_at_one(ours, "autoencoder")
@@ -56,10 +60,14 @@ def autoencoder_config(
 
 
 def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, Any]:
-    """The configuration of `UNet2DModel` or `UNet2DConditionModel` that describes `unet`.
+    """Configuration of `UNet2DModel` or `UNet2DConditionModel` for a UNet.
+
+    Args:
+        unet: to describe.
+        latent_size: (height, width) of the latents that it was trained with; None if unknown.
 
     Raises:
-        UserError: neither of the two can be such a network; the argument is named.
+        UserError: neither of the two can be such a network; the message names the argument.
     """
     ours = unet.get_config()
     _starts_at_one(ours, "unet")
@@ -111,7 +119,7 @@ def _starts_at_one(ours: Config, name: str) -> None:
 def _head_width(
     widths: Sequence[int], heads: Sequence[int], attention_levels: Sequence[int]
 ) -> int | None:
-    """`attention_head_dim` of `UNet2DModel`: one width of a head for the whole network."""
+    """Width of a head, `attention_head_dim` of `UNet2DModel`: the same for the whole network."""
     levels = sorted({*attention_levels, len(widths) - 1})
     if all(heads[level] == 1 for level in levels):
         return None

@@ -1,17 +1,17 @@
-"""Autoencoder, the first stage: images ⇄ latents at 1/8 of the size (KL-f8).
+"""Autoencoder: images ⇄ latents at 1/8 of the size (KL-f8), the first stage of the model.
 
-An `Encoder` gives the mean and log-variance of a diagonal Gaussian over raw latents, a
-`Decoder` maps raw latents back to an image (Kingma & Welling 2014; Rombach et al. 2022,
-§3.1 and appendix G):
+An `Encoder` gives the mean and log-variance of a diagonal Gaussian over raw latents. A `Decoder`
+maps raw latents back to an image (Kingma & Welling 2014; Rombach et al. 2022, §3.1 and
+appendix G):
 
-    q(raw | image) = N(mean, exp(logvar))
-    latents        = raw · scaling_factor
+    q(raw_latents | image) = N(mean, exp(logvar))
+    latents                = raw_latents · scaling_factor
 
-`Autoencoder` is the only place that knows the scaling factor: diffusion sees latents of
-about unit variance, callers never multiply by it. 0.18215 belongs to Stable Diffusion's
-own weights; a model trained here gets its factor measured over its training set.
+Diffusion sees latents of about unit variance. Only `Autoencoder` knows the scaling factor; callers
+never multiply by it. 0.18215 is that of Stable Diffusion's weights. The factor of a model trained
+here is measured over its training set.
 
-`training.step.autoencoder_trainer` has the loss that it is trained with.
+The loss is in `training.step.autoencoder_trainer`.
 """
 
 from __future__ import annotations
@@ -36,24 +36,25 @@ class Autoencoder(keras.Model):
     """Autoencoder: an encoder, a decoder, and the scaling of the latents between them.
 
     Args:
-        channels: width of the highest resolution.
+        channels: width at the highest resolution.
         channel_multipliers: width of each level in units of `channels`; every further level
-            halves the resolution, so the `downsample_factor` is 2 ** (levels - 1).
-        num_res_blocks: ResnetBlocks a level (one more in the decoder).
-        latent_channels: channels of a latent.
-        scaling_factor: multiplies raw latents. The default is Stable Diffusion's.
+            halves the resolution, so the `downsample_factor` f is 2 ** (levels − 1).
+        num_res_blocks: ResnetBlocks per level; the decoder has one more.
+        latent_channels: channels c of the latents.
+        scaling_factor: multiplies raw latents. The default is that of Stable Diffusion.
         norm_groups, norm_epsilon: of every group norm.
         image_channels: 3 for RGB.
-        latent_statistics: what was measured over the training set when `scaling_factor`
-            was (count, mean, std, per channel), kept with the model.
+        latent_statistics: count, mean and std of the raw latents of the training set, all and
+            per channel, from which the scaling factor was computed. Saved with the model.
 
     Call arguments:
-        inputs: `{"images": (B, H, W, 3) in [-1, 1]}` and, for a posterior sample instead of
-            its mode, `"noise"`: (B, h, w, c) of standard normal numbers. Noise enters with
-            the data, so the model is a deterministic function.
+        inputs: `{"images": (B, H, W, 3) in [-1, 1]}` and, for a sample of the posterior instead
+            of its mode, `"noise"`: (B, h, w, c), standard normal. Noise is an input, so the
+            model is a deterministic function.
 
     Returns:
-        `{"reconstruction", "mean", "logvar"}`, moments unscaled.
+        `{"reconstruction": (B, H, W, 3), "mean": (B, h, w, c), "logvar": (B, h, w, c)}`, with
+        mean and log-variance unscaled.
 
     Raises:
         ValueError: no level, a scaling factor that is not positive, or `norm_groups` that do not
@@ -84,7 +85,7 @@ class Autoencoder(keras.Model):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("name", "autoencoder")
-        # Images, noise and losses stay float32; the networks cast at their own doors.
+        # Images, noise and losses stay float32; the encoder and the decoder cast their inputs.
         super().__init__(autocast=False, **kwargs)
         if not channel_multipliers:
             raise ValueError("channel_multipliers: empty, expected one number a level")
@@ -115,16 +116,17 @@ class Autoencoder(keras.Model):
 
     @property
     def downsample_factor(self) -> int:
-        """Pixels per latent position along a side: 8 with four levels."""
+        """Pixels per position of the latents, along a side: 8 with four levels."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     def check_size(self, height: int | None, width: int | None) -> None:
-        """Refuse sizes that do not become a whole number of latent positions.
+        """Check that the size of an image is a multiple of `downsample_factor`.
 
-        A size that is not known yet (None, in a graph) passes.
+        Args:
+            height, width: in pixels; None, an unknown size in a graph, is valid.
 
         Raises:
-            UserError: naming the nearest valid sizes.
+            UserError: it is not; the message has the nearest valid sizes.
         """
         factor = self.downsample_factor
         for name, size in (("height", height), ("width", width)):
@@ -149,11 +151,17 @@ class Autoencoder(keras.Model):
         return mean, ops.clip(logvar, *LOGVAR_RANGE)
 
     def encode(self, images: Any) -> tuple[Any, Any]:
-        """Images (B, H, W, 3) in [-1, 1] → mean and logvar, (B, h, w, c) each, unscaled.
+        """Posterior of images: mean and log-variance of their raw latents.
+
+        Args:
+            images: float (B, H, W, 3) in [-1, 1]; H and W are multiples of f.
+
+        Returns:
+            mean and logvar, (B, h, w, c) each, unscaled.
 
         Raises:
             UserError: not a batch of floating point images, or a height or width that is not a
-                multiple of `downsample_factor`.
+                multiple of f.
         """
         dtype = keras.backend.standardize_dtype(images.dtype)
         if len(images.shape) != 4 or "float" not in dtype:
@@ -164,17 +172,42 @@ class Autoencoder(keras.Model):
         return self._moments(ops.convert_to_tensor(images, "float32"))
 
     def encode_on_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` as a compiled step, for loops over many images of one shape."""
+        """Posterior of images, as `encode` but compiled, for loops over batches of one shape.
+
+        Args:
+            images: float32 (B, H, W, 3) in [-1, 1].
+
+        Returns:
+            mean and logvar, NumPy (B, h, w, c) each, unscaled.
+
+        Raises:
+            UserError: H or W is not a multiple of f.
+        """
         self.check_size(*images.shape[1:3])
         mean, logvar = np.split(self.encoder.predict_on_batch(images), 2, axis=-1)
         return mean, np.clip(logvar, *LOGVAR_RANGE)
 
     def to_latents(self, mean: Any, logvar: Any = None, noise: Any = None) -> Any:
-        """Scaled latents: the mode, or with `logvar` and `noise` a posterior sample."""
+        """Scaled latents: the mode of the posterior, or with `noise` a sample of it.
+
+        Args:
+            mean, logvar: as of `encode`, (B, h, w, c) each.
+            noise: standard normal, (B, h, w, c).
+
+        Returns:
+            (B, h, w, c), scaled.
+        """
         return LatentSpace(self.scaling_factor).to_latents(mean, logvar, noise)
 
     def decode(self, latents: Any) -> Any:
-        """Scaled latents (B, h, w, c) → images (B, h·f, w·f, 3), about [-1, 1], float32."""
+        """Images of latents.
+
+        Args:
+            latents: scaled, (B, h, w, c).
+
+        Returns:
+            float32 (B, h·f, w·f, 3), about [-1, 1].
+        """
         latents = ops.convert_to_tensor(latents, "float32")
         return self.decoder(LatentSpace(self.scaling_factor).to_raw(latents))
 

@@ -1,11 +1,11 @@
-"""Encoder and decoder, the halves of the autoencoder: images → moments, raw latents → images.
+"""Encoder and decoder of the autoencoder: images → moments, raw latents → images.
 
     Encoder   conv_in ─► levels of ResnetBlocks, each but the last halving ─► middle ─► moments
     Decoder   conv_in ─► middle ─► the same levels upwards, each but the last doubling ─► image
 
-The network of Stable Diffusion's KL-f8 (Rombach et al. 2022, appendix G). The older Keras
-ports used TensorFlow Addons' GroupNormalization with epsilon 1e-5; here it is one after Keras's
-own (see `models.layers`), epsilon 1e-6 as in the original. Neither half knows the scaling factor.
+They are the networks of Stable Diffusion's KL-f8 (Rombach et al. 2022, appendix G). The group
+norms have epsilon 1e-6, as in the original; older Keras ports have 1e-5. Neither of them knows the
+scaling factor.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Encoder(FunctionalModel):
     """Encoder: images to the moments of their raw latents.
 
     Args:
-        channels: width of the highest resolution.
+        channels: width at the highest resolution.
         channel_multipliers: width of each level in units of `channels`; every further level
             halves the resolution, f = 2 ** (levels − 1).
-        num_res_blocks: ResnetBlocks a level.
-        latent_channels: channels of a latent.
+        num_res_blocks: ResnetBlocks per level.
+        latent_channels: channels of the latents.
         norm_groups, norm_epsilon: of every group norm.
         image_channels: 3 for RGB.
         dtype: dtype or dtype policy of the layers.
@@ -40,7 +40,7 @@ class Encoder(FunctionalModel):
         inputs: images (B, H, W, image_channels) in [-1, 1]; H and W are multiples of f.
 
     Returns:
-        Moments (B, H/f, W/f, 2 · latent_channels), float32: mean and log-variance side by side.
+        Moments, float32 (B, H/f, W/f, 2 · latent_channels): mean, then log-variance.
 
     Raises:
         ValueError: `norm_groups` does not divide a width.
@@ -96,21 +96,21 @@ class Decoder(FunctionalModel):
     """Decoder: raw latents to images.
 
     Args:
-        channels: width of the highest resolution.
-        channel_multipliers: width of each level in units of `channels`; every further level
-            doubles the resolution, f = 2 ** (levels − 1).
-        num_res_blocks: ResnetBlocks a level, and one more.
-        latent_channels: channels of a latent.
+        channels: width at the highest resolution.
+        channel_multipliers: width of each level in units of `channels`, from the highest
+            resolution down, as in the encoder; f = 2 ** (levels − 1).
+        num_res_blocks: ResnetBlocks per level of the encoder; the decoder has one more.
+        latent_channels: channels of the latents.
         norm_groups, norm_epsilon: of every group norm.
         image_channels: 3 for RGB.
         dtype: dtype or dtype policy of the layers.
         name: of the Keras model.
 
     Call arguments:
-        inputs: raw latents (B, h, w, latent_channels), that is before scaling.
+        inputs: raw latents, that is unscaled, (B, h, w, latent_channels).
 
     Returns:
-        Images (B, h·f, w·f, image_channels), float32, about [-1, 1].
+        Images, float32 (B, h·f, w·f, image_channels), about [-1, 1].
 
     Raises:
         ValueError: `norm_groups` does not divide a width.
@@ -155,12 +155,12 @@ class Decoder(FunctionalModel):
 
     @property
     def last_kernel(self) -> keras.Variable:
-        """The kernel of the last convolution."""
+        """Kernel of the last convolution, by whose gradient the adversarial loss is weighted."""
         return self.get_layer("conv_out").conv.kernel
 
 
 def _middle(hidden: Any, width: int, norm: dict[str, Any]) -> Any:
-    """ResnetBlock, AttentionBlock, ResnetBlock at the lowest resolution."""
+    """Output of the middle: ResnetBlock, AttentionBlock, ResnetBlock at the lowest resolution."""
     hidden = ResnetBlock(width, **norm, name="mid_block_0")(hidden)
     hidden = AttentionBlock(**norm, name="mid_attention")(hidden)
     return ResnetBlock(width, **norm, name="mid_block_1")(hidden)

@@ -1,9 +1,9 @@
-"""The scaling between raw latents and the latents that diffusion sees (Rombach et al. 2022).
+"""Latent space: the scaling of raw latents to those of diffusion (Rombach et al. 2022).
 
     latents = raw_latents · scaling_factor
 
-The only place that multiplies by it; `Autoencoder` has one, and the training pipeline reads
-one from the archive without building the networks.
+Only this module multiplies by the factor. `Autoencoder` uses it; so does the input pipeline of
+training, which reads the factor from an archive without building the networks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from keras import ops
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Raw latents ⇄ latents of about unit variance."""
+    """Latent space: raw latents ⇄ latents of about unit variance.
+
+    Attributes:
+        scaling_factor: multiplies raw latents.
+    """
 
     scaling_factor: float
 
@@ -28,9 +32,14 @@ class LatentSpace:
         noise: Any = None,
         exp: Callable[[Any], Any] = ops.exp,
     ) -> Any:
-        """Scaled latents: the mode, or with `logvar` and `noise` a posterior sample.
+        """Scaled latents: the mode of the posterior, or with `noise` a sample of it.
 
-        `exp` is for tf.data, which must not depend on Keras's backend: pass `tf.exp`.
+        Args:
+            mean, logvar: moments of the encoder, (B, h, w, c) each; `logvar` is needed for a
+                sample.
+            noise: standard normal, (B, h, w, c).
+            exp: the exponential function. A tf.data pipeline passes `tf.exp`, so that it works
+                on any Keras backend.
 
         Raises:
             ValueError: `noise` without `logvar`.
@@ -42,5 +51,5 @@ class LatentSpace:
         return (mean + exp(0.5 * logvar) * noise) * self.scaling_factor
 
     def to_raw(self, latents: Any) -> Any:
-        """What the decoder takes."""
+        """Raw latents, as the decoder takes them, of scaled `latents`."""
         return latents / self.scaling_factor

@@ -1,19 +1,18 @@
-"""An autoencoder's half run in horizontal strips, layer by layer: the whole image's answer in a
-fraction of the memory.
+"""Strips: an encoder or decoder run in horizontal strips of an image, with little memory.
 
-Cutting an image into tiles and blending them changes it: group norm takes its moments over the
-whole image, and the attention in the middle looks at all of it. Here every layer is finished on
-all strips before the next one starts, so that both are as for the whole:
+Cutting an image into tiles and blending the results changes the image, because a group norm takes
+its moments over all of it and the attention in the middle sees all of it. Here every layer is
+finished on all strips before the next layer starts, so that both are those of the whole image:
 
-    3×3 convolution   a strip with one row of each neighbour, cropped afterwards
-    group norm        moments of the strips, merged (Chan, Golub & LeVeque 1983), in float64
+    3×3 convolution   of a strip with one row of each neighbour, which is then cropped
+    group norm        with the merged moments of all strips (Chan, Golub & LeVeque 1983), float64
                           n = n₁ + n₂    δ = μ₂ − μ₁    μ = μ₁ + δ n₂/n    M = M₁ + M₂ + δ² n₁n₂/n
-    attention         queries of a strip, keys and values of all
+    attention         of the queries of a strip to the keys and values of all strips
 
-What differs from one pass is the order of summation, about 1e-5. Feature maps wait in main
-memory, whole, at most two of them (a block's input and what is between its convolutions), and a
-layer that keeps the shape writes over its input; the device holds a strip. The double-sized input
-of a level's first block, the largest of all, is made three times and never kept.
+The result differs from that of one pass by the order of summation, about 1e-5. Feature maps are in
+main memory, at most two of them: the input of a block, and the features between its convolutions.
+A layer that keeps the shape overwrites its input. The device holds one strip. The upsampled input
+of the first block of a level, the largest array of all, is computed three times and never stored.
 """
 
 from __future__ import annotations
@@ -30,29 +29,30 @@ from latentddpm.models.attention import AttentionBlock, attention
 from latentddpm.models.layers import GroupNormalization, PaddedConv2D, ResnetBlock, Upsample
 
 MOST_SCORES = 1 << 24
-"""Of queries with keys, at a time: TensorFlow keeps the memory that its operations once needed."""
+"""Attention scores computed at a time: TensorFlow does not give memory back to the system."""
 
 
 def run_in_strips(
     network: keras.Model, inputs: np.ndarray, rows: int, progress: bool = False
 ) -> np.ndarray:
-    """`network(inputs)` of an `Encoder` or a `Decoder`, in strips of `rows` input rows.
+    """Output `network(inputs)` of an encoder or decoder, computed in strips.
 
     Args:
+        network: an `Encoder` or a `Decoder`.
         inputs: (B, H, W, C).
-        rows: a multiple of the encoder's downsample factor; a decoder takes any number.
-        progress: show a bar on stderr when it takes over two seconds.
+        rows: input rows of a strip; for an encoder a multiple of its downsample factor.
+        progress: show a progress bar on stderr when it takes more than two seconds.
 
     Returns:
-        float32, the shape that one call would give.
+        float32, the shape of `network(inputs)`.
 
     Raises:
-        TypeError: the network has a layer that is not known here.
+        TypeError: the network has a layer of another kind than those in `RULES`.
     """
     source = _Map(inputs.copy(), rows)
     chain = [one for one in network.layers if not isinstance(one, layers.InputLayer)]
     bar = tqdm(chain, "strips", unit="layer", delay=2, disable=not progress, leave=False)
-    with np.errstate(over="ignore", invalid="ignore"):  # as in one pass; the caller looks
+    with np.errstate(over="ignore", invalid="ignore"):  # as in one pass; the caller checks
         for layer in bar:
             if isinstance(layer, Upsample):
                 source = source._replace(upsample=layer)
@@ -62,11 +62,15 @@ def run_in_strips(
 
 
 class _Map(NamedTuple):
-    """A feature map (B, H, W, C) to be read in strips of so many rows from top to bottom, doubled
-    on the way by `upsample`.
+    """Feature map (B, H, W, C) that is read in strips, from top to bottom.
 
-    One array for the map: where every strip is memory of its own, what is freed lies between what
-    is still in use and does not go back to the system.
+    It is a single array: if every strip had its own memory, freed strips would lie between used
+    ones, and their memory would not go back to the system.
+
+    Attributes:
+        values: the feature map.
+        rows: number of rows of a strip.
+        upsample: layer that is applied to every strip when it is read.
     """
 
     values: np.ndarray
@@ -74,15 +78,21 @@ class _Map(NamedTuple):
     upsample: Upsample | None = None
 
     def own(self) -> Iterator[Any]:
-        """Each strip as it is."""
+        """Strips without rows of their neighbours."""
         for strip, above, below in self.padded():
             yield strip[:, above : strip.shape[1] - below]
 
     def padded(self, above: bool = True) -> Iterator[tuple[Any, int, int]]:
-        """Each strip with a row of the neighbour above and below, and how many rows these are.
+        """Strips with the adjacent row of each neighbour, and how many rows were added.
 
-        At the image's edges there is none: there the convolution's own zeros are right. A strip
-        may be written over once it was read.
+        At the edges of the image no row is added; there the convolution pads with zeros. After a
+        strip was read its rows in `values` may be overwritten.
+
+        Args:
+            above: add the row of the upper neighbour too.
+
+        Returns:
+            An iterator of (strip, rows added above, rows added below).
         """
         height = self.values.shape[1]
         edge = self.values[:, :0]
@@ -91,16 +101,17 @@ class _Map(NamedTuple):
             before, after = edge.shape[1], int(top + self.rows < height)
             if above:
                 edge = padded[:, padded.shape[1] - after - 1 : padded.shape[1] - after].copy()
-            if self.upsample is not None:  # of two doubled rows the outer one lacks its neighbour
+            if self.upsample is not None:  # the outer one of two upsampled rows lacks a neighbour
                 padded = self.upsample(padded)
                 padded = padded[:, before : padded.shape[1] - after]
             yield padded, before, after
 
     def filled(self, strips: Iterator[np.ndarray], keep: bool = False) -> _Map:
-        """The map made of `strips`, one for each strip of this one.
+        """Feature map that consists of `strips`, one for each strip of this map.
 
         Args:
-            keep: write it beside this map; else over it, where shape and type are the same.
+            strips: arrays of equal height, but for the last.
+            keep: do not overwrite this map. Otherwise a map of the same shape and type does.
         """
         values, top = self.values, 0
         for strip in strips:
@@ -116,7 +127,7 @@ class _Map(NamedTuple):
 
 
 class _Moments:
-    """Mean and variance of every channel over strips that come one after the other."""
+    """Moments, the mean and variance of every channel, accumulated over strips."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0, 0.0, 0.0
@@ -132,7 +143,7 @@ class _Moments:
         self.count = total
 
     def normaliser(self, norm: GroupNormalization) -> Callable[[Any], Any]:
-        """`norm` with these moments, for any strip."""
+        """Function that applies `norm` with these moments to a strip."""
         batch, channels = self.mean.shape
         groups = (batch, norm.groups, channels // norm.groups)
         channel_mean = self.mean.reshape(groups)
@@ -150,7 +161,7 @@ class _Moments:
         return normalise
 
 
-# --- The rules, one for each kind of layer -------------------------------------------------
+# --- Rules: how each kind of layer is computed in strips -----------------------------------
 
 
 def _rule(layer: layers.Layer) -> Callable[[Any, _Map], _Map]:
@@ -161,7 +172,7 @@ def _rule(layer: layers.Layer) -> Callable[[Any, _Map], _Map]:
 
 
 def _convolution(layer: PaddedConv2D, source: _Map) -> _Map:
-    # The padding of a stride is below: the row above is not looked at.
+    # A strided convolution pads below and on the right, and needs no row above.
     padded = source.padded(above=layer.stride == 1)
     if layer.stride > 1:
         return source.filled(np.asarray(layer(strip)) for strip, *_ in padded)
@@ -225,7 +236,7 @@ def _normaliser(norm: GroupNormalization, source: _Map) -> Callable[[Any], Any]:
 
 
 def _inner(strip: Any, above: int, below: int) -> np.ndarray:
-    """A strip's own rows, in main memory."""
+    """Rows of a strip without those added from its neighbours, in main memory."""
     return np.asarray(strip)[:, above : strip.shape[1] - below]
 
 

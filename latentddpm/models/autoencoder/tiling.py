@@ -1,13 +1,13 @@
-"""Encoding and decoding at any size: whole when it fits, else in strips, and float32 when half
-precision overflows.
+"""Tiling: encoding and decoding of any size, in one pass or in strips.
 
-    tile = "auto"   the whole batch at once; one image at a time, in strips of its rows, when
-                    that would need more memory than is free, or runs out of it
-    tile = "off"    always whole
-    tile = N        strips of N pixels' height
+    tile = "auto"   the whole batch at once; if that needs more memory than is free, or runs out
+                    of it, one image at a time, in strips of its rows
+    tile = "off"    always the whole batch at once
+    tile = N        strips of N pixels in height
 
-Strips give the whole image's answer (`models.autoencoder.strips`): no seams, nothing to blend.
-Whatever is not done as it was asked for is said in one line.
+Strips give the same result as one pass, without seams: see `models.autoencoder.strips`. A result
+that overflows in half precision is computed again in float32. A warning says when it is in strips,
+or in float32, without being asked for.
 """
 
 from __future__ import annotations
@@ -29,23 +29,29 @@ from latentddpm.utils.memory import available_memory, is_out_of_memory
 AUTO, OFF = "auto", "off"
 Tile = str | int
 
-# What one pass needs beside its weights, in float32 feature maps of the widest block at full
-# size; measured with Stable Diffusion's autoencoder (docs/guides/generate.md).
 MAPS_OF_ONE_PASS = 8
-STRIP_PIXELS = 1 << 15  # at 256 channels a feature map of 32 MiB, and some ten of them at a time
+"""Memory of one pass beside its weights, in float32 feature maps of the widest block at full size;
+measured with Stable Diffusion's autoencoder (docs/guides/generate.md)."""
+STRIP_PIXELS = 1 << 15
+"""Pixels of a strip: at 256 channels a feature map of 32 MiB, of which there are about ten."""
 
 
 def decode(
     autoencoder: Autoencoder, latents: Any, tile: Tile = AUTO, progress: bool = False
 ) -> np.ndarray:
-    """Scaled latents (B, h, w, c) → images (B, h·f, w·f, 3), about [-1, 1], float32.
+    """Images of latents.
 
     Args:
+        autoencoder: with the decoder.
+        latents: scaled, (B, h, w, c).
         tile: "auto", "off" or the height of a strip in pixels, a multiple of f.
-        progress: show a bar on stderr while strips are decoded.
+        progress: show a progress bar on stderr while strips are decoded.
+
+    Returns:
+        float32 (B, h·f, w·f, 3), about [-1, 1].
 
     Raises:
-        UserError: a `tile` that is none, or no memory for what "off" asks for.
+        UserError: an invalid `tile`, or "off" and not enough memory.
         ArithmeticError: the decoder gives numbers that are not finite, in float32 too.
     """
     decoder, factor = autoencoder.decoder, autoencoder.downsample_factor
@@ -80,10 +86,21 @@ def decode(
 def encode(
     autoencoder: Autoencoder, images: Any, tile: Tile = AUTO, progress: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (B, H, W, 3) in [-1, 1] → mean and logvar, (B, h, w, c) each, unscaled.
+    """Posterior of images: mean and log-variance of their raw latents.
 
-    Arguments and errors are those of `decode`; a size that is not a multiple of f is a
-    `UserError` too.
+    Args:
+        autoencoder: with the encoder.
+        images: float (B, H, W, 3) in [-1, 1]; H and W are multiples of f.
+        tile: "auto", "off" or the height of a strip in pixels, a multiple of f.
+        progress: show a progress bar on stderr while strips are encoded.
+
+    Returns:
+        mean and logvar, (B, h, w, c) each, unscaled.
+
+    Raises:
+        UserError: H or W is not a multiple of f, an invalid `tile`, or "off" and not enough
+            memory.
+        ArithmeticError: the encoder gives numbers that are not finite, in float32 too.
     """
     encoder, factor = autoencoder.encoder, autoencoder.downsample_factor
     rows = _rows(tile, factor)
@@ -113,15 +130,15 @@ def encode(
 
 
 def check_tile(tile: Any) -> Tile:
-    """`tile` as `decode` takes it, from what was typed.
+    """Check a `tile`, which may be text, and return it as `decode` takes it.
 
     Raises:
-        UserError: neither "auto", "off" nor a positive number.
+        UserError: neither "auto", "off" nor a positive whole number.
     """
     if tile in (AUTO, OFF):
         return tile
     try:
-        height = int(str(tile))  # of a number as well: 64.5 is none
+        height = int(str(tile))  # by its text, so that 64.5 is refused
     except ValueError:
         height = 0
     if height < 1:
@@ -132,7 +149,7 @@ def check_tile(tile: Any) -> Tile:
 
 
 def _rows(tile: Tile, factor: int) -> int | None:
-    """Latent rows of a strip; None where it is not said."""
+    """Height of a strip in rows of latents; None for "auto" and "off"."""
     tile = check_tile(tile)
     if isinstance(tile, str):
         return None
@@ -146,26 +163,37 @@ def _rows(tile: Tile, factor: int) -> int | None:
 
 
 class AutoencoderHalf:
-    """One half of an autoencoder with what it needs to know about memory.
+    """Encoder or decoder that chooses between one pass and strips by the memory it needs.
 
     Args:
-        network: encoder or decoder.
-        verb: for messages.
-        unit: input rows of one latent row.
-        scale: pixels along a side of one input position.
+        network: the encoder or the decoder.
+        autoencoder: to which it belongs.
+        verb: "encode" or "decode".
+        unit: rows of its input per row of latents.
+        scale: pixels per position of its input, along a side.
     """
 
     def __init__(
         self, network: keras.Model, autoencoder: Autoencoder, verb: str, unit: int, scale: int
     ) -> None:
         self.network, self.verb, self.unit, self.scale = network, verb, unit, scale
-        # A decoder's last level starts from maps as wide as the level before.
+        # The last level of a decoder starts from maps as wide as those of the level before.
         levels = autoencoder.channel_multipliers[: 2 if verb == "decode" else 1]
         self.widest = autoencoder.channels * max(levels)
         self.factor = autoencoder.downsample_factor
 
     def run(self, inputs: np.ndarray, tile: Tile, rows: int | None, progress: bool) -> np.ndarray:
-        """The network's output, as `tile` says; `rows` are latent rows of a strip."""
+        """Output of the network, in one pass or in strips.
+
+        Args:
+            inputs: (B, H, W, C).
+            tile: "auto", "off" or a height of strips.
+            rows: that height in rows of latents; None for "auto" and "off".
+            progress: show a progress bar on stderr.
+
+        Raises:
+            UserError: `tile` is "off" and there is not enough memory.
+        """
         if rows is None:
             free = available_memory() if tile == AUTO else None
             if free is None or self.bytes_of_one_pass(inputs.shape) < free:
@@ -181,15 +209,15 @@ class AutoencoderHalf:
                             f"{self.verb}: no memory for {self._size(inputs)} in one pass; leave "
                             "out --tile off"
                         ) from None
-        if len(inputs) > 1:  # each by itself: as one pass if that fits
+        if len(inputs) > 1:  # one at a time, in one pass if that fits
             each = [self.run(one[None], tile, rows, progress) for one in inputs]
             return np.concatenate(each)
         return self._in_strips(inputs, rows, progress)
 
     def _in_strips(self, inputs: np.ndarray, rows: int | None, progress: bool) -> np.ndarray:
-        """In strips; of half the height as long as memory runs out."""
+        """Output in strips; their height is halved as long as memory runs out."""
         if rows is None:
-            row = inputs.shape[2] * self.scale * self.factor  # pixels of one latent row
+            row = inputs.shape[2] * self.scale * self.factor  # pixels of one row of latents
             half = -(-inputs.shape[1] // self.unit // 2)
             rows = max(min(STRIP_PIXELS // row, half), 1)
             warnings.warn(
@@ -210,7 +238,7 @@ class AutoencoderHalf:
             )
 
     def bytes_of_one_pass(self, shape: tuple[int, ...]) -> int:
-        """About what one pass over inputs (B, H, W, c) allocates at its peak."""
+        """Peak memory of one pass over inputs of `shape` (B, H, W, c), estimated, in bytes."""
         batch, height, width = shape[:3]
         positions = height * width * self.scale**2
         tokens = positions // self.factor**2
@@ -225,7 +253,7 @@ class AutoencoderHalf:
 
 
 def _unusable(images: np.ndarray) -> np.ndarray:
-    """Which images are black all over or hold a number that is not finite, bool (B,)."""
+    """True for images that are black or have a number that is not finite; bool (B,)."""
     flat = images.reshape(len(images), -1)
     with np.errstate(invalid="ignore"):
         return ~np.isfinite(flat).all(axis=1) | (flat <= -1).all(axis=1)

@@ -2,7 +2,7 @@
 
     python benchmarks/extractor_sensitivity.py DATA --extractor hed --extractor FILE.keras
 
-The images that training keeps out are blurred, compressed as JPEG, and given noise, each in rising
+Validation images are blurred, compressed as JPEG, and given noise, each in rising
 strength; all distances are between the same images before and after, as `evaluate --autoencoder`
 takes them between images and reconstructions, so that its numbers compare with these.
 """

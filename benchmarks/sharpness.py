@@ -2,7 +2,7 @@
 
     python benchmarks/sharpness.py DATA MODEL [MODEL ...] [--resolution 128]
 
-Of the images that training keeps out, pixels by how their surroundings look in the original:
+Of validation images, pixels by how their surroundings look in the original:
 
     |∇²x| = |4 x − its four neighbours|, the largest of the three colours       sharp details: high
     detail   pixels with |∇²| ≥ 3 (of 255) within 4 pixels         plain   all others

@@ -2,7 +2,7 @@
 
     python benchmarks/through_autoencoder.py MODEL DATA --extractor hed --extractor FILE.keras
 
-The numbers of `evaluate --generator`, for images that no UNet has drawn: those held back from
+The numbers of `evaluate --generator`, for images that no UNet has drawn: the validation images of
 training, as they are and after the autoencoder, which is the best that a generator with this
 decoder can do; and as many training images after the autoencoder, the best copies that it can
 make, so that their `near` is the share of copies that the extractor would notice.
@@ -51,18 +51,18 @@ if __name__ == "__main__":
             )
             return images.read(np.arange(len(images)))
 
-        training, held_back = read("training"), read("validation")
-        seen = read("training", len(held_back))
+        training, validation = read("training"), read("validation")
+        seen = read("training", len(validation))
     sets = {
-        "held back": held_back,
-        "held back, after": after(autoencoder, held_back),
+        "validation": validation,
+        "validation, after": after(autoencoder, validation),
         "training, after": after(autoencoder, seen),
     }
     for name in arguments.extractor:
         extractor = load_extractor(name)
         features = {row: extractor.features(pixels) for row, pixels in sets.items()}
-        known = References(extractor.features(training), features["held back"])
-        rows = [[f"{extractor.label}, n = {len(held_back)}", *MEASURES]]
+        known = References(extractor.features(training), features["validation"])
+        rows = [[f"{extractor.label}, n = {len(validation)}", *MEASURES]]
         for row, each in features.items():
             measures = known.measure(each)
             rows.append([row, *(shown(getattr(measures, key)) for key in MEASURES)])

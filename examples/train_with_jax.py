@@ -39,7 +39,7 @@ from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.interop.vgg import CAFFE
 from latentddpm.models.autoencoder.autoencoder import Autoencoder, GaussianKL
-from latentddpm.models.functional import remade
+from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
 from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.models.unet import UNet
@@ -237,7 +237,7 @@ def train_diffusion(data, latents, scale, settings, log):
     length = data["ids"].shape[-1]
     with jax.default_device(jax.devices("cpu")[0]):
         unet = UNet(**UNET, dropout=settings.dropout, context_dim=TEXT["hidden_dim"], dtype=policy)
-        text = remade(build_text_encoder(**TEXT, context_length=length), dtype=policy)
+        text = rebuild(build_text_encoder(**TEXT, context_length=length), dtype=policy)
     schedule = NoiseSchedule(beta_schedule="cosine", prediction_type="v_prediction")
     variables = unet.trainable_variables + text.trainable_variables
     count = len(unet.trainable_variables)

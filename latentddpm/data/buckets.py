@@ -93,7 +93,7 @@ def table(
         training, validation: images by shape.
         batch_size: images of a batch; buckets with fewer are marked.
     """
-    lines = ["aspect-ratio buckets:    images   kept out"]
+    lines = ["aspect-ratio buckets:   training validation"]
     for height, width in sorted({*training, *validation}, key=ratio):
         count, validated = (
             len(parts.get((height, width), ())) for parts in (training, validation)

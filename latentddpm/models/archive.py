@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 from latentddpm.errors import UserError, check_choice, one_line
-from latentddpm.models.functional import remade
+from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
 from latentddpm.utils.files import atomic_path
 from latentddpm.utils.memory import TooManyWeights, weight_limit
@@ -48,7 +48,7 @@ def save_archive(model: keras.Model, path: str | Path, storage: str = "float32")
     """
     check_choice("storage", storage, STORAGE)
     if model.compiled:
-        model = remade(model)  # without what `compile` added, such as the optimizer's moments
+        model = rebuild(model)  # without what `compile` added, such as the optimizer's moments
     with atomic_path(path) as temporary:
         model.save(temporary)
         if storage == "float16":

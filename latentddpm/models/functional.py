@@ -49,7 +49,7 @@ def constructor_arguments(scope: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
 
 
-def remade(model: keras.Model, **changes: Any) -> keras.Model:
+def rebuild(model: keras.Model, **changes: Any) -> keras.Model:
     """Copy of a network, with the same weights.
 
     Args:

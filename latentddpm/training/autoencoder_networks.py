@@ -16,7 +16,7 @@ from latentddpm.interop.vgg import load_perceptual
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.discriminator import PatchDiscriminator, smallest_side
-from latentddpm.models.functional import freeze, remade
+from latentddpm.models.functional import freeze, rebuild
 from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.finetune import inherit_autoencoder_config
@@ -45,7 +45,7 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
         config = inherit_autoencoder_config(config, base)
     dtype = layer_policy(config.training)
     if base is not None:
-        model = remade(load_archive(base.file("vae"), Autoencoder), dtype=dtype)
+        model = rebuild(load_archive(base.file("vae"), Autoencoder), dtype=dtype)
     else:
         try:
             model = Autoencoder(**config.autoencoder.model_dump(), dtype=dtype)

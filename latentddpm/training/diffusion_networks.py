@@ -23,7 +23,7 @@ from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
 from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.functional import freeze, remade
+from latentddpm.models.functional import freeze, rebuild
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.finetune import base_networks, check_autoencoder, inherit_config
@@ -131,7 +131,7 @@ def build_networks(
         return networks
     text_encoder, tokenizer = build_text(config)
     if text_encoder is not None and dtype != "float32":
-        text_encoder = remade(text_encoder, dtype=dtype)
+        text_encoder = rebuild(text_encoder, dtype=dtype)
     if text_encoder is not None and not config.text.trained:
         freeze(text_encoder)
     try:

@@ -21,7 +21,7 @@ from latentddpm.errors import UserError
 from latentddpm.interop.lora import add_lora, save_lora
 from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.functional import freeze, remade
+from latentddpm.models.functional import freeze, rebuild
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import DEFAULTS
 from latentddpm.pipeline.model_folder import TOKENIZER, ModelFolder
@@ -119,7 +119,7 @@ def base_networks(
     """
     unet = load_archive(base.file("unet"), UNet)
     how = {"dropout": config.unet.dropout, "recompute": config.unet.recompute}
-    unet = remade(unet, dtype=dtype, **how)
+    unet = rebuild(unet, dtype=dtype, **how)
     lora = config.lora
     if lora.rank:
         add_lora(unet, lora.rank, lora.alpha or lora.rank, lora.targets)
@@ -127,7 +127,7 @@ def base_networks(
         return unet, None, None
     text_encoder = load_archive(base.file("text_encoder"), TextEncoder)
     if dtype != "float32":
-        text_encoder = remade(text_encoder, dtype=dtype)
+        text_encoder = rebuild(text_encoder, dtype=dtype)
     if config.text.trained:
         text_encoder.trainable = True
     else:

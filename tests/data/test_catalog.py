@@ -283,14 +283,14 @@ def test_the_split_is_that_of_the_names(bench):
         training, validation = split_catalog(catalog, DataConfig(validation_fraction=fraction))
         names = [catalog.name(i) for i in validation.rows(np.arange(len(validation)))]
         expected = [name for name in NAMES if fractions[name] < fraction]
-        assert names == expected, f"{fraction} keeps out {names}"
+        assert names == expected, f"{fraction} makes validation images of {names}"
         assert len(training) + len(validation) == 8, "an image in both or in none"
-    with pytest.raises(UserError, match=r"validation_fraction=0\.99\d* keeps out all 8"):
+    with pytest.raises(UserError, match=r"validation_fraction=0\.99\d* leaves none of 8"):
         split_catalog(catalog, DataConfig(validation_fraction=1 - 1e-9))
 
 
 def test_the_split_by_caption_keeps_pictures_of_one_thing_together(tmp_path, emoji_folder):
-    """Four styles of ten emoji: whole emoji are kept out, whatever else the folder holds."""
+    """Four styles of ten emoji: whole emoji are validation images, whatever else the folder holds."""
     lines = (emoji_folder / "metadata.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     captions = {row["file_name"]: row["text"] for row in rows}
@@ -308,7 +308,7 @@ def test_the_split_by_caption_keeps_pictures_of_one_thing_together(tmp_path, emo
         return parts[1]
 
     whole = kept_out("whole")
-    assert 0 < len(whole) < 10, f"of ten emoji {whole} are kept out"
+    assert 0 < len(whole) < 10, f"of ten emoji {whole} are validation images"
     rows = [{**row, "text": row["text"].title()} for row in rows if row["text"] != min(whole)]
     (emoji_folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     for name, caption in captions.items():

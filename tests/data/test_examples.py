@@ -196,7 +196,7 @@ def test_every_epoch_shows_every_image_once(cache, captions, tokens):
 def test_only_the_images_asked_for(cache, captions, tokens):
     found = {tuple(ids) for ids in stream(cache, tokens=tokens, selection=only(2, 5))["token_ids"]}
     allowed = {tuple(ids) for i in (2, 5) for ids in own_ids(tokens, i)}
-    assert found <= allowed, "a caption of an image that was kept out"
+    assert found <= allowed, "a caption of a validation image"
 
 
 # --- The arithmetic ------------------------------------------------------------------------

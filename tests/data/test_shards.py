@@ -124,7 +124,7 @@ def test_a_packed_set_trains_to_the_same_examples(kind, packed, reference, tmp_p
 
     def streams(catalog, cache):
         training, validation = split_catalog(catalog, DataConfig(validation_fraction=0.3))
-        assert len(validation), "the test needs images kept out"
+        assert len(validation), "the test needs validation images"
         settings = {
             "batch_size": 5,
             "positions": tf.data.Dataset.range(30),

@@ -78,7 +78,7 @@ def test_splits_are_those_of_training(folder):
     training, validation = (
         set(emoji(folder, split=split, data=data).rows) for split in ("training", "validation")
     )
-    assert validation, "expected some of forty images to be kept out"
+    assert validation, "expected some of forty images to be validation images"
     assert training | validation == set(range(40)), "expected the splits to cover all"
     assert not training & validation, "expected no image in both"
     with pytest.raises(

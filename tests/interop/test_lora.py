@@ -20,7 +20,7 @@ from latentddpm.errors import UserError
 from latentddpm.generation.loras import read_loras
 from latentddpm.interop.lora import add_lora, merge_lora, read_lora_metadata, save_lora
 from latentddpm.models.archive import load_archive
-from latentddpm.models.functional import remade
+from latentddpm.models.functional import rebuild
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -57,7 +57,7 @@ def base(lab):
 def changed(base):
     """A copy of the UNet with a LoRA of rank 3 on every kind of projection, not zero any more."""
     keras.utils.set_random_seed(1)
-    unet = remade(base.unet)
+    unet = rebuild(base.unet)
     add_lora(unet, 3, 6.0, (*ATTENTION, "proj_in", "proj_out", "ff_in", "ff_out"))
     numbers = np.random.default_rng(2)
     for variable in unet.trainable_variables:
@@ -101,7 +101,7 @@ def succeeds(*arguments):
 
 def test_it_starts_as_no_change_and_trains_alone(base):
     keras.utils.set_random_seed(1)
-    unet = remade(base.unet)
+    unet = rebuild(base.unet)
     add_lora(unet, 2, 2.0, ATTENTION)
     np.testing.assert_array_equal(predict(unet), predict(base.unet), err_msg="changed at once")
     names = {variable.name for variable in unet.trainable_variables}
@@ -119,7 +119,7 @@ def test_it_starts_as_no_change_and_trains_alone(base):
 
 
 def test_only_what_is_named_gets_one(base):
-    unet = remade(base.unet)
+    unet = rebuild(base.unet)
     add_lora(unet, 1, 1.0, ("query", "ff_in"))
     paths = {variable.path.split("/")[-2] for variable in unet.trainable_variables}
     assert paths == {"query", "ff_in"}, f"LoRA on {paths}"
@@ -152,7 +152,7 @@ def test_merged_equals_unmerged(model, changed, file):
 
 def test_a_model_remembers_what_was_merged(base, file):
     model = copy.copy(base)
-    model.unet, model.loras = remade(base.unet), []
+    model.unet, model.loras = rebuild(base.unet), []
     merge_lora(model, file, 0.5)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     expected = [{"file": "all.safetensors", "sha256": digest, "scale": 0.5}]

@@ -22,7 +22,7 @@ from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.autoencoder.strips import run_in_strips
-from latentddpm.models.functional import remade
+from latentddpm.models.functional import rebuild
 from latentddpm.models.inference import compiled, has_replicas
 from latentddpm.utils.memory import available_memory, is_out_of_memory
 
@@ -73,7 +73,7 @@ def decode(
             f"{precision}; decoded again in float32",
             stacklevel=2,
         )
-        images = run(remade(decoder, dtype="float32"))
+        images = run(rebuild(decoder, dtype="float32"))
     if not np.isfinite(images).all():
         count = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
         raise ArithmeticError(
@@ -119,7 +119,7 @@ def encode(
             f"encode: not finite in {precision}; encoded again in float32",
             stacklevel=2,
         )
-        moments = run(remade(encoder, dtype="float32"))
+        moments = run(rebuild(encoder, dtype="float32"))
     if not np.isfinite(moments).all():
         raise ArithmeticError(
             "encode: numbers that are not finite; the images or the autoencoder's weights are "

@@ -14,7 +14,7 @@ from latentddpm.config import TrainingConfig
 from latentddpm.config_file import dump_config
 from latentddpm.distribution.strategy import any_process
 from latentddpm.errors import one_line
-from latentddpm.models.functional import remade
+from latentddpm.models.functional import rebuild
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.checkpoint import latest, load_latest, present, restore
 from latentddpm.training.run.contract import Contract
@@ -237,4 +237,4 @@ def in_float32(model: keras.Model) -> keras.Model:
     Args:
         model: UNet, autoencoder or text encoder.
     """
-    return remade(model, dtype="float32")
+    return rebuild(model, dtype="float32")

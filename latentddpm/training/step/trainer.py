@@ -204,14 +204,11 @@ class Trainer(keras.Model):
         return sums, terms, number
 
     def report(self, terms: Mapping[str, tuple[Any, Any]], updated: Any = None) -> dict[str, Any]:
-        """Logs of a step, with its terms counted into the running means.
+        """Logs of a step, name → scalar, with its terms counted into the running means.
 
         Args:
             terms: name → (mean, number of its examples) over the global batch.
             updated: bool scalar, True where the weights were updated; None outside training.
-
-        Returns:
-            Logs as `fit` takes them from a step: name → scalar.
         """
         from latentddpm.distribution import replicas
 
@@ -228,13 +225,10 @@ class Trainer(keras.Model):
         return logs
 
     def count_terms(self, terms: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-        """Running mean of each term, after counting these.
+        """Running means, name → scalar, with the terms of a batch counted.
 
         Args:
             terms: name → (mean, number of its examples) over the global batch.
-
-        Returns:
-            name → scalar.
         """
         logs = {}
         for name, (value, weight) in terms.items():

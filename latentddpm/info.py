@@ -34,19 +34,17 @@ def describe(path: str, quiet: bool = False) -> str:
     Raises:
         UserError: it is none of these, or damaged.
     """
-    from latentddpm import info as data
-
     place = Path(path)
     if place.suffix.lower() == ".png" and "{" not in path:
         return json.dumps(read_metadata(place), indent=2, ensure_ascii=False)
     if (place / LOG).is_file():
         lines = _describe_run(place)
-    elif data.is_latents_cache(place):
-        lines = data.describe_latents(place)
-    elif data.is_catalog(place):
-        lines = data.describe_catalog(place)
-    elif shards := data.find_shards(path):
-        lines = data.describe_shards(shards, quiet)
+    elif is_latents_cache(place):
+        lines = describe_latents(place)
+    elif is_catalog(place):
+        lines = describe_catalog(place)
+    elif shards := find_shards(path):
+        lines = describe_shards(shards, quiet)
     else:
         lines = _describe_model(read_model_folder(find_model(place)))
     return "\n".join(lines)

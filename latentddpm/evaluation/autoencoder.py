@@ -25,7 +25,7 @@ from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.metrics.kernel import LEAST, paired_kernel_distance
 from latentddpm.evaluation.metrics.pairwise import check_count
-from latentddpm.evaluation.metrics.similarity import psnr, rmse, ssim
+from latentddpm.evaluation.metrics.similarity import HIGHER_IS_BETTER, psnr, rmse, ssim
 from latentddpm.evaluation.report import Report, aligned, plain, shown
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.tiling import decode, encode
@@ -38,7 +38,6 @@ GRID_COLUMNS = 8
 GROUPS = ("best", "median", "worst")
 GROUP_GAP = 12  # pixels
 LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "rmse": "RMSE (of 255)"}
-HIGHER_IS_BETTER = ("psnr", "ssim")
 
 
 def evaluate_autoencoder(

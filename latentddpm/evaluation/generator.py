@@ -271,7 +271,7 @@ def heading(report: dict[str, Any]) -> str:
         "near       share nearer to a training image than all but 5 % of the validation images",
     ]
     if not report["floor"]:
-        floor = [f"validation fewer than {LEAST} images: nothing says what is good, or near"]
+        floor = [f"validation fewer than {LEAST} images: no numbers to compare with, no near"]
     return "\n".join(
         [
             *words,

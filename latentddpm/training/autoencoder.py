@@ -122,7 +122,7 @@ def train_vae(
         strict=strict,
         quiet=run.silent,
     )
-    contract = agree_on_resuming(run, dataset, perceptual)
+    contract = run_contract(run, dataset, perceptual)
     check_best(config.training, len(dataset.validation))
     side = config.data.resolution // autoencoder.downsample_factor
     latent_shape = (side, side, autoencoder.latent_channels)
@@ -151,7 +151,7 @@ def train_vae(
     return autoencoder
 
 
-def agree_on_resuming(
+def run_contract(
     run: Run, dataset: Dataset, perceptual: PerceptualDistance | None
 ) -> Contract:
     """Contract of the run; on resuming it has to match that of the newest checkpoint.

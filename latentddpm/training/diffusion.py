@@ -30,8 +30,9 @@ from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.errors import UserError
 from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.pipeline.latent_diffusion import DEFAULTS, LatentDiffusion
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import LORA, ModelFolder
+from latentddpm.pipeline.settings import DEFAULTS
 from latentddpm.training.diffusion_networks import Sources, build_networks, read_sources
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
@@ -123,7 +124,7 @@ def train_diffusion(
         strict=strict,
         quiet=run.silent,
     )
-    contract = agree_on_resuming(run, dataset, sources, trainer)
+    contract = run_contract(run, dataset, sources, trainer)
     check_best(config.training, len(dataset.validation))
     buckets = buckets_of(config.data)
     images = tuple(
@@ -190,7 +191,7 @@ def build_schedule(config: DiffusionRun) -> NoiseSchedule:
     return schedule
 
 
-def agree_on_resuming(
+def run_contract(
     run: Run, dataset: Dataset, sources: Sources, trainer: DenoisingTrainer
 ) -> Contract:
     """Contract of the run; on resuming it has to match that of the newest checkpoint.

@@ -23,8 +23,8 @@ from latentddpm.models.archive import load_archive, read_config
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.functional import freeze, rebuild
 from latentddpm.models.unet import UNet
-from latentddpm.pipeline.latent_diffusion import DEFAULTS
 from latentddpm.pipeline.model_folder import TOKENIZER, ModelFolder
+from latentddpm.pipeline.settings import DEFAULTS
 
 OWN_SOURCES = ("init", "scratch")
 """Values of `text.source` allowed with an `init` that has a text encoder."""

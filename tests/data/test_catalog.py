@@ -290,7 +290,7 @@ def test_the_split_is_that_of_the_names(bench):
 
 
 def test_the_split_by_caption_keeps_pictures_of_one_thing_together(tmp_path, emoji_folder):
-    """Four styles of ten emoji: whole emoji are validation images, whatever else the folder holds."""
+    """Four styles of ten emoji: all four are validation images or none, whatever else is there."""
     lines = (emoji_folder / "metadata.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     captions = {row["file_name"]: row["text"] for row in rows}

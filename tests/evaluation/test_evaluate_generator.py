@@ -280,7 +280,7 @@ def test_the_training_images_themselves_are_at_no_distance():
     told = heading(
         {**dict.fromkeys(("frechet", "kernel", "seed", "floor", "clip")), "training_images": 50}
     )
-    assert "validation fewer than 6 images: nothing says what is good, or near" in told
+    assert "validation fewer than 6 images: no numbers to compare with, no near" in told
 
 
 # --- The whole -----------------------------------------------------------------------------

@@ -56,11 +56,11 @@ def clip_scores(
         float64 (N,), from 0 to 100; NaN where the caption is empty.
     """
     scores = np.full(len(captions), np.nan)
-    told = np.flatnonzero([bool(caption) for caption in captions])
+    captioned = np.flatnonzero([bool(caption) for caption in captions])
     options = {"unit": "image", "delay": 2, "leave": False, "disable": quiet}
-    with tqdm(desc=label, total=len(told), **options) as bar:
-        for start in range(0, len(told), BATCH):
-            batch = told[start : start + BATCH]
+    with tqdm(desc=label, total=len(captioned), **options) as bar:
+        for start in range(0, len(captioned), BATCH):
+            batch = captioned[start : start + BATCH]
             said = [captions[k] for k in batch]
             scores[batch] = clip_score(towers, images.read(batch), said)
             bar.update(len(batch))

@@ -19,6 +19,7 @@ import numpy as np
 
 from latentddpm.errors import UserError
 
+HIGHER_IS_BETTER = ("psnr", "ssim")
 LEVELS = 255
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * LEVELS) ** 2, (0.03 * LEVELS) ** 2

@@ -57,7 +57,7 @@ class Health(keras.callbacks.Callback):
         lines = list(history)
         self.settings, self.step, self.in_a_row = settings, first, 0
         self.skipped = max((int(line.get("skipped", 0)) for line in lines), default=0)
-        known = [_judged(line) for line in lines]
+        known = [_loss_of(line) for line in lines]
         known = [abs(loss) for loss in known if loss is not None and math.isfinite(loss)]
         self.losses = deque(known, REMEMBERED)
 
@@ -71,7 +71,7 @@ class Health(keras.callbacks.Callback):
         if self.skipped:
             logs["skipped"] = self.skipped
         if self.step % self.settings.log_every == 0:
-            self._judge(_judged(logs))
+            self._check(_loss_of(logs))
 
     def _skip(self, logs: dict[str, Any]) -> None:
         if logs.get("loss_scale", 1.0) > 1.0:
@@ -89,7 +89,7 @@ class Health(keras.callbacks.Callback):
             advice += ", or drop such batches with --on-nan skip"
         raise Diverged(f"loss or gradient is not finite in {steps}; {advice}")
 
-    def _judge(self, loss: float) -> None:
+    def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
             return
         usual = statistics.median(self.losses) if len(self.losses) >= KNOWN else 0.0
@@ -102,7 +102,7 @@ class Health(keras.callbacks.Callback):
         self.losses.append(abs(loss))
 
 
-def _judged(line: Mapping[str, float | None]) -> float | None:
+def _loss_of(line: Mapping[str, float | None]) -> float | None:
     """Loss of a line of the log; with a discriminator, whose loss has no scale, `reconstruction`.
 
     None where the number was not finite; NaN where the line has none.

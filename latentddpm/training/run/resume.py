@@ -19,6 +19,7 @@ from latentddpm.config import TrainingConfig
 from latentddpm.config_file import load_config
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.errors import UserError
+from latentddpm.evaluation.metrics.similarity import HIGHER_IS_BETTER
 from latentddpm.pipeline.model_folder import LORA
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.contract import COMMANDS, Contract, compare
@@ -26,8 +27,6 @@ from latentddpm.training.run.health import Diverged
 from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run
 from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils import signals
-
-HIGHER_IS_BETTER = ("psnr", "ssim")
 
 
 def check_run(folder: Path, resume: bool) -> None:

@@ -33,8 +33,8 @@ from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.training.step.trainer import scaling_optimizer
 
 LOSSES = ("hinge", "vanilla")
-JUDGED = ("generator", "discriminator", "logits_real", "logits_fake")
-TERMS = (*JUDGED, "adaptive_weight", "discriminator_gradient_norm")
+DISCRIMINATOR_TERMS = ("generator", "discriminator", "logits_real", "logits_fake")
+TERMS = (*DISCRIMINATOR_TERMS, "adaptive_weight", "discriminator_gradient_norm")
 """Terms of the logs beside the autoencoder's: L_G, L_D without R1, mean logits, w_t, ‖∇L_D‖."""
 
 DELTA = 1e-4

@@ -28,7 +28,7 @@ import keras
 import tensorflow as tf
 
 from latentddpm.distribution.replicas import all_reduce
-from latentddpm.training.step.adversarial import JUDGED, Adversary, adaptive_weight
+from latentddpm.training.step.adversarial import DISCRIMINATOR_TERMS, Adversary, adaptive_weight
 from latentddpm.training.step.trainer import dense_gradients
 from latentddpm.training.step.update import apply_gradients
 
@@ -157,16 +157,16 @@ def _record(trainer: Any, x: Any, number: tf.Tensor, active: tf.Tensor) -> Recor
 
     adversary: Adversary = trainer.adversary
     images, reconstruction = x["images"], outputs["reconstruction"]
-    generator_pull, gradients, judged = tf.cond(
+    generator_pull, gradients, values = tf.cond(
         active,
         lambda: _against(adversary, images, reconstruction, total, number),
         lambda: (
             tf.zeros_like(reconstruction),
             [tf.zeros(v.shape, v.dtype) for v in adversary.discriminator.trainable_variables],
-            [tf.zeros(()) for _ in JUDGED],
+            [tf.zeros(()) for _ in DISCRIMINATOR_TERMS],
         ),
     )
-    terms = {**terms, **dict(zip(JUDGED, judged, strict=True))}
+    terms = {**terms, **dict(zip(DISCRIMINATOR_TERMS, values, strict=True))}
     return RecordedStep(recorded, last, outputs, pull, generator_pull, gradients, terms)
 
 
@@ -177,7 +177,7 @@ def _against(
     total: Callable[[tf.Tensor], tf.Tensor],
     number: tf.Tensor,
 ) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-    """Gradients ∂L_G/∂x̂ and ∂L_D of the discriminator's variables, and the terms `JUDGED`.
+    """Gradients ∂L_G/∂x̂ and ∂L_D of the discriminator's variables, and the terms `DISCRIMINATOR_TERMS`.
 
     The discriminator sees each image once: both losses share its logits.
     """

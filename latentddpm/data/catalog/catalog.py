@@ -284,7 +284,7 @@ def require_images(catalog: Catalog, strict: bool) -> None:
         strict: check also that all its files can be read.
 
     Raises:
-        UserError: it does not; the message names the first files that cannot be read.
+        UserError: there are none, or some files cannot be read; the message names the first.
     """
     place = catalog.source.place
     if catalog.manifest.unreadable and (strict or not len(catalog)):

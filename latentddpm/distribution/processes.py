@@ -31,7 +31,7 @@ class ProcessGroup:
         return self.index == 0
 
     def share(self, length: int) -> range:
-        """Share of this process in 0 .. length − 1: contiguous, of nearly equal size."""
+        """Share of this process in indices 0 .. length − 1: contiguous, about equal in size."""
         start, stop = (length * k // self.count for k in (self.index, self.index + 1))
         return range(start, stop)
 

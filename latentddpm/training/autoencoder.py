@@ -151,9 +151,7 @@ def train_vae(
     return autoencoder
 
 
-def run_contract(
-    run: Run, dataset: Dataset, perceptual: PerceptualDistance | None
-) -> Contract:
+def run_contract(run: Run, dataset: Dataset, perceptual: PerceptualDistance | None) -> Contract:
     """Contract of the run; on resuming it has to match that of the newest checkpoint.
 
     Args:

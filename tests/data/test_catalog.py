@@ -230,7 +230,17 @@ def test_a_manifest_of_lies_is_not_followed(bench):
         manifest = json.loads((version / MANIFEST).read_text())
 
 
-def test_a_crew_scans_a_part_each(bench):
+def test_a_catalog_of_another_format_is_named_and_made_again(bench, capsys):
+    path = bench.open().folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    catalog = bench.open()
+    assert len(bench.decoded) == len(NAMES), "expected all images to be read again"
+    told = capsys.readouterr().err
+    assert f"{path.parent}: format 1, expected 2: another version of latentddpm wrote it" in told
+    bench.check(catalog)
+
+
+def test_processes_scan_a_part_each(bench):
     alone = bench.open()
     folder = bench.folder.with_name("crewed")
     barrier, found = threading.Barrier(3), {}

@@ -24,7 +24,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pydantic
 
@@ -36,6 +35,8 @@ from latentddpm.errors import UserError
 from latentddpm.utils.files import FileEntry
 
 MANIFEST = "catalog.json"
+FORMAT = 2
+"""Of the tables and the manifest. 1: the columns had other names."""
 DIGEST_LIMIT = 1 << 28  # files of this many bytes or more are checked by their size alone
 SHOWN_FILES = 20
 SHA256 = 32  # bytes
@@ -90,7 +91,7 @@ class Manifest(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: int = FORMAT
     complete: bool
     place: str
     kind: str
@@ -228,6 +229,10 @@ def split_hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(order(name)).digest()[:8], "big")
 
 
+class OtherFormat(ValueError):
+    """Error: a catalog is of another format, so another version of latentddpm wrote it."""
+
+
 def versions(folder: Path) -> list[Path]:
     """Folders of the versions in the `folder` of a catalog, newest first."""
     return sorted(folder.glob("version-??????"), reverse=True)
@@ -237,9 +242,15 @@ def read_manifest(version: Path) -> Manifest:
     """Manifest of the version in a folder.
 
     Raises:
+        OtherFormat: another version of latentddpm wrote it.
         OSError, ValueError: it is missing or malformed.
     """
-    return Manifest.model_validate_json((version / MANIFEST).read_bytes())
+    manifest = Manifest.model_validate_json((version / MANIFEST).read_bytes())
+    if manifest.format != FORMAT:
+        raise OtherFormat(
+            f"format {manifest.format}, expected {FORMAT}: another version of latentddpm wrote it"
+        )
+    return manifest
 
 
 def check_files(version: Path, manifest: Manifest) -> None:
@@ -284,7 +295,7 @@ def require_images(catalog: Catalog, strict: bool) -> None:
         strict: check also that all its files can be read.
 
     Raises:
-        UserError: it does not; the message names the first files that cannot be read.
+        UserError: there are none, or some files cannot be read; the message names the first.
     """
     place = catalog.source.place
     if catalog.manifest.unreadable and (strict or not len(catalog)):

@@ -6,7 +6,6 @@ unit ─► same as in a previous version? ─► its row there, to be copied
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from latentddpm.data.catalog.catalog import (
     Manifest,
+    OtherFormat,
     check_files,
     open_tables,
     read_manifest,
@@ -30,6 +30,7 @@ from latentddpm.data.sources.metadata import MetadataTable, Row
 from latentddpm.data.sources.storage import order
 from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.errors import one_line
+from latentddpm.utils.console import say
 
 PARTS = "part-*-of-*"
 """Folders beside the versions, in which each process of a job scans its part."""
@@ -117,12 +118,18 @@ def previous_versions(
     for folder in folders:
         parts = sorted(folder.glob(PARTS))
         for version in itertools.chain(versions(folder), *map(versions, parts)):
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 manifest = read_manifest(version)
                 if manifest.complete:
                     check_files(version, manifest)  # so that damage is not copied
-                if manifest.kind == kind:
-                    yield PreviousVersion(stamp, manifest, *open_tables(version, manifest))
+                tables = open_tables(version, manifest)
+            except OtherFormat as error:
+                say(f"{version}: {error}; the images are read again")
+                continue
+            except (OSError, ValueError):
+                continue
+            if manifest.kind == kind:
+                yield PreviousVersion(stamp, manifest, *tables)
 
 
 Decoded = tuple[bytes, int, int, bool] | str

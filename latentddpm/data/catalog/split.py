@@ -133,7 +133,8 @@ def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Select
     training = Selection(count, lambda start, stop: ~is_validation(start, stop))
     if not len(training):
         raise UserError(
-            f"data.validation_fraction={fraction} leaves none of {count} images for training; lower it"
+            f"data.validation_fraction={fraction} leaves none of {count} images for training; "
+            "lower it"
         )
     return training, Selection(count, is_validation)
 

@@ -64,8 +64,8 @@ class Report:
     Attributes:
         place: of the source.
         kind: of the source.
-        resolution: that images were compared with; None for none.
-        context_length: that captions were compared with.
+        resolution: side, in pixels, below which images are reported; None for none.
+        context_length: most tokens of a caption, start and end included.
         images: number of readable images.
         bytes: size of all readable images.
         seconds: that it took.

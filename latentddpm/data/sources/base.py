@@ -24,7 +24,7 @@ MetadataStamp = list[list[str | int]]
 
 
 class Unit(NamedTuple):
-    """Unit of a source: a file with one stamp. A new `caption_stamp` alone leaves the pixels.
+    """Unit of a source: a file with its stamp. If only `caption_stamp` changes, pixels do not.
 
     Attributes:
         name: relative to the place; units are sorted by it.

@@ -103,7 +103,7 @@ def _find_shards(folder: str) -> list[str]:
 
 
 def _open_shards(place: str, folder: str, names: list[str]) -> Shards:
-    """Source of some shards.
+    """Open shards as a source.
 
     Raises:
         UserError: they are of several kinds.

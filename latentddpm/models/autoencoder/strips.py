@@ -111,7 +111,7 @@ class _Map(NamedTuple):
 
         Args:
             strips: arrays of equal height, but for the last.
-            keep: do not overwrite this map. Otherwise a map of the same shape and type does.
+            keep: do not overwrite this map, even if shape and type are equal.
         """
         values, top = self.values, 0
         for strip in strips:

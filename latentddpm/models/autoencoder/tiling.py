@@ -6,8 +6,8 @@
     tile = N        strips of N pixels in height
 
 Strips give the same result as one pass, without seams: see `models.autoencoder.strips`. A result
-that overflows in half precision is computed again in float32. A warning says when it is in strips,
-or in float32, without being asked for.
+that overflows in half precision is computed again in float32. A warning tells when strips or
+float32 were used without being asked for.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def _against(
     total: Callable[[tf.Tensor], tf.Tensor],
     number: tf.Tensor,
 ) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-    """Gradients ∂L_G/∂x̂ and ∂L_D of the discriminator's variables, and the terms `DISCRIMINATOR_TERMS`.
+    """Gradients ∂L_G/∂x̂ and ∂L_D of the discriminator's variables, and `DISCRIMINATOR_TERMS`.
 
     The discriminator sees each image once: both losses share its logits.
     """

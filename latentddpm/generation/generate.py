@@ -9,25 +9,25 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-import latentddpm
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
 from latentddpm.generation.provenance import (
+    common_metadata,
     comparison,
+    grid_metadata,
+    image_metadata,
     input_file,
-    model_name,
     read_generation_metadata,
     remembered_settings,
-    source_metadata,
 )
 from latentddpm.pipeline.init_image import InitImage, read_init_image
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
@@ -39,8 +39,6 @@ from latentddpm.utils.startup import import_keras
 from latentddpm.utils.timing import collect, timed
 
 DEFAULT_MODEL = "emoji-128"
-FIRST = {*FIELDS, "num_images"} - {"num_steps"}
-"""Keys of a PNG's metadata that come first, in the order of the command's options."""
 
 
 @dataclass(frozen=True)
@@ -196,16 +194,9 @@ def plan_images(options: dict[str, Any]) -> Plan:
         seed,
         _targets(options["out"], each, seeds, grid),
         len(prompts) if grid else 0,
-        {
-            "latentddpm": latentddpm.__version__,
-            "model": model_name(folder),
-            "model_digest": folder.digest,
-            # Reserve the places of these keys: the order decides the bytes of the file.
-            **dict.fromkeys(name for name in options if name in FIRST),
-            **asdict(settings),
-            "num_images": num_images,
-            **source_metadata(files, start),
-        },
+        common_metadata(
+            folder, settings, start, num_images=num_images, files=files, order=options
+        ),
     )
 
 
@@ -218,15 +209,15 @@ def _write(
     plan: Plan, share: slice, images: np.ndarray, loras: list[dict[str, Any]]
 ) -> dict[Path, np.ndarray]:
     """Write a process's share of the images, or the grid of all; return the pixels by file."""
-    made = {**plan.metadata, **({"loras": loras} if loras else {})}
+    common = plan.metadata
     if plan.rows:
-        prompts = plan.prompts[:: plan.metadata["num_images"]]
+        prompts = plan.prompts[:: common["num_images"]]
         written = {plan.targets[0]: make_grid(np.split(images, plan.rows))}
-        records = [{**made, "prompts": prompts, "seed": plan.seeds[0], "grid": True}]
+        records = [grid_metadata(common, loras, prompts, plan.seeds[0])]
     else:
         written = dict(zip(plan.targets[share], images, strict=True))
         records = [
-            {**made, "prompts": [text], "seed": seed, "num_images": 1}
+            image_metadata(common, loras, text, seed)
             for text, seed in zip(plan.prompts[share], plan.seeds[share], strict=True)
         ]
     for (target, pixels), record in zip(written.items(), records, strict=True):

@@ -1,22 +1,26 @@
-"""Metadata of generated PNG files, and reading it back to make an image again (`--from`).
+"""Metadata of generated PNG files: written here, and read back to make an image again (`--from`).
 
-It holds exactly the fields of `GenerationSettings`, with prompt, seed and model. Of an init image,
-its mask and LoRA files it holds name and SHA-256: to make the image again, the same files are
-needed.
+version, model and its digest      which network
+the fields of GenerationSettings   how; a new field is written and read without a change here
+prompts, seed, num_images, grid    what
+init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import latentddpm
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.errors import UserError, check_type
 from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.model_folder import ModelFolder, ready_models
-from latentddpm.pipeline.settings import FIELDS
+from latentddpm.pipeline.settings import FIELDS, GenerationSettings
 from latentddpm.utils.files import file_digest
 from latentddpm.utils.pixels import read_metadata
 
@@ -32,6 +36,73 @@ OPTIONAL = {
     "mask_sha256": str,
     "loras": list,
 }
+FIRST = {*FIELDS, "num_images"} - {"num_steps"}
+"""Keys that come first, in the order in which the command line names them."""
+
+
+def common_metadata(
+    folder: ModelFolder,
+    settings: GenerationSettings,
+    start: InitImage | None,
+    *,
+    num_images: int,
+    files: Mapping[str, Path | None],
+    order: Iterable[str],
+) -> dict[str, Any]:
+    """Metadata common to all images of a call.
+
+    Args:
+        folder: of the model.
+        settings: of the images.
+        start: init image as it was read; None without one.
+        num_images: of each prompt.
+        files: by the names "init_image" and "mask"; None for one that is not used.
+        order: names of the options as they were given. It decides the order of the first keys, and
+            so the bytes of the file.
+    """
+    metadata = {
+        "latentddpm": latentddpm.__version__,
+        "model": model_name(folder),
+        "model_digest": folder.digest,
+        **dict.fromkeys(name for name in order if name in FIRST),
+        **asdict(settings),
+        "num_images": num_images,
+    }
+    for name, path in files.items():
+        if path is not None:
+            metadata[name] = path.name
+            metadata[f"{name}_sha256"] = file_digest(path)
+    return metadata if start is None else {**metadata, "strength": start.strength}
+
+
+def image_metadata(
+    common: Mapping[str, Any], loras: list[dict[str, Any]], prompt: str, seed: int
+) -> dict[str, Any]:
+    """Metadata of one image.
+
+    Args:
+        common: returned by `common_metadata`.
+        loras: `LatentDiffusion.loras` of the model.
+        prompt: of the image.
+        seed: of the image.
+    """
+    own = {"loras": loras} if loras else {}
+    return {**common, **own, "prompts": [prompt], "seed": seed, "num_images": 1}
+
+
+def grid_metadata(
+    common: Mapping[str, Any], loras: list[dict[str, Any]], prompts: list[str], seed: int
+) -> dict[str, Any]:
+    """Metadata of a grid of images.
+
+    Args:
+        common: returned by `common_metadata`.
+        loras: `LatentDiffusion.loras` of the model.
+        prompts: one for each row.
+        seed: of the first image.
+    """
+    own = {"loras": loras} if loras else {}
+    return {**common, **own, "prompts": prompts, "seed": seed, "grid": True}
 
 
 def read_generation_metadata(source: Path) -> dict[str, Any]:
@@ -120,21 +191,6 @@ def beside(source: Path, name: str) -> Path | None:
     """
     places = source.parent / name, Path(name)
     return next((path for path in places if path.is_file()), None)
-
-
-def source_metadata(files: dict[str, Path | None], start: InitImage | None) -> dict[str, Any]:
-    """Metadata of the init image and its mask: names, SHA-256 digests, strength.
-
-    Args:
-        files: by the names "init_image" and "mask"; None for one that is not used.
-        start: as it was read; None without an init image.
-    """
-    source_metadata = {}
-    for name, path in files.items():
-        if path is not None:
-            source_metadata[name] = path.name
-            source_metadata[f"{name}_sha256"] = file_digest(path)
-    return source_metadata if start is None else {**source_metadata, "strength": start.strength}
 
 
 def model_name(folder: ModelFolder) -> str:

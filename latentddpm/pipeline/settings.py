@@ -1,12 +1,12 @@
-"""Generation settings: every option that an image depends on, beside its prompt and its seed.
+"""Generation settings: how images are sampled: size, sampler, steps, guidance.
 
     settings = model.settings(num_steps=10)        the others are the model's defaults
     images = model.generate("red apple", seed=0, settings=settings)
 
 `ModelFacts` makes them, and refuses what the model does not accept. Its facts come from the model
 folder's manifest and from the archives' configurations, so the command line decides within a
-second, before Keras is imported. An image's metadata holds exactly the fields of its settings.
-`generate --from` uses these as defaults, before those of the model.
+second, before Keras is imported. The metadata of a PNG holds every field, and `generate --from`
+uses them as defaults, before those of the model.
 """
 
 from __future__ import annotations

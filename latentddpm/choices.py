@@ -1,4 +1,4 @@
-"""Choices for options of sampling, in a module that does not import Keras.
+"""Choices of sampling: names of samplers, their options, spacings; without Keras.
 
 `--help` lists them and options are checked against them before Keras is loaded. Their meaning is
 defined in `diffusion.samplers`; a test compares the two.

@@ -117,7 +117,7 @@ def encode(
     """Encode images into a latents cache for train-diffusion."""
     import_keras()
     from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
-    from latentddpm.training.encode import encode_folder
+    from latentddpm.training.encode_folder import encode_folder
 
     devices = make_strategy(strategy)
     options = {"resolution": resolution, "mirrored": mirrored, "strategy": devices}

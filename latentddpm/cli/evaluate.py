@@ -82,7 +82,7 @@ def evaluate(
     with the training images; validation images are compared too, as the floor.
     Nothing is downloaded unless --extractor or --perceptual ask for it.
     """
-    from latentddpm.evaluation.run import evaluate_model, plan_evaluation
+    from latentddpm.evaluation.evaluate import evaluate_model, plan_evaluation
 
     autoencoder = autoencoder or not (nll or latents or generator)
     wanted = {"autoencoder": autoencoder, "nll": nll, "latents": latents, "generator": generator}

@@ -1,0 +1,1 @@
+"""CLIP's text side: tokenizer with its vocabulary, and the text encoder."""

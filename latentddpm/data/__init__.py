@@ -1,0 +1,1 @@
+"""Data: from image files and captions to batches of training examples."""

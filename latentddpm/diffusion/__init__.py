@@ -8,10 +8,7 @@ from typing import Any
 
 _HOMES = {
     "ClassifierFreeGuidance": "guidance",
-    "DDIMSampler": "samplers",
-    "DDPMSampler": "samplers",
     "NoiseSchedule": "schedule",
-    "Sampler": "samplers",
 }
 
 

@@ -1,7 +1,7 @@
-"""Guidance without a classifier: a denoiser that wraps a denoiser.
+"""Classifier-free guidance (CFG): a denoiser that wraps a denoiser.
 
-Classifier-free guidance (Ho & Salimans 2022, eq. 6) moves the prediction away from the one without
-the prompt, by the guidance scale s = 1 + w, with the w of the paper:
+CFG (Ho & Salimans 2022, eq. 6) moves the prediction away from the one without the prompt, by the
+guidance scale s = 1 + w, with the w of the paper:
 
     ε̃ = ε(x_t, ∅) + s · (ε(x_t, c) − ε(x_t, ∅))
 

@@ -22,7 +22,7 @@ from latentddpm.errors import UserError
 from latentddpm.evaluation.clip_towers import ClipTowers
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.features import FEATURES, Images, kept_features
-from latentddpm.evaluation.generated import GeneratedImages, spread_prompts
+from latentddpm.evaluation.generated_images import GeneratedImages, spread_prompts
 from latentddpm.evaluation.images import ImageSet, spread_images
 from latentddpm.evaluation.metrics.clip_score import clip_scores
 from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance

@@ -1,0 +1,1 @@
+"""The command `generate`: options, LoRA files, PNG files and their metadata."""

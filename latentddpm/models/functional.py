@@ -1,4 +1,4 @@
-"""Functional models that are saved as the arguments of their constructors.
+"""Base class of the networks: functional models saved as their constructor's arguments.
 
 Keras saves a functional model as its graph of layers. Saved as the few arguments it was made from,
 its archive is small and readable, and `from_config` is the constructor.

@@ -1,0 +1,1 @@
+"""Pipeline: autoencoder, UNet and text encoder together, to load, generate and save."""

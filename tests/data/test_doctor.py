@@ -162,7 +162,7 @@ def test_equal_files_and_files_that_look_alike(emoji_folder):
     report = examine(emoji_folder, quiet=True)
     first, second = (path.relative_to(emoji_folder).as_posix() for path in images[:2])
     assert report.findings["equal"].items == [[first, "z-copy.png"]]
-    group = next(g for g in report.findings["alike"].items if second in g)
+    group = next(g for g in report.findings["near_duplicates"].items if second in g)
     assert {"z-again.jpg", "z-large.png"} <= set(group), f"expected both copies in {group}"
 
 
@@ -170,7 +170,7 @@ def test_colour_tells_flat_pictures_apart(tmp_path):
     for name, colour in (("a", "red"), ("b", "blue"), ("c", "#fe0100")):
         Image.new("RGB", (20, 20), colour).save(tmp_path / f"{name}.png")
     report = examine(tmp_path, quiet=True)
-    assert report.findings["alike"].items == [["a.png", "c.png"]], "red is not blue"
+    assert report.findings["near_duplicates"].items == [["a.png", "c.png"]], "red is not blue"
 
 
 def test_neighbours_are_those_of_comparing_all():

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from latentddpm.diffusion import ClassifierFreeGuidance, DDIMSampler, NoiseSchedule
+from latentddpm.diffusion import ClassifierFreeGuidance, NoiseSchedule
+from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.errors import UserError
 
 LATENTS = np.random.default_rng(0).standard_normal((3, 2, 2, 4)).astype("float32")

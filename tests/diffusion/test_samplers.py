@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from analytic import GaussianDenoiser, alphas_cumprod_at, normal, step_noise, to_numpy
 
-from latentddpm.diffusion import DDIMSampler, DDPMSampler, NoiseSchedule, Sampler, samplers
+from latentddpm.diffusion import NoiseSchedule, samplers
+from latentddpm.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
 from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS
 from latentddpm.errors import UserError
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from analytic import normal, step_noise, to_numpy
 
-from latentddpm.diffusion import DDPMSampler, NoiseSchedule, samplers
+from latentddpm.diffusion import NoiseSchedule, samplers
+from latentddpm.diffusion.samplers import DDPMSampler
 from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS
 
 SCHEDULE = NoiseSchedule()

@@ -23,7 +23,7 @@ from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.extractors import Extractor
-from latentddpm.evaluation.generated import GeneratedImages, spread_prompts
+from latentddpm.evaluation.generated_images import GeneratedImages, spread_prompts
 from latentddpm.evaluation.generator import References, evaluate_generator, heading, table_row
 from latentddpm.evaluation.metrics.nearest import nearest, share_nearer
 from latentddpm.evaluation.sweep import KEYS, parse_sweep, settings_of

@@ -9,7 +9,8 @@ from checks import one_line
 from PIL import Image
 from tiny import SIZE, tiny_model
 
-from latentddpm.diffusion import DDIMSampler, NoiseSchedule, samplers
+from latentddpm.diffusion import NoiseSchedule, samplers
+from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.errors import UserError
 from latentddpm.pipeline.init_image import read_init_image

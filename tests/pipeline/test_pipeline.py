@@ -9,7 +9,7 @@ import pytest
 from checks import one_line
 from tiny import SIZE, perturb, tiny_autoencoder, tiny_model
 
-from latentddpm.diffusion import DDIMSampler
+from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.errors import UserError
 from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline import model_folder

@@ -1,0 +1,1 @@
+"""Catalog of images: what one scan found, on disk, and the split into training and validation."""

@@ -4,10 +4,11 @@
                   ▲
            previous versions
 
-A truncated file is found here, not in the middle of training. A new version copies the rows of
-unchanged units from previous versions, also from those of interrupted scans. So an interrupted
-scan resumes, and a change of a few files takes a scan of a few files. Each process of a job scans
-its part of the units; then the chief copies all parts into one version.
+Images are decoded in `reader.examine`, so a truncated file is found before training. A new
+version copies the rows of unchanged units from previous versions, also from those of interrupted
+scans. So an interrupted scan resumes, and a change of a few files takes a scan of a few files.
+Each process of a job scans its part of the units; then the chief copies all parts into one
+version.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Doctor: a check of images and captions before training."""

@@ -221,8 +221,8 @@ class _Pass:
             self.templates.check(list(self.columns), metadata.path)
 
     def _duplicates(self) -> None:
-        equal, alike, self.report.searched_all = self.hashes.duplicates()
-        for key, found in (("equal", equal), ("alike", alike)):
+        equal, near, self.report.searched_all = self.hashes.duplicates()
+        for key, found in (("equal", equal), ("near_duplicates", near)):
             if found:
                 finding = self.report.findings.setdefault(key, Finding())
                 finding.count = sum(len(group) - 1 for group in found)

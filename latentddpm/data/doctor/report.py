@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "too_small": (WARNING, "smaller than the resolution", "enlarged, so blurred"),
     "wrong_extension": (WARNING, "named as another format", "read as what it is"),
     "equal": (WARNING, "equal files", "count so many times"),
-    "alike": (WARNING, "look alike", "count so many times"),
+    "near_duplicates": (WARNING, "look alike", "count so many times"),
     "animated": (NOTE, "animated, or several pages", "the first one is used"),
     "exif_rotated": (NOTE, "turned by EXIF", "turned upright"),
     "transparent": (NOTE, "transparent pixels", "laid over data.background"),
@@ -70,8 +70,8 @@ class Report:
         bytes: size of all readable images.
         seconds: that it took.
         findings: by the keys of `KINDS`, in their order. An item is `(file, detail)`. For the
-            kinds `equal` and `alike` an item is the list of files of a group, and the count is
-            the number of images that could be removed.
+            kinds `equal` and `near_duplicates` an item is the list of files of a group, and the
+            count is the number of images that could be removed.
         widths: of the upright images, in pixels, (images,).
         heights: of the upright images, in pixels, (images,).
         formats: number of images of each format.
@@ -218,7 +218,7 @@ def shapes(report: Report) -> dict[str, int]:
 
 
 def _items(key: str, finding: Finding) -> dict[str, Any]:
-    if key in ("equal", "alike"):
+    if key in ("equal", "near_duplicates"):
         return {"groups": finding.items}
     return {"files": [_named(name, detail) for name, detail in finding.items]}
 
@@ -230,7 +230,7 @@ def _named(name: str, detail: str) -> dict[str, str]:
 def _finding_lines(key: str, finding: Finding) -> Iterator[str]:
     _, words, meaning = KINDS[key]
     yield f"  {finding.count:>9,}  {words}: {meaning}"
-    if key in ("equal", "alike"):
+    if key in ("equal", "near_duplicates"):
         examples = [" = ".join(group[:4]) + " …" * (len(group) > 4) for group in finding.items]
     else:
         examples = [f"{name} ({detail})" if detail else name for name, detail in finding.items]

@@ -1,0 +1,1 @@
+"""Latents cache: the moments of every image, encoded once."""

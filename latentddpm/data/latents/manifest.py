@@ -1,4 +1,4 @@
-"""Manifest of a latents cache: its index, and checks that the moments are complete and valid.
+"""Manifest of a latents cache: `index.json`, and checks that the moments are complete.
 
 The index has everything that the moments depend on: the digest of the autoencoder, the way images
 are read, and the SHA-256 of every image. See `data.latents.cache` for the files.

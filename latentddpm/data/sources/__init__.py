@@ -1,0 +1,1 @@
+"""Sources of images: folders and shards (tar, TFRecord, ArrayRecord), with their captions."""

@@ -1,4 +1,4 @@
-"""Source of captioned images: its units, their images, and the bytes of an image.
+"""Source of captioned images, a folder or shards: the interface that all kinds have.
 
     .units()        an image file with its sidecar, or a shard: parts with one time stamp each
     .entries(unit)  images of a unit, each with the place of its bytes and its columns

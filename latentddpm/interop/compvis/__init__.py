@@ -1,0 +1,1 @@
+"""CompVis single files: Stable Diffusion 1.x checkpoints in one `.safetensors` file."""

@@ -1,0 +1,1 @@
+"""diffusers folders: read and written."""

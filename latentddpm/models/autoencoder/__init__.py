@@ -1,0 +1,1 @@
+"""Autoencoder: encoder and decoder, the latent space, and large images in tiles or strips."""

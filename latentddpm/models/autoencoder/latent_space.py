@@ -3,7 +3,8 @@
     latents = raw_latents · scaling_factor
 
 Only this module multiplies by the factor. `Autoencoder` uses it; so does the input pipeline of
-training, which reads the factor from an archive without building the networks.
+training, which reads the factor from an archive without building the networks. After `train-vae`
+the factor is 1 / std of the training images' raw latents (`training.autoencoder`).
 """
 
 from __future__ import annotations

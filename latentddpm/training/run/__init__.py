@@ -1,0 +1,1 @@
+"""Training run: steps, checkpoints, resuming, logs."""

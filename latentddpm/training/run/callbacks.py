@@ -1,4 +1,4 @@
-"""Callbacks that count optimizer steps, and the EMA weights during validation.
+"""Callbacks that count optimizer steps, and `averaged_weights`: the EMA during validation.
 
 A run is one `fit` over a stream of batches, in Keras's terms one epoch. So log, checkpoints and
 validation follow the number of steps.

@@ -1,4 +1,4 @@
-"""Contract of a run: the configuration and the data that it was started with.
+"""Contract of a run: the settings and digests of its data that `--resume` compares.
 
 Weights, optimizer state and step number say how far a run has come. A resumed run takes the same
 next step only if its configuration and its data are the same too, so every checkpoint holds both.

@@ -1,4 +1,4 @@
-"""Health of a run: it ends, with advice, at NaN, at an exploding loss, or without memory.
+"""Health of a run: a stop, with advice, at NaN, at an exploding loss, or out of memory.
 
 A step whose loss or gradient is not finite changes nothing (see `training.step.update`). With
 `on_nan: stop` the run ends at that step. With `skip` the batch is dropped and counted, and the

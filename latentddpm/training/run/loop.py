@@ -1,4 +1,4 @@
-"""Training loop of both commands: the optimizer, and one call of `fit` for the steps of a run."""
+"""Training loop of both commands: resume, one call of `fit`, validate and save on the way."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Training step: the two trainers, the discriminator, gradients and optimizers."""

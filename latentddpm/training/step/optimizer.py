@@ -1,4 +1,4 @@
-"""AdamW over a few long vectors, and optimizers whose EMA of the weights warms up.
+"""Optimizers with an EMA of the weights: AdamW over a few long vectors, Adafactor, Lion.
 
 With gradient g, clipped to a global norm c, of parameters θ (Loshchilov & Hutter 2019,
 algorithm 2, on Kingma & Ba 2015, algorithm 1):
@@ -228,7 +228,7 @@ class FlatAdamW(keras.optimizers.AdamW):
             variable.assign(average)
 
 
-class WarmAverage:
+class WarmEMA:
     """Mixin for a Keras optimizer whose EMA warms up as that of `FlatAdamW`.
 
     Args:
@@ -257,12 +257,12 @@ class WarmAverage:
 
 
 @keras.saving.register_keras_serializable(package="latentddpm")
-class WarmAdafactor(WarmAverage, keras.optimizers.Adafactor):
+class WarmAdafactor(WarmEMA, keras.optimizers.Adafactor):
     """Adafactor (Shazeer & Stern 2018): `keras.optimizers.Adafactor` with `ema_warmup`."""
 
 
 @keras.saving.register_keras_serializable(package="latentddpm")
-class WarmLion(WarmAverage, keras.optimizers.Lion):
+class WarmLion(WarmEMA, keras.optimizers.Lion):
     """Lion (Chen et al. 2023): `keras.optimizers.Lion` with `ema_warmup`."""
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from latentddpm.training.step.means import Means
+from latentddpm.training.step.metrics import Means
 
 Term = Any | tuple[Any, Any]
 """Mean over examples, or a pair of such a mean and the number of its examples."""

@@ -1,4 +1,4 @@
-"""Running means of the logs: over finite values only, weighted by their numbers of examples."""
+"""Metrics of the log: means of loss terms over finite values, weighted by numbers of examples."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ import pytest
 from analytic import GaussianDenoiser, alphas_cumprod_at, normal, step_noise, to_numpy
 
 from latentddpm.diffusion import NoiseSchedule, samplers
-from latentddpm.diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
-from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS
+from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS, DDIMSampler, DDPMSampler, Sampler
 from latentddpm.errors import UserError
 
 SCHEDULE = NoiseSchedule()

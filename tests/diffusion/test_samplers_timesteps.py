@@ -5,8 +5,7 @@ import pytest
 from analytic import normal, step_noise, to_numpy
 
 from latentddpm.diffusion import NoiseSchedule, samplers
-from latentddpm.diffusion.samplers import DDPMSampler
-from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS
+from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS, DDPMSampler
 
 SCHEDULE = NoiseSchedule()
 IN_SIGMA = ("dpmpp_2m", "euler", "euler_ancestral", "heun", "unipc")

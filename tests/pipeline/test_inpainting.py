@@ -10,8 +10,8 @@ from PIL import Image
 from tiny import SIZE, tiny_model
 
 from latentddpm.diffusion import NoiseSchedule, samplers
-from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
+from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.errors import UserError
 from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.seeds import starting_noise, step_noise

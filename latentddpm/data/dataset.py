@@ -155,15 +155,15 @@ class Dataset:
         Raises:
             UserError: an unknown split, or one without an image.
         """
-        check_choice("--split", name, SPLITS)
+        check_choice("split", name, SPLITS)
         if name == "all":
             return Selection(len(self))
         selection = self._split[SPLITS.index(name) - 1]
         if not len(selection):
             raise UserError(
-                f"--split {name}: --validation-fraction {self.config.validation_fraction:g} by "
+                f"split {name}: validation_fraction {self.config.validation_fraction:g} by "
                 f"{self.config.validation_by} leaves it none of {len(self)} images; change it, "
-                "or evaluate on --split all"
+                "or take the split all"
             )
         return selection
 

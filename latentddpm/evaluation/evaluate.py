@@ -17,8 +17,8 @@ from typing import Any
 from latentddpm import __version__
 from latentddpm.config import DataConfig
 from latentddpm.config_file import parse_config
-from latentddpm.data.dataset import open_dataset
-from latentddpm.errors import UserError
+from latentddpm.data.dataset import SPLITS, open_dataset
+from latentddpm.errors import UserError, check_choice
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
 from latentddpm.generation.loras import Lora, apply_loras, read_loras
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
@@ -76,6 +76,8 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     generator, out, split = "generator" in parts, options["out"], options["split"]
     if generator and (out is None or options["extractor"] is None):
         raise UserError("--generator: needs --extractor, and --out, where its images are kept")
+    if split is not None:
+        check_choice("--split", split, SPLITS)
     if generator and split not in (None, COMPARED):
         raise UserError(f"--split {split}: --generator compares with the {COMPARED} images")
     if "latents" in parts and out is None:

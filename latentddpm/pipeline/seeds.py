@@ -16,7 +16,7 @@ from latentddpm.errors import UserError
 MAX_SEED = 2**63 - 1
 
 
-def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+def image_seeds(seed: int | Sequence[int] | np.ndarray | None, count: int) -> list[int]:
     """Seeds of a number of images: seed, seed + 1, …
 
     Args:
@@ -29,6 +29,8 @@ def image_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     Raises:
         UserError: a seed outside 0 … `MAX_SEED` − `count`, or a list of another length.
     """
+    if isinstance(seed, np.ndarray):
+        seed = seed.tolist()
     if isinstance(seed, Sequence):
         if len(seed) != count:
             raise UserError(f"seed: {len(seed)} seeds for {count} images")

@@ -82,7 +82,7 @@ def test_splits_are_those_of_training(folder):
     assert training | validation == set(range(40)), "expected the splits to cover all"
     assert not training & validation, "expected no image in both"
     with pytest.raises(
-        UserError, match="--validation-fraction 0 by path leaves it none of 40 images"
+        UserError, match="validation_fraction 0 by path leaves it none of 40 images"
     ):
         emoji(folder, split="validation", data=DataConfig(validation_fraction=0.0))
     with pytest.raises(UserError, match="did you mean 'validation'"):

@@ -143,6 +143,7 @@ def test_step_noise_is_a_function_of_seed_and_step():
 def test_seeds_count_up():
     assert image_seeds(5, 3) == [5, 6, 7], "expected image k to have seed + k"
     assert image_seeds([9, 2], 2) == [9, 2], "expected a list to name each seed"
+    assert image_seeds(np.array([9, 2]), 2) == [9, 2], "expected an array to do the same"
 
 
 # --- Bad requests --------------------------------------------------------------------------

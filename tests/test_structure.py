@@ -1,4 +1,4 @@
-"""The house rules that no single function can keep: flow of imports, where TensorFlow may be
+"""Rules that no single function can keep: flow of imports, where TensorFlow may be
 used, nothing that runs code from files, and a light `import latentddpm`.
 
 A new room gets its place in `FLOW`, behind everything that it imports.
@@ -16,7 +16,7 @@ import latentddpm
 
 PACKAGE = Path(latentddpm.__file__).parent
 
-# The way of the data, as one line of rooms: a module imports from its own room and from those
+# The rooms (folders of the package) in the order of imports: a module imports from its own room and from those
 # before it. Rooms side by side (|) do not know each other.
 FLOW = """
 errors | choices → config → config_file → utils → distribution → clip → diffusion | models
@@ -38,7 +38,7 @@ TENSORFLOW = (
     *("training", "export.endpoints", "export.saved_model", "export.onnx", "export.litert"),
 )
 
-# The doors of the package, which hand out names lazily: their imports run on demand.
+# Packages that hand out names lazily: their imports run on demand.
 LAZY = ("",)
 
 # Statements about the code itself, which no input can make false: each by its own words.
@@ -207,7 +207,7 @@ def test_no_assert_in_the_package(name):
     assert not lines, f"{name} asserts at lines {lines}; expected an exception with a message"
 
 
-# --- The front door ------------------------------------------------------------------------
+# --- import latentddpm ---------------------------------------------------------------------
 
 
 def python(code, cwd):

@@ -44,10 +44,11 @@ class NoiseSchedule:
     At float timesteps, which may lie between whole ones, σ is interpolated; see `sigmas_at`.
 
     Args:
-        beta_schedule: "scaled_linear" (latent diffusion), "linear" (DDPM) or "cosine"; see
+        beta_schedule: "scaled_linear" (latent diffusion), "linear" or "cosine"; see
             `diffusion.betas`.
-        beta_start: β_0, in (0, 1). Not used by "cosine".
-        beta_end: β_{T−1}, in [beta_start, 1). Not used by "cosine".
+        beta_start: β_0, in (0, 1). Not used by "cosine". The default is Stable Diffusion's, also
+            with "linear"; DDPM's is 1e-4.
+        beta_end: β_{T−1}, in [beta_start, 1). Not used by "cosine". DDPM's is 0.02.
         num_train_timesteps: T, at least 1.
         prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample".
         rescale_zero_terminal_snr: make ᾱ_{T−1} zero (Lin 2023, algorithm 1). Not for "epsilon".

@@ -1,4 +1,4 @@
-"""`open_dataset`: one door to images, their split and their captions."""
+"""`open_dataset`: images, their split and their captions."""
 
 import numpy as np
 import pytest

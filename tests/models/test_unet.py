@@ -287,7 +287,7 @@ def test_timesteps_may_be_fractional(unet):
 
 
 def test_timesteps_stay_whole_under_a_global_policy():
-    """bfloat16 cannot tell timestep 999 from 1000, so they must not be cast at the door."""
+    """bfloat16 cannot tell timestep 999 from 1000, so they must not be cast on the way in."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         unet = tiny(zero_init=False, attention_levels=())

@@ -1,4 +1,4 @@
-"""Autoencoder: images ⇄ latents at 1/8 of the size (KL-f8), the first stage of the model.
+"""Autoencoder: images ⇄ latents, by default at 1/8 of the size (KL-f8), the first stage.
 
 An `Encoder` gives the mean and log-variance of a diagonal Gaussian over raw latents. A `Decoder`
 maps raw latents back to an image (Kingma & Welling 2014; Rombach et al. 2022, §3.1 and
@@ -7,9 +7,9 @@ appendix G):
     q(raw_latents | image) = N(mean, exp(logvar))
     latents                = raw_latents · scaling_factor
 
-Diffusion sees latents of about unit variance. Only `Autoencoder` knows the scaling factor; callers
-never multiply by it. 0.18215 is that of Stable Diffusion's weights. The factor of a model trained
-here is measured over its training set.
+Diffusion sees latents of about unit variance. `LatentSpace` multiplies by the scaling factor;
+callers never do. 0.18215 is that of Stable Diffusion's weights. The factor of a model trained here
+is measured over its training set.
 
 The loss is in `training.step.autoencoder_trainer`.
 """

@@ -14,6 +14,7 @@ import click
 import numpy as np
 import pytest
 import yaml
+from tiny import step_by_step
 
 import latentddpm
 from latentddpm.cli import main
@@ -225,7 +226,8 @@ def test_the_block_of_the_readme_runs():
     body = blocks(marked, "python")[0]
     assert len(body.strip().splitlines()) == 12, "the README promises twelve lines"
     names = {}
-    exec(compile(body, "README.md", "exec"), names)
+    with step_by_step():  # without a graph, of which tracing takes ten times as long
+        exec(compile(body, "README.md", "exec"), names)
     drawn = np.asarray(names["drawn"])
     assert drawn.shape == (4, 8, 8, 4), f"drew {drawn.shape}, expected four latents of 8×8×4"
     assert np.isfinite(drawn).all(), "what was drawn is not finite"

@@ -143,11 +143,17 @@ def generate(model, *arguments):
 # --- The command itself --------------------------------------------------------------------
 
 
+def processor_seconds():
+    """Of the processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_answers_at_once_and_imports_nothing_heavy():
-    began = time.perf_counter()
+    began = processor_seconds()
     done = succeeds(start("--help"))
-    seconds = time.perf_counter() - began
-    assert seconds < 2, f"--help took {seconds:.2f} s, expected less than 1 (2 on a busy machine)"
+    seconds = processor_seconds() - began
+    assert seconds < 2, f"--help took {seconds:.2f} s of the processor, expected about 0.3"
     for name in ("train-vae", "train-diffusion", "encode", "generate", "export", "info"):
         assert name in done.stdout, f"expected --help to name {name}"
 

@@ -457,7 +457,7 @@ def test_killed_process_leaves_no_lie(bench):
     def run(cache, kill_at):
         command = [sys.executable, "-c", KILLED, str(bench.data), str(cache), str(kill_at)]
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60
+            command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600
         )
 
     whole = bench.cache.with_name("whole")

@@ -114,7 +114,7 @@ def test_it_runs_where_latentddpm_is_not(model, written, inputs, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert process.returncode == 0, f"a process without latentddpm failed: {process.stderr}"
     found = np.load(tmp_path / "found.npz")

@@ -82,7 +82,7 @@ def written(kind, model, tmp_path_factory):
         env={key: value for key, value in os.environ.items() if key not in ours},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, f"the command line failed: {done.stderr}"
@@ -213,7 +213,7 @@ def test_a_process_with_numpy_and_onnxruntime_alone_generates(written, kind, mod
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, f"the example failed: {done.stderr}"

@@ -49,7 +49,7 @@ def under_jax(folder, script, **arrays):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, f"under JAX: {done.stderr[-3000:]}"
     return done.stdout.split()

@@ -101,10 +101,13 @@ def test_one_that_was_not_obeyed_is_raised_behind_the_block(check, checking, cap
 
 
 def test_nothing_is_taken_over_outside():
+    before = signal.getsignal(signal.SIGINT)
     signals.check()
     with signals.deferred():
         signals.check()
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler, "Ctrl-C was taken over"
+        assert signal.getsignal(signal.SIGINT) == before, "Ctrl-C was taken over"
+    # A process in the background of a shell ignores it from the start.
+    assert before in (signal.default_int_handler, signal.SIG_IGN), f"{before}: not given back"
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -114,14 +117,14 @@ def test_a_second_ctrl_c_ends_at_once():
         assert "SIGINT: saving" in line, f"{line!r}: expected to be told what happens"
         assert process.poll() is None, "the first one ended it"
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == -signal.SIGINT, f"ended with {process.returncode}"
+        assert process.wait(300) == -signal.SIGINT, f"ended with {process.returncode}"
 
 
 def test_many_sigterms_are_as_good_as_one():
     with run_until_ready("yes") as process:
         for _ in range(3):
             process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=600)
     assert errors.count("saving, then") <= 1, f"{errors!r}: told more than once"
     assert "Stopped: saved" in errors, f"{errors!r}: expected to stop at the safe place"
 
@@ -175,11 +178,11 @@ def test_the_command_saves_the_step_it_is_in_and_says_so(name, code, tmp_path):
     with subprocess.Popen(
         [command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not (run / "log.jsonl").is_file() and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(getattr(signal, name))
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=600)
     assert process.returncode == code, f"{name}: {process.returncode}, not {code}: {errors}"
     assert not output, f"{name}: {output!r} on stdout"
     newest = checkpoint.latest(run / "checkpoints")

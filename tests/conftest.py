@@ -10,10 +10,7 @@ import shutil
 import time
 from pathlib import Path
 
-import keras
 import pytest
-
-keras.config.disable_traceback_filtering()
 
 TESTS = Path(__file__).parent
 EMOJI = TESTS / "assets" / "emoji"
@@ -36,6 +33,14 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def whole_tracebacks():
+    """Keras is imported here, where tests run, and not by the process that hands them out."""
+    import keras
+
+    keras.config.disable_traceback_filtering()
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import latentddpm
 
 PACKAGE = Path(latentddpm.__file__).parent
 
-# The rooms (folders of the package) in the order of imports: a module imports from its own room and from those
-# before it. Rooms side by side (|) do not know each other.
+# The rooms (folders of the package) in the order of imports: a module imports from its own room
+# and from those before it. Rooms side by side (|) do not import each other.
 FLOW = """
 errors | choices → config → config_file → utils → distribution → clip → diffusion | models
 → data → pipeline → export | interop → generation → evaluation → training → info → cli → __main__

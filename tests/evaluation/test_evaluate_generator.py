@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from conftest import EMOJI, TESTS
 from metric_sets import image_set
 from PIL import Image
-from tiny import tiny_lora, tiny_model
+from tiny import shared_model, tiny_lora
 
 import latentddpm
 from latentddpm.cli import main
@@ -37,7 +37,7 @@ PROMPTS = ["red apple", "cat face", "rocket", "red apple"]
 
 @pytest.fixture(scope="module")
 def model():
-    model = tiny_model()
+    model = shared_model()
     model.digest = "0123456789ab"
     return model
 
@@ -46,7 +46,7 @@ def model():
 def unconditional(tmp_path_factory):
     """The folder of a model without text."""
     folder = tmp_path_factory.mktemp("unconditional") / "model"
-    tiny_model(text=False).save(folder)
+    shared_model(text=False).save(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import EMOJI
 from gaussian import gaussian_bound, least_error
-from tiny import SIZE, tiny_lora, tiny_model
+from tiny import SIZE, shared_model, tiny_lora, tiny_model
 
 from latentddpm.cli import main
 from latentddpm.config import DataConfig
@@ -129,7 +129,7 @@ def test_captions_and_seeds_count(model, catalog, whole, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_model_without_words(catalog, whole):
-    report = evaluate_bound(short(tiny_model(text=False)), images(catalog, 0, 39), quiet=True)
+    report = evaluate_bound(short(shared_model(text=False)), images(catalog, 0, 39), quiet=True)
     assert report.values["caption_templates"] is None
     assert "2 of 2 images without a caption" in report.text
     assert report.values["prior"] == pytest.approx(whole.values["prior"]), "the same latents"

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import quick_model, tiny_model
+from tiny import quick_model, shared_model
 
 from latentddpm.choices import SAMPLER_OPTIONS, SAMPLERS
 from latentddpm.errors import UserError
@@ -30,7 +30,7 @@ def folders(tmp_path_factory):
     """Folders of two untrained models: `text`, `unconditional`."""
     root = tmp_path_factory.mktemp("models")
     quick_model().save(root / "text")
-    tiny_model(text=False).save(root / "unconditional")
+    shared_model(text=False).save(root / "unconditional")
     return root
 
 
@@ -166,7 +166,7 @@ def test_metadata_holds_every_setting(folders):
 def test_an_unconditional_model_follows_no_words(given, message, folders):
     with pytest.raises(UserError) as planned:
         plan_images(options(folders / "unconditional", **given))
-    model = tiny_model(text=False)
+    model = shared_model(text=False)
     if "prompts" in given:
         given = {"prompt": given["prompts"]}
     with pytest.raises(UserError) as drawn:

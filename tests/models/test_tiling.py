@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tiny import tiny_autoencoder, tiny_model
+from tiny import shared_model, tiny_autoencoder
 
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder import tiling
@@ -20,7 +20,7 @@ def autoencoder():
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(text=False)
+    return shared_model(text=False)
 
 
 def normal(*shape, seed=0):

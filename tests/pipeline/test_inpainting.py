@@ -7,7 +7,7 @@ import pytest
 from analytic import GaussianDenoiser, ddim_solution
 from checks import one_line
 from PIL import Image
-from tiny import SIZE, tiny_model
+from tiny import SIZE, shared_model
 
 from latentddpm.diffusion import NoiseSchedule, samplers
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
@@ -33,7 +33,7 @@ def noise(step_index):
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return shared_model()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from checks import one_line
-from tiny import SIZE, perturb, tiny_autoencoder, tiny_model
+from tiny import SIZE, perturb, shared_model, tiny_autoencoder
 
 from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.errors import UserError
@@ -24,12 +24,12 @@ ONE_LEVEL = 1
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return shared_model()
 
 
 @pytest.fixture(scope="module")
 def unconditional():
-    return tiny_model(text=False)
+    return shared_model(text=False)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import environment
-from tiny import tiny_model
+from tiny import shared_model
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
 from latentddpm.errors import UserError
@@ -254,7 +254,7 @@ def test_a_default_of_the_wrong_kind_is_refused():
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return shared_model()
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def folder(model, tmp_path_factory):
 
 
 def test_a_folder_has_the_facts_of_its_model(model, folder, tmp_path):
-    unconditional = tiny_model(text=False)
+    unconditional = shared_model(text=False)
     unconditional.save(tmp_path / "unconditional")
     for made, path in ((model, folder), (unconditional, tmp_path / "unconditional")):
         found = facts_of(read_model_folder(path))

@@ -1,6 +1,8 @@
 """A small model whose every part says something: random weights, none of them zero."""
 
 import contextlib
+import copy
+import functools
 import json
 import shutil
 import warnings
@@ -63,6 +65,16 @@ def tiny_model(seed=0, text=True, **unet_changes):
         SIZE,
         {"num_steps": 3, "guidance_scale": 3.0},
     )
+
+
+def shared_model(text=True):
+    """The `tiny_model` of tests that change no weight: built and traced once in a process."""
+    return copy.copy(_built(text))
+
+
+@functools.cache
+def _built(text):
+    return tiny_model(text=text)
 
 
 def quick_model(seed=0):

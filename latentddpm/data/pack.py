@@ -24,7 +24,7 @@ from latentddpm.data.sources.metadata import FILE_NAME, TEXT, text_entries
 from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.records import array_record, make_record
 from latentddpm.errors import UserError, check_choice
-from latentddpm.utils.files import atomic_folder
+from latentddpm.utils.files import atomic_folder, check_new
 
 DEFAULT_SIZE = "512MB"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -70,8 +70,7 @@ def pack(
         OSError: disk full, no permission.
     """
     check_choice("format", kind, KINDS)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already; name a new folder")
+    check_new(out)
     source = open_source(place)
     known = sum(1 for _ in source.units()) if source.kind == "folder" else None
     with (

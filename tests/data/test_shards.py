@@ -470,7 +470,7 @@ def test_sizes():
 def test_packing_refuses_what_would_be_lost(folder, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").touch()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already; name a new folder"):
         pack(folder, tmp_path / "taken")
     with pytest.raises(UserError, match=r"format: 'zip' is not known.*'tar'"):
         pack(folder, tmp_path / "new", kind="zip")

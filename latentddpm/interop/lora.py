@@ -12,14 +12,13 @@ Files are safetensors with kohya's names, which diffusers and the common user in
     lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight  (r, in)
     … .lora_up.weight  (out, r)       … .alpha  ()
 
-These names are read, and those of PEFT and diffusers (`unet.….lora_A.weight`), also for the text
-encoder. Merging adds α/r · A B to the weights once, so a merged network is as fast as before.
+What is read besides is in `interop.lora_file`. Merging adds the change to the weights once, so a
+merged network is as fast as before.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,36 +27,39 @@ from typing import Any
 
 import keras
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save
 
-from latentddpm.errors import UserError, check_choice, nearest
+from latentddpm.errors import check_choice
 from latentddpm.interop.clip import linear_maps
+from latentddpm.interop.compvis.names import unet_names
 from latentddpm.interop.diffusers.networks import rows_of
+from latentddpm.interop.diffusers.weight_map import to_ours
 from latentddpm.interop.diffusers.weights import variable
-from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
+from latentddpm.interop.lora_file import OF_TEXT, OF_UNET, LoraFile
 from latentddpm.models.functional import freeze
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.utils.files import atomic_path, file_digest
 
-OF_UNET, OF_TEXT = "lora_unet_", "lora_te_"
 LAYOUTS = ("dense", "pointwise")
-ROLES = {
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
-    "lora_linear_layer.down.weight": "down",
-    "lora_linear_layer.up.weight": "up",
-    "alpha": "alpha",
-}
-"""End of a tensor's name → its role: A ("down"), B ("up") or α. The names are those of kohya, of
-PEFT, and two earlier ones of diffusers."""
-PEFT_METADATA = "lora_adapter_metadata"
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """Linear map of a model: a dense layer or a convolution.
+
+    Attributes:
+        stem: its name in kohya's files.
+        shape: in PyTorch, (out, in) or (out, in, h, w).
+        layout: of the kernel, see `interop.diffusers.weight_map`.
+        kernel: the variable.
+    """
+
+    stem: str
+    shape: Shape
+    layout: str
+    kernel: keras.Variable
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,11 @@ def _in_order(file: bytes) -> bytes:
 
 
 def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> None:
-    """Add scale · α/r · A B of a LoRA file to the weights of a model.
+    """Add scale · strength · A B of a LoRA file to the weights of a model.
 
     A file that was trained on another model with the same shapes is used with a warning, because
-    LoRAs of Stable Diffusion are meant for fine-tuned versions of it too. Shapes are checked
-    before any weight is changed.
+    LoRAs of Stable Diffusion are meant for fine-tuned versions of it too. All of the file is
+    checked before any weight is changed.
 
     Args:
         model: whose weights are changed; `model.loras` gets an entry for the file.
@@ -159,102 +161,50 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
         scale: of the change; 0 is none, 1 that of the training.
 
     Raises:
-        UserError: no LoRA file, or one for other layers or shapes than those of the model.
+        UserError: see `interop.lora_file.LoraFile`.
     """
-    tensors = TensorFiles([path])
-    metadata = read_lora_metadata(path)
-    kernels = {one.stem: (one.shape[:2], one.layer.kernel) for one in _projections(model.unet)}
-    if model.text_encoder is not None:
-        for name, shape, kernel in linear_maps(model.text_encoder):
-            kernels[OF_TEXT + f"text_model.{name}".replace(".", "_")] = shape, kernel
-    changes = _match_tensors(tensors, {stem: shape for stem, (shape, _) in kernels.items()})
-    made_for = metadata.get("base_digest")
+    maps = {one.stem: one for one in _linear_maps(model)}
+    file = LoraFile(path, {stem: one.shape for stem, one in maps.items()}, _aliases(model.unet))
+    made_for = file.metadata.get("base_digest")
     if made_for and model.digest and made_for != model.digest:
-        name = metadata.get("base_model", "?")
+        name = file.metadata.get("base_model", "?")
         warnings.warn(
             f"{path}: was trained on another model, {name} ({made_for}), than this one "
             f"({model.digest})",
             stacklevel=2,
         )
-    for stem, keys in changes.items():
-        down, up = (
-            tensors.read(keys[role]).astype("float32").reshape(tensors.shape(keys[role])[:2])
-            for role in ("down", "up")
-        )
-        factor = scale * _alpha(tensors, keys, metadata, len(down)) / len(down)
-        kernel = kernels[stem][1]
-        kernel.assign_add(factor * (up @ down).T.reshape(kernel.shape))
+    for stem in file.changes:
+        one = maps[stem]
+        change = to_ours(scale * file.change(stem), one.layout)
+        one.kernel.assign_add(np.reshape(change, one.kernel.shape))
     name = Path(path).name
     model.loras.append({"file": name, "sha256": file_digest(path), "scale": scale})
 
 
-def read_lora_metadata(path: str | Path) -> dict[str, str]:
-    """Metadata in the header of the safetensors file at `path`: name → text."""
-    with safe_open(path, framework="numpy") as file:
-        return file.metadata() or {}
+def _linear_maps(model: LatentDiffusion) -> Iterator[LinearMap]:
+    """Linear maps of a model that a LoRA file can change."""
+    for row in rows_of(model.unet):
+        if row.layout != "vector":
+            stem = OF_UNET + row.key.removesuffix(".weight").replace(".", "_")
+            yield LinearMap(stem, row.shape, row.layout, variable(model.unet, row.path))
+    if model.text_encoder is not None:
+        for name, shape, kernel in linear_maps(model.text_encoder):
+            stem = OF_TEXT + f"text_model.{name}".replace(".", "_")
+            yield LinearMap(stem, shape, "dense", kernel)
 
 
-def _match_tensors(tensors: Tensors, shapes: Mapping[str, Shape]) -> dict[str, dict[str, str]]:
-    """Names of the tensors of a LoRA file: linear map → role → name.
-
-    Raises:
-        UserError: a name that is not of a LoRA, or of an unknown linear map; a missing A or B;
-            a wrong shape or type.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for key in tensors.keys():  # noqa: SIM118 (it is no mapping)
-        stem, role = _parse(key)
-        if role is None:
-            raise UserError(f"{tensors.name}: {key!r} is not of a LoRA of linear layers")
-        if stem not in shapes:
-            hint = nearest(stem, shapes) if len(stem) < 200 else ""
-            raise UserError(f"{tensors.name}: {key!r} changes what this model does not have{hint}")
-        found.setdefault(stem, {})[role] = key
-    for stem, keys in found.items():
-        for role in ("down", "up"):
-            if role not in keys:
-                raise UserError(f"{tensors.name}: {next(iter(keys.values()))!r}: no {role} to it")
-            if tensors.dtype(keys[role]) not in DTYPES:
-                raise UserError(
-                    f"{tensors.name}: {keys[role]!r} is {tensors.dtype(keys[role])}, expected "
-                    f"one of {', '.join(DTYPES)}"
-                )
-        outputs, inputs = shapes[stem]
-        down, up = (tensors.shape(keys[role]) for role in ("down", "up"))
-        rank = down[0] if down else 0
-        for role, shape, wanted in (("down", down, (rank, inputs)), ("up", up, (outputs, rank))):
-            if shape not in (wanted, (*wanted, 1, 1)) or not rank:
-                raise UserError(
-                    f"{tensors.name}: {keys[role]!r} is {shape}, this model makes it {wanted}"
-                )
-    if not found:
-        raise UserError(f"{tensors.name}: holds nothing")
-    return found
-
-
-def _parse(key: str) -> tuple[str, str | None]:
-    """Kohya's name of the linear map that a tensor belongs to, and the tensor's role."""
-    for end, role in ROLES.items():
-        if key.endswith(f".{end}"):
-            stem = key[: -len(end) - 1]
-            stem = re.sub(r"^text_encoder\.(?!text_model\.)", "text_encoder.text_model.", stem)
-            stem = re.sub(r"^unet\.", OF_UNET, re.sub(r"^text_encoder\.", OF_TEXT, stem))
-            return stem.replace(".", "_"), role
-    return key, None
-
-
-def _alpha(
-    tensors: Tensors, keys: Mapping[str, str], metadata: Mapping[str, str], rank: int
-) -> float:
-    """Scale α: from its own tensor (kohya), from PEFT's metadata, or else the rank."""
-    if "alpha" in keys:
-        return float(tensors.read(keys["alpha"]).reshape(()))
-    part = keys["down"].partition(".")[0]
-    try:
-        adapter = json.loads(metadata.get(PEFT_METADATA, "{}"))
-        return float(adapter.get(f"{part}.lora_alpha", rank))
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{tensors.name}: {PEFT_METADATA} in its header is malformed") from None
+def _aliases(unet: UNet) -> dict[str, str]:
+    """CompVis's names of a UNet's linear maps → kohya's."""
+    config = unet.get_config()
+    keys = [row.key for row in rows_of(unet) if row.layout != "vector"]
+    sizes = config["num_res_blocks"], config["attention_levels"]
+    names = unet_names(keys, len(config["channel_multipliers"]), *sizes)
+    flat = {
+        key: key.removesuffix(".weight").replace(".", "_")
+        for pair in names.items()
+        for key in pair
+    }
+    return {OF_UNET + flat[theirs]: OF_UNET + flat[key] for key, theirs in names.items()}
 
 
 def _projections(unet: UNet) -> Iterator[Projection]:

@@ -13,7 +13,7 @@ checkpoint with other names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,8 @@ from latentddpm.utils.files import read_json
 Shape = tuple[int, ...]
 
 DTYPES = ("F32", "F16", "BF16")
+FLOATS = ("F64", *DTYPES)
+NUMBERS = (*FLOATS, "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 INDEX = ".safetensors.index"
 
@@ -123,10 +125,10 @@ class TensorFiles:
     def dtype(self, key: str) -> str:
         return self._slice(key).get_dtype()
 
-    def read(self, key: str) -> np.ndarray:
+    def read(self, key: str, dtypes: Sequence[str] = DTYPES) -> np.ndarray:
         dtype = self.dtype(key)
-        if dtype not in DTYPES:
-            allowed = ", ".join(DTYPES)
+        if dtype not in dtypes:
+            allowed = ", ".join(dtypes)
             raise UserError(f"{self._file(key)}: {key!r} is {dtype}, expected one of {allowed}")
         try:
             return self._files[key][1].get_tensor(key)

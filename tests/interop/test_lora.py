@@ -18,7 +18,8 @@ from latentddpm.config import DiffusionRun
 from latentddpm.config_file import load_config
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import read_loras
-from latentddpm.interop.lora import add_lora, merge_lora, read_lora_metadata, save_lora
+from latentddpm.interop.lora import add_lora, merge_lora, save_lora
+from latentddpm.interop.lora_file import read_lora_metadata
 from latentddpm.models.archive import load_archive
 from latentddpm.models.functional import rebuild
 from latentddpm.models.unet import UNet

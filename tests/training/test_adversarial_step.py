@@ -28,13 +28,13 @@ def batch(number=4, seed=0):
     numbers = np.random.default_rng(seed)
     return {
         "images": np.tanh(numbers.normal(size=(number, 16, 16, 3))).astype("float32"),
-        "noise": numbers.normal(size=(number, 8, 8, 4)).astype("float32"),
+        "noise": numbers.normal(size=(number, 16, 16, 4)).astype("float32"),
     }
 
 
 def autoencoder(**options):
-    """Of two levels: what is traced of a step grows with the layers."""
-    return tiny_autoencoder(seed=3, channel_multipliers=(1, 2), **options)
+    """Of one level: what is traced of a step grows with the layers."""
+    return tiny_autoencoder(seed=3, channel_multipliers=(1,), **options)
 
 
 def build(optimizer=None, judge=None, dtype="float32", perceptual=None, steps=1, **options):

@@ -40,7 +40,7 @@ CONFIG = {
     "data": {"resolution": 16, "validation_fraction": 0.25},
     "autoencoder": {
         "channels": 4,
-        "channel_multipliers": [1],
+        "channel_multipliers": [1, 2],
         "num_res_blocks": 1,
         "norm_groups": 2,
     },

@@ -20,7 +20,7 @@ from command_line import COMMAND, LDM_CONFIG, VAE_CONFIG, call, pixels, refused,
 from conftest import EMOJI
 from limits import file_size_limit, resource
 from safetensors.numpy import load_file
-from tiny import quick_model, tiny_autoencoder
+from tiny import QUICK_AUTOENCODER, quick_model, tiny_autoencoder
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.models.archive import load_archive
@@ -591,7 +591,8 @@ def test_a_model_folder_that_is_not_whole_is_refused(model, tmp_path):
 
 def test_a_unet_of_another_autoencoder_is_refused(model, tmp_path):
     folder = shutil.copytree(model, tmp_path / "model")
-    other = LatentDiffusion(tiny_autoencoder(seed=1), None, None).save(tmp_path / "other")
+    other = LatentDiffusion(tiny_autoencoder(seed=1, **QUICK_AUTOENCODER), None, None)
+    other = other.save(tmp_path / "other")
     shutil.copy(other.file("vae"), folder / "vae.keras")
     manifest = json.loads((folder / "pipeline.json").read_text("utf-8"))
     manifest["parts"]["vae"] = other.parts["vae"]
@@ -653,7 +654,7 @@ def test_a_picture_on_a_full_disk_is_one_line_and_no_file(model, tmp_path):
 
 
 def test_nothing_half_written_of_a_model_or_checkpoint(tmp_path):
-    autoencoder = tiny_autoencoder()
+    autoencoder = tiny_autoencoder(channel_multipliers=(2,), num_res_blocks=0)
     trainer = AutoencoderTrainer(autoencoder)
     trainer.compile("adam")
     trainer.optimizer.build(trainer.trainable_variables)

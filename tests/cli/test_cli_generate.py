@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import call, pixels, refused, start, succeeds
 from PIL import Image
-from tiny import SIZE, quick_model, tiny_model
+from tiny import SIZE, quick_model
 
 from latentddpm import choices
 from latentddpm.diffusion import samplers
@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 def bare(tmp_path_factory):
     """The folder of an unconditional model."""
     folder = tmp_path_factory.mktemp("bare") / "model"
-    tiny_model(text=False).save(folder)
+    quick_model(text=False).save(folder)
     return folder
 
 

@@ -6,6 +6,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"  # offline, `transformers` hands out an empty CLIP tokenizer
 
+import gc
 import shutil
 import time
 from pathlib import Path
@@ -36,11 +37,18 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def whole_tracebacks():
-    """Keras is imported here, where tests run, and not by the process that hands them out."""
+def keras_for_tests():
+    """Keras is imported here, where tests run, and not by the process that hands them out.
+
+    Networks are many objects in circles: the collector of garbage would look through those of all
+    tests so far again and again.
+    """
     import keras
 
     keras.config.disable_traceback_filtering()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ def import_keras() -> None:
     """Import Keras and its backend; TensorFlow unless `KERAS_BACKEND` names another."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "keras" in sys.modules:
+        return
     # Modules are never freed, and the garbage collector takes a quarter of the import's time to
     # look through them.
     collecting = gc.isenabled()

@@ -34,13 +34,23 @@ def test_no_more_than_the_window_is_taken_ahead(weight, window):
 
 
 def test_whoever_takes_slowly_finds_the_next_ones_done():
-    begun = []
+    begun, ahead = [], threading.Event()
 
-    for number, _ in map_ahead(begun.append, range(40), weigh=lambda number: 1, window=12):
+    def items():
+        for number in range(40):
+            if number == 3:
+                ahead.set()
+            yield number
+
+    def work(number):
+        ahead.wait(60)  # the first is not done before three more are taken
+        begun.append(number)
+
+    for number, _ in map_ahead(work, items(), weigh=lambda number: 1, window=12):
         deadline = time.monotonic() + 60
-        while len(begun) < min(number + 8, 40) and time.monotonic() < deadline:
+        while len(begun) < min(number + 3, 40) and time.monotonic() < deadline:
             time.sleep(0.001)
-        assert len(begun) >= min(number + 8, 40), f"nothing is ready behind item {number}"
+        assert len(begun) >= min(number + 3, 40), f"nothing is ready behind item {number}"
 
 
 def test_an_error_comes_in_its_turn_and_ends_the_rest():

@@ -18,6 +18,7 @@ from conftest import EMOJI, TESTS, environment
 from PIL import Image
 from safetensors.numpy import load_file
 from tiny import tiny_autoencoder, tiny_model
+from worker import cases
 
 from latentddpm.data.examples import share
 from latentddpm.distribution.processes import ProcessGroup
@@ -92,9 +93,9 @@ def answers(processes, timeout=600):
 
 def test_two_processes_train_as_one():
     """`fit` of a whole dataset, and of each process's own positions; evaluation too."""
-    script = (sys.executable, TESTS / "support" / "worker.py")
-    two, alone = start(*script), start(*script, workers=1)
-    (one,) = answers(alone)
+    two = start(sys.executable, TESTS / "support" / "worker.py")
+    with tf.device("CPU:0"):
+        one = cases(tf.distribute.get_strategy())
     for index, found in enumerate(answers(two)):
         assert found.pop("agreed") == [False, True], "expected one yes to be the answer of all"
         for case, (weights, logs) in found.items():

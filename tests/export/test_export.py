@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from limits import file_size_limit
-from tiny import SIZE, endpoint_inputs, perturb, quick_model, tiny_autoencoder, tiny_model
+from tiny import SIZE, endpoint_inputs, perturb, quick_model, tiny_autoencoder
 
 from latentddpm.cli import main
 from latentddpm.errors import UserError
@@ -29,7 +29,7 @@ from latentddpm.utils.startup import held_stderr
 
 # Another size, batch and prompt length than those of the check at export time.
 HEIGHT, WIDTH, BATCH = 16, 48, 5
-ONE_LEVEL = {"channel_multipliers": (1,)}
+ONE_LEVEL = {"channel_multipliers": (1,), "num_res_blocks": 0}
 """For tests of files: an autoencoder that is soon traced."""
 
 # Calls every endpoint where nothing of ours can be imported.
@@ -84,6 +84,16 @@ def arguments(model):
     return {name: [spec.name for spec in found[name].inputs] for name in found}
 
 
+@pytest.fixture(scope="module")
+def loaded(written):
+    return tf.saved_model.load(str(written[0]))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return LatentDiffusion(tiny_autoencoder(**ONE_LEVEL), None, None, image_size=SIZE)
+
+
 def test_every_endpoint_agrees_at_export_time(written):
     said = re.findall(r"^(\w+): largest difference ([-+.\de]+)", written[1], re.M)
     differences = {name: float(value) for name, value in said}
@@ -92,15 +102,14 @@ def test_every_endpoint_agrees_at_export_time(written):
     assert max(differences.values()) <= TOLERANCE == 1e-4, f"differences {differences}"
 
 
-def test_an_autoencoder_alone_has_its_two_endpoints():
-    alone = LatentDiffusion(tiny_autoencoder(), None, None, image_size=SIZE)
+def test_an_autoencoder_alone_has_its_two_endpoints(alone):
     assert arguments(alone) == {"encode": ["images"], "decode": ["latents"]}, (
         "expected an autoencoder to encode and decode"
     )
 
 
 def test_an_unconditional_unet_takes_no_context():
-    found = arguments(tiny_model(text=False))
+    found = arguments(quick_model(text=False))
     assert found["denoise"] == ["noisy_latents", "timesteps"], f"unexpected inputs {found}"
     assert "encode_text" not in found, "expected no text endpoint without a text encoder"
 
@@ -131,8 +140,7 @@ def test_it_runs_where_latentddpm_is_not(model, written, inputs, tmp_path):
             )
 
 
-def test_one_output_goes_without_its_name(written, inputs):
-    loaded = tf.saved_model.load(str(written[0]))
+def test_one_output_goes_without_its_name(loaded, inputs):
     images = loaded.decode(tf.constant(inputs["latents"]))
     assert isinstance(images, tf.Tensor), f"expected images themselves, got {type(images)}"
     moments = loaded.encode(tf.constant(inputs["images"]))
@@ -156,11 +164,11 @@ def test_the_check_sees_two_batches_and_two_sizes(model):
             assert len(sizes) == 2, f"{name}: expected two sizes of image, got {shapes}"
 
 
-def test_what_computes_something_else_is_caught(written):
+def test_what_computes_something_else_is_caught(loaded):
     other = quick_model()
     perturb(other.unet, seed=1, size=0.05)
     endpoint = endpoints(other)["denoise"]
-    run = runner(tf.saved_model.load(str(written[0])), endpoint)
+    run = runner(loaded, endpoint)
     with pytest.raises(ArithmeticError, match=r"endpoint denoise differs .* by .* 1e-04"):
         check(endpoint, run, other)
 
@@ -181,17 +189,15 @@ def test_numbers_that_are_none_are_caught(model):
         check(endpoint, run, model)
 
 
-def test_an_export_that_fails_its_check_leaves_nothing(tmp_path, monkeypatch):
+def test_an_export_that_fails_its_check_leaves_nothing(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(interop_endpoints, "TOLERANCE", -1.0)
-    alone = LatentDiffusion(tiny_autoencoder(**ONE_LEVEL), None, None, image_size=SIZE)
     with pytest.raises(ArithmeticError):
         export_model(alone, tmp_path / "out", "saved-model")
     left = list(tmp_path.iterdir())
     assert not left, f"expected nothing under the final name or beside it, found {left}"
 
 
-def test_a_disk_that_is_full_leaves_nothing(tmp_path):
-    alone = LatentDiffusion(tiny_autoencoder(**ONE_LEVEL), None, None, image_size=SIZE)
+def test_a_disk_that_is_full_leaves_nothing(alone, tmp_path):
     with file_size_limit(20_000), pytest.raises(OSError, match="File too large"):
         export_model(alone, tmp_path / "out", "saved-model")
     left = list(tmp_path.iterdir())

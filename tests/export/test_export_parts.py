@@ -20,7 +20,6 @@ from tiny import (
     perturb,
     quick_model,
     tiny_autoencoder,
-    tiny_model,
 )
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
@@ -43,7 +42,7 @@ PARTS = {
 }
 # Another size, batch and prompt length than those of the check at export time.
 HEIGHT, WIDTH, BATCH, LENGTH = 16, 48, 5, 9
-ONE_LEVEL = {"channel_multipliers": (1,)}
+ONE_LEVEL = {"channel_multipliers": (1,), "num_res_blocks": 0}
 
 # Runs a script of `examples/` where nothing but NumPy and ONNX Runtime can be imported.
 STRANGER = """
@@ -67,7 +66,8 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def model():
-    return quick_model()
+    # LiteRT cannot open an encoder that halves an image before any ResnetBlock.
+    return quick_model(num_res_blocks=1)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_a_process_with_numpy_and_onnxruntime_alone_generates(written, kind, mod
 
 
 def test_an_unconditional_unet_takes_no_context(kind, tmp_path):
-    model = tiny_model(text=False, channel_multipliers=(1,), attention_levels=())
+    model = quick_model(text=False)
     endpoint = endpoints(model)["denoise"]
     run = WRITERS[kind].write(endpoint, tmp_path / f"unet{WRITERS[kind].SUFFIX}")
     assert [spec.name for spec in endpoint.inputs] == ["noisy_latents", "timesteps"]

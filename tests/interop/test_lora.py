@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
-from tiny import few_emoji, step_by_step, tiny_model
+from tiny import few_emoji, step_by_step, tiny_autoencoder, tiny_model
 
 from latentddpm import interop
 from latentddpm.cli import main
@@ -44,7 +44,9 @@ def lab(tmp_path_factory):
     """A folder with `data`, and `base`, the model that is changed."""
     lab = tmp_path_factory.mktemp("lab")
     few_emoji(lab / "data")
-    tiny_model().save(lab / "base")
+    model = tiny_model()
+    model.autoencoder = tiny_autoencoder(num_res_blocks=0)
+    model.save(lab / "base")
     return lab
 
 

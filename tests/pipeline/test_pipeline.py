@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from checks import one_line
-from tiny import SIZE, perturb, shared_model, tiny_autoencoder
+from tiny import SIZE, perturb, quick_model, shared_model, tiny_autoencoder
 
 from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.errors import UserError
@@ -33,10 +33,16 @@ def unconditional():
 
 
 @pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
-    """The model's folder; tests that change it copy it first."""
+def quick():
+    """A model that is soon read and traced, for what is written of it."""
+    return quick_model()
+
+
+@pytest.fixture(scope="module")
+def saved(quick, tmp_path_factory):
+    """The folder of the quick model; tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    model.save(folder)
+    quick.save(folder)
     return folder
 
 
@@ -200,32 +206,32 @@ def test_a_model_without_a_size_asks_for_one(model):
 # --- Save and load -------------------------------------------------------------------------
 
 
-def test_a_loaded_model_gives_the_same_bytes(saved, apple):
+def test_a_loaded_model_gives_the_same_bytes(saved, quick):
     loaded = LatentDiffusion.load(saved)
     assert loaded.image_size == SIZE, f"expected the size to be kept, got {loaded.image_size}"
     assert loaded.defaults["num_steps"] == 3, "expected the defaults to be kept"
-    again = loaded.generate("red apple", seed=3)
-    assert np.array_equal(again, apple), "expected the same bytes after save and load"
+    again, before = (one.generate("red apple", seed=3) for one in (loaded, quick))
+    assert np.array_equal(again, before), "expected the same bytes after save and load"
 
 
-def test_half_precision_storage_stays_close(model, saved, tmp_path, apple):
-    written = model.save(tmp_path / "half", storage="float16")
+def test_half_precision_storage_stays_close(quick, saved, tmp_path):
+    written = quick.save(tmp_path / "half", storage="float16")
     full = read_model_folder(saved)
     assert written.digest == full.digest, "expected the digest not to depend on the storage"
     for name, part in written.parts.items():
         larger = full.parts[name]["bytes"]
         assert part["bytes"] < 0.8 * larger, f"{name}: expected a smaller file than {larger}"
     half = LatentDiffusion.load(tmp_path / "half")
-    worst = levels(half.generate("red apple", seed=3), apple)
+    worst = levels(*(one.generate("red apple", seed=3) for one in (half, quick)))
     assert worst <= 8, f"expected images close to those of full precision, {worst} levels off"
     again = half.save(tmp_path / "again")
     assert again.digest == full.digest, "expected the digest to survive a second saving"
 
 
-def test_saving_keeps_the_card_and_replaces_the_rest(model, folder):
+def test_saving_keeps_the_card_and_replaces_the_rest(quick, folder):
     (folder / "README.md").write_text("about this model", "utf-8")
     (folder / "stray.txt").write_text("?", "utf-8")
-    model.save(folder)
+    quick.save(folder)
     assert (folder / "README.md").read_text("utf-8") == "about this model", "the card is lost"
     assert not (folder / "stray.txt").exists(), "expected the model folder to be replaced"
 
@@ -248,15 +254,15 @@ def test_an_autoencoder_alone_is_a_model_folder_that_cannot_generate(tmp_path):
     one_line(error, "unet.keras", "it holds vae")
 
 
-def test_the_digest_tells_models_apart(model, saved):
-    assert read_model_folder(saved).parts["unet"]["digest"] == weights_digest(model.unet), (
+def test_the_digest_tells_models_apart(quick, saved):
+    assert read_model_folder(saved).parts["unet"]["digest"] == weights_digest(quick.unet), (
         "expected the manifest to hold the digest of the weights"
     )
-    other = keras.models.clone_model(model.autoencoder)
-    other.set_weights(model.autoencoder.get_weights())
-    assert weights_digest(other) == weights_digest(model.autoencoder), "same weights, same digest"
+    other = keras.models.clone_model(quick.autoencoder)
+    other.set_weights(quick.autoencoder.get_weights())
+    assert weights_digest(other) == weights_digest(quick.autoencoder), "same weights, same digest"
     perturb(other, size=0.01)
-    assert weights_digest(other) != weights_digest(model.autoencoder), "expected another digest"
+    assert weights_digest(other) != weights_digest(quick.autoencoder), "expected another digest"
 
 
 # --- A model folder that is not as it should be --------------------------------------------

@@ -1,5 +1,6 @@
 """The command line as tests call it, and the small runs that they share."""
 
+import json
 import os
 import subprocess
 import sys
@@ -56,6 +57,20 @@ LDM_CONFIG = {
 }
 
 
+# Runs command lines one after the other; prints for each the exit code, stderr, and whether a
+# module has been imported by then.
+EARLY = """
+import contextlib, io, json, sys, latentddpm.cli
+module, *lines = json.loads(sys.argv[1])
+for line in lines:
+    errors, code = io.StringIO(), None
+    with contextlib.redirect_stderr(errors):
+        try: latentddpm.cli.main(line)
+        except SystemExit as end: code = end.code
+    print(json.dumps([code, errors.getvalue(), module in sys.modules]))
+"""
+
+
 @dataclass(frozen=True)
 class Done:
     """What a command left behind."""
@@ -85,6 +100,24 @@ def start(*arguments, **options):
         **options,
     )
     return Done(process.returncode, process.stdout, process.stderr)
+
+
+def refused_before(module, lines, cwd):
+    """Command lines, in a new process, are refused in one line before `module` is imported."""
+    lines = [[str(argument) for argument in line] for line in lines]
+    process = subprocess.run(
+        [sys.executable, "-c", EARLY, json.dumps([module, *lines])],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    found = [json.loads(line) for line in process.stdout.splitlines()]
+    assert len(found) == len(lines), f"expected {len(lines)} answers: {process.stderr}"
+    for line, (code, errors, imported) in zip(lines, found, strict=True):
+        assert (code, imported) == (2, False), (
+            f"{line}: expected exit code 2 before {module}, got {code}, imported: {imported}"
+        )
+        assert errors.count("\n") == 1, f"{line}: expected one line, got {errors!r}"
 
 
 def succeeds(done):

@@ -1,4 +1,6 @@
-"""One of two processes of `distribution/test_multi_worker.py`: trains, then prints its weights."""
+"""What `distribution/test_multi_worker.py` trains in one process and in two: as a script it is one
+of these two, and prints its weights.
+"""
 
 import json
 import os
@@ -11,7 +13,6 @@ from train_small import data, small
 
 from latentddpm.data.buckets import interleave, one_by_one
 from latentddpm.data.examples import share, shared
-from latentddpm.distribution.processes import ONE_PROCESS
 from latentddpm.distribution.strategy import (
     any_process,
     distribute_dataset,
@@ -22,7 +23,9 @@ from latentddpm.training.step.trainer import Trainer
 
 
 def train(strategy, batch_size, direct):
-    """Weights and logs after `fit`: of a whole dataset, or of this process's positions."""
+    """Weights and logs after `fit`: of a whole dataset, with `evaluate` of another one, or of this
+    process's positions.
+    """
     with strategy.scope():
         model = small(metrics=["mae"])
     x, y = data(3 * batch_size)
@@ -34,10 +37,12 @@ def train(strategy, batch_size, direct):
         pairs = positions.map(lambda place: (tf.gather(x, place), tf.gather(y, place)))
         examples = distribute_dataset(strategy, pairs.batch(own))
     history = model.fit(examples, verbose=0, shuffle=False).history
-    held_out = tf.data.Dataset.from_tensor_slices(data(7, seed=3)).batch(4)
-    tested = model.evaluate(held_out, verbose=0, return_dict=True)
     logs = {key: float(values[-1]) for key, values in history.items()}
-    return [w.tolist() for w in model.get_weights()], {**logs, "tested": float(tested["loss"])}
+    if direct:
+        held_out = tf.data.Dataset.from_tensor_slices(data(7, seed=3)).batch(4)
+        tested = model.evaluate(held_out, verbose=0, return_dict=True)
+        logs["tested"] = float(tested["loss"])
+    return [w.tolist() for w in model.get_weights()], logs
 
 
 def train_shapes(strategy, batch_size):
@@ -70,18 +75,22 @@ def train_shapes(strategy, batch_size):
     return [w.tolist() for w in model.get_weights()], {k: float(v) for k, v in logs.items()}
 
 
-if __name__ == "__main__":
-    strategy = make_strategy("auto")
-    processes = process_group(strategy)
-    found = {
+def cases(strategy):
+    """Weights and logs by case."""
+    return {
         "direct": train(strategy, 5, True),
         "by position": train(strategy, 5, False),
         "fewer examples than processes": train(strategy, 1, False),
         "two shapes": train_shapes(strategy, 3),
         "two shapes, fewer examples than processes": train_shapes(strategy, 1),
     }
-    if processes is not ONE_PROCESS:
-        processes.barrier()
-        agreed = any_process(strategy)
-        found["agreed"] = [agreed(False), agreed(processes.index == 1)]
+
+
+if __name__ == "__main__":
+    strategy = make_strategy("auto")
+    processes = process_group(strategy)
+    found = cases(strategy)
+    processes.barrier()
+    agreed = any_process(strategy)
+    found["agreed"] = [agreed(False), agreed(processes.index == 1)]
     print(json.dumps(found))

@@ -27,14 +27,19 @@ RATE = 0.05
 def batch(number=4, seed=0):
     numbers = np.random.default_rng(seed)
     return {
-        "images": np.tanh(numbers.normal(size=(number, 32, 32, 3))).astype("float32"),
-        "noise": numbers.normal(size=(number, 4, 4, 4)).astype("float32"),
+        "images": np.tanh(numbers.normal(size=(number, 16, 16, 3))).astype("float32"),
+        "noise": numbers.normal(size=(number, 16, 16, 4)).astype("float32"),
     }
+
+
+def autoencoder(**options):
+    """Of one level: what is traced of a step grows with the layers."""
+    return tiny_autoencoder(seed=3, channel_multipliers=(1,), **options)
 
 
 def build(optimizer=None, judge=None, dtype="float32", perceptual=None, steps=1, **options):
     """A tiny autoencoder against a tiny discriminator, by default on plain gradient descent."""
-    model = tiny_autoencoder(seed=3, dtype=dtype)
+    model = autoencoder(dtype=dtype)
     discriminator = PatchDiscriminator(8, 2, norm_groups=4, dtype=dtype)
     adversary = Adversary(discriminator, judge or keras.optimizers.SGD(RATE), **options)
     trainer = AutoencoderTrainer(
@@ -222,7 +227,7 @@ def test_it_starts_later(graph):
     assert float(judge.dynamic_scale) == judge.initial_scale, "its loss scale was changed"
     assert {name: logs[name] for name in TERMS} == dict.fromkeys(TERMS, 0.0), "expected zeros"
 
-    alone = AutoencoderTrainer(tiny_autoencoder(seed=3), kl_weight=KL_WEIGHT)
+    alone = AutoencoderTrainer(autoencoder(), kl_weight=KL_WEIGHT)
     alone.compile(keras.optimizers.SGD(RATE))
     for data in (batch(), batch(seed=1)):
         with step_by_step():
@@ -288,7 +293,7 @@ def test_half_precision(dtype):
 
 
 def test_the_adversary_is_no_part_of_the_model(tmp_path):
-    plain, model = AutoencoderTrainer(tiny_autoencoder()), build()
+    plain, model = AutoencoderTrainer(autoencoder()), build()
     plain.compile("sgd")
     assert len(model.weights) == len(plain.weights), "the discriminator counts as the model's"
     own = {"model", "optimizer"}
@@ -313,7 +318,7 @@ def train_on(devices, batch_size=5):
             cross_device_ops=tf.distribute.ReductionToOneDevice(),
         )
     with strategy.scope():
-        model = tiny_autoencoder(seed=3)
+        model = autoencoder()
         discriminator = PatchDiscriminator(8, 2, norm_groups=4, spectral_norm=True)
         adversary = Adversary(discriminator, FlatAdamW(1e-3), r1_weight=0.1)
         model = AutoencoderTrainer(model, adversary=adversary)

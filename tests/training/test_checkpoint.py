@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 
 import keras
 import numpy as np
@@ -65,15 +66,24 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def two(tmp_path):
-    """A folder with checkpoints of steps 10 and 20, and the states they hold."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with checkpoints of steps 10 and 20, and the states they hold; to be copied."""
+    folder = tmp_path_factory.mktemp("trained")
     model = train(network(), 2)
     states = {}
     for step in (10, 20):
         train(model, seed=step)
-        save(tmp_path, model, step)
+        save(folder, model, step)
         states[step] = state(model)
+    return folder, states
+
+
+@pytest.fixture
+def two(trained, tmp_path):
+    """A copy of the folder, and the states."""
+    folder, states = trained
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     return tmp_path, states
 
 

@@ -24,16 +24,26 @@ from latentddpm.training.diffusion_networks import Sources, build_networks, read
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 
 
+def autoencoder(seed=0):
+    return tiny_autoencoder(seed, channel_multipliers=(1, 2))
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A folder with `data` (ten emoji) and `base` (a model that predicts v)."""
     lab = tmp_path_factory.mktemp("lab")
     few_emoji(lab / "data")
     model = tiny_model()
+    model.autoencoder = autoencoder()
     model.schedule = type(model.schedule)("cosine", prediction_type="v_prediction")
     model.defaults |= {"sampler": "ddim", "sampler_options": {"eta": 0.5}, "num_steps": 2}
     model.save(lab / "base")
     return lab
+
+
+@pytest.fixture(scope="module")
+def base(lab):
+    return LatentDiffusion.load(lab / "base")
 
 
 def settings(lab, *overrides, kind=DiffusionRun):
@@ -101,10 +111,9 @@ def test_what_has_no_weights_may_differ(lab):
     assert kept["sampler_options"] == {"eta": 0.5}, "expected the model's own options"
 
 
-def test_networks_start_as_the_models(lab):
+def test_networks_start_as_the_models(lab, base):
     config, sources = read_sources(settings(lab, "unet.dropout=0.1"), None)
     unet, text_encoder, tokenizer = build_networks(config, sources)
-    base = LatentDiffusion.load(lab / "base")
     same(unet, base.unet, "UNet")
     same(text_encoder, base.text_encoder, "text encoder")
     assert tokenizer.context_length == 16, "expected the model's tokenizer"
@@ -127,21 +136,20 @@ def test_bfloat16_keeps_the_weights(lab):
 
 def test_train_vae_starts_from_a_models_autoencoder(lab):
     config, model = autoencoder_networks.build_autoencoder(settings(lab, kind=AutoencoderRun))
-    same(model, tiny_autoencoder(), "autoencoder")
+    same(model, autoencoder(), "autoencoder")
     assert config.autoencoder.channels == AUTOENCODER["channels"], "expected the model's sizes"
     assert config.data.resolution == SIZE[0], "expected the size it was trained at"
     text = refused(lab, "autoencoder.channels=16", kind=AutoencoderRun)
     assert "autoencoder.channels: 16" in text, f"{text}: the key is not named"
 
 
-def test_a_diffusers_folder_can_be_fine_tuned(lab, tmp_path):
-    interop.save_diffusers(LatentDiffusion.load(lab / "base"), tmp_path / "theirs")
+def test_a_diffusers_folder_can_be_fine_tuned(base, tmp_path):
+    interop.save_diffusers(base, tmp_path / "theirs")
     convert_from(tmp_path / "theirs", tmp_path / "ours")
     config = load_config(DiffusionRun, init=tmp_path / "ours")
     config, sources = read_sources(config, None)
     assert config.schedule.prediction_type == "v_prediction", "expected the folder's schedule"
     unet, text_encoder, _ = build_networks(config, sources)
-    base = LatentDiffusion.load(lab / "base")
     same(unet, base.unet, "UNet")
     same(text_encoder, base.text_encoder, "text encoder")
 
@@ -173,7 +181,7 @@ def test_the_models_own_settings_are_no_contradiction(lab):
 
 
 def test_another_autoencoder_is_refused(lab, tmp_path):
-    other = LatentDiffusion(tiny_autoencoder(seed=3), None, None, image_size=SIZE)
+    other = LatentDiffusion(autoencoder(seed=3), None, None, image_size=SIZE)
     other.save(tmp_path / "vae")
     text = refused(lab, vae=tmp_path / "vae")
     assert str(tmp_path / "vae") in text, f"{text}: the folder is not named"
@@ -188,7 +196,7 @@ def test_a_run_needs_an_autoencoder_from_somewhere():
 
 
 def test_an_autoencoder_alone_is_no_model_to_start_from(lab, tmp_path):
-    LatentDiffusion(tiny_autoencoder(), None, None, image_size=SIZE).save(tmp_path / "vae")
+    LatentDiffusion(autoencoder(), None, None, image_size=SIZE).save(tmp_path / "vae")
     with pytest.raises(UserError, match=r"unet\.keras"):
         read_sources(load_config(DiffusionRun, init=tmp_path / "vae"), None)
 

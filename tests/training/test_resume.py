@@ -111,9 +111,11 @@ def clip_run(tmp_path_factory):
     """A folder with `clip` and a `run` of two steps on it, what goes on with it, its model."""
     lab = tmp_path_factory.mktemp("lab")
     few_emoji(lab / "data")
-    LatentDiffusion(tiny_autoencoder(), None, None, image_size=SIZE).save(lab / "vae")
+    autoencoder = tiny_autoencoder(channel_multipliers=(1, 2))
+    LatentDiffusion(autoencoder, None, None, image_size=SIZE).save(lab / "vae")
     write_clip(lab / "clip")
-    unet = {key: value for key, value in UNET.items() if key != "zero_init"}
+    unet = {**UNET, "channel_multipliers": (1,), "attention_levels": ()}
+    del unet["zero_init"]
     training = {
         "num_steps": STEPS,
         "batch_size": 4,

@@ -30,10 +30,12 @@ from latentddpm.utils import signals
 
 
 class Hungry(keras.layers.Layer):
-    """Asks for more memory than there are addresses."""
+    """Asks for more memory than there are addresses: 2⁶² numbers for a batch of 4, which the
+    allocator refuses at once; for fewer it would wait ten seconds for others to free some.
+    """
 
     def call(self, inputs):
-        count = tf.cast(tf.shape(inputs)[0], tf.int64) * 2**26
+        count = tf.cast(tf.shape(inputs)[0], tf.int64) * 2**32
         return inputs + tf.reduce_sum(tf.fill((count, 2**28), tf.reduce_sum(inputs)))
 
 

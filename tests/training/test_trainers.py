@@ -23,7 +23,7 @@ def conditional():
     text_encoder = latentddpm.TextEncoder(
         hidden_dim=16, num_layers=1, num_heads=2, context_length=8
     )
-    unet = latentddpm.UNet(**{**SMALL, "attention_levels": (0,)}, context_dim=16)
+    unet = latentddpm.UNet(**SMALL, context_dim=16)
     return unet, text_encoder, latentddpm.CLIPTokenizer(8)
 
 
@@ -104,7 +104,7 @@ def test_a_frozen_text_encoder_stays():
 
 
 def test_the_autoencoder_trains_and_is_saved_alone(tmp_path):
-    autoencoder = tiny_autoencoder()
+    autoencoder = tiny_autoencoder(channel_multipliers=(1, 2))
     trainer = latentddpm.AutoencoderTrainer(autoencoder)
     trainer.compile("adam")
     images = np.tanh(np.random.default_rng(0).normal(size=(2, 16, 16, 3))).astype("float32")

@@ -92,7 +92,9 @@ class AutoencoderTrainer(Trainer):
         ValueError: an adversary on another backend than TensorFlow.
 
     Example:
-        >>> autoencoder = latentddpm.Autoencoder(8, channel_multipliers=(1, 2), norm_groups=4)
+        >>> autoencoder = latentddpm.Autoencoder(
+        ...     8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4
+        ... )
         >>> trainer = latentddpm.AutoencoderTrainer(autoencoder, "l1", kl_weight=1e-6)
         >>> trainer.compile(keras.optimizers.AdamW(1e-4), run_eagerly=True)
         >>> images = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3)).astype("float32")

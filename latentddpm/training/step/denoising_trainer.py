@@ -53,7 +53,9 @@ class DenoisingTrainer(Trainer):
         ValueError: the text encoder's width is not the UNet's `context_dim`.
 
     Example:
-        >>> unet = latentddpm.UNet(8, channel_multipliers=(1,), attention_levels=(), norm_groups=4)
+        >>> unet = latentddpm.UNet(
+        ...     8, channel_multipliers=(1,), num_res_blocks=1, attention_levels=(), norm_groups=4
+        ... )
         >>> trainer = latentddpm.DenoisingTrainer(unet, latentddpm.NoiseSchedule())
         >>> trainer.compile(keras.optimizers.AdamW(1e-4), run_eagerly=True)
         >>> latents = np.random.default_rng(0).normal(size=(16, 8, 8, 4))

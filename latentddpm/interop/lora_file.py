@@ -227,7 +227,7 @@ def _module(name: str) -> str:
 
 
 def _stems(name: str, aliases: Mapping[str, str]) -> Iterable[str]:
-    """What a linear map of this name may be called by kohya's scripts, the likeliest first."""
+    """Names in kohya's files of a linear map, the likeliest first."""
     name = name.removeprefix("base_model.model.")
     flat = name.replace(".", "_")
     for start in (OF_UNET, OF_TEXT):

@@ -40,8 +40,6 @@ ROLES = {
     "lora_mid.weight": "mid",
     "lora_A.weight": "down",
     "lora_B.weight": "up",
-    "lora_A.default.weight": "down",
-    "lora_B.default.weight": "up",
     "lora.down.weight": "down",
     "lora.up.weight": "up",
     "lora_linear_layer.down.weight": "down",
@@ -62,6 +60,7 @@ STRANGERS = {
 """Part of a tensor's name → what its file is."""
 
 PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.")
+ADAPTER = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")
 HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 PARTS = {OF_UNET: "unet", OF_TEXT: "text_encoder"}
 Shape = tuple[int, ...]
@@ -214,6 +213,7 @@ def read_lora_metadata(path: str | Path) -> dict[str, str]:
 
 def _role(key: str) -> tuple[str, str | None]:
     """Name of a linear map, and the role of the tensor `key` in its change."""
+    key = ADAPTER.sub(r".lora_\1.weight", key)  # with the adapter's name, such as "default"
     key = PROCESSOR.sub(lambda m: f".to_{m[1]}{'.0' if m[1] == 'out' else ''}.lora.", key)
     for end, role in ROLES.items():
         if key.endswith(f".{end}"):

@@ -133,8 +133,8 @@ NAMES = {
         f"base_model.model.{QUERY}.lora_B.weight",
     ),
     "PEFT with its adapter": (
-        f"unet.{QUERY}.lora_A.default.weight",
-        f"unet.{QUERY}.lora_B.default.weight",
+        f"unet.{QUERY}.lora_A.style.weight",
+        f"unet.{QUERY}.lora_B.style.weight",
     ),
     "PEFT of a UNet alone": (f"{QUERY}.lora_A.weight", f"{QUERY}.lora_B.weight"),
     "diffusion_model": (

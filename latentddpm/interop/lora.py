@@ -185,8 +185,7 @@ def _linear_maps(model: LatentDiffusion) -> Iterator[LinearMap]:
     """Linear maps of a model that a LoRA file can change."""
     for row in rows_of(model.unet):
         if row.layout != "vector":
-            stem = OF_UNET + row.key.removesuffix(".weight").replace(".", "_")
-            yield LinearMap(stem, row.shape, row.layout, variable(model.unet, row.path))
+            yield LinearMap(_stem(row.key), row.shape, row.layout, variable(model.unet, row.path))
     if model.text_encoder is not None:
         for name, shape, kernel in linear_maps(model.text_encoder):
             stem = OF_TEXT + f"text_model.{name}".replace(".", "_")
@@ -199,18 +198,17 @@ def _aliases(unet: UNet) -> dict[str, str]:
     keys = [row.key for row in rows_of(unet) if row.layout != "vector"]
     sizes = config["num_res_blocks"], config["attention_levels"]
     names = unet_names(keys, len(config["channel_multipliers"]), *sizes)
-    flat = {
-        key: key.removesuffix(".weight").replace(".", "_")
-        for pair in names.items()
-        for key in pair
-    }
-    return {OF_UNET + flat[theirs]: OF_UNET + flat[key] for key, theirs in names.items()}
+    return {_stem(theirs): _stem(key) for key, theirs in names.items()}
+
+
+def _stem(key: str) -> str:
+    """Name in kohya's files of a linear map of the UNet, from that of its weight."""
+    return OF_UNET + key.removesuffix(".weight").replace(".", "_")
 
 
 def _projections(unet: UNet) -> Iterator[Projection]:
     """Projections of a UNet: all its linear maps."""
     for row in rows_of(unet):
         if row.layout in LAYOUTS:
-            stem = OF_UNET + row.key.removesuffix(".weight").replace(".", "_")
             path = row.path.removesuffix("/kernel")
-            yield Projection(stem, path, row.shape, variable(unet, path))
+            yield Projection(_stem(row.key), path, row.shape, variable(unet, path))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,10 +138,9 @@ class LoraFile:
                 raise UserError(f"{self._tensors.name}: {key!r} is of {kind}, which is not read")
             if role is None:
                 raise UserError(f"{self._tensors.name}: {key!r} is not of a LoRA")
-            stem = next((s for s in _stems(name, aliases) if s in self._shapes), None)
-            if stem is None:
-                near = next(iter(_stems(name, aliases)))
-                hint = nearest(near, self._shapes) if len(near) < 200 else ""
+            stem = _stem(name, aliases)
+            if stem not in self._shapes:
+                hint = nearest(stem, self._shapes) if len(stem) < 200 else ""
                 raise UserError(
                     f"{self._tensors.name}: {key!r} changes what this model does not have{hint}"
                 )
@@ -200,9 +199,13 @@ class LoraFile:
             patterns = adapter.get("alpha_pattern") or {}
             pattern = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)
             alpha = adapter.get("lora_alpha", rank) if pattern is None else patterns[pattern]
-            return float(alpha) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
+            strength = float(alpha) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
         except (ValueError, TypeError, AttributeError, re.error):
-            raise UserError(f"{self._tensors.name}: {HEADER} in its header is malformed") from None
+            strength = math.nan
+        if not math.isfinite(strength):
+            source = f"{HEADER} in its header" if HEADER in self.metadata else CONFIG
+            raise UserError(f"{self._tensors.name}: {source} is malformed")
+        return strength
 
 
 def read_lora_metadata(path: str | Path) -> dict[str, str]:
@@ -226,24 +229,21 @@ def _module(name: str) -> str:
     return re.sub(r"^(base_model\.model\.)?(unet\.|text_encoder\.|diffusion_model\.)?", "", name)
 
 
-def _stems(name: str, aliases: Mapping[str, str]) -> Iterable[str]:
-    """Names in kohya's files of a linear map, the likeliest first."""
+def _stem(name: str, aliases: Mapping[str, str]) -> str:
+    """Name in kohya's files of the linear map `name`."""
     name = name.removeprefix("base_model.model.")
     flat = name.replace(".", "_")
-    for start in (OF_UNET, OF_TEXT):
-        if flat.startswith(start):
-            yield aliases.get(flat, flat)
-            return
+    if flat.startswith((OF_UNET, OF_TEXT)):
+        return aliases.get(flat, flat)
     if flat.startswith("lora_te1_"):
-        yield OF_TEXT + flat.removeprefix("lora_te1_")
-    elif name.startswith("text_encoder."):
+        return OF_TEXT + flat.removeprefix("lora_te1_")
+    if name.startswith("text_encoder."):
         inner = flat.removeprefix("text_encoder_").removeprefix("text_model_")
-        yield f"{OF_TEXT}text_model_{inner}"
-    elif name.startswith("text_model."):
-        yield OF_TEXT + flat
-    else:
-        stem = OF_UNET + re.sub(r"^(unet_|(model_)?diffusion_model_)", "", flat)
-        yield aliases.get(stem, stem)
+        return f"{OF_TEXT}text_model_{inner}"
+    if name.startswith("text_model."):
+        return OF_TEXT + flat
+    stem = OF_UNET + re.sub(r"^(unet_|(model_)?diffusion_model_)", "", flat)
+    return aliases.get(stem, stem)
 
 
 def _adapters(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

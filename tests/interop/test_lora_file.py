@@ -107,10 +107,19 @@ def test_peft_keeps_alpha_in_a_file_of_its_own(model, tmp_path):
 def test_a_header_without_sense_is_named(model, tmp_path):
     down, up = pair()
     tensors = {f"unet.{QUERY}.lora_A.weight": down, f"unet.{QUERY}.lora_B.weight": up}
-    for header in ('{"unet.lora_alpha": "much"}', "[1]", "{"):
+    for header in ('{"unet.lora_alpha": "much"}', '{"unet.lora_alpha": NaN}', "[1]", "{"):
         path = written(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": header})
         with pytest.raises(UserError, match="lora_adapter_metadata in its header is malformed"):
             merge_lora(model, path)
+
+
+def test_a_configuration_without_sense_is_named(model, tmp_path):
+    down, up = pair()
+    tensors = {f"{QUERY}.lora_A.weight": down, f"{QUERY}.lora_B.weight": up}
+    path = written(tmp_path / "adapter_model.safetensors", tensors)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": [1]}', "utf-8")
+    with pytest.raises(UserError, match=r"adapter_config\.json is malformed"):
+        merge_lora(model, path)
 
 
 # --- Names ---------------------------------------------------------------------------------

@@ -1,0 +1,25 @@
+"""Advice in messages: doing what a message says has to succeed."""
+
+import importlib
+import pkgutil
+import shlex
+
+import pytest
+import remedies
+from command_line import call, refused, succeeds
+
+TABLES = [
+    importlib.import_module(f"remedies.{module.name}")
+    for module in pkgutil.iter_modules(remedies.__path__)
+    if module.name != "remedy"
+]
+CASES = [remedy for table in TABLES for remedy in table.REMEDIES]
+
+
+@pytest.mark.parametrize("remedy", CASES, ids=lambda remedy: remedy.name)
+def test_a_message_s_advice_succeeds(remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    remedy.prepare(tmp_path)
+    refused(call(*shlex.split(remedy.wrong)), *remedy.says)
+    for line in remedy.then:
+        succeeds(call(*shlex.split(line)))

@@ -7,13 +7,13 @@ Pages that are made when the site is built are made here by the same functions (
 import ast
 import importlib.util
 import re
-import shlex
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 import yaml
+from pages import FENCE, INDENTED, INLINE, SHELLS, blocks, calls, inline, prose
 from tiny import step_by_step
 
 import latentddpm
@@ -50,23 +50,7 @@ def load_hooks():
 
 hooks = load_hooks()
 
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
-INDENTED = re.compile(r"(?:^ {4,}.*\n?)+", re.MULTILINE)
-INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-
-
-def prose(text):
-    """A page without its blocks of code."""
-    return FENCE.sub("", text)
-
-
-def blocks(text, *languages):
-    return [body for _, language, body in FENCE.findall(text) if language in languages]
-
-
-def inline(text):
-    return INLINE.findall(prose(text))
 
 
 # --- Links ---------------------------------------------------------------------------------
@@ -238,31 +222,13 @@ def test_the_block_of_the_readme_runs():
 
 def command_lines(text):
     """Each call of `latentddpm` in the blocks and the inline code of a page, as words."""
-    for body in [*blocks(text, "sh", "bash", "text", ""), *INDENTED.findall(prose(text))]:
-        for line in body.replace("\\\n", " ").splitlines():
-            yield from calls(line.strip().removeprefix("$ "))
+    for body in [*blocks(text, *SHELLS), *INDENTED.findall(prose(text))]:
+        yield from calls(body)
     for code in inline(text):
         yield from calls(code)
         first, _, rest = code.partition(" ")
         if first in main.commands and rest.startswith("--"):
             yield from calls(f"latentddpm {code}")
-
-
-def calls(line):
-    if not re.search(r"(?<![\w/-])(\S*/)?latentddpm [a-z]", line):
-        return
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError:
-        return  # prose with an apostrophe
-    while words:
-        end = words.index("&&") if "&&" in words else len(words)
-        one, words = words[:end], words[end + 1 :]
-        one = one[2:] if one[:2] == ["python", "-m"] else one
-        while one and re.fullmatch(r"[A-Z_]+=\S*|nice|srun", one[0]):
-            one = one[1:]
-        if one and one[0].split("/")[-1] == "latentddpm":
-            yield one[1:]
 
 
 LINES = [(page, words) for page, text in PAGES.items() for words in command_lines(text)]

@@ -47,10 +47,11 @@ def tiny_autoencoder(seed=0, **changes):
 
 def tiny_model(seed=0, text=True, **unet_changes):
     """A `LatentDiffusion` of 32-pixel images; with `text`, one that words can move."""
-    return _model(tiny_autoencoder(seed), seed, text, unet_changes)
+    return assemble(tiny_autoencoder(seed), seed, text, unet_changes)
 
 
-def _model(autoencoder, seed, text, unet_changes):
+def assemble(autoencoder, seed, text, unet_changes):
+    """A model of `autoencoder`, and of a UNet as `UNET` has it but for `unet_changes`."""
     unet = UNet(**{**UNET, **unet_changes}, context_dim=16 if text else None)
     text_encoder = tokenizer = None
     if text:
@@ -89,7 +90,7 @@ def quick_model(seed=0, text=True, **autoencoder_changes):
     """A `tiny_model` that is read and traced in a quarter of the time, for tests around it."""
     autoencoder = tiny_autoencoder(seed, **{**QUICK_AUTOENCODER, **autoencoder_changes})
     perturb(autoencoder, seed)
-    return _model(autoencoder, seed, text, QUICK_UNET)
+    return assemble(autoencoder, seed, text, QUICK_UNET)
 
 
 def perturb(network, seed=0, size=0.1):
@@ -112,10 +113,10 @@ def step_by_step():
         tf.config.run_functions_eagerly(False)
 
 
-def tiny_lora(path, seed=0):
-    """A LoRA file for `tiny_model`, of rank 2, that shows; under kohya's names."""
+def tiny_lora(path, seed=0, width=32):
+    """A LoRA file of rank 2 that shows, under kohya's names; `width` is the middle's."""
     stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    down, up = np.random.default_rng(seed).normal(size=(2, 2, 32)).astype("float32")
+    down, up = np.random.default_rng(seed).normal(size=(2, 2, width)).astype("float32")
     halves = {"lora_down": down, "lora_up": np.ascontiguousarray(up.T)}
     save_file({f"{stem}.{half}.weight": matrix for half, matrix in halves.items()}, path)
     return path

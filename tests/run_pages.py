@@ -1,0 +1,314 @@
+"""Runs what the pages show: every command line and every block of Python, at small sizes.
+
+    python tests/run_pages.py [PAGE …]
+
+The pages share a folder with the files that their reader has: images with captions, the
+configurations, finished runs, a ready model, other programs' weights. All of them are tiny; the
+networks have the layers of the real ones. The lines run one after the other as they stand on
+the page, but for what `SMALL` and `SHORT` change; `ELSEWHERE` lists what is not run, and why.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "support"), str(ROOT)]
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import yaml  # noqa: E402
+from pages import FENCE, SHELLS, calls  # noqa: E402
+
+PAGES = [
+    *("README.md", "docs/quickstart.md", "docs/index.md"),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/guides").glob("*.md")),
+    "weights/emoji-128/README.md",
+]
+
+ELSEWHERE = {
+    "gs://": "wants a bucket; tests/data/test_shards.py reads storage through fsspec",
+    "multi-worker": "wants several processes; tests/distribution/test_multi_worker.py starts them",
+    "--strategy mirrored": "wants a process of its own; tests/distribution/test_replicas.py",
+    "inception": "is downloaded; tests/evaluation/test_extractors.py",
+}
+"""Words of a line that is not run here → why, and where what it shows is tested."""
+
+BEFORE = {
+    "saved_model.load": "export --model emoji-128 --format saved-model --out exported",
+}
+"""Words of a block of Python → the command that makes what it reads."""
+
+SMALL_CONFIG = {
+    "data": {"resolution": 32},
+    "autoencoder": {
+        "channels": 8,
+        "channel_multipliers": [1, 1],
+        "num_res_blocks": 1,
+        "norm_groups": 4,
+    },
+    "discriminator": {"channels": 8, "num_layers": 1, "norm_groups": 4},
+    "unet": {
+        "channels": 16,
+        "channel_multipliers": [1],
+        "num_res_blocks": 1,
+        "attention_levels": [0],
+        "num_heads": 2,
+        "norm_groups": 4,
+    },
+    "text": {"hidden_dim": 16, "num_layers": 1, "num_heads": 2},
+    "training": {
+        "num_steps": 2,
+        "batch_size": 4,
+        "warmup_steps": 0,
+        "precision": "float32",
+        "validate_every": 2,
+        "checkpoint_every": 1,
+    },
+    "samples": {"images_per_prompt": 1, "num_steps": 1},
+}
+"""Sizes of every configuration of `configs/`, and of trainings that name none."""
+
+SMALL = {
+    "train-vae": ("training", "data", "autoencoder"),
+    "train-diffusion": ("training", "data", "unet", "text", "samples"),
+}
+"""Sections of `SMALL_CONFIG` that a training without a configuration is given with `--set`."""
+
+SHORT = (
+    (r"\b(steps_per_epoch|epochs)=\d+", r"\1=1"),
+    (r"\bnum_images=64\b", "num_images=4"),
+    (r"\bchannels=64\b", "channels=32"),
+    (r"\bnorm_groups=8\b", "norm_groups=4"),
+    (
+        r"\bUNet\(channels=32\)",
+        "UNet(channels=16, norm_groups=4, channel_multipliers=(1,), attention_levels=())",
+    ),
+    (r"--(height|width) 2048", r"--\1 64"),
+    (r"generate (--model runs/sd15)", r"generate --steps 2 \1"),
+    (r"--num-images (184|64)", "--num-images 6"),
+    (r"--validation-fraction 0.03", "--validation-fraction 0.2"),
+)
+"""Patterns in a block of Python, or a command line → what makes it short."""
+
+
+def small_configurations(folder):
+    """The files of `configs/`, with the sizes of `SMALL_CONFIG`."""
+    folder.mkdir()
+    for path in (ROOT / "configs").glob("*.yaml"):
+        config = yaml.safe_load(path.read_text("utf-8"))
+        for section, values in SMALL_CONFIG.items():
+            if section in config:
+                config[section] = {**config[section], **values}
+        if config.get("perceptual"):
+            config["perceptual"]["source"] = "hed"
+        (folder / path.name).write_text(yaml.safe_dump(config), "utf-8")
+
+
+def files_of_a_reader(world):
+    """What lies in the folder of somebody who has read the pages before."""
+    from conftest import EMOJI
+    from PIL import Image, ImageDraw
+    from safetensors.numpy import save_file
+    from tiny import assemble, few_emoji, tiny_autoencoder, tiny_lora
+    from vgg import random_vgg16
+
+    import latentddpm
+
+    small_configurations(world / "configs")
+    (world / "examples").symlink_to(ROOT / "examples")
+    for name in ("photos", "emoji"):
+        (world / name).mkdir()
+        few_emoji(world / name, 40)
+    autoencoder = tiny_autoencoder(channel_multipliers=(1, 1))
+    model = assemble(autoencoder, 0, True, {"channel_multipliers": (1,), "attention_levels": (0,)})
+    for name in ("emoji-128", "runs/sd15", "runs/doubled"):
+        (world / name).parent.mkdir(exist_ok=True)
+        model.save(world / name)
+    latentddpm.interop.save_diffusers(model, world / "stable-diffusion-v1-5")
+    save_file(random_vgg16(), world / "vgg16.safetensors")
+    for name in ("lora.safetensors", "others.safetensors"):
+        tiny_lora(world / name, width=16)
+    shutil.copytree(TESTS / "golden/clip_towers/model", world / "clip-vit-base-patch32")
+    picture = next((EMOJI / "images/noto").glob("*.png"))
+    for name in ("apple.png", "face.png"):
+        shutil.copy(picture, world / name)
+    with Image.open(picture) as image:
+        mask = Image.new("L", image.size)
+    ImageDraw.Draw(mask).rectangle((8, 8, 40, 24), fill=255)
+    mask.save(world / "eyes.png")
+
+
+def run_command(words):
+    """Run one command line in this process; its output is shown where it fails."""
+    from command_line import call
+
+    name, *arguments = [word for word in words if word not in ("…", "...")]
+    if ">" in arguments:
+        arguments = arguments[: arguments.index(">")]
+    arguments = [part for word in arguments for part in expanded(word)]
+    if name in SMALL and "--config" not in arguments:
+        arguments += [f"--set={key}" for key in settings(name, "--init" in arguments)]
+    if name.startswith("train-") or name == "generate":
+        for option, value in missing(name, arguments):
+            arguments += [option, value]
+    if "--resume" not in arguments and "--out" in arguments and name != "evaluate":
+        remove(arguments[arguments.index("--out") + 1])
+    done = call(name, *arguments)
+    if done.code:
+        raise SystemExit(f"exit code {done.code}: {done.stderr.strip()}")
+
+
+def remove(place):
+    """Make room for a line that writes where one before it wrote."""
+    place = Path(place)
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def expanded(word):
+    """A word as the shell would hand it on: patterns of files become the files."""
+    found = sorted(map(str, Path().glob(word))) if "*" in word else []
+    return found or [word.replace("{000000..000199}", "000000")]
+
+
+def settings(name, fine_tuning):
+    """Settings of a training that make it small; a finished model has its own sizes."""
+    for section in SMALL[name]:
+        if fine_tuning and section not in ("training", "data", "samples"):
+            continue
+        for key, value in SMALL_CONFIG[section].items():
+            yield f"{section}.{key}={value}"
+
+
+def missing(name, arguments):
+    """Options that an ellipsis on the page stands for."""
+    needed = {"--data": "photos", "--vae": "runs/vae", "--out": "runs/new"}
+    if name == "train-vae":
+        del needed["--vae"]
+    if name == "generate":
+        needed = {"--prompt": "red apple"} if "--from" not in arguments else {}
+    if "--init" in arguments:
+        needed.pop("--vae", None)
+    return [(option, value) for option, value in needed.items() if option not in arguments]
+
+
+def run_python(body, names):
+    """Run one block of Python among the names of those before it."""
+    for words, line in BEFORE.items():
+        if words in body:
+            run_command(shlex.split(line))
+    for place in re.findall(r'(?:out=|export_model\(model, )"([^"]+)"', body):
+        remove(place)
+    exec(compile(body, "block", "exec"), names)
+
+
+def names_of_a_reader(page):
+    """Names that the blocks of a page use and that the text around them explains."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import latentddpm
+
+    numbers = np.random.default_rng(0)
+    pixels = numbers.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    images = (pixels / 127.5 - 1).astype(np.float32)
+    noise = numbers.standard_normal((4, 8, 8, 4)).astype(np.float32)
+    moments = numbers.standard_normal((4, 8, 8, 4)).astype(np.float32)
+    inputs = {"noisy_latents": noise, "timesteps": np.arange(4.0, dtype=np.float32)}
+    datasets = {
+        "docs/guides/autoencoder.md": {"images": images, "noise": moments},
+        "docs/guides/distributed.md": (inputs, noise),
+    }
+    dataset = datasets.get(page)
+    if dataset is not None:
+        dataset = tf.data.Dataset.from_tensors(dataset)
+    return {
+        "dataset": dataset,
+        "latentddpm": latentddpm,
+        "keras": keras,
+        "np": np,
+        "tf": tf,
+        "model": ready_model(),
+        "images": pixels if page == "docs/guides/evaluate.md" else images,
+        "latents": noise,
+        "noise": noise,
+        "known_latents": noise,
+        "repaint": np.ones((4, 8, 8, 1), np.float32),
+        "denoiser": lambda x, t: 0 * x,
+        "captions": ["red apple"] * 4,
+        **dict(zip("shwc", (0, 8, 8, 4), strict=True)),
+    }
+
+
+@functools.cache
+def ready_model():
+    import latentddpm
+
+    return latentddpm.LatentDiffusion.load("emoji-128")
+
+
+def pieces(text):
+    """The command lines and blocks of Python of a page, in its order: (kind, content)."""
+    for _, language, body in FENCE.findall(text):
+        if language in ("python", "py"):
+            yield "python", body
+        elif language in SHELLS:
+            for words in calls(body):
+                yield "command", words
+
+
+def run_page(page, done):
+    """Run one page; yields a line for each piece that failed."""
+    from tiny import step_by_step
+
+    names = names_of_a_reader(page)
+    for kind, content in pieces((ROOT / page).read_text("utf-8")):
+        line = shlex.join(content) if kind == "command" else content
+        for pattern, short in SHORT:
+            line = re.sub(pattern, short, line)
+        if line in done or any(word in line for word in ELSEWHERE):
+            continue
+        done.add(line)
+        start, failed = time.process_time(), ""
+        try:
+            with step_by_step(), contextlib.redirect_stdout(sys.stderr):
+                run_command(shlex.split(line)) if kind == "command" else run_python(line, names)
+        except (Exception, SystemExit) as error:
+            failed = "".join(traceback.format_exception_only(error)).strip()
+        seconds = time.process_time() - start
+        print(f"{'FAILED' if failed else 'ok':>6} {seconds:6.1f} s  {page}: {line[:100]!r}")
+        if failed:
+            yield f"{page}: {line}\n    {failed}"
+
+
+def main(pages):
+    """Run the pages; returns the exit code."""
+    failures, done = [], set()
+    with tempfile.TemporaryDirectory() as world:
+        world = Path(world)
+        files_of_a_reader(world)
+        os.chdir(world)
+        for page in pages or PAGES:
+            failures += run_page(page, done)
+            if page == "README.md":
+                shutil.copytree("runs/ldm", "runs/other")
+        os.chdir(ROOT)
+    print("\n".join(failures))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -34,6 +34,7 @@ from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.training import autoencoder_networks, diffusion_networks
+from latentddpm.training.plan.settle import settle_diffusion
 from latentddpm.training.run.loop import make_optimizer
 from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
@@ -97,7 +98,7 @@ def measure(
 
     config = load_config(AutoencoderRun, CONFIGS / "emoji-64-vae.yaml")
     batch_size = config.training.batch_size
-    config, autoencoder = autoencoder_networks.build_autoencoder(config)
+    autoencoder = autoencoder_networks.build_autoencoder(config)
     model = AutoencoderTrainer(autoencoder)
     model.compile(make_optimizer(config.training))
     stream = examples.image_examples(
@@ -114,7 +115,7 @@ def measure(
 
     config = load_config(DiffusionRun, CONFIGS / "emoji-64-diffusion.yaml")
     batch_size = config.training.batch_size
-    config, sources = diffusion_networks.read_sources(config, options.vae)
+    config, sources = settle_diffusion(config, options.vae)
     source, vae_config = sources.vae, sources.vae_config
     unet, text_encoder, tokenizer = diffusion_networks.build_networks(config, sources)
     schedule = NoiseSchedule(**config.schedule.model_dump())

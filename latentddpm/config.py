@@ -1,8 +1,10 @@
 """Configuration of a run: its settings, with defaults, types and ranges.
 
-Every field has a default, so a file holds only what differs (see `config_file`). Sections follow
-the constructors that they are passed to: `autoencoder:` has arguments of `Autoencoder`, `unet:` of
-`UNet`, `schedule:` of `NoiseSchedule`, `adversarial:` of `Adversary`.
+Every field has a default, so a file holds only what differs (see `config_file`). A size whose
+default is null follows from what a run is given: its data, its autoencoder, the model that it
+starts from (see `training.plan.resolve`). Sections follow the constructors that they are passed
+to: `autoencoder:` has arguments of `Autoencoder`, `unet:` of `UNet`, `schedule:` of
+`NoiseSchedule`, `adversarial:` of `Adversary`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ class DataConfig(Section):
     `DiffusionData` adds the settings of `train-diffusion`.
     """
 
-    resolution: int = Field(256, gt=0, description="side of the square, in pixels")
+    resolution: pydantic.PositiveInt | None = Field(
+        None,
+        description="side of the square, in pixels; null: that of the autoencoder's training, "
+        "else the data's own, at most 256",
+    )
     background: Literal["white", "random"] = Field(
         "white", description="colour behind transparent pixels; the latents cache uses white"
     )
@@ -74,10 +80,10 @@ class AutoencoderConfig(Section):
     """Sizes of the autoencoder; the defaults are Stable Diffusion's."""
 
     channels: int = Field(128, gt=0, description="width at full resolution")
-    channel_multipliers: Multipliers = Field(
-        [1, 2, 4, 4],
+    channel_multipliers: Multipliers | None = Field(
+        None,
         description="width of each level, in units of channels; each level but the first halves "
-        "the resolution",
+        "the resolution; null: [1, 2, 4, 4], or fewer where the latents would be too small",
     )
     num_res_blocks: int = Field(2, gt=0, description="blocks per level; the decoder has one more")
     latent_channels: int = Field(4, gt=0, description="channels of the latents")
@@ -132,12 +138,16 @@ class UNetConfig(Section):
     """Sizes of the UNet; the defaults (about 90 M parameters) train on one GPU."""
 
     channels: int = Field(128, gt=0, description="width at the latents' resolution")
-    channel_multipliers: Multipliers = Field(
-        [1, 2, 3, 4], description="width of each level, in units of channels"
+    channel_multipliers: Multipliers | None = Field(
+        None,
+        description="width of each level, in units of channels; null: [1, 2, 3, 4], or fewer "
+        "where the latents are small",
     )
     num_res_blocks: int = Field(2, gt=0, description="blocks per level, one more on the way up")
-    attention_levels: list[int] = Field(
-        [1, 2, 3], description="levels with attention; 0 has the latents' resolution"
+    attention_levels: list[int] | None = Field(
+        None,
+        description="levels with attention; 0 has the latents' resolution; null: 1, 2 and 3, as "
+        "far as they exist",
     )
     num_heads: pydantic.PositiveInt | Multipliers = Field(
         8, description="of attention: a number, or one for each level"
@@ -152,8 +162,11 @@ class UNetConfig(Section):
 class TextConfig(Section):
     """Text encoder: its source and, from scratch, its sizes."""
 
-    source: Literal["none", "scratch", "clip", "preset", "init"] = Field(
-        "none", description="none: unconditional; init: of the model that init names"
+    source: Literal["auto", "none", "scratch", "clip", "preset", "init"] = Field(
+        "auto",
+        description="auto: scratch where the data has captions, else none; none: unconditional; "
+        "scratch: trained along with the UNet; clip, preset: CLIP, of path; init: of the model "
+        "that init names",
     )
     trainable: bool | None = Field(
         None, description="train it along with the UNet; null: only from scratch"
@@ -327,3 +340,10 @@ class DiffusionRun(Section):
     lora: LoraConfig = LoraConfig()
     training: DiffusionTraining = DiffusionTraining()
     samples: SamplesConfig = SamplesConfig()
+
+
+COMMANDS: dict[str, type[AutoencoderRun] | type[DiffusionRun]] = {
+    "train-vae": AutoencoderRun,
+    "train-diffusion": DiffusionRun,
+}
+"""Class of the settings of each command that trains."""

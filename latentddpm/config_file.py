@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from latentddpm.config import Section
+from latentddpm.config import COMMANDS, Section
 from latentddpm.errors import UserError, nearest, one_line
 
 Run = TypeVar("Run", bound=Section)
@@ -140,6 +140,16 @@ def _known_part(kind: Any, location: tuple[str | int, ...]) -> list[str | int]:
     return known
 
 
+def _known(kind: Any, location: list[str]) -> bool:
+    """True where settings of a class have the key at a location."""
+    for part in location:
+        fields = getattr(kind, "model_fields", {})
+        if part not in fields:
+            return False
+        kind = fields[part].annotation
+    return True
+
+
 def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:
     errors = error.errors()
     # Each member of a union reports an error: show that of the member with the deepest location.
@@ -148,6 +158,10 @@ def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:
     location = [part for part in first["loc"] if isinstance(part, str)]
     key = ".".join(map(str, _known_part(kind, first["loc"])))
     if first["type"] == "extra_forbidden":
+        for command, other in COMMANDS.items():
+            if other is not kind and kind in COMMANDS.values() and _known(other, location):
+                own = next(name for name, one in COMMANDS.items() if one is kind)
+                return f"this is one of {command}: {own} has no {key}; give {own} its own"
         section: Any = kind
         for part in location[:-1]:
             section = section.model_fields[part].annotation

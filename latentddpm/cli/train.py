@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from latentddpm.cli.options import (
     strict_option,
 )
 from latentddpm.cli.usage import command
+from latentddpm.distribution.processes import parse_strategy
 from latentddpm.pipeline.model_folder import LORA
-from latentddpm.utils.console import say
+from latentddpm.utils.console import activity, say
 from latentddpm.utils.startup import import_keras
 
 if TYPE_CHECKING:
     from latentddpm.config_file import Run
+    from latentddpm.training.plan.plan import Plan
 
 
 def training_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -60,23 +63,26 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
     from latentddpm.config import AutoencoderRun
 
     settings, run = _settings(AutoencoderRun, **options)
-    import_keras()
-    from latentddpm.distribution.strategy import (
-        make_strategy,
-        process_group,
-        translate_worker_errors,
-    )
-    from latentddpm.training import autoencoder, autoencoder_networks
-
     if dry_run:
-        settings, model = autoencoder_networks.build_autoencoder(settings)
+        from latentddpm.training.plan.settle import dry_vae
+
+        settings = dry_vae(settings, run["data"])
+        import_networks(quiet)
+        from latentddpm.training import autoencoder_networks
+
+        model = autoencoder_networks.build_autoencoder(settings)
         adversary = autoencoder_networks.build_adversary(settings)
         judge = adversary and adversary.discriminator
         _echo(settings, encoder=model.encoder, decoder=model.decoder, discriminator=judge)
         return
-    devices = make_strategy(strategy)
+    from latentddpm.training.plan.plan import plan_vae
+
+    plan, devices = _planned(plan_vae, strategy, settings, out=out, **run, quiet=quiet)
+    from latentddpm.distribution.strategy import process_group, translate_worker_errors
+    from latentddpm.training import autoencoder
+
     with translate_worker_errors(devices, resumes=True):
-        model = autoencoder.train_vae(settings, out=out, **run, strategy=devices, quiet=quiet)
+        model = autoencoder.train_planned(plan)
     if not process_group(devices).is_chief:
         return
     if settings.training.train == "all":
@@ -99,20 +105,61 @@ def train_diffusion(
     from latentddpm.config import DiffusionRun
 
     settings, run = _settings(DiffusionRun, **options)
-    import_keras()
-    from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
-    from latentddpm.training import diffusion, diffusion_networks
-
     if dry_run:
-        settings, sources = diffusion_networks.read_sources(settings, vae)
-        diffusion.build_schedule(settings)
+        from latentddpm.training.plan.settle import dry_diffusion
+
+        settings, sources = dry_diffusion(settings, run["data"], vae)
+        import_networks(quiet)
+        from latentddpm.training import diffusion_networks
+
         unet, text_encoder, _ = diffusion_networks.build_networks(settings, sources)
         _echo(settings, unet=unet, text_encoder=text_encoder)
         return
-    devices = make_strategy(strategy)
+    from latentddpm.training.plan.plan import plan_diffusion
+
+    plan, devices = _planned(
+        plan_diffusion, strategy, settings, vae=vae, out=out, **run, quiet=quiet
+    )
+    from latentddpm.distribution.strategy import translate_worker_errors
+    from latentddpm.training import diffusion
+
     with translate_worker_errors(devices, resumes=True):
-        diffusion.train_diffusion(settings, vae=vae, out=out, **run, strategy=devices, quiet=quiet)
+        diffusion.train_planned(plan)
     click.echo(out / (LORA if settings.lora.rank else "model"))
+
+
+def import_networks(quiet: bool) -> None:
+    """Import Keras and TensorFlow, and say so where it takes a while.
+
+    Args:
+        quiet: say nothing.
+    """
+    with activity("loading TensorFlow", quiet):
+        import_keras()
+
+
+def _planned(
+    make_plan: Callable[..., Plan], strategy: str, settings: Any, **options: Any
+) -> tuple[Plan, Any]:
+    """Plan of a run, and its strategy; Keras is imported only once the plan stands.
+
+    Of several processes each opens a part of the data, so there the strategy comes first.
+    """
+    kind, _ = parse_strategy(strategy)
+    quiet = options["quiet"]
+    if kind == "multi-worker":
+        devices = _devices(strategy, quiet)
+        return make_plan(settings, **options, strategy=devices), devices
+    plan = make_plan(settings, **options)
+    devices = _devices(strategy, quiet)
+    return replace(plan, run=replace(plan.run, strategy=devices)), devices
+
+
+def _devices(strategy: str, quiet: bool) -> Any:
+    import_networks(quiet)
+    from latentddpm.distribution.strategy import make_strategy
+
+    return make_strategy(strategy)
 
 
 def _settings(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from latentddpm.errors import UserError, check_choice
+
+STRATEGIES = ("auto", "one", "mirrored", "multi-worker")
 
 
 def _no_barrier() -> None:
@@ -38,3 +44,28 @@ class ProcessGroup:
 
 ONE_PROCESS = ProcessGroup()
 """Group of a command that runs in a single process."""
+
+
+def parse_strategy(name: str) -> tuple[str, int | None]:
+    """Strategy, as `--strategy` names it, in its parts.
+
+    Args:
+        name: one of `STRATEGIES`, or mirrored:N. "auto" is "multi-worker" where TF_CONFIG or
+            Slurm says so.
+
+    Returns:
+        One of `STRATEGIES`, and the number of devices; None for no number.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    count = None
+    if found := re.fullmatch(r"mirrored:(\d+)", name):
+        name, count = "mirrored", int(found[1])
+        if not count:
+            raise UserError("--strategy mirrored:0: expected at least one device")
+    check_choice("--strategy", name, STRATEGIES)
+    several = "TF_CONFIG" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    if name == "auto" and several:
+        name = "multi-worker"
+    return name, count

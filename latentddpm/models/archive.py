@@ -11,7 +11,6 @@ import json
 import shutil
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,11 @@ import numpy as np
 from latentddpm.errors import UserError, check_choice, one_line
 from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
+from latentddpm.utils.archive_config import WEIGHTS, read_arguments
 from latentddpm.utils.files import atomic_path
 from latentddpm.utils.memory import TooManyWeights, weight_limit
 
 STORAGE = ("float32", "float16")
-WEIGHTS = "model.weights.h5"
-MEMBERS = {"metadata.json", "config.json", WEIGHTS}
-MAX_CONFIG_BYTES = 1 << 20
-MAX_EXPANSION = 200
-"""Largest ratio of sizes after and before decompression; only a zip bomb compresses more."""
 SMALLEST_NUMBER = 2  # bytes per weight: they are stored in float32 or float16
 
 
@@ -93,34 +88,7 @@ def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
     Raises:
         UserError: it is not an archive of a `kind`.
     """
-    path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            unknown = sorted(set(members) - MEMBERS)
-            if unknown or set(members) != MEMBERS:
-                odd = unknown or sorted(MEMBERS - set(members))
-                raise UserError(f"{path}: not a .keras archive of a network ({odd[0]!r})")
-            size = sum(info.file_size for info in members.values())
-            if size > MAX_EXPANSION * path.stat().st_size:
-                raise UserError(f"{path}: expands to {size:,} bytes; refused")
-            if members["config.json"].file_size > MAX_CONFIG_BYTES:
-                raise UserError(f"{path}: config.json is too large; refused")
-            config = json.loads(archive.read("config.json"))
-    except UserError:
-        raise
-    # RuntimeError: an encrypted member, an unknown compression, JSON nested without end.
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
-        raise UserError(f"{path}: not a .keras archive: {one_line(error, 300)}") from None
-    expected = keras.saving.get_registered_name(kind)
-    found = None
-    if isinstance(config, dict):
-        found = config.get("registered_name") or config.get("class_name")
-    if found != expected:
-        raise UserError(f"{path}: holds {str(found)[:100]!r}, expected {expected!r}")
-    if not isinstance(config.get("config"), dict):
-        raise UserError(f"{path}: not a .keras archive: config.json lacks its arguments")
-    return config["config"]
+    return read_arguments(path, keras.saving.get_registered_name(kind))
 
 
 def _halve(path: Path) -> None:

@@ -37,11 +37,6 @@ MAX_WIDTH = 8
 """Width of the widest layer, in units of `channels`."""
 
 
-def smallest_side(num_layers: int) -> int:
-    """Side, in pixels, of an image that gives 2×2 logits with `num_layers` layers of stride 2."""
-    return 4 * 2**num_layers
-
-
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class SpectralConv2D(layers.Conv2D):
     """Convolution with spectral normalisation: `keras.layers.Conv2D`, with W / σ for its kernel.
@@ -109,7 +104,7 @@ class PatchDiscriminator(FunctionalModel):
         name: of the Keras model.
 
     Call arguments:
-        inputs: (B, H, W, image_channels) in [-1, 1], sides of at least `smallest_side`.
+        inputs: (B, H, W, image_channels) in [-1, 1], sides of at least 4 · 2^num_layers.
 
     Returns:
         Logits (B, h, w, 1), float32; large where a patch looks real.

@@ -21,14 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun
-from latentddpm.config_file import as_config
 from latentddpm.data.batches import ImageBatches
-from latentddpm.data.dataset import Dataset, open_dataset
 from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.evaluation.metrics.similarity import WINDOW, psnr, ssim
 from latentddpm.interop.vgg import describe
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.autoencoder_networks import (
@@ -36,16 +33,15 @@ from latentddpm.training.autoencoder_networks import (
     build_autoencoder,
     build_perceptual,
 )
+from latentddpm.training.plan.plan import Plan, plan_vae
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import run_summary
-from latentddpm.training.run.resume import check_best, check_resume, check_run, data_facts
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
-from latentddpm.training.run.wandb_log import import_wandb
 from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.utils import signals
+from latentddpm.utils.console import activity
 from latentddpm.utils.pixels import grid, save_png, to_pixels
 
 GRID_IMAGES = 16
@@ -53,7 +49,6 @@ MEASURED_IMAGES = 64
 """Number of validation images, always the same ones, for the mean PSNR and SSIM."""
 
 
-@signals.listening()
 def train_vae(
     config: AutoencoderRun | dict[str, Any] | str | Path,
     data: str | Path,
@@ -84,8 +79,7 @@ def train_vae(
         The trained autoencoder, with its EMA weights, in float32.
 
     Raises:
-        UserError: unusable data or settings, a resolution that the downsample factor does not
-            divide, a run folder that holds a run (or, with `resume`, a finished or another one).
+        UserError: see `training.plan.plan.plan_vae` and `train_planned`.
         signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
 
     Example:
@@ -93,14 +87,40 @@ def train_vae(
         autoencoder = train_vae("configs/small-64-vae.yaml", "photos", "runs/vae")
         ```
     """
-    config, out = as_config(AutoencoderRun, config), Path(out)
-    check_run(out, resume)
-    if config.training.wandb:
-        import_wandb()
+    plan = plan_vae(
+        config,
+        data,
+        out,
+        catalog=catalog,
+        strict=strict,
+        resume=resume,
+        allow_changes=allow_changes,
+        quiet=quiet,
+        strategy=strategy,
+    )
+    return train_planned(plan)
+
+
+@signals.listening()
+def train_planned(plan: Plan) -> Autoencoder:
+    """Train an autoencoder as planned; writes `model` in the run folder.
+
+    Args:
+        plan: returned by `training.plan.plan.plan_vae`.
+
+    Returns:
+        The trained autoencoder, with its EMA weights, in float32.
+
+    Raises:
+        UserError: networks that cannot be read or do not fit.
+        signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
+    """
+    run, dataset = plan.run, plan.dataset
+    config, out, strategy = run.config, run.folder, run.strategy
 
     # === Networks ===
-    with in_scope(strategy):
-        config, autoencoder = build_autoencoder(config)
+    with in_scope(strategy), activity("building the networks", run.silent):
+        autoencoder = build_autoencoder(config)
         perceptual = build_perceptual(config)
         trainer = AutoencoderTrainer(
             autoencoder,
@@ -111,19 +131,12 @@ def train_vae(
             build_adversary(config),
         )
         trainer.compile(**compile_options(config.training))
-    run = Run(config, out, resume, allow_changes, quiet, strategy)
+    late = {}
+    if perceptual:
+        late["perceptual distance"] = describe(perceptual)
+    contract = plan.agreed(**late)
 
     # === Data ===
-    dataset = open_dataset(
-        data,
-        catalog or out / "catalog",
-        config.data,
-        run.processes,
-        strict=strict,
-        quiet=run.silent,
-    )
-    contract = run_contract(run, dataset, perceptual)
-    check_best(config.training, len(dataset.validation))
     side = config.data.resolution // autoencoder.downsample_factor
     latent_shape = (side, side, autoencoder.latent_channels)
     batches = ImageBatches(dataset, config, latent_shape, strategy)
@@ -132,7 +145,8 @@ def train_vae(
     parts = {"encoder": autoencoder.encoder, "decoder": autoencoder.decoder}
     if trainer.adversary:
         parts["discriminator"] = trainer.adversary.discriminator
-    run.say(run_summary(run, trainer, parts, (len(dataset.training), len(dataset.validation))))
+    images = len(dataset.training), len(dataset.validation)
+    run.say("\n".join([run_summary(run, trainer, parts, images), *plan.notes]))
     if perceptual:
         run.say(f"distance   {describe(perceptual)}")
     best_metric = config.training.best_metric
@@ -149,27 +163,6 @@ def train_vae(
         whole_model(config, autoencoder).save(out / "model")
     run.processes.barrier()
     return autoencoder
-
-
-def run_contract(run: Run, dataset: Dataset, perceptual: PerceptualDistance | None) -> Contract:
-    """Contract of the run; on resuming it has to match that of the newest checkpoint.
-
-    Args:
-        run: to start or to resume.
-        dataset: opened.
-        perceptual: distance in the loss; None without one.
-
-    Raises:
-        UserError: see `training.run.resume.check_resume`.
-    """
-    facts = {}
-    if run.config.init:
-        facts["init"] = read_model_folder(run.config.init).digest
-    if perceptual:
-        facts["perceptual distance"] = describe(perceptual)
-    if run.config.data.validation_by == "caption":
-        facts["captions"] = dataset.catalog.row_digest
-    return check_resume(run, data_facts(dataset.catalog, **facts))
 
 
 class Validation:

@@ -15,36 +15,28 @@ from latentddpm.errors import UserError
 from latentddpm.interop.vgg import load_perceptual
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.discriminator import PatchDiscriminator, smallest_side
+from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.models.functional import freeze, rebuild
-from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
+from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.pipeline.model_folder import read_model_folder
-from latentddpm.training.finetune import inherit_autoencoder_config
+from latentddpm.training.plan.sizes import check_discriminator
 from latentddpm.training.run.loop import layer_policy, make_optimizer
 from latentddpm.training.step.adversarial import Adversary
 
 
-def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencoder]:
+def build_autoencoder(config: AutoencoderRun) -> Autoencoder:
     """Autoencoder of a configuration: new, with weights from the seed, or that of `init`.
 
     Args:
-        config: of the run.
-
-    Returns:
-        The configuration, completed with the sizes and the resolution of `init`, and the
-        autoencoder.
+        config: of a plan, complete; see `training.plan.plan`.
 
     Raises:
         UserError: sizes that do not fit each other, the resolution, or `init`.
     """
     keras.utils.set_random_seed(config.training.seed)
-    base = read_model_folder(config.init) if config.init else None
-    if base is None and config.training.train == "decoder":
-        raise UserError("training.train=decoder: of which model? name it: init=MODEL or --init")
-    if base is not None:
-        config = inherit_autoencoder_config(config, base)
     dtype = layer_policy(config.training)
-    if base is not None:
+    if config.init:
+        base = read_model_folder(config.init)
         model = rebuild(load_archive(base.file("vae"), Autoencoder), dtype=dtype)
     else:
         try:
@@ -54,7 +46,7 @@ def build_autoencoder(config: AutoencoderRun) -> tuple[AutoencoderRun, Autoencod
     model.check_size(config.data.resolution, config.data.resolution)
     if config.training.train == "decoder":
         freeze(model.encoder)
-    return config, model
+    return model
 
 
 def build_adversary(config: AutoencoderRun) -> Adversary | None:
@@ -72,12 +64,7 @@ def build_adversary(config: AutoencoderRun) -> Adversary | None:
     options, sizes, training = config.adversarial, config.discriminator, config.training
     if not options.weight:
         return None
-    needed = smallest_side(sizes.num_layers)
-    if config.data.resolution < needed:
-        raise UserError(
-            f"discriminator.num_layers: {sizes.num_layers} need a data.resolution of at least "
-            f"{needed}, got {config.data.resolution}; take fewer"
-        )
+    check_discriminator(sizes, config.data.resolution)
     own = {"learning_rate", "betas"}
     try:
         network = PatchDiscriminator(**sizes.model_dump(exclude=own), dtype=layer_policy(training))
@@ -100,15 +87,8 @@ def build_perceptual(config: AutoencoderRun) -> PerceptualDistance | None:
         config: of the run.
 
     Raises:
-        UserError: its weights cannot be loaded, or the resolution is too small for VGG16.
+        UserError: its weights cannot be loaded.
     """
     if config.perceptual.source == "none":
-        if config.training.best_metric == "perceptual":
-            raise UserError("training.best_metric=perceptual: needs a perceptual.source")
         return None
-    if config.data.resolution < SMALLEST_SIDE:
-        raise UserError(
-            f"perceptual.source: VGG16 needs a data.resolution of at least {SMALLEST_SIDE}, got "
-            f"{config.data.resolution}"
-        )
     return load_perceptual(config.perceptual.source, layer_policy(config.training))

@@ -17,12 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.config import DiffusionRun
-from latentddpm.config_file import as_config
 from latentddpm.data.batches import LatentBatches
 from latentddpm.data.buckets import buckets_of, table
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.split import Selection
-from latentddpm.data.dataset import Dataset, open_dataset
+from latentddpm.data.dataset import Dataset
 from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
@@ -33,25 +32,23 @@ from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
-from latentddpm.training.diffusion_networks import Sources, build_networks, read_sources
+from latentddpm.training.diffusion_networks import build_networks
 from latentddpm.training.finetune import save_trained_lora
+from latentddpm.training.plan.plan import Plan, plan_diffusion
+from latentddpm.training.plan.words import check_captions
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import run_summary
-from latentddpm.training.run.resume import check_best, check_resume, check_run, data_facts
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
-from latentddpm.training.run.wandb_log import import_wandb
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils import signals
-from latentddpm.utils.console import say
+from latentddpm.utils.console import activity, say
 from latentddpm.utils.pixels import grid, save_png
 
 GRID_PROMPTS = 8
 
 
-@signals.listening()
 def train_diffusion(
     config: DiffusionRun | dict[str, Any] | str | Path,
     data: str | Path,
@@ -88,9 +85,7 @@ def train_diffusion(
         The model, with its EMA weights, in float32.
 
     Raises:
-        UserError: unusable data or model folder, no captions for a text-conditioned model, a
-            resolution that does not fit the networks, a run folder that holds a run (or, with
-            `resume`, a finished or another one).
+        UserError: see `training.plan.plan.plan_diffusion` and `train_planned`.
         signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
 
     Example:
@@ -100,43 +95,65 @@ def train_diffusion(
         images = model.generate("a red boat", num_images=4)
         ```
     """
-    config, out = as_config(DiffusionRun, config), Path(out)
-    check_run(out, resume)
-    if config.training.wandb:
-        import_wandb()
+    plan = plan_diffusion(
+        config,
+        data,
+        vae,
+        out,
+        latents=latents,
+        catalog=catalog,
+        strict=strict,
+        resume=resume,
+        allow_changes=allow_changes,
+        quiet=quiet,
+        strategy=strategy,
+    )
+    return train_planned(plan)
+
+
+@signals.listening()
+def train_planned(plan: Plan) -> LatentDiffusion:
+    """Train a UNet as planned.
+
+    Args:
+        plan: returned by `training.plan.plan.plan_diffusion`.
+
+    Returns:
+        The model, with its EMA weights, in float32.
+
+    Raises:
+        UserError: networks that cannot be read or do not fit, or a caption that cannot be used.
+        signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
+    """
+    run, dataset, sources = plan.run, plan.dataset, plan.sources
+    config, out, strategy = run.config, run.folder, run.strategy
 
     # === Networks ===
-    config, sources = read_sources(config, vae)
     schedule = build_schedule(config)
-    with in_scope(strategy):
+    with in_scope(strategy), activity("building the networks", run.silent):
         unet, text_encoder, tokenizer = build_networks(config, sources)
         trainer = DenoisingTrainer(unet, schedule, text_encoder)
         trainer.compile(**compile_options(config.training))
-    run = Run(config, out, resume, allow_changes, quiet, strategy)
+    late = {}
+    if plan.contract is None:
+        late["text encoder"] = weights_digest(text_encoder)
+    contract = plan.agreed(**late)
 
     # === Data ===
-    latents = Path(latents) if latents else out / "latents"
-    dataset = open_dataset(
-        data,
-        catalog or latents / "catalog",
-        config.data,
-        run.processes,
-        strict=strict,
-        quiet=run.silent,
-    )
-    contract = run_contract(run, dataset, sources, trainer)
-    check_best(config.training, len(dataset.validation))
     buckets = buckets_of(config.data)
     images = tuple(
         buckets.parts(part, dataset.catalog) for part in (dataset.training, dataset.validation)
     )
     if config.data.aspect_buckets:
         run.say(table(*images, config.training.batch_size))
-    tokens = dataset.tokens(tokenizer) if tokenizer else None
+    tokens = None
+    if tokenizer is not None:
+        with activity("reading the captions", run.silent):
+            tokens = dataset.tokens(tokenizer)
     prompts = grid_prompts(config, dataset, tokens)
     cache = prepare_latents(
         dataset.catalog,
-        latents,
+        plan.latents,
         vae_digest=sources.vae_digest,
         load_autoencoder=sources.load_autoencoder,
         resolution=buckets,
@@ -158,7 +175,8 @@ def train_diffusion(
         sampling_defaults(config, sources.base),
     )
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": model.autoencoder}
-    run.say(run_summary(run, trainer, parts, (len(dataset.training), len(dataset.validation))))
+    images = len(dataset.training), len(dataset.validation)
+    run.say("\n".join([run_summary(run, trainer, parts, images), *plan.notes]))
     validate = Validation(run, trainer, batches, model, prompts)
     run_steps(run, trainer, batches.training, validate, contract, config.training.best_metric)
     if config.lora.rank:
@@ -189,31 +207,6 @@ def build_schedule(config: DiffusionRun) -> NoiseSchedule:
     except UserError as error:
         raise UserError(f"samples.{error}") from None
     return schedule
-
-
-def run_contract(
-    run: Run, dataset: Dataset, sources: Sources, trainer: DenoisingTrainer
-) -> Contract:
-    """Contract of the run; on resuming it has to match that of the newest checkpoint.
-
-    Args:
-        run: to start or to resume.
-        dataset: opened.
-        sources: finished models that the run uses.
-        trainer: with the networks.
-
-    Raises:
-        UserError: see `training.run.resume.check_resume`.
-    """
-    catalog, config = dataset.catalog, run.config
-    facts = {"autoencoder": sources.vae_digest}
-    if trainer.text_encoder is not None or config.data.validation_by == "caption":
-        facts["captions"] = catalog.row_digest
-    if sources.base is not None:
-        facts["init"] = sources.base.digest
-    elif trainer.text_encoder is not None and not config.text.trained:
-        facts["text encoder"] = weights_digest(trainer.text_encoder)
-    return check_resume(run, data_facts(catalog, **facts))
 
 
 def sampling_defaults(config: DiffusionRun, base: ModelFolder | None) -> dict[str, Any]:
@@ -304,12 +297,7 @@ def grid_prompts(
     count, captions = len(dataset), dataset.captions
     known = Selection(count, tokens.captioned)
     bare = count - len(known)
-    if not len(known):
-        raise UserError(
-            f"{dataset.catalog.source.place}: no captions, but text.source is "
-            f"{config.text.source!r}; add NAME.txt files or a metadata.jsonl, or train without "
-            "text (text.source=none)"
-        )
+    check_captions(config, dataset, bool(len(known)))
     if bare:
         first = Selection(count, lambda *block: ~tokens.captioned(*block)).row(0)
         say(

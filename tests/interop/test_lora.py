@@ -26,7 +26,8 @@ from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.diffusion import train_diffusion
-from latentddpm.training.diffusion_networks import build_networks, read_sources
+from latentddpm.training.diffusion_networks import build_networks
+from latentddpm.training.plan.sources import read_sources
 from latentddpm.utils.pixels import read_metadata
 
 ATTENTION = ("query", "key", "value", "out")

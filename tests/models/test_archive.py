@@ -11,15 +11,10 @@ import pytest
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.errors import UserError
-from latentddpm.models.archive import (
-    MAX_CONFIG_BYTES,
-    load_archive,
-    read_config,
-    save_archive,
-    weights_digest,
-)
+from latentddpm.models.archive import load_archive, read_config, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.unet import UNet
+from latentddpm.utils.archive_config import MAX_CONFIG_BYTES
 
 SIZES = {
     "channels": 8,

@@ -20,7 +20,9 @@ from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training import autoencoder_networks, diffusion
-from latentddpm.training.diffusion_networks import Sources, build_networks, read_sources
+from latentddpm.training.diffusion_networks import build_networks
+from latentddpm.training.plan.settle import settle_vae
+from latentddpm.training.plan.sources import Sources, read_sources
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 
 
@@ -63,7 +65,7 @@ def refused(lab, *overrides, vae=None, kind=DiffusionRun):
     config = settings(lab, *overrides, kind=kind)
     build = partial(read_sources, vae=vae)
     if kind is AutoencoderRun:
-        build = autoencoder_networks.build_autoencoder
+        build = settle_vae
     with pytest.raises(UserError) as caught:
         build(config)
     assert "\n" not in str(caught.value), f"expected one line, got {caught.value}"
@@ -135,7 +137,8 @@ def test_bfloat16_keeps_the_weights(lab):
 
 
 def test_train_vae_starts_from_a_models_autoencoder(lab):
-    config, model = autoencoder_networks.build_autoencoder(settings(lab, kind=AutoencoderRun))
+    config, _ = settle_vae(settings(lab, kind=AutoencoderRun))
+    model = autoencoder_networks.build_autoencoder(config)
     same(model, autoencoder(), "autoencoder")
     assert config.autoencoder.channels == AUTOENCODER["channels"], "expected the model's sizes"
     assert config.data.resolution == SIZE[0], "expected the size it was trained at"

@@ -23,18 +23,20 @@ import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from latentddpm.errors import UserError
-from latentddpm.models.functional import is_frozen
 from latentddpm.training.run.contract import Contract
-from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils.files import FileEntry, atomic_folder, atomic_path, write_json
+
+if TYPE_CHECKING:
+    import keras
+
+    from latentddpm.training.step.trainer import Trainer
 
 FORMAT = 3
 STATE = "state.safetensors"
@@ -267,6 +269,8 @@ def step_of(path: Path) -> int:
 
 def _variables(trainer: Trainer) -> dict[str, keras.Variable]:
     """Variables that training changes, by names that are the same in every process."""
+    from latentddpm.models.functional import is_frozen
+
     return {
         f"{group}/{index}": variable
         for group, variables in trainer.checkpoint_groups().items()
@@ -276,6 +280,8 @@ def _variables(trainer: Trainer) -> dict[str, keras.Variable]:
 
 
 def _state(trainer: Trainer) -> dict[str, np.ndarray]:
+    import keras
+
     return {
         name: np.asarray(keras.ops.convert_to_numpy(variable), order="C")
         for name, variable in _variables(trainer).items()

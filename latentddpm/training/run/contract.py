@@ -15,13 +15,8 @@ from typing import Any
 
 import pydantic
 
-from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.config import COMMANDS, AutoencoderRun, DiffusionRun
 from latentddpm.errors import UserError
-
-COMMANDS: dict[str, type[AutoencoderRun] | type[DiffusionRun]] = {
-    "train-vae": AutoencoderRun,
-    "train-diffusion": DiffusionRun,
-}
 
 FREE = (
     *("training.log_every", "training.validate_every", "training.on_nan", "training.wandb"),

@@ -13,20 +13,21 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from latentddpm.config import TrainingConfig
+from latentddpm.config import COMMANDS, TrainingConfig
 from latentddpm.config_file import load_config
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.metrics.similarity import HIGHER_IS_BETTER
 from latentddpm.pipeline.model_folder import LORA
 from latentddpm.training.run import checkpoint
-from latentddpm.training.run.contract import COMMANDS, Contract, compare
-from latentddpm.training.run.health import Diverged
+from latentddpm.training.run.contract import Contract, compare
 from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run
-from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils import signals
+
+if TYPE_CHECKING:
+    from latentddpm.training.step.trainer import Trainer
 
 
 def check_run(folder: Path, resume: bool) -> None:
@@ -85,6 +86,27 @@ def check_resume(run: Run, facts: Mapping[str, int | str]) -> Contract:
     if refused or noted:
         run.say(f"going on from step {step} with {'; '.join(refused + noted)}")
     return contract
+
+
+def earlier_settings(folder: Path) -> dict[str, Any]:
+    """Settings of the run in a folder: of its newest checkpoint, else of its `config.yaml`.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        Sections with their settings; empty where there is no run.
+
+    Raises:
+        UserError: the newest checkpoint has another format.
+    """
+    found = checkpoint.newest_contract(folder / CHECKPOINTS)
+    if found is not None:
+        return dict(found[1].config)
+    for kind in COMMANDS.values():
+        with contextlib.suppress(UserError):
+            return load_config(kind, folder / CONFIG).model_dump(mode="json")
+    return {}
 
 
 def _started(folder: Path, contract: Contract) -> Contract:
@@ -166,6 +188,8 @@ class Saver:
             Diverged: weights or optimizer state are not finite.
             OSError: see `checkpoint.save`.
         """
+        from latentddpm.training.run.health import Diverged
+
         if self.run.is_chief:
             try:
                 checkpoint.save(self.folder, self.trainer, step, self.contract, self.keep)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import tensorflow as tf
+from typing import TYPE_CHECKING
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
-from latentddpm.distribution.processes import ProcessGroup
-from latentddpm.distribution.strategy import process_group
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.utils.console import say
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 CHECKPOINTS, BEST, SAMPLES = "checkpoints", "best", "samples"
 CONFIG = "config.yaml"
@@ -50,6 +51,10 @@ class Run:
     @cached_property
     def processes(self) -> ProcessGroup:
         """Processes of the strategy."""
+        if self.strategy is None:
+            return ONE_PROCESS
+        from latentddpm.distribution.strategy import process_group
+
         return process_group(self.strategy)
 
     @property

@@ -1,0 +1,1 @@
+"""Plan of a run: all that is decided before networks are built, without Keras and TensorFlow."""

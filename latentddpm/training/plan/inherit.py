@@ -1,0 +1,133 @@
+"""Settings of a run that starts from a finished model, `init`.
+
+Sizes, schedule, text encoder, image size and sampling defaults come from the model. A
+configuration that sets another value is refused where the weights depend on it: a UNet that was
+trained to predict ε does not predict v. Settings on which no weights depend (dropout, image size,
+sampling) may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from latentddpm.config import AutoencoderRun, DiffusionRun, ScheduleConfig, Section
+from latentddpm.errors import UserError
+from latentddpm.pipeline.model_folder import ModelFolder
+from latentddpm.pipeline.settings import DEFAULTS
+from latentddpm.training.plan.resolve import is_open
+from latentddpm.utils.archive_config import AUTOENCODER, TEXT_ENCODER, UNET, read_arguments
+
+OWN_SOURCES = ("init", "scratch")
+"""Values of `text.source` allowed with an `init` that has a text encoder."""
+
+
+def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
+    """Configuration of a run that starts from a model, whose values fill in those not given.
+
+    Args:
+        config: as given.
+        base: the model.
+
+    Returns:
+        The complete configuration.
+
+    Raises:
+        UserError: the model has no UNet, or the configuration sets another value where weights
+            depend on it; key, value and the model's value are named.
+    """
+    unet = read_arguments(base.file("unet"), UNET)
+    sizes = {key: unet[key] for key in type(config.unet).model_fields if key in unet}
+    sizes.pop("dropout")
+    text = {"source": "none"}
+    if "text_encoder" in base.parts:
+        encoder = read_arguments(base.file("text_encoder"), TEXT_ENCODER)
+        text = {key: encoder[key] for key in type(config.text).model_fields if key in encoder}
+        text.pop("trainable", None)
+        text["source"] = "init"
+        if config.text.source in OWN_SOURCES:
+            text["source"] = config.text.source
+    changes = {
+        "unet": _agree(config.unet, "unet", sizes, base),
+        "text": _agree(config.text, "text", text, base),
+    }
+    if base.schedule is not None:
+        defaults = ScheduleConfig().model_dump()
+        schedule = {key: base.schedule.get(key, value) for key, value in defaults.items()}
+        changes["schedule"] = _agree(config.schedule, "schedule", schedule, base)
+    drawn = {key: base.defaults[key] for key in DEFAULTS if key in base.defaults}
+    changes["samples"] = _fill(config.samples, drawn)
+    if base.image_size is not None and base.image_size[0] == base.image_size[1]:
+        changes["data"] = _fill(config.data, {"resolution": base.image_size[0]})
+    config = config.model_copy(update=changes)
+    if config.lora.rank and config.text.trained:
+        raise UserError(
+            "lora.rank: what would be trained of the text encoder is not part of a LoRA file; "
+            "set text.trainable=false"
+        )
+    return config
+
+
+def inherit_autoencoder_config(config: AutoencoderRun, base: ModelFolder) -> AutoencoderRun:
+    """Configuration of a `train-vae` run that starts from a model, whose values fill in others.
+
+    Args:
+        config: as given.
+        base: the model.
+
+    Returns:
+        The complete configuration.
+
+    Raises:
+        UserError: the model has no autoencoder, or the configuration sets other sizes.
+    """
+    arguments = read_arguments(base.file("vae"), AUTOENCODER)
+    sizes = {key: arguments[key] for key in type(config.autoencoder).model_fields}
+    changes = {"autoencoder": _agree(config.autoencoder, "autoencoder", sizes, base)}
+    if base.image_size is not None and base.image_size[0] == base.image_size[1]:
+        changes["data"] = _fill(config.data, {"resolution": base.image_size[0]})
+    return config.model_copy(update=changes)
+
+
+def check_autoencoder(base: ModelFolder, vae: ModelFolder) -> None:
+    """Refuse an autoencoder other than the one that a UNet was trained with.
+
+    Args:
+        base: folder with the UNet.
+        vae: folder with the autoencoder.
+
+    Raises:
+        UserError: naming both folders.
+    """
+    known = base.parts["unet"].get("vae_digest")
+    found = vae.parts["vae"]["digest"]
+    if known not in (None, found):
+        raise UserError(
+            f"{vae.path}: another autoencoder (digest {found[:12]}) than the one whose latents "
+            f"{base.path} was trained on ({known[:12]}); leave --vae out to take its own"
+        )
+
+
+def _agree(section: Section, name: str, known: Mapping[str, Any], base: ModelFolder) -> Section:
+    """Section with the model's values; one that is set to another value is refused."""
+    given = _given(section)
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if key in given & known.keys() and value != known[key]:
+            raise UserError(
+                f"{name}.{key}: {value!r}, but {base.path}, which the run starts from, has "
+                f"{known[key]!r}; leave it out, or train from scratch"
+            )
+    return section.model_copy(update=dict(known))
+
+
+def _fill(section: Section, known: Mapping[str, Any]) -> Section:
+    """Section with the model's values where none is set."""
+    given = _given(section)
+    left_out = {key: value for key, value in known.items() if key not in given}
+    return section.model_copy(update=left_out)
+
+
+def _given(section: Section) -> set[str]:
+    """Keys of a section that were set to a value."""
+    return {key for key in section.model_fields_set if not is_open(getattr(section, key))}

@@ -1,0 +1,212 @@
+"""Plan of a run: settings judged and completed, its data opened, before any network is built.
+
+    options ─► settings are judged ─► data is opened ─► open settings follow from it ─► Plan
+
+What can be judged without Keras is judged here, so the command line refuses it at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.config_file import as_config
+from latentddpm.data.dataset import Dataset, open_dataset
+from latentddpm.errors import UserError
+from latentddpm.training.plan import resolve
+from latentddpm.training.plan.settle import (
+    complete_diffusion,
+    complete_vae,
+    settle_diffusion,
+    settle_vae,
+)
+from latentddpm.training.plan.sources import Sources
+from latentddpm.training.plan.words import captions_note, captions_of, check_captions
+from latentddpm.training.run.contract import Contract
+from latentddpm.training.run.resume import (
+    check_best,
+    check_resume,
+    check_run,
+    data_facts,
+    earlier_settings,
+)
+from latentddpm.training.run.run import Run
+from latentddpm.training.run.wandb_log import import_wandb
+from latentddpm.utils.console import activity
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Config = AutoencoderRun | DiffusionRun
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plan of a run.
+
+    Attributes:
+        run: its complete settings, its folder, and how it goes on.
+        dataset: opened.
+        facts: about the data, for the contract of the run.
+        contract: of the run, already compared with its newest checkpoint; None where `facts` lack
+            a digest of networks that are not loaded yet.
+        sources: finished models that a `train-diffusion` run uses; None for `train-vae`.
+        latents: folder of the latents cache; None for `train-vae`.
+        notes: lines for people, before the first step.
+    """
+
+    run: Run
+    dataset: Dataset
+    facts: Mapping[str, int | str]
+    contract: Contract | None
+    sources: Sources | None = None
+    latents: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def agreed(self, **late: str) -> Contract:
+        """Contract of the run, compared with that of its newest checkpoint.
+
+        Args:
+            late: facts about networks that the plan could not know.
+
+        Raises:
+            UserError: see `training.run.resume.check_resume`.
+        """
+        return self.contract or check_resume(self.run, {**self.facts, **late})
+
+
+def plan_vae(
+    config: AutoencoderRun | dict[str, Any] | str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    catalog: str | Path | None = None,
+    strict: bool = False,
+    resume: bool = False,
+    allow_changes: bool = False,
+    quiet: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Plan:
+    """Plan of a `train-vae` run; arguments as of `training.autoencoder.train_vae`.
+
+    Raises:
+        UserError: unusable settings, data or model folder, or a run folder that holds a run (or,
+            with `resume`, a finished or another one).
+        OSError: the run folder cannot be written.
+    """
+    given = as_config(AutoencoderRun, config)
+    out = Path(out)
+    config = _started(given, out, resume)
+    config, base = settle_vae(config)
+    run = Run(config, out, resume, allow_changes, quiet, strategy)
+    dataset = _open(run, data, catalog or out / "catalog", strict)
+    run = _with(run, complete_vae(config, dataset))
+    config = run.config
+    check_best(config.training, len(dataset.validation))
+    facts = {"init": base.digest} if base is not None else {}
+    if config.data.validation_by == "caption":
+        facts["captions"] = dataset.catalog.row_digest
+    facts = data_facts(dataset.catalog, **facts)
+    contract = check_resume(run, facts) if config.perceptual.source == "none" else None
+    return Plan(run, dataset, facts, contract, notes=_notes(given, config))
+
+
+def plan_diffusion(
+    config: DiffusionRun | dict[str, Any] | str | Path,
+    data: str | Path,
+    vae: str | Path | None,
+    out: str | Path,
+    *,
+    latents: str | Path | None = None,
+    catalog: str | Path | None = None,
+    strict: bool = False,
+    resume: bool = False,
+    allow_changes: bool = False,
+    quiet: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Plan:
+    """Plan of a `train-diffusion` run; arguments as of `training.diffusion.train_diffusion`.
+
+    Raises:
+        UserError: unusable settings, data or model folder, no captions for a text-conditioned
+            model, or a run folder that holds a run (or, with `resume`, a finished or another one).
+        OSError: the run folder cannot be written.
+    """
+    given = as_config(DiffusionRun, config)
+    out = Path(out)
+    latents = Path(latents) if latents else out / "latents"
+    config = _started(given, out, resume)
+    _check_folder("--latents", latents)
+    config, sources = settle_diffusion(config, vae)
+    run = Run(config, out, resume, allow_changes, quiet, strategy)
+    dataset = _open(run, data, catalog or latents / "catalog", strict)
+    captioned = captions_of(dataset)
+    run = _with(run, complete_diffusion(config, sources, dataset, captioned))
+    config = run.config
+    check_captions(config, dataset, captioned)
+    check_best(config.training, len(dataset.validation))
+    facts = {"autoencoder": sources.vae_digest}
+    if config.text.source != "none" or config.data.validation_by == "caption":
+        facts["captions"] = dataset.catalog.row_digest
+    if sources.base is not None:
+        facts["init"] = sources.base.digest
+    facts = data_facts(dataset.catalog, **facts)
+    late = sources.base is None and config.text.source != "none" and not config.text.trained
+    contract = None if late else check_resume(run, facts)
+    notes = _notes(given, config) + captions_note(given, config, captioned)
+    return Plan(run, dataset, facts, contract, sources, latents, notes)
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a run folder that cannot be made or written.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UserError: it is a file, or below one.
+        OSError: there is no permission.
+    """
+    _check_folder("--out", folder)
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "cannot be written: no permission", str(place))
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    for path in (folder, *folder.absolute().parents):
+        if path.is_dir():
+            return
+        if path.exists() or path.is_symlink():
+            raise UserError(f"{option} {folder}: {path} is a file; name a folder")
+
+
+def _started(config: Config, out: Path, resume: bool) -> Any:
+    """Settings with those that the run in a folder was started with, where they are open."""
+    check_out(out)
+    check_run(out, resume)
+    if config.training.wandb:
+        import_wandb()
+    return resolve.fill(config, earlier_settings(out)) if resume else config
+
+
+def _open(run: Run, data: str | Path, catalog: str | Path, strict: bool) -> Dataset:
+    with activity(f"reading the list of images of {data}", run.silent):
+        return open_dataset(
+            data, catalog, run.config.data, run.processes, strict=strict, quiet=run.silent
+        )
+
+
+def _with(run: Run, config: Config) -> Run:
+    """Run with other settings."""
+    return Run(config, run.folder, run.resume, run.allow_changes, run.quiet, run.strategy)
+
+
+def _notes(given: Config, config: Config) -> list[str]:
+    chosen = resolve.chosen(given, config)
+    return [f"settings   {chosen}"] if chosen else []

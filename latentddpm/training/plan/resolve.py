@@ -1,0 +1,123 @@
+"""Settings that are not given, from what is given: resolution, levels of the networks, text.
+
+    data.resolution            that of `init`, of the autoencoder's training, else of the data
+    …channel_multipliers       as many levels as leave the lowest one a few positions wide
+    unet.attention_levels      all but the highest, where there are others
+    text.source                scratch where the data has captions, else none
+
+A run that is resumed takes first what it was started with. The result is written into the run's
+`config.yaml`, so it is decided once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.data.catalog.catalog import Catalog
+
+Config = TypeVar("Config", AutoencoderRun, DiffusionRun)
+
+LARGEST = 256
+"""Resolution at most, where nothing but the data says one."""
+AUTOENCODER_LEVELS = (1, 2, 4, 4)
+UNET_LEVELS = (1, 2, 3, 4)
+SMALLEST_LATENTS = 12
+"""Side of the latents, at least, of an autoencoder with more than two levels."""
+SMALLEST_LEVEL = 4
+"""Side of a UNet's lowest level, at least, where it has several."""
+
+OPEN = (
+    ("data", "resolution"),
+    ("autoencoder", "channel_multipliers"),
+    ("unet", "channel_multipliers"),
+    ("unet", "attention_levels"),
+    ("text", "source"),
+)
+"""Settings, (section, key), that may be left to this module."""
+
+
+def is_open(value: Any) -> bool:
+    """True for the value of a setting that is left to this module."""
+    return value is None or value == "auto"
+
+
+def fill(config: Config, known: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Configuration with the values of `known` for settings that are still open.
+
+    Args:
+        config: of a run.
+        known: section → setting → value.
+    """
+    changes = {}
+    for section, key in OPEN:
+        own = changes.get(section, getattr(config, section, None))
+        value = (known.get(section) or {}).get(key)
+        if own is not None and is_open(getattr(own, key)) and not is_open(value):
+            changes[section] = own.model_copy(update={key: value})
+    return config.model_copy(update=changes)
+
+
+def chosen(before: Config, after: Config) -> str:
+    """Settings that were open before, with their values, for the start lines; "" for none.
+
+    Args:
+        before, after: configuration of a run as it was given, and complete.
+    """
+    found = []
+    for section, key in OPEN:
+        if hasattr(before, section) and is_open(getattr(getattr(before, section), key)):
+            found.append(f"{section}.{key} {getattr(getattr(after, section), key)}")
+    return ", ".join(found)
+
+
+def autoencoder_levels(resolution: int) -> list[int]:
+    """Width multipliers of an autoencoder's levels for images of a resolution.
+
+    Args:
+        resolution: side of the images, in pixels.
+    """
+    for count in range(len(AUTOENCODER_LEVELS), 2, -1):
+        factor = 2 ** (count - 1)
+        if resolution % factor == 0 and resolution // factor >= SMALLEST_LATENTS:
+            return list(AUTOENCODER_LEVELS[:count])
+    return list(AUTOENCODER_LEVELS[:2])
+
+
+def unet_levels(latents: int) -> list[int]:
+    """Width multipliers of a UNet's levels for latents of a size.
+
+    Args:
+        latents: their side.
+    """
+    for count in range(len(UNET_LEVELS), 1, -1):
+        factor = 2 ** (count - 1)
+        if latents % factor == 0 and latents // factor >= SMALLEST_LEVEL:
+            return list(UNET_LEVELS[:count])
+    return list(UNET_LEVELS[:1])
+
+
+def attention_levels(count: int) -> list[int]:
+    """Levels with attention of a UNet.
+
+    Args:
+        count: of its levels.
+    """
+    return [level for level in (1, 2, 3) if level < count] or [0]
+
+
+def resolution_of(catalog: Catalog, multiple: int = 1) -> int:
+    """Resolution for images: half of them are not enlarged to it, and it is at most `LARGEST`.
+
+    Args:
+        catalog: of the images.
+        multiple: what it has to be a multiple of.
+    """
+    sides = np.minimum(catalog.images["width"], catalog.images["height"])
+    side = min(int(np.median(sides)), LARGEST)
+    step = 16 if side >= 64 else 8 if side >= 32 else 4
+    step = max(step // multiple, 1) * multiple
+    return max(side // step, 1) * step

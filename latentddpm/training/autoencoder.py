@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+import latentddpm
 from latentddpm.config import AutoencoderRun
 from latentddpm.data.batches import ImageBatches
 from latentddpm.distribution.strategy import any_process, in_scope
@@ -35,16 +36,19 @@ from latentddpm.training.autoencoder_networks import (
 )
 from latentddpm.training.plan.plan import Plan, plan_vae
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
+from latentddpm.training.run.grids import labelled_grid
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
-from latentddpm.training.run.progress import run_summary
+from latentddpm.training.run.progress import large_plan, run_summary
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
-from latentddpm.utils.pixels import grid, save_png, to_pixels
+from latentddpm.utils.pixels import save_png, to_pixels
 
 GRID_IMAGES = 16
+LABELS = "validation images", "their reconstructions"
+"""Text above the first rows of the grid; the further rows come in the same pairs."""
 MEASURED_IMAGES = 64
 """Number of validation images, always the same ones, for the mean PSNR and SSIM."""
 
@@ -146,7 +150,8 @@ def train_planned(plan: Plan) -> Autoencoder:
     if trainer.adversary:
         parts["discriminator"] = trainer.adversary.discriminator
     images = len(dataset.training), len(dataset.validation)
-    run.say("\n".join([run_summary(run, trainer, parts, images), *plan.notes]))
+    notes = [*plan.notes, *large_plan(run)]
+    run.say("\n".join([run_summary(run, trainer, parts, images), *notes]))
     if perceptual:
         run.say(f"distance   {describe(perceptual)}")
     best_metric = config.training.best_metric
@@ -209,7 +214,14 @@ class Validation:
         values = {f"validation_{key}": value for key, value in values.items()}
         log.write(step, values)
         picture = reconstruction_grid(*pairs)
-        save_png(self.run.sample_path(step), picture)
+        catalog = self.batches.dataset.catalog
+        shown = images.rows(np.arange(min(len(images), GRID_IMAGES)))
+        making = {
+            "latentddpm": latentddpm.__version__,
+            "training_step": step,
+            "images": [catalog.name(int(row)) for row in shown],
+        }
+        save_png(self.run.sample_path(step), picture, making)
         log.picture(step, "reconstructions", picture)
         return values
 
@@ -277,7 +289,8 @@ def reconstruction_grid(originals: list[np.ndarray], decoded: list[np.ndarray]) 
     """
     pairs = [np.concatenate(part)[:GRID_IMAGES] for part in (originals, decoded)]
     half = max(len(pairs[0]) // 2, 1)
-    return grid([part[i : i + half] for i in range(0, len(pairs[0]), half) for part in pairs])
+    rows = [part[i : i + half] for i in range(0, len(pairs[0]), half) for part in pairs]
+    return labelled_grid(rows, [*LABELS, *[""] * (len(rows) - len(LABELS))])
 
 
 def measure_latents(autoencoder: Autoencoder, dataset: tf.data.Dataset) -> dict[str, Any]:

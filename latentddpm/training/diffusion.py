@@ -10,12 +10,14 @@ set. With `init` the networks start from a finished model, see `training.finetun
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+import latentddpm
 from latentddpm.config import DiffusionRun
 from latentddpm.data.batches import LatentBatches
 from latentddpm.data.buckets import buckets_of, table
@@ -37,14 +39,15 @@ from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
 from latentddpm.training.plan.words import check_captions
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
+from latentddpm.training.run.grids import labelled_grid
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
-from latentddpm.training.run.progress import run_summary
+from latentddpm.training.run.progress import large_plan, run_summary
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity, say
-from latentddpm.utils.pixels import grid, save_png
+from latentddpm.utils.pixels import save_png
 
 GRID_PROMPTS = 8
 
@@ -176,7 +179,8 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     )
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": model.autoencoder}
     images = len(dataset.training), len(dataset.validation)
-    run.say("\n".join([run_summary(run, trainer, parts, images), *plan.notes]))
+    notes = [*plan.notes, *large_plan(run, sources.downsample_factor)]
+    run.say("\n".join([run_summary(run, trainer, parts, images), *notes]))
     validate = Validation(run, trainer, batches, model, prompts)
     run_steps(run, trainer, batches.training, validate, contract, config.training.best_metric)
     if config.lora.rank:
@@ -274,7 +278,8 @@ class Validation:
                 return values
             with signals.deferred():  # only the chief draws, so it may stop without the others
                 picture = sample_grid(self.model, self.prompts, self.run.config)
-        save_png(self.run.sample_path(step), picture)
+        making = grid_metadata(self.model, self.prompts, self.run.config, step)
+        save_png(self.run.sample_path(step), picture, making)
         log.picture(step, "samples", picture)
         return values
 
@@ -309,7 +314,7 @@ def grid_prompts(
 
 
 def sample_grid(model: LatentDiffusion, prompts: list[str], config: DiffusionRun) -> np.ndarray:
-    """Grid of samples, uint8 (H', W', 3): a row for each prompt, the same seeds in every row.
+    """Grid of samples, uint8 (H', W', 3): a row for each prompt below it, the same seeds in all.
 
     Args:
         model: to draw with.
@@ -322,4 +327,27 @@ def sample_grid(model: LatentDiffusion, prompts: list[str], config: DiffusionRun
         [prompt for prompt in prompts for _ in range(count)],
         seed=[settings.seed + k for _ in prompts for k in range(count)],
     )
-    return grid([pixels[i : i + count] for i in range(0, len(pixels), count)])
+    rows = [pixels[i : i + count] for i in range(0, len(pixels), count)]
+    return labelled_grid(rows, prompts)
+
+
+def grid_metadata(
+    model: LatentDiffusion, prompts: list[str], config: DiffusionRun, step: int
+) -> dict[str, Any]:
+    """Metadata of a sample grid: how it was made.
+
+    Args:
+        model: that drew it.
+        prompts: of the rows.
+        config: of the run.
+        step: optimizer steps so far.
+    """
+    return {
+        "latentddpm": latentddpm.__version__,
+        "training_step": step,
+        **asdict(model.settings()),
+        "num_images": config.samples.images_per_prompt,
+        "prompts": prompts,
+        "seed": config.samples.seed,
+        "grid": True,
+    }

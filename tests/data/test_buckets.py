@@ -37,7 +37,7 @@ from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.diffusion import train_diffusion
-from latentddpm.training.diffusion_networks import check_resolution
+from latentddpm.training.plan.sizes import check_sides
 from latentddpm.training.run.contract import Contract, compare
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils.files import read_json_lines
@@ -385,11 +385,8 @@ def test_other_buckets_are_another_run():
 
 
 def test_a_step_that_the_networks_cannot_halve_is_named():
-    unet = UNet(
-        channels=4, channel_multipliers=(1, 1), num_heads=1, norm_groups=2, attention_levels=()
-    )
     with pytest.raises(UserError, match=r"bucket_step 10 is not a multiple of 4.*8 or 12"):
-        check_resolution(run(bucket_step=10).data, {"channel_multipliers": (1, 1)}, unet)
+        check_sides(run(bucket_step=10).data, factor=4)
 
 
 @pytest.mark.slow

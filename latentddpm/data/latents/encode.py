@@ -26,6 +26,7 @@ from latentddpm.data.buckets import Buckets, Shape
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.columns import npy_header
 from latentddpm.data.images import UnreadableImage, read_image
+from latentddpm.data.latents.as_memory_allows import AsMemoryAllows
 from latentddpm.data.latents.contents import BLOCK, Contents
 from latentddpm.data.latents.manifest import DIGEST_LIMIT, Index, read_index, write_index
 from latentddpm.data.prefetch import map_ahead
@@ -324,8 +325,14 @@ def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
-    """Function images → moments, (B, h, w, 2c), that is mean and logvar."""
-    return lambda images: np.concatenate(autoencoder.encode_on_batch(images), axis=-1)
+    """Function images → moments, (B, h, w, 2c), that is mean and logvar, as memory allows."""
+    from latentddpm.models.autoencoder.tiling import encode, images_in_memory
+
+    return AsMemoryAllows(
+        lambda images: np.concatenate(autoencoder.encode_on_batch(images), axis=-1),
+        lambda images: np.concatenate(encode(autoencoder, images), axis=-1),
+        lambda images: images_in_memory(autoencoder, *images.shape[1:3]),
+    )
 
 
 def _stored(moments: np.ndarray, dtype: str, catalog: Catalog, rows: list[int]) -> np.ndarray:

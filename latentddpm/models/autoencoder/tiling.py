@@ -129,6 +129,23 @@ def encode(
     return mean, np.clip(logvar, *LOGVAR_RANGE)
 
 
+def images_in_memory(autoencoder: Autoencoder, height: int, width: int) -> int | None:
+    """Number of images that can be encoded in one pass in the memory that is free, 0 or more.
+
+    Args:
+        autoencoder: with the encoder.
+        height, width: of the images, in pixels.
+
+    Returns:
+        The number; None where the free memory is not known, as on an accelerator.
+    """
+    free = available_memory()
+    if free is None:
+        return None
+    half = AutoencoderHalf(autoencoder.encoder, autoencoder, "encode", 1, 1)
+    return max(free // half.bytes_of_one_pass((1, height, width)), 0)
+
+
 def check_tile(tile: Any) -> Tile:
     """Check a `tile`, which may be text, and return it as `decode` takes it.
 

@@ -206,9 +206,7 @@ def check_diffusion(config: DiffusionRun, sources: Sources) -> None:
     if config.data.resolution is None or config.unet.channel_multipliers is None:
         return
     factor = sources.downsample_factor * sizes.factor_of(config.unet.channel_multipliers)
-    for key in ("resolution", "bucket_step")[: 1 + config.data.aspect_buckets]:
-        whose = "the autoencoder's times the UNet's downsample factor"
-        sizes.check_multiple(f"data.{key}", getattr(config.data, key), factor, whose)
+    sizes.check_sides(config.data, factor)
     buckets_of(config.data)
 
 

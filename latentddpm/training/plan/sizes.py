@@ -17,6 +17,7 @@ import numpy as np
 
 from latentddpm.config import (
     AutoencoderConfig,
+    DiffusionData,
     DiscriminatorConfig,
     SamplesConfig,
     ScheduleConfig,
@@ -60,6 +61,21 @@ def check_multiple(key: str, size: int, factor: int, whose: str) -> None:
         raise UserError(
             f"{key} {size} is not a multiple of {factor}, {whose}; nearest valid: {near}"
         )
+
+
+def check_sides(data: DiffusionData, factor: int) -> None:
+    """Refuse a resolution, or a bucket step, that the networks' factors do not divide.
+
+    Args:
+        data: the section `data:` of a configuration.
+        factor: downsample factor of the autoencoder, times that of the UNet.
+
+    Raises:
+        UserError: naming the nearest valid sizes.
+    """
+    whose = "the autoencoder's times the UNet's downsample factor"
+    for key in ("resolution", "bucket_step")[: 1 + data.aspect_buckets]:
+        check_multiple(f"data.{key}", getattr(data, key), factor, whose)
 
 
 def check_autoencoder(sizes: AutoencoderConfig) -> None:

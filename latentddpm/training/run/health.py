@@ -144,7 +144,7 @@ def less_memory(config: AutoencoderRun | DiffusionRun, replicas: int = 1) -> str
         other.append("training.precision=bfloat16 (about half)")
     other.append("a smaller data.resolution")
     each = f" on each of {replicas} replicas" if replicas > 1 else ""
-    ways = f"set {' or '.join(same)}, which changes no numbers; or" if same else "set"
+    ways = f"--set {' or '.join(same)}, which changes no numbers; or" if same else "--set"
     return (
         f"out of memory with {held} examples at a time{each} (training.batch_size "
         f"{settings.batch_size}, accumulation_steps {settings.accumulation_steps}); {ways}, on "

@@ -15,6 +15,7 @@ from latentddpm.config_file import dump_config
 from latentddpm.distribution.strategy import any_process
 from latentddpm.errors import one_line
 from latentddpm.models.functional import rebuild
+from latentddpm.training.plan.cost import smaller_plan
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.checkpoint import latest, load_latest, present, restore
 from latentddpm.training.run.contract import Contract
@@ -199,7 +200,15 @@ def _fit(
             validated(step)
         trainer.reset_metrics()  # else the next line of the log would include validation
 
-    progress = Progress(log, first, total, training.batch_size, training.log_every, run.silent)
+    progress = Progress(
+        log,
+        first,
+        total,
+        training.batch_size,
+        training.log_every,
+        run.silent,
+        smaller_plan(run.config),
+    )
     callbacks = [
         Health(training, first, read_history(log.path)),
         progress,
@@ -228,7 +237,7 @@ def _fit(
             replicas = trainer.distribute_strategy.num_replicas_in_sync
             raise MemoryError(less_memory(run.config, replicas)) from error
         finally:
-            progress.bar.close()
+            progress.close()
 
 
 def in_float32(model: keras.Model) -> keras.Model:

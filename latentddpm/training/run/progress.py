@@ -4,11 +4,12 @@
 
 Images per second and the time left count the duration of a step, from the request for its batch
 to its loss. Validation, sampling and checkpoints are left out, and so is the first step, which
-compiles.
+compiles. Where the time left is that of a long run, a line says so once, after a few steps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -19,13 +20,24 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
+from latentddpm.training.plan.cost import (
+    LONG_SECONDS,
+    cost_of,
+    duration,
+    matrix_speed,
+    plan_note,
+)
 from latentddpm.training.run.curves import LOG
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import NoLog, RunLog
 from latentddpm.training.step.trainer import Trainer
+from latentddpm.utils.console import activity, say
+from latentddpm.utils.memory import available_memory
 
 REMEMBERED = 20
 """Steps in the average duration on the bar, approximately."""
+ENOUGH = 4
+"""Steps, the first one not counted, after which a long run is called so."""
 FORMAT = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}{postfix}]"
 
 
@@ -55,13 +67,23 @@ class Progress(keras.callbacks.Callback):
         first, total: step that training goes on from, and its last step.
         batch_size: examples of a step, on all replicas.
         every: steps from one line of the log to the next.
-        quiet: show no bar.
+        quiet: show no bar and say nothing.
+        advice: for a long run.
     """
 
     def __init__(
-        self, log: RunLog | NoLog, first: int, total: int, batch_size: int, every: int, quiet: bool
+        self,
+        log: RunLog | NoLog,
+        first: int,
+        total: int,
+        batch_size: int,
+        every: int,
+        quiet: bool,
+        advice: str = "",
     ) -> None:
         super().__init__()
+        self.quiet, self.advice = quiet, advice
+        self.first_step = contextlib.ExitStack()
         self.log, self.every, self.batch_size = log, every, batch_size
         self.step, self.seconds, self.timed = first, 0.0, 0
         self.learning_rate = math.nan
@@ -76,6 +98,9 @@ class Progress(keras.callbacks.Callback):
             miniters=1,
         )
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.first_step.enter_context(activity("compiling the first step", self.quiet))
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.began = time.perf_counter()
 
@@ -83,11 +108,14 @@ class Progress(keras.callbacks.Callback):
         values = {key: float(value) for key, value in (logs or {}).items()}
         seconds = time.perf_counter() - self.began  # `float` above waited for the device
         self.step += 1
+        self.first_step.close()
         if batch > 0:
             self.seconds += seconds
             self.timed += 1
             pace = self.bar.seconds or seconds
             self.bar.seconds = pace + (seconds - pace) / min(batch, REMEMBERED)
+        if batch == ENOUGH:
+            self._say_if_long()
         due = self.step % self.every == 0
         if due or batch == 0:
             self.learning_rate = float(self.model.optimizer.learning_rate)
@@ -115,7 +143,35 @@ class Progress(keras.callbacks.Callback):
         return ", ".join(numbers)
 
     def on_train_end(self, logs: Any = None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar; nothing more is said."""
+        self.first_step.close()
         self.bar.close()
+
+    def _say_if_long(self) -> None:
+        left = (self.bar.total - self.step) * self.bar.seconds
+        if left > LONG_SECONDS:
+            rate = self.batch_size / self.bar.seconds
+            say(
+                f"a long run: {self.bar.total - self.step} steps at {rate:.3g} images/s take "
+                f"{duration(left)}{self.advice and '; '}{self.advice}",
+                self.quiet,
+            )
+
+
+def large_plan(run: Run, factor: int = 1) -> list[str]:
+    """Lines on a plan that is far too large for this processor; none on an accelerator.
+
+    Args:
+        run: with complete settings.
+        factor: downsample factor of the autoencoder whose latents a UNet is trained on.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return []
+    note = plan_note(run.config, cost_of(run.config, factor), matrix_speed(), available_memory())
+    return [note] if note else []
 
 
 def run_summary(

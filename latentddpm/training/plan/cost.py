@@ -1,0 +1,155 @@
+"""Cost of a run, estimated before it starts: time and memory, for plans that are far too large.
+
+    time     3 · 2 · multiply-adds of an image · images / operations per second
+    memory   feature maps that the backward pass needs, of the examples held at a time
+
+A backward pass costs about twice a forward pass. The multiply-adds are those of the convolutions
+and of attention, within about a third of the real number; the speed is that of a matrix product,
+of which a network reaches a part. That is enough to tell hours from months. On an accelerator
+only the first steps tell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentddpm.config import AutoencoderConfig, AutoencoderRun, DiffusionRun, UNetConfig
+from latentddpm.training.plan.resolve import LARGEST
+
+LONG_SECONDS = 24 * 3600.0
+"""Duration from which a run is called long, once it is measured."""
+HOPELESS_SECONDS = 3 * LONG_SECONDS
+"""Duration from which it is called so by the estimate, which may be off by a factor of two."""
+SHARE_OF_PEAK = 0.4
+"""Operations per second of a network, as a share of those of a matrix product."""
+PROBE_SECONDS = 0.2
+MAPS_OF_A_BLOCK = 6
+"""Feature maps of a residual block that the backward pass reads: norm, SiLU and convolution, twice
+each."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one image in a forward pass.
+
+    Attributes:
+        multiply_adds: of its convolutions and attention.
+        numbers: in feature maps that a backward pass needs.
+    """
+
+    multiply_adds: float
+    numbers: float
+
+
+def cost_of(config: AutoencoderRun | DiffusionRun, factor: int = 1) -> Cost:
+    """Cost of one image of a run.
+
+    Args:
+        config: complete settings.
+        factor: downsample factor of the autoencoder whose latents a UNet is trained on.
+    """
+    if isinstance(config, AutoencoderRun):
+        side, own = config.data.resolution, config.autoencoder
+        up, attention = 2, ()
+    else:
+        side, own = config.data.resolution // factor, config.unet
+        up, attention = 3, own.attention_levels
+    adds = numbers = 0.0
+    for width, area, blocks, inputs, attends in _blocks(own, side, up, attention):
+        adds += blocks * area * 9 * (inputs * width + width**2)
+        numbers += blocks * MAPS_OF_A_BLOCK * area * width
+        if attends:
+            adds += blocks * (16 * width**2 * area + 2 * width * area**2)
+            numbers += blocks * (12 * width * area + area**2)
+    return Cost(adds, numbers)
+
+
+def _blocks(
+    own: AutoencoderConfig | UNetConfig, side: int, up: int, attention: Sequence[int]
+) -> Iterator[tuple[int, int, int, int, bool]]:
+    """Residual blocks of each level: width, positions, number, input channels, attention."""
+    below = own.channels
+    for level, multiplier in enumerate(own.channel_multipliers):
+        width, area, count = own.channels * multiplier, (side >> level) ** 2, own.num_res_blocks
+        yield width, area, count, (below + width * (count - 1)) // count, level in attention
+        # On the way up each block takes the level below or, in a UNet, a skip connection too.
+        yield width, area, count + 1, width * (up - 1), level in attention
+        below = width
+    yield below, area, 2, below, True
+
+
+def matrix_speed() -> float:
+    """Floating-point operations per second of a matrix product on this processor."""
+    matrix = np.ones((768, 768), np.float32)
+    matrix @ matrix
+    start, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < PROBE_SECONDS:
+        matrix @ matrix
+        count += 1
+    return 2 * len(matrix) ** 3 * count / spent
+
+
+def plan_note(
+    config: AutoencoderRun | DiffusionRun, cost: Cost, speed: float, memory: int | None
+) -> str:
+    """Note on a plan that takes days, or more memory than there is; "" for any other.
+
+    Args:
+        config: complete settings.
+        cost: of one image.
+        speed: operations per second, as of `matrix_speed`.
+        memory: free bytes; None where they are not known.
+    """
+    training = config.training
+    images = training.num_steps * training.batch_size
+    seconds = 6 * cost.multiply_adds * images / (SHARE_OF_PEAK * speed)
+    held = -(-training.batch_size // training.accumulation_steps)
+    needed = 4 * cost.numbers * held
+    found = []
+    if seconds > HOPELESS_SECONDS:
+        found.append(f"about {duration(seconds)} by estimate; the first steps will tell")
+    if memory is not None and needed > memory:
+        text = f"about {needed / 1e9:.3g} GB of memory, {memory / 1e9:.3g} GB are free"
+        micro = training.accumulation_steps * int(np.ceil(needed / memory))
+        if micro <= training.batch_size:
+            text += (
+                " (fewer examples at a time, with the same result: "
+                f"--set training.accumulation_steps={micro})"
+            )
+        found.append(text)
+    if not found:
+        return ""
+    return f"a large plan for this processor: {'; '.join(found)}; {smaller_plan(config)}"
+
+
+def smaller_plan(config: AutoencoderRun | DiffusionRun) -> str:
+    """Advice that names a smaller plan.
+
+    Args:
+        config: complete settings.
+    """
+    if isinstance(config, AutoencoderRun):
+        small = (config.data.resolution or LARGEST) <= 64 and config.autoencoder.channels <= 32
+        file, ways = "small-64-vae", "data.resolution=64 --set autoencoder.channels=32"
+    else:
+        small = config.unet.channels <= 64
+        file, ways = "small-64-diffusion", "unet.channels=64"
+    if small or config.init:
+        return f"shorter: --set training.num_steps={max(config.training.num_steps // 10, 1)}"
+    return f"smaller: --config configs/{file}.yaml, or --set {ways}"
+
+
+def duration(seconds: float) -> str:
+    """Duration in the largest unit that fits, such as "5 hours".
+
+    Args:
+        seconds: the duration.
+    """
+    for size, unit in ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"

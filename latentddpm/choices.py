@@ -1,4 +1,4 @@
-"""Choices of sampling: names of samplers, their options, spacings; without Keras.
+"""Choices of sampling and evaluation: samplers, their options, spacings; without Keras.
 
 `--help` lists them and options are checked against them before Keras is loaded. Their meaning is
 defined in `diffusion.samplers`; a test compares the two.
@@ -26,3 +26,6 @@ SAMPLER_OPTIONS = {
 
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 SIGMA_SPACINGS = ("timesteps", "karras")
+
+PROJECTIONS = ("tsne", "umap")
+"""Projections of latents to the plane, for `evaluate --latents`."""

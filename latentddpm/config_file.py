@@ -97,7 +97,7 @@ def parse_config(kind: type[Run], settings: dict[str, Any], source: str = "confi
     try:
         return kind.model_validate(settings)
     except pydantic.ValidationError as error:
-        raise UserError(f"{source}{_explain(kind, error)}") from None
+        raise UserError(f"{source}{_explain(kind, settings, error)}") from None
 
 
 def dump_config(config: Section) -> str:
@@ -150,7 +150,17 @@ def _known(kind: Any, location: list[str]) -> bool:
     return True
 
 
-def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:
+def _of_another_command(kind: type[Section], settings: Any, key: str, command: str) -> str:
+    """Message on a key that settings of another command have."""
+    own = next(name for name, one in COMMANDS.items() if one is kind)
+    try:
+        COMMANDS[command].model_validate(settings)
+    except pydantic.ValidationError:
+        return f"{key} is a setting of {command}, not of {own}"
+    return f"this is one of {command} (it has {key}); expected a configuration of {own}"
+
+
+def _explain(kind: type[Section], settings: Any, error: pydantic.ValidationError) -> str:
     errors = error.errors()
     # Each member of a union reports an error: show that of the member with the deepest location.
     of_first = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]
@@ -159,9 +169,8 @@ def _explain(kind: type[Section], error: pydantic.ValidationError) -> str:
     key = ".".join(map(str, _known_part(kind, first["loc"])))
     if first["type"] == "extra_forbidden":
         for command, other in COMMANDS.items():
-            if other is not kind and kind in COMMANDS.values() and _known(other, location):
-                own = next(name for name, one in COMMANDS.items() if one is kind)
-                return f"this is one of {command}: {own} has no {key}; give {own} its own"
+            if kind in COMMANDS.values() and other is not kind and _known(other, location):
+                return _of_another_command(kind, settings, key, command)
         section: Any = kind
         for part in location[:-1]:
             section = section.model_fields[part].annotation

@@ -8,8 +8,9 @@ import click
 
 from latentddpm.cli.options import FOLDER, catalog_option, data_option, strict_option
 from latentddpm.cli.usage import command
+from latentddpm.distribution.processes import parse_strategy
 from latentddpm.errors import UserError
-from latentddpm.utils.console import say
+from latentddpm.utils.console import activity, say
 from latentddpm.utils.startup import import_keras
 
 
@@ -115,14 +116,17 @@ def encode(
     quiet: bool,
 ) -> None:
     """Encode images into a latents cache for train-diffusion."""
-    import_keras()
-    from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
-    from latentddpm.training.encode_folder import encode_folder
+    from latentddpm.training.encode_folder import encode_folder, plan_encoding
 
+    parse_strategy(strategy)
+    buckets = (bucket_step, bucket_max_ratio) if aspect_buckets else None
+    plan_encoding(data, vae, out, resolution, buckets)
+    with activity("loading TensorFlow", quiet):
+        import_keras()
+        from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
     devices = make_strategy(strategy)
-    options = {"resolution": resolution, "mirrored": mirrored, "strategy": devices}
-    if aspect_buckets:
-        options["aspect_buckets"] = bucket_step, bucket_max_ratio
+    options = {"resolution": resolution, "aspect_buckets": buckets, "mirrored": mirrored}
+    options["strategy"] = devices
     with translate_worker_errors(devices):
         cache = encode_folder(
             data, vae, out, catalog=catalog, **options, strict=strict, quiet=quiet

@@ -37,8 +37,12 @@ from latentddpm.cli.usage import command
     help="all, training, validation: split as in a training run with the next two options "
     "[default: all; training with --generator].",
 )
-@click.option("--validation-fraction", type=float, default=0.05, show_default=True)
-@click.option("--validation-by", default="path", show_default=True, help="path or caption.")
+@click.option(
+    "--validation-fraction", type=float, help="[default: that of the model's run; else 0.05]."
+)
+@click.option(
+    "--validation-by", help="path or caption [default: that of the model's run; else path]."
+)
 @click.option("--limit", type=click.IntRange(1), help="Images at most, spread evenly over all.")
 @click.option(
     "--resolution", type=click.IntRange(1), help="Side in pixels [default: the model's own]."
@@ -48,7 +52,8 @@ from latentddpm.cli.usage import command
     "caption_templates",
     multiple=True,
     metavar="T",
-    help="As in data.caption_templates; may be given repeatedly.",
+    help="As in data.caption_templates; may be given repeatedly [default: those of the model's "
+    "run].",
 )
 @click.option(
     "--nll-timesteps",

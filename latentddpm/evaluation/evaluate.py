@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from latentddpm import __version__
-from latentddpm.config import DataConfig
-from latentddpm.config_file import parse_config
+from latentddpm.choices import PROJECTIONS
+from latentddpm.config import COMMANDS, DataConfig
+from latentddpm.config_file import load_config, parse_config
+from latentddpm.data.captions import Templates
 from latentddpm.data.dataset import SPLITS, open_dataset
-from latentddpm.errors import UserError, check_choice
+from latentddpm.data.sources.open import open_source
+from latentddpm.errors import UserError, check_choice, nearest
+from latentddpm.evaluation.metrics.precision_recall import LEAST
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
 from latentddpm.generation.loras import Lora, apply_loras, read_loras
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.pipeline.settings import GenerationSettings, facts_of
+from latentddpm.utils.console import activity
 from latentddpm.utils.files import write_json
 from latentddpm.utils.startup import import_keras
 
@@ -31,6 +36,13 @@ PARTS = ("nll", "latents", "autoencoder", "generator")
 RESULTS = "evaluation.json"
 COMPARED = "training"
 """Split that generated images are compared with; validation images give the floor."""
+KEPT = ("validation_fraction", "validation_by", "caption_templates")
+"""Settings of `data:` that decide what a run was trained on; options of the same names."""
+FEATURES = {
+    "extractor": ("inception", "hed"),
+    "perceptual": ("imagenet", "hed"),
+}
+"""Names that the options take beside files."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class EvaluationPlan:
         folder: of the model.
         loras: files to apply to the model.
         data: settings of split and captions.
+        data_from: where they are from, for people.
         split: whose images are used: "all", "training" or "validation".
         size: (height, width) of the images, in pixels.
         settings: to generate images with, in the part `generator`.
@@ -52,6 +65,7 @@ class EvaluationPlan:
     folder: ModelFolder
     loras: list[Lora]
     data: DataConfig
+    data_from: str
     split: str
     size: tuple[int, int]
     settings: list[GenerationSettings]
@@ -84,18 +98,15 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
         raise UserError("--latents: leaves pictures; name a folder with --out")
     if out is not None and out.is_file():
         raise UserError(f"--out {out}: is a file; name a folder")
+    if generator and options["num_images"] < LEAST:
+        raise UserError(f"--num-images: {options['num_images']}, expected at least {LEAST}")
+    check_choice("--projection", options["projection"], PROJECTIONS)
+    _check_files(options)
+    open_source(options["data"])
     loras = read_loras(options["loras"])
     folder = read_model_folder(options["model"])
     size = _size(folder, options["resolution"])
-    data = parse_config(
-        DataConfig,
-        {
-            "validation_fraction": options["validation_fraction"],
-            "validation_by": options["validation_by"],
-            "caption_templates": list(options["caption_templates"]),
-        },
-        source="",
-    )
+    data, data_from = _data_settings(folder, options)
     settings = []
     if parts & {"nll", "generator"}:
         facts = facts_of(folder)
@@ -106,7 +117,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
                 given[name] = options[name]
             settings = settings_of(facts, parse_sweep(options["sweep"]), **given)
     split = split or (COMPARED if generator else "all")
-    return EvaluationPlan(parts, folder, loras, data, split, size, settings, options)
+    return EvaluationPlan(parts, folder, loras, data, data_from, split, size, settings, options)
 
 
 def evaluate_model(
@@ -126,11 +137,13 @@ def evaluate_model(
         UserError: images, networks or sizes that do not fit.
         signals.Stopped: a signal came; finished images and features are kept.
     """
-    import_keras()
-    from latentddpm.evaluation.images import spread_images
-    from latentddpm.models.archive import weights_digest
+    with activity("loading TensorFlow", quiet):
+        import_keras()
+        from latentddpm.evaluation.images import spread_images
+        from latentddpm.models.archive import weights_digest
 
-    networks = _Networks(plan)
+    with activity(f"loading {plan.folder.path}", quiet):
+        networks = _Networks(plan)
     options, out = plan.options, plan.options["out"]
     with tempfile.TemporaryDirectory() as scratch:
         catalog = (out or Path(scratch)) / "catalog"
@@ -143,6 +156,9 @@ def evaluate_model(
             "loras": networks.model.loras if networks.model else [],
             "data": options["data"],
             "split": plan.split,
+            "validation_fraction": plan.data.validation_fraction,
+            "validation_by": plan.data.validation_by,
+            "caption_templates": plan.data.caption_templates,
             "images": len(images),
             "height": plan.size[0],
             "width": plan.size[1],
@@ -151,7 +167,7 @@ def evaluate_model(
             and {"label": perceptual.label, "digest": weights_digest(perceptual)},
         }
         results = {"latentddpm": __version__, **conditions}
-        tell(_heading(conditions))
+        tell(_heading(conditions, plan.data_from))
         for part in PARTS:
             if part in plan.parts:
                 name = "bound" if part == "nll" else part
@@ -245,6 +261,61 @@ class _Networks:
         return report.values
 
 
+def _data_settings(folder: ModelFolder, options: dict[str, Any]) -> tuple[DataConfig, str]:
+    """Settings of split and captions, from options and from the run that made the model.
+
+    Returns:
+        The settings, and where those that were not given are from, for people.
+    """
+    known, origin = {}, "the defaults: this model names no run"
+    path = folder.path.parent / "config.yaml"
+    if folder.path.name == "model" and path.is_file():
+        origin = str(path)
+        known = _settings_of_run(path)
+    given = {name: options[name] for name in KEPT if options[name] not in (None, ())}
+    given = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    data = parse_config(DataConfig, {**known, **given}, source="")
+    Templates(data.caption_templates)  # a malformed one is an error now
+    return data, "the options" if set(given) >= set(KEPT[:2]) else origin
+
+
+def _settings_of_run(path: Path) -> dict[str, Any]:
+    """Settings of `data:` that decide what a run was trained on, from its `config.yaml`."""
+    problems = []
+    for kind in COMMANDS.values():
+        try:
+            config = load_config(kind, path)
+        except UserError as error:
+            problems.append(error)
+            continue
+        return {name: getattr(config.data, name) for name in KEPT}
+    raise problems[0]
+
+
+def _check_files(options: dict[str, Any]) -> None:
+    """Refuse names of networks that are neither known nor files."""
+    clip = options["clip"]
+    if clip is not None and not clip.is_dir():
+        raise UserError(f"--clip {clip}: no such folder of a CLIPModel")
+    for option, known in FEATURES.items():
+        name = options[option]
+        if name is None or name in known:
+            continue
+        path = Path(name.removeprefix("inception:"))
+        if path.is_file():
+            continue
+        if option == "perceptual":
+            raise UserError(
+                f"--perceptual {name!r}: neither 'imagenet' nor 'hed', and no such file"
+            )
+        is_file = path.suffix or path.name != name
+        hint = ": no such file" if is_file else f" is not known{nearest(name, known)}"
+        raise UserError(
+            f"--extractor {name!r}{hint}; choose 'inception', 'inception:FILE', 'hed' or a "
+            ".keras file"
+        )
+
+
 def _size(folder: ModelFolder, resolution: int | None) -> tuple[int, int]:
     if resolution is not None:
         return resolution, resolution
@@ -253,7 +324,7 @@ def _size(folder: ModelFolder, resolution: int | None) -> tuple[int, int]:
     return folder.image_size
 
 
-def _heading(conditions: dict[str, Any]) -> str:
+def _heading(conditions: dict[str, Any], data_from: str) -> str:
     """Lines that name the model, the images and the networks of an evaluation."""
     height, width = conditions["height"], conditions["width"]
     lines = [
@@ -265,6 +336,9 @@ def _heading(conditions: dict[str, Any]) -> str:
         f"on {conditions['images']} images of {conditions['data']} "
         f"(split {conditions['split']}) at {height}×{width}",
     ]
+    if conditions["split"] != "all":
+        fraction, by = conditions["validation_fraction"], conditions["validation_by"]
+        lines.append(f"validation images: {fraction:.3g} of all, by {by} (from {data_from})")
     for kind in ("extractor", "perceptual"):
         if conditions[kind]:
             label, digest = conditions[kind]["label"], conditions[kind]["digest"][:12]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,8 +31,10 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.seeds import image_seeds
 from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils import signals
+from latentddpm.utils.console import say
 from latentddpm.utils.files import file_digest, write_json
 from latentddpm.utils.pixels import read_metadata, save_png
+from latentddpm.utils.timing import duration
 
 SETTING = "setting.json"
 GOLDEN = (5**0.5 - 1) / 2
@@ -107,13 +110,23 @@ class GeneratedImages:
         """
         return [file_digest(self.path(k)) for k in numbers]
 
-    def draw(self, batch_size: int = 16, quiet: bool = False, label: str | None = None) -> None:
+    def draw(
+        self,
+        batch_size: int = 16,
+        quiet: bool = False,
+        label: str | None = None,
+        times: float | None = 1.0,
+    ) -> None:
         """Draw the images that do not exist yet.
+
+        After the first batches a line says how long all of it takes.
 
         Args:
             batch_size: images denoised together.
             quiet: show no progress.
             label: in front of the progress bar; None for the settings.
+            times: duration of what is to be drawn in all, in units of these images, for that
+                line; None for no line.
 
         Raises:
             signals.Stopped: a signal came; the finished batches are kept.
@@ -122,6 +135,7 @@ class GeneratedImages:
         if not missing:
             return
         write_json(self.folder / SETTING, self.making)
+        say(f"drawing {len(missing)} images; the first batch compiles", quiet or times is None)
         kept = len(self) - len(missing)
         bar = tqdm(
             desc=label or str(self.settings),
@@ -132,6 +146,7 @@ class GeneratedImages:
         )
         with signals.deferred(), bar:
             for start in range(0, len(missing), batch_size):
+                began = time.perf_counter()
                 batch = missing[start : start + batch_size]
                 try:
                     images = self.model.generate(
@@ -150,6 +165,11 @@ class GeneratedImages:
                     save_png(self.path(k), pixels, self.metadata(k))
                 kept += len(batch)
                 bar.update(len(batch))
+                if start == batch_size and times is not None:
+                    seconds = (time.perf_counter() - began) / len(batch)
+                    left = seconds * (len(missing) - start - len(batch))
+                    left += seconds * len(self) * (times - 1)
+                    say(f"{seconds:.2g} s for each image: {duration(left)} to go", quiet)
 
     def _is_drawn(self, k: int) -> bool:
         """True where the file of image k exists and has exactly its metadata."""

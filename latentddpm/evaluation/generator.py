@@ -29,7 +29,11 @@ from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.metrics.kernel import kernel_distance
 from latentddpm.evaluation.metrics.nearest import nearest, share_nearer
 from latentddpm.evaluation.metrics.pairwise import check_count
-from latentddpm.evaluation.metrics.precision_recall import density_coverage, precision_recall
+from latentddpm.evaluation.metrics.precision_recall import (
+    LEAST,
+    density_coverage,
+    precision_recall,
+)
 from latentddpm.evaluation.sweep import plot_sweep
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.settings import GenerationSettings
@@ -39,7 +43,6 @@ from latentddpm.utils.pixels import grid, save_png
 
 GENERATED = "generated"
 NEAREST, SWEEP = "nearest.png", "sweep.png"
-LEAST = 6  # images that each set needs: density uses the fifth neighbour
 SHOWN, NEIGHBOURS = 8, 5  # rows of the picture, and training images in a row
 
 
@@ -214,7 +217,10 @@ def evaluate_generator(
     lowest = np.inf
     for number, setting in enumerate(settings, 1):
         images = GeneratedImages(out / GENERATED, model, setting, prompts, seed)
-        images.draw(batch_size, quiet, f"{number}/{len(settings)} {setting}")
+        # All settings take about as long as this one, by their steps.
+        steps = sum(each.num_steps for each in settings[number - 1 :]) / setting.num_steps
+        label = f"{number}/{len(settings)} {setting}"
+        images.draw(batch_size, quiet, label, steps if number == 1 else None)
         features = kept_features(extractor, images, out / FEATURES, "drawn images", quiet)
         if towers is not None:
             scores = clip_scores(towers, images, prompts, "CLIP", quiet)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from latentddpm.choices import PROJECTIONS
 from latentddpm.data.sources.metadata import text_entries
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.features import FEATURES, kept_features
@@ -32,7 +33,6 @@ from latentddpm.utils.figures import new_figure
 from latentddpm.utils.files import atomic_path
 from latentddpm.utils.pixels import from_pixels, save_png
 
-PROJECTIONS = ("tsne", "umap")
 COMPONENTS = 50
 PERPLEXITY = 30
 NEIGHBOURS = 10

@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import tensorflow as tf
+from typing import TYPE_CHECKING
 
 from latentddpm.data.buckets import Buckets, make_buckets
 from latentddpm.data.dataset import open_dataset
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
-from latentddpm.distribution.strategy import process_group
+from latentddpm.data.sources.open import open_source
 from latentddpm.errors import UserError
-from latentddpm.models.archive import load_archive
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.pipeline.model_folder import read_model_folder
+from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
+from latentddpm.training.plan.plan import check_out
+from latentddpm.training.plan.sizes import check_multiple, factor_of
 from latentddpm.utils import signals
+from latentddpm.utils.archive_config import AUTOENCODER, read_arguments
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def plan_encoding(
+    data: str | Path,
+    vae: Path,
+    out: Path,
+    resolution: int | None = None,
+    aspect_buckets: tuple[int, float] | None = None,
+) -> tuple[ModelFolder, Buckets]:
+    """Judge an encoding, without Keras; arguments as of `encode_folder`.
+
+    Returns:
+        Folder of the autoencoder, and shapes of the images.
+
+    Raises:
+        UserError: nothing at the place, no autoencoder, or a size that does not fit it.
+        OSError: the folder cannot be written.
+    """
+    check_out(out)
+    open_source(data)
+    source = read_model_folder(vae)
+    if resolution is None:
+        if source.image_size is None:
+            raise UserError("--resolution: needed, this autoencoder names no size of its own")
+        resolution = source.image_size[0]
+    if resolution < 1:
+        raise UserError(f"--resolution: {resolution}, expected pixels")
+    multipliers = read_arguments(source.file("vae"), AUTOENCODER)["channel_multipliers"]
+    factor, whose = factor_of(multipliers), "the autoencoder's downsample factor"
+    check_multiple("--resolution", resolution, factor, whose)
+    if aspect_buckets is None:
+        return source, Buckets(resolution)
+    check_multiple("--bucket-step", aspect_buckets[0], factor, whose)
+    return source, make_buckets(resolution, *aspect_buckets)
 
 
 @signals.listening()
@@ -54,12 +91,11 @@ def encode_folder(
         UserError: unusable data or model folder, or a resolution that does not fit.
         signals.Stopped: a signal came; the next call goes on from there.
     """
-    source = read_model_folder(vae)
-    if resolution is None:
-        if source.image_size is None:
-            raise UserError("--resolution: needed, this autoencoder names no size of its own")
-        resolution = source.image_size[0]
-    buckets = make_buckets(resolution, *aspect_buckets) if aspect_buckets else Buckets(resolution)
+    from latentddpm.distribution.strategy import process_group
+    from latentddpm.models.archive import load_archive
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
+
+    source, buckets = plan_encoding(data, vae, out, resolution, aspect_buckets)
     processes = process_group(strategy)
     dataset = open_dataset(
         data,

@@ -37,3 +37,15 @@ def timed(name: str) -> Iterator[None]:
     finally:
         if spent is not None:
             spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+
+
+def duration(seconds: float) -> str:
+    """Duration in the largest unit that fits, such as "5 hours".
+
+    Args:
+        seconds: the duration.
+    """
+    for size, unit in ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"

@@ -56,8 +56,10 @@ def test_parts_fit_and_give_the_same(room, fits, sizes):
 @pytest.mark.parametrize("fits", [None, 0])
 def test_a_single_image_that_does_not_fit_is_encoded_another_way(fits):
     memory = Memory(0, fits)
-    with pytest.warns(UserWarning, match="encoding 1 at a time"):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         found = memory.encode(IMAGES)
+    assert "each alone" in str(said[-1].message), f"expected the last way to be said: {said}"
     assert (found == IMAGES.sum((1, 2))).all(), "other results"
     assert memory.alone == len(IMAGES), f"{memory.alone} images alone, expected all"
 

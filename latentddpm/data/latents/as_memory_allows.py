@@ -69,4 +69,5 @@ class AsMemoryAllows:
 
     @staticmethod
     def _say(why: str, size: int) -> None:
-        warnings.warn(f"{why}; encoding {max(size, 1)} at a time", stacklevel=4)
+        how = f"{size} at a time" if size else "each alone, in strips"
+        warnings.warn(f"{why}; encoding {how}", stacklevel=4)

@@ -22,6 +22,9 @@ import numpy as np
 
 from latentddpm.evaluation.metrics.pairwise import check_features, squared_distances
 
+LEAST = 6
+"""Images that each set needs: density uses the fifth neighbour."""
+
 
 class PrecisionRecall(NamedTuple):
     """Precision and recall.

@@ -19,6 +19,7 @@ import numpy as np
 
 from latentddpm.config import AutoencoderConfig, AutoencoderRun, DiffusionRun, UNetConfig
 from latentddpm.training.plan.resolve import LARGEST
+from latentddpm.utils.timing import duration
 
 LONG_SECONDS = 24 * 3600.0
 """Duration from which a run is called long, once it is measured."""
@@ -141,15 +142,3 @@ def smaller_plan(config: AutoencoderRun | DiffusionRun) -> str:
     if small or config.init:
         return f"shorter: --set training.num_steps={max(config.training.num_steps // 10, 1)}"
     return f"smaller: --config configs/{file}.yaml, or --set {ways}"
-
-
-def duration(seconds: float) -> str:
-    """Duration in the largest unit that fits, such as "5 hours".
-
-    Args:
-        seconds: the duration.
-    """
-    for size, unit in ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 1):.0f} seconds"

@@ -103,6 +103,7 @@ def plan_vae(
     out = Path(out)
     config = _started(given, out, resume)
     config, base = settle_vae(config)
+    why = _why(config, "init" if base else "run")
     run = Run(config, out, resume, allow_changes, quiet, strategy)
     dataset = _open(run, data, catalog or out / "catalog", strict)
     run = _with(run, complete_vae(config, dataset))
@@ -113,7 +114,7 @@ def plan_vae(
         facts["captions"] = dataset.catalog.row_digest
     facts = data_facts(dataset.catalog, **facts)
     contract = check_resume(run, facts) if config.perceptual.source == "none" else None
-    return Plan(run, dataset, facts, contract, notes=_notes(given, config))
+    return Plan(run, dataset, facts, contract, notes=_notes(given, config, why))
 
 
 def plan_diffusion(
@@ -143,6 +144,7 @@ def plan_diffusion(
     config = _started(given, out, resume)
     _check_folder("--latents", latents)
     config, sources = settle_diffusion(config, vae)
+    why = _why(config, "init" if sources.base else "autoencoder")
     run = Run(config, out, resume, allow_changes, quiet, strategy)
     dataset = _open(run, data, catalog or latents / "catalog", strict)
     captioned = captions_of(dataset)
@@ -158,7 +160,9 @@ def plan_diffusion(
     facts = data_facts(dataset.catalog, **facts)
     late = sources.base is None and config.text.source != "none" and not config.text.trained
     contract = None if late else check_resume(run, facts)
-    notes = _notes(given, config) + captions_note(given, config, captioned)
+    if config.text.source == "scratch":
+        why["text.source"] = "the data has captions"
+    notes = _notes(given, config, why) + captions_note(given, config, captioned)
     return Plan(run, dataset, facts, contract, sources, latents, notes)
 
 
@@ -207,6 +211,12 @@ def _with(run: Run, config: Config) -> Run:
     return Run(config, run.folder, run.resume, run.allow_changes, run.quiet, run.strategy)
 
 
-def _notes(given: Config, config: Config) -> list[str]:
-    chosen = resolve.chosen(given, config)
-    return [f"settings   {chosen}"] if chosen else []
+def _why(settled: Config, model: str) -> dict[str, str]:
+    """What the resolution follows from: the model, or the data where it is still open."""
+    open_still = settled.data.resolution is None
+    return {"data.resolution": "that of the data" if open_still else f"that of the {model}"}
+
+
+def _notes(given: Config, config: Config, why: Mapping[str, str]) -> list[str]:
+    found = resolve.chosen(given, config, why)
+    return [f"settings   {found}"] if found else []

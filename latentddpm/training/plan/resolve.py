@@ -61,16 +61,19 @@ def fill(config: Config, known: Mapping[str, Mapping[str, Any]]) -> Config:
     return config.model_copy(update=changes)
 
 
-def chosen(before: Config, after: Config) -> str:
+def chosen(before: Config, after: Config, why: Mapping[str, str]) -> str:
     """Settings that were open before, with their values, for the start lines; "" for none.
 
     Args:
         before, after: configuration of a run as it was given, and complete.
+        why: section.key → what its value follows from, where that is worth saying.
     """
     found = []
     for section, key in OPEN:
         if hasattr(before, section) and is_open(getattr(getattr(before, section), key)):
-            found.append(f"{section}.{key} {getattr(getattr(after, section), key)}")
+            name = f"{section}.{key}"
+            reason = f" ({why[name]})" if name in why else ""
+            found.append(f"{name} {getattr(getattr(after, section), key)}{reason}")
     return ", ".join(found)
 
 

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from latentddpm.training.plan.cost import (
     LONG_SECONDS,
     cost_of,
-    duration,
     matrix_speed,
     plan_note,
 )
@@ -33,6 +32,7 @@ from latentddpm.training.run.runlog import NoLog, RunLog
 from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.memory import available_memory
+from latentddpm.utils.timing import duration
 
 REMEMBERED = 20
 """Steps in the average duration on the bar, approximately."""

@@ -185,6 +185,35 @@ def test_wrong_values_of_the_recipe(override, parts):
     names(refused(AutoencoderRun, overrides=(override,)), *parts)
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_configuration_of_the_other_command_is_called_so(path):
+    vae = "vae" in path.stem
+    other, own = ("train-vae", "train-diffusion") if vae else ("train-diffusion", "train-vae")
+    text = refused(DiffusionRun if vae else AutoencoderRun, path)
+    names(text, path.name, f"this is one of {other}", f"a configuration of {own}")
+    assert "did you mean" not in text, f"{text!r} guesses at a key"
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "other"),
+    [
+        (AutoencoderRun, "unet.channels=8", "train-diffusion"),
+        (AutoencoderRun, "training.min_snr_gamma=5", "train-diffusion"),
+        (AutoencoderRun, "data.aspect_buckets=true", "train-diffusion"),
+        (DiffusionRun, "autoencoder.channels=8", "train-vae"),
+        (DiffusionRun, "training.kl_weight=0.1", "train-vae"),
+    ],
+)
+def test_a_setting_of_the_other_command_is_called_so(kind, override, other, tmp_path):
+    own = {"training": {"reconstruction_loss" if kind is AutoencoderRun else "offset_noise": None}}
+    path = write(tmp_path, "training: {num_steps: 3}\n")
+    names(refused(kind, path, (override,)), f"one of {other}", override.partition("=")[0][:4])
+    more = next(iter(own["training"]))
+    value = "l1" if more == "reconstruction_loss" else 0.1
+    text = refused(kind, path, (override, f"training.{more}={value}"))
+    names(text, f"is a setting of {other}, not of ")
+
+
 @pytest.mark.parametrize("override", ["training.seed", "=3", "", "training.seed 3"])
 def test_an_override_needs_a_key_and_a_value(override):
     names(refused(overrides=(override,)), f"--set {override}", "section.key=value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,8 @@ def _planned(
     """
     kind, _ = parse_strategy(strategy)
     quiet = options["quiet"]
-    if kind == "multi-worker":
+    several = "TF_CONFIG" in os.environ or "SLURM_PROCID" in os.environ
+    if kind == "multi-worker" or (kind == "auto" and several):
         devices = _devices(strategy, quiet)
         return make_plan(settings, **options, strategy=devices), devices
     plan = make_plan(settings, **options)

@@ -106,25 +106,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if traceback or type(error).__name__ != NO_MEMORY:
                 raise
-            raise Failure(f"out of memory; {less_memory()}", 1) from None
+            advice = "make fewer at a time (--batch-size), or smaller ones"
+            raise Failure(f"out of memory; {advice}", 1) from None
         except KeyboardInterrupt as error:
             code = getattr(error, "exit_code", 130)
             raise Failure(one_line(error) if error.args else "interrupted", code) from None
 
     return run
-
-
-def less_memory() -> str:
-    """Advice of a command that ran out of memory: ways that its own options have."""
-    options = {option for one in click.get_current_context().command.params for option in one.opts}
-    ways = {
-        "--batch-size": "make fewer at a time (--batch-size)",
-        "--set": "take smaller batches (--set training.batch_size=N)",
-        "--resolution": "take smaller images (--resolution)",
-        "--height": "make smaller ones (--height, --width)",
-    }
-    found = [way for option, way in ways.items() if option in options]
-    return ", or ".join(found) or "free some, or take a machine with more"
 
 
 def name_option(message: str) -> str:

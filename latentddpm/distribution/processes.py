@@ -1,8 +1,10 @@
-"""Processes of one job that share the preparation of data, on one filesystem."""
+"""Processes of one job that share the preparation of data, on one filesystem.
+
+Also the names of strategies, which are checked before TensorFlow is imported.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,25 +49,17 @@ ONE_PROCESS = ProcessGroup()
 
 
 def parse_strategy(name: str) -> tuple[str, int | None]:
-    """Strategy, as `--strategy` names it, in its parts.
+    """Name of a strategy without its number of devices, and that number.
 
     Args:
-        name: one of `STRATEGIES`, or mirrored:N. "auto" is "multi-worker" where TF_CONFIG or
-            Slurm says so.
-
-    Returns:
-        One of `STRATEGIES`, and the number of devices; None for no number.
+        name: as of `--strategy`, see `distribution.strategy`.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or no device.
     """
     count = None
     if found := re.fullmatch(r"mirrored:(\d+)", name):
         name, count = "mirrored", int(found[1])
         if not count:
             raise UserError("--strategy mirrored:0: expected at least one device")
-    check_choice("--strategy", name, STRATEGIES)
-    several = "TF_CONFIG" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-    if name == "auto" and several:
-        name = "multi-worker"
-    return name, count
+    return check_choice("--strategy", name, STRATEGIES), count

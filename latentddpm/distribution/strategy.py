@@ -54,7 +54,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
             or neither TF_CONFIG nor Slurm describes the workers.
     """
     name, count = parse_strategy(name)
-    if name == "multi-worker":
+    several = "TF_CONFIG" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    if name == "multi-worker" or (name == "auto" and several):
         return _multi_worker()
     gpus = tf.config.list_physical_devices("GPU")
     if name == "one" or (name == "auto" and len(gpus) < 2):

@@ -269,14 +269,23 @@ def _data_settings(folder: ModelFolder, options: dict[str, Any]) -> tuple[DataCo
     """
     known, origin = {}, "the defaults: this model names no run"
     path = folder.path.parent / "config.yaml"
-    if folder.path.name == "model" and path.is_file():
-        origin = str(path)
-        known = _settings_of_run(path)
     given = {name: options[name] for name in KEPT if options[name] not in (None, ())}
     given = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    if given.keys() >= {"validation_fraction", "validation_by"}:
+        origin = "the options"
+    if folder.path.name == "model" and path.is_file():
+        try:
+            known = _settings_of_run(path)
+        except UserError as error:
+            if origin != "the options":
+                raise UserError(
+                    f"{error}; or give --validation-fraction and --validation-by"
+                ) from None
+        else:
+            origin = origin if origin == "the options" else str(path)
     data = parse_config(DataConfig, {**known, **given}, source="")
     Templates(data.caption_templates)  # a malformed one is an error now
-    return data, "the options" if set(given) >= set(KEPT[:2]) else origin
+    return data, origin
 
 
 def _settings_of_run(path: Path) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
         trainer = DenoisingTrainer(unet, schedule, text_encoder)
         trainer.compile(**compile_options(config.training))
     late = {}
-    if plan.contract is None:
+    if not plan.judged:
         late["text encoder"] = weights_digest(text_encoder)
     contract = plan.agreed(**late)
 

@@ -1,6 +1,7 @@
 """`latentddpm evaluate`: images, reconstructions, tables, files, refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -13,7 +14,9 @@ from PIL import Image
 from tiny import SIZE, tiny_autoencoder
 
 from latentddpm.cli import main
-from latentddpm.config import DataConfig
+from latentddpm.config import DataConfig, DiffusionRun
+from latentddpm.config_file import dump_config, parse_config
+from latentddpm.data.dataset import open_dataset
 from latentddpm.data.images import read_image
 from latentddpm.errors import UserError
 from latentddpm.evaluation.autoencoder import GRID, evaluate_autoencoder, reconstruct
@@ -226,3 +229,67 @@ def test_a_model_without_a_size_wants_one(folder):
     assert result.exit_code == 2
     assert "names no image size; give --resolution" in result.stderr
     assert not Path("catalog").exists()
+
+
+# --- The model of one's own run ------------------------------------------------------------
+
+OWN = {
+    "validation_fraction": 0.3,
+    "validation_by": "caption",
+    "caption_templates": ["a drawing of {text}"],
+}
+
+
+@pytest.fixture(scope="module")
+def own_run(folder):
+    """A finished run: its model and its settings."""
+    path = folder / "run"
+    path.mkdir()
+    shutil.copytree(folder / "model", path / "model")
+    config = parse_config(DiffusionRun, {"data": {"resolution": SIZE[0], **OWN}})
+    (path / "config.yaml").write_text(dump_config(config), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("place", [".", "model"])
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ((), {}),
+        (("--validation-fraction", 0.5), {"validation_fraction": 0.5}),
+        (("--validation-by", "path"), {"validation_by": "path"}),
+        (("--split", "validation"), {}),
+    ],
+)
+def test_split_and_templates_are_those_of_the_run(own_run, place, given, changed):
+    result = run("--model", own_run / place, "--data", EMOJI, "--limit", 3, "--json", *given)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    expected = {**OWN, **changed}
+    assert found.items() >= expected.items(), f"{found}, expected {expected}"
+
+
+def test_which_images_validate_is_said_and_is_that_of_the_run(own_run, tmp_path):
+    result = run("--model", own_run, "--data", EMOJI, "--split", "validation", "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    dataset = open_dataset(EMOJI, tmp_path / "catalog", OWN, quiet=True)
+    found = json.loads((tmp_path / "evaluation.json").read_text("utf-8"))["images"]
+    assert found == len(dataset.validation), f"{found} images, expected those of the run"
+    for words in ("0.3 of all, by caption", str(own_run / "config.yaml")):
+        assert words in result.stdout, f"expected {words!r} in {result.stdout}"
+
+
+def test_of_a_model_of_no_run_the_defaults_are_said(folder):
+    result = run("--model", folder / "model", "--data", EMOJI, "--split", "training", "--limit", 3)
+    assert "0.05 of all, by path (from the defaults: this model names no run)" in result.stdout
+
+
+def test_a_damaged_configuration_of_the_run_is_named(own_run, tmp_path):
+    shutil.copytree(own_run, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("data: {colour: 3}\n", "utf-8")
+    result = run("--model", tmp_path / "run", "--data", EMOJI)
+    assert result.exit_code == 2
+    assert "config.yaml: unknown key data.colour" in result.stderr, result.stderr
+    ways = ("--validation-fraction", 0.3, "--validation-by", "path")
+    result = run("--model", tmp_path / "run", "--data", EMOJI, "--limit", 3, *ways)
+    assert result.exit_code == 0, f"expected the options to be enough: {result.stderr}"

@@ -342,6 +342,13 @@ def test_a_plan_that_takes_months_is_said_with_smaller_ones():
     assert "num_steps" in smaller_plan(config), "expected fewer steps where all else is small"
 
 
+def test_a_network_without_blocks_has_a_cost(lab):
+    """Sizes of a model to start from are those it has."""
+    config, _ = settle_diffusion(parse_config(DiffusionRun, {"init": str(lab / "model")}), None)
+    assert config.unet.num_res_blocks == 0, "expected the model's"
+    assert cost_of(config, 2).multiply_adds > 0, "expected a cost"
+
+
 def test_a_small_plan_needs_no_note():
     config, _ = settle_vae(load_config(AutoencoderRun, None, ("data.resolution=16",)))
     assert plan_note(config, Cost(1e6, 1e6), speed=1e11, memory=8 << 30) == "", "no note expected"

@@ -31,6 +31,7 @@ from latentddpm.training.run.progress import Progress, run_summary
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
+from latentddpm.utils import console
 from latentddpm.utils.console import say
 from latentddpm.utils.files import read_json_lines
 
@@ -159,6 +160,7 @@ def train(folder, actions, monkeypatch):
 
 def test_the_bar_fits_and_lines_stay_whole_above_it(tmp_path, monkeypatch):
     lines, _ = train(tmp_path, lambda step: say(f"a note at step {step}"), monkeypatch)
+    lines = [line for line in lines if not line.endswith("…")]  # of a slow first step
     expected = [f"a note at step {step}" for step in range(4, 25, 4)]
     assert lines[:6] == expected, f"expected the notes, each in a line of its own: {lines}"
     assert lines[6].startswith("100%|"), f"expected the bar below them: {lines}"
@@ -175,6 +177,35 @@ def test_the_rate_leaves_out_what_is_done_between_steps(tmp_path, monkeypatch):
     assert counted < most, f"{counted:.2f} s for the steps of a run of {most:.2f} s and sleep"
     # The first of 24 steps compiles: the first line is about three.
     assert lines[0]["examples_per_second"] > 0, f"expected a rate of the later steps: {lines[0]}"
+
+
+@pytest.mark.parametrize(("total", "said"), [(10**9, True), (8, False)])
+def test_a_long_run_is_called_so_once(tmp_path, capsys, total, said):
+    model = small()
+    progress = Progress(RunLog(tmp_path), 0, total, 6, 4, quiet=False, advice="take fewer")
+    batches = tf.data.Dataset.from_tensors(data(6)).repeat(8)
+    model.fit(batches, verbose=0, callbacks=[progress], shuffle=False)
+    found = [line for line in capsys.readouterr().err.splitlines() if "a long run" in line]
+    assert len(found) == said, f"{total} steps: {found}"
+    for words in ("steps at", "images/s take", "; take fewer") if said else ():
+        assert words in found[0], f"{found[0]!r}: expected {words!r}"
+
+
+def test_a_slow_first_step_is_explained_and_nothing_is_said_after_a_failure(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(console, "PATIENCE_SECONDS", 0.05)
+    progress = Progress(RunLog(tmp_path), 0, 8, 6, 4, quiet=False)
+    progress.on_train_begin()
+    time.sleep(0.3)
+    progress.close()
+    assert "compiling the first step …" in capsys.readouterr().err, "expected what is being done"
+    monkeypatch.setattr(console, "PATIENCE_SECONDS", 0.2)
+    progress = Progress(RunLog(tmp_path), 0, 8, 6, 4, quiet=False)
+    progress.on_train_begin()
+    progress.close()
+    time.sleep(0.4)
+    assert "compiling" not in capsys.readouterr().err, "expected nothing once it has ended"
 
 
 def test_a_run_introduces_itself(unet):
@@ -233,7 +264,7 @@ def test_wandb_holds_the_history_offline_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = parse_config(DiffusionRun, {"training": {"wandb": "emoji"}})
     for first, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        with open_log(tmp_path, config, first, quiet=True) as log:
+        with open_log(Run(config, tmp_path, quiet=True), first) as log:
             for step in steps:
                 log.write(step, {"loss": 1.0 / step, "loss_q1": math.nan})
                 log.write(step, {"validation_loss": float(step)})

@@ -76,7 +76,9 @@ def _blocks(
     below = own.channels
     for level, multiplier in enumerate(own.channel_multipliers):
         width, area, count = own.channels * multiplier, (side >> level) ** 2, own.num_res_blocks
-        yield width, area, count, (below + width * (count - 1)) // count, level in attention
+        if count:
+            mean = (below + width * (count - 1)) // count
+            yield width, area, count, mean, level in attention
         # On the way up each block takes the level below or, in a UNet, a skip connection too.
         yield width, area, count + 1, width * (up - 1), level in attention
         below = width

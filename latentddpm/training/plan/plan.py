@@ -53,8 +53,8 @@ class Plan:
         run: its complete settings, its folder, and how it goes on.
         dataset: opened.
         facts: about the data, for the contract of the run.
-        contract: of the run, already compared with its newest checkpoint; None where `facts` lack
-            a digest of networks that are not loaded yet.
+        judged: the contract of the run was compared with that of its newest checkpoint. It is
+            not where `facts` lack a digest of networks that are not loaded yet.
         sources: finished models that a `train-diffusion` run uses; None for `train-vae`.
         latents: folder of the latents cache; None for `train-vae`.
         notes: lines for people, before the first step.
@@ -63,7 +63,7 @@ class Plan:
     run: Run
     dataset: Dataset
     facts: Mapping[str, int | str]
-    contract: Contract | None
+    judged: bool
     sources: Sources | None = None
     latents: Path | None = None
     notes: list[str] = field(default_factory=list)
@@ -77,7 +77,9 @@ class Plan:
         Raises:
             UserError: see `training.run.resume.check_resume`.
         """
-        return self.contract or check_resume(self.run, {**self.facts, **late})
+        if self.judged:
+            return Contract.of(self.run.config, self.facts)
+        return check_resume(self.run, {**self.facts, **late})
 
 
 def plan_vae(
@@ -113,8 +115,10 @@ def plan_vae(
     if config.data.validation_by == "caption":
         facts["captions"] = dataset.catalog.row_digest
     facts = data_facts(dataset.catalog, **facts)
-    contract = check_resume(run, facts) if config.perceptual.source == "none" else None
-    return Plan(run, dataset, facts, contract, notes=_notes(given, config, why))
+    judged = config.perceptual.source == "none"
+    if judged:
+        check_resume(run, facts)
+    return Plan(run, dataset, facts, judged, notes=_notes(given, config, why))
 
 
 def plan_diffusion(
@@ -158,12 +162,13 @@ def plan_diffusion(
     if sources.base is not None:
         facts["init"] = sources.base.digest
     facts = data_facts(dataset.catalog, **facts)
-    late = sources.base is None and config.text.source != "none" and not config.text.trained
-    contract = None if late else check_resume(run, facts)
+    judged = sources.base is not None or config.text.source == "none" or config.text.trained
+    if judged:
+        check_resume(run, facts)
     if config.text.source == "scratch":
         why["text.source"] = "the data has captions"
     notes = _notes(given, config, why) + captions_note(given, config, captioned)
-    return Plan(run, dataset, facts, contract, sources, latents, notes)
+    return Plan(run, dataset, facts, judged, sources, latents, notes)
 
 
 def check_out(folder: Path) -> None:

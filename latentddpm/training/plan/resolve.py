@@ -36,8 +36,10 @@ OPEN = (
     ("unet", "channel_multipliers"),
     ("unet", "attention_levels"),
     ("text", "source"),
+    ("training", "precision"),
 )
-"""Settings, (section, key), that may be left to this module."""
+"""Settings, (section, key), that a run may leave open. Precision is settled once TensorFlow is
+there; a run that is resumed keeps its own."""
 
 
 def is_open(value: Any) -> bool:
@@ -70,10 +72,13 @@ def chosen(before: Config, after: Config, why: Mapping[str, str]) -> str:
     """
     found = []
     for section, key in OPEN:
-        if hasattr(before, section) and is_open(getattr(getattr(before, section), key)):
+        if not hasattr(before, section):
+            continue
+        was, now = (getattr(getattr(one, section), key) for one in (before, after))
+        if is_open(was) and not is_open(now):
             name = f"{section}.{key}"
             reason = f" ({why[name]})" if name in why else ""
-            found.append(f"{name} {getattr(getattr(after, section), key)}{reason}")
+            found.append(f"{name} {now}{reason}")
     return ", ".join(found)
 
 

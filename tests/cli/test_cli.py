@@ -231,6 +231,11 @@ def test_train_vae_leaves_its_run_folder(lab, vae):
     for section, values in VAE_CONFIG.items():
         assert settings[section].items() >= values.items(), f"config.yaml: another {section}"
     assert settings["training"]["kl_weight"] == 1e-6, "expected defaults in config.yaml as well"
+    making = read_metadata(run / "samples" / "step-00000008.png")
+    assert making["training_step"] == 8, f"expected how it was made, got {making}"
+    assert all((lab / "data" / name).is_file() for name in making["images"]), (
+        f"expected the names of the images, got {making}"
+    )
 
 
 def test_the_latent_scale_is_measured(lab, vae):

@@ -136,11 +136,11 @@ def smaller_plan(config: AutoencoderRun | DiffusionRun) -> str:
         config: complete settings.
     """
     if isinstance(config, AutoencoderRun):
-        small = (config.data.resolution or LARGEST) <= 64 and config.autoencoder.channels <= 32
-        file, ways = "small-64-vae", "data.resolution=64 --set autoencoder.channels=32"
+        large_images = (config.data.resolution or LARGEST) > 64
+        file, ways = "small-64-vae", ["data.resolution=64"] * large_images
+        ways += ["autoencoder.channels=32"] * (config.autoencoder.channels > 32)
     else:
-        small = config.unet.channels <= 64
-        file, ways = "small-64-diffusion", "unet.channels=64"
-    if small or config.init:
+        file, ways = "small-64-diffusion", ["unet.channels=64"] * (config.unet.channels > 64)
+    if not ways or config.init:
         return f"shorter: --set training.num_steps={max(config.training.num_steps // 10, 1)}"
-    return f"smaller: --config configs/{file}.yaml, or --set {ways}"
+    return f"smaller: --config configs/{file}.yaml, or --set {' --set '.join(ways)}"

@@ -28,9 +28,9 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.autoencoder import train_vae, whole_model
 from latentddpm.training.autoencoder_networks import (
     build_adversary,
-    build_autoencoder,
     build_perceptual,
 )
+from latentddpm.training.plan.settle import settle_vae
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.step.adversarial import TERMS
 from latentddpm.utils.files import read_json_lines
@@ -216,27 +216,25 @@ def test_a_new_decoder_comes_with_the_rest_of_its_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("build", "changes", "parts"),
+    ("changes", "parts"),
     [
-        (build_autoencoder, {"training__train": "decoder"}, ("training.train=decoder", "init")),
+        ({"training__train": "decoder"}, ("training.train=decoder", "init")),
         (
-            build_perceptual,
             {"training__best_metric": "perceptual"},
             ("training.best_metric=perceptual", "perceptual.source"),
         ),
-        (build_adversary, {"discriminator__num_layers": 3}, ("num_layers", "at least 32", "16")),
-        (build_adversary, {"discriminator__norm_groups": 3}, ("discriminator", "norm_groups=3")),
-        (build_perceptual, {"perceptual__source": "vgg"}, ("'vgg'", "'imagenet'", "no such file")),
+        ({"discriminator__num_layers": 3}, ("num_layers", "at least 32", "16")),
+        ({"discriminator__norm_groups": 3}, ("discriminator", "norm_groups=3")),
+        ({"perceptual__source": "vgg"}, ("'vgg'", "'imagenet'", "no such file")),
         (
-            build_perceptual,
             {"perceptual__source": "hed", "data__resolution": 8},
             ("perceptual.source", "at least 16", "8"),
         ),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(build, changes, parts):
+def test_what_cannot_be_built_is_said_in_one_line(changes, parts):
     with pytest.raises(UserError) as caught:
-        build(settings(**changes))
+        settle_vae(settings(**changes))
     text = str(caught.value)
     assert "\n" not in text, f"expected one line, got {text!r}"
     missing = [part for part in parts if part not in text]

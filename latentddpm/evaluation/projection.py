@@ -200,10 +200,8 @@ def _projection(name: str, seed: int, count: int) -> Callable[[np.ndarray], np.n
         else:
             from sklearn.manifold import TSNE
     except ImportError:
-        library, extra = ("umap-learn", "umap") if name == "umap" else ("scikit-learn", "plot")
-        raise UserError(
-            f"--projection {name} needs {library}: pip install 'latentddpm[{extra}]'"
-        ) from None
+        library = "umap-learn scikit-learn" if name == "umap" else "scikit-learn"
+        raise UserError(f"--projection {name} needs packages: pip install {library}") from None
 
     def flatten(latents: np.ndarray) -> np.ndarray:
         components = min(COMPONENTS, *latents.shape)

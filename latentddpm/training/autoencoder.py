@@ -162,7 +162,8 @@ def train_planned(plan: Plan) -> Autoencoder:
     autoencoder = in_float32(autoencoder)
     if run.is_chief:
         if config.training.train == "all":
-            statistics = measure_latents(autoencoder, batches.in_order(dataset.training))
+            with activity("measuring the latents of all training images", run.silent):
+                statistics = measure_latents(autoencoder, batches.in_order(dataset.training))
             autoencoder.scaling_factor = 1.0 / statistics["std"]
             autoencoder.latent_statistics = statistics
         whole_model(config, autoencoder).save(out / "model")

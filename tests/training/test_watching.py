@@ -230,7 +230,7 @@ def test_without_wandb_a_run_that_wants_it_is_refused_before_anything_is_made(
 ):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = parse_config(DiffusionRun, {"training": {"wandb": "emoji"}})
-    with pytest.raises(UserError, match=r"pip install 'latentddpm\[wandb\]'"):
+    with pytest.raises(UserError, match="pip install wandb"):
         train_diffusion(config, tmp_path, None, tmp_path / "run")
     assert not (tmp_path / "run").exists(), "expected nothing to be made"
 

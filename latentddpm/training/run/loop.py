@@ -28,6 +28,7 @@ from latentddpm.training.run.wandb_log import WandbLog
 from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils import signals
+from latentddpm.utils.console import activity
 from latentddpm.utils.files import atomic_path
 from latentddpm.utils.locks import require_lock
 from latentddpm.utils.memory import is_out_of_memory
@@ -168,7 +169,8 @@ def run_steps(
                 best = Best(saver, best_metric, first, history)
 
             def validated(step: int) -> None:
-                values = validate(step, log)
+                with activity(f"validating at step {step}", run.silent):
+                    values = validate(step, log)
                 if best is not None:
                     best.offer(step, values)
 

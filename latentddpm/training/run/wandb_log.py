@@ -25,7 +25,7 @@ def import_wandb() -> Any:
     try:
         import wandb
     except ImportError:
-        raise UserError("training.wandb needs pip install 'latentddpm[wandb]'") from None
+        raise UserError("training.wandb: needs a package: pip install wandb") from None
     return wandb
 
 

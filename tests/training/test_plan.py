@@ -86,6 +86,7 @@ def test_small_pictures_are_not_enlarged(lab, tmp_path):
     ("given", "expected"),
     [
         ({"data": {"resolution": 64}}, (64, [1, 2, 4])),
+        ({"data": {"resolution": 128}}, (128, [1, 2, 4])),
         ({"data": {"resolution": 256}}, (256, [1, 2, 4, 4])),
         ({"autoencoder": {"channel_multipliers": [1, 1, 1, 1]}}, (24, [1, 1, 1, 1])),
         ({"data": {"resolution": None}}, (28, [1, 2])),

@@ -25,8 +25,8 @@ LARGEST = 256
 """Resolution at most, where nothing but the data says one."""
 AUTOENCODER_LEVELS = (1, 2, 4, 4)
 UNET_LEVELS = (1, 2, 3, 4)
-SMALLEST_LATENTS = 12
-"""Side of the latents, at least, of an autoencoder with more than two levels."""
+SMALLEST_LATENTS = {4: 24, 3: 12}
+"""Number of an autoencoder's levels → side of its latents, at least; two levels have no limit."""
 SMALLEST_LEVEL = 4
 """Side of a UNet's lowest level, at least, where it has several."""
 
@@ -88,9 +88,9 @@ def autoencoder_levels(resolution: int) -> list[int]:
     Args:
         resolution: side of the images, in pixels.
     """
-    for count in range(len(AUTOENCODER_LEVELS), 2, -1):
+    for count, smallest in SMALLEST_LATENTS.items():
         factor = 2 ** (count - 1)
-        if resolution % factor == 0 and resolution // factor >= SMALLEST_LATENTS:
+        if resolution % factor == 0 and resolution // factor >= smallest:
             return list(AUTOENCODER_LEVELS[:count])
     return list(AUTOENCODER_LEVELS[:2])
 

@@ -37,6 +37,7 @@ from latentddpm.training.run.resume import (
 )
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.wandb_log import import_wandb
+from latentddpm.utils import signals
 from latentddpm.utils.console import activity
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Plan:
         return check_resume(self.run, {**self.facts, **late})
 
 
+@signals.listening()
 def plan_vae(
     config: AutoencoderRun | dict[str, Any] | str | Path,
     data: str | Path,
@@ -103,9 +105,9 @@ def plan_vae(
     """
     given = as_config(AutoencoderRun, config)
     out = Path(out)
-    config = _started(given, out, resume)
-    config, base = settle_vae(config)
-    why = _why(config, "init" if base else "run")
+    started = _started(given, out, resume)
+    config, base = settle_vae(started)
+    why = _why(started, config, "init")
     run = Run(config, out, resume, allow_changes, quiet, strategy)
     dataset = _open(run, data, catalog or out / "catalog", strict)
     run = _with(run, complete_vae(config, dataset))
@@ -121,6 +123,7 @@ def plan_vae(
     return Plan(run, dataset, facts, judged, notes=_notes(given, config, why))
 
 
+@signals.listening()
 def plan_diffusion(
     config: DiffusionRun | dict[str, Any] | str | Path,
     data: str | Path,
@@ -145,10 +148,10 @@ def plan_diffusion(
     given = as_config(DiffusionRun, config)
     out = Path(out)
     latents = Path(latents) if latents else out / "latents"
-    config = _started(given, out, resume)
+    started = _started(given, out, resume)
     _check_folder("--latents", latents)
-    config, sources = settle_diffusion(config, vae)
-    why = _why(config, "init" if sources.base else "autoencoder")
+    config, sources = settle_diffusion(started, vae)
+    why = _why(started, config, "init" if sources.base else "autoencoder")
     run = Run(config, out, resume, allow_changes, quiet, strategy)
     dataset = _open(run, data, catalog or latents / "catalog", strict)
     captioned = captions_of(dataset)
@@ -165,7 +168,7 @@ def plan_diffusion(
     judged = sources.base is not None or config.text.source == "none" or config.text.trained
     if judged:
         check_resume(run, facts)
-    if config.text.source == "scratch":
+    if config.text.source == "scratch" and resolve.is_open(started.text.source):
         why["text.source"] = "the data has captions"
     notes = _notes(given, config, why) + captions_note(given, config, captioned)
     return Plan(run, dataset, facts, judged, sources, latents, notes)
@@ -216,10 +219,12 @@ def _with(run: Run, config: Config) -> Run:
     return Run(config, run.folder, run.resume, run.allow_changes, run.quiet, run.strategy)
 
 
-def _why(settled: Config, model: str) -> dict[str, str]:
-    """What the resolution follows from: the model, or the data where it is still open."""
-    open_still = settled.data.resolution is None
-    return {"data.resolution": "that of the data" if open_still else f"that of the {model}"}
+def _why(started: Config, settled: Config, model: str) -> dict[str, str]:
+    """What the resolution follows from, by the first of two configurations that has it."""
+    whose = "data" if settled.data.resolution is None else model
+    if started.data.resolution is not None:
+        whose = "run that goes on"
+    return {"data.resolution": f"that of the {whose}"}
 
 
 def _notes(given: Config, config: Config, why: Mapping[str, str]) -> list[str]:

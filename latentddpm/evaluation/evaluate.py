@@ -137,18 +137,19 @@ def evaluate_model(
         UserError: images, networks or sizes that do not fit.
         signals.Stopped: a signal came; finished images and features are kept.
     """
-    with activity("loading TensorFlow", quiet):
-        import_keras()
-        from latentddpm.evaluation.images import spread_images
-        from latentddpm.models.archive import weights_digest
-
-    with activity(f"loading {plan.folder.path}", quiet):
-        networks = _Networks(plan)
     options, out = plan.options, plan.options["out"]
     with tempfile.TemporaryDirectory() as scratch:
         catalog = (out or Path(scratch)) / "catalog"
         dataset = open_dataset(options["data"], catalog, plan.data, quiet=quiet)
-        images = spread_images(dataset, dataset.split(plan.split), plan.size, options["limit"])
+        selection = dataset.split(plan.split)
+        with activity("loading TensorFlow", quiet):
+            import_keras()
+            from latentddpm.evaluation.images import spread_images
+            from latentddpm.models.archive import weights_digest
+
+        with activity(f"loading {plan.folder.path}", quiet):
+            networks = _Networks(plan)
+        images = spread_images(dataset, selection, plan.size, options["limit"])
         extractor, perceptual = networks.extractor, networks.perceptual
         conditions = {
             "model": str(options["model"]),

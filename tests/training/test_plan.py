@@ -226,6 +226,7 @@ EARLY = [
     "encode --data bare --vae vae --out q --strategy two",
     "evaluate --model vae --data nowhere",
     "evaluate --model nowhere --data bare",
+    "evaluate --model vae --data bare --split validation --validation-fraction 0",
     "evaluate --model vae --data bare --extractor nowhere.keras",
     "evaluate --model vae --data bare --perceptual nowhere.h5",
     "evaluate --model vae --data bare --latents --out q --projection pca",

@@ -220,7 +220,7 @@ def _with(run: Run, config: Config) -> Run:
 
 
 def _why(started: Config, settled: Config, model: str) -> dict[str, str]:
-    """What the resolution follows from, by the first of two configurations that has it."""
+    """Origin of the resolution, by the first of two configurations that has it."""
     whose = "data" if settled.data.resolution is None else model
     if started.data.resolution is not None:
         whose = "run that goes on"

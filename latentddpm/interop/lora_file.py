@@ -32,6 +32,7 @@ from safetensors import safe_open
 from latentddpm.errors import UserError, nearest
 from latentddpm.interop.tensors import FLOATS, NUMBERS, TensorFiles
 from latentddpm.utils.files import read_json
+from latentddpm.utils.finite import check_finite
 
 OF_UNET, OF_TEXT = "lora_unet_", "lora_te_"
 ROLES = {
@@ -182,8 +183,7 @@ class LoraFile:
                 )
             if role == "alpha" and math.prod(shapes[role]) != 1:
                 raise UserError(f"{name}: {key!r} is {shapes[role]}, expected one number")
-            if not np.isfinite(self._read(key)).all():
-                raise UserError(f"{name}: {key!r} holds numbers that are not finite (NaN, ∞)")
+            check_finite(self._read(key), name, key)
 
     def _strength(
         self, stem: str, keys: Mapping[str, str], adapters: Mapping[str, Any], module: str

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from latentddpm.errors import UserError
 from latentddpm.utils.files import read_json
+from latentddpm.utils.finite import check_finite
 
 Shape = tuple[int, ...]
 
@@ -54,7 +55,8 @@ class Tensors(Protocol):
         """Tensor `key`, in its own type.
 
         Raises:
-            UserError: another type than `DTYPES`, or the file cannot be read any more.
+            UserError: another type than `DTYPES`, a number that is not finite, or the file cannot
+                be read any more.
         """
 
 
@@ -131,9 +133,11 @@ class TensorFiles:
             allowed = ", ".join(dtypes)
             raise UserError(f"{self._file(key)}: {key!r} is {dtype}, expected one of {allowed}")
         try:
-            return self._files[key][1].get_tensor(key)
+            array = self._files[key][1].get_tensor(key)
         except SafetensorError as error:
             raise UserError(f"{self._file(key)}: {key!r} cannot be read ({error})") from None
+        check_finite(array, self._file(key), key)
+        return array
 
     def _file(self, key: str) -> Path:
         if key not in self._files:

@@ -27,16 +27,11 @@ from latentddpm.interop.diffusers.weights import write
 from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_config
 from latentddpm.interop.tensors import TensorFiles
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.recognise import PIPELINES
 from latentddpm.utils.files import atomic_folder, check_new, read_json, write_json
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 STEM = "diffusion_pytorch_model"
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionInpaintPipelineLegacy",
-)
 PARTS = {
     "vae": (AUTOENCODER,),
     "unet": (UNET, CONDITIONAL_UNET),

@@ -35,6 +35,7 @@ from latentddpm.models.functional import is_frozen
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils.files import FileEntry, atomic_folder, atomic_path, write_json
+from latentddpm.utils.finite import check_finite
 
 FORMAT = 3
 STATE = "state.safetensors"
@@ -181,7 +182,7 @@ def restore(path: Path, trainer: Trainer) -> int:
         The checkpoint's step.
 
     Raises:
-        UserError: it has weights of other shapes.
+        UserError: it has weights of other shapes, or numbers that are not finite.
     """
     state, variables = load_file(path / STATE), _variables(trainer)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
@@ -192,6 +193,8 @@ def restore(path: Path, trainer: Trainer) -> int:
             f"{path}: {name} has shape {stored.get(name)}, this model has {shapes.get(name)}; "
             "resume with the sizes the run was started with"
         )
+    for name, array in state.items():  # all of them, before the first variable is changed
+        check_finite(array, path / STATE, name)
     for name, variable in variables.items():
         variable.assign(state[name])
     return step_of(path)

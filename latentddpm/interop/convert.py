@@ -6,26 +6,26 @@ A checkpoint may be a single network. An autoencoder becomes a model folder for 
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import latentddpm
-from latentddpm.errors import UserError, check_choice
-from latentddpm.interop.compvis.single_file import load_single_file, read_single_file
+from latentddpm.errors import check_choice
+from latentddpm.interop.compvis.single_file import read_single_file
 from latentddpm.interop.diffusers.checkpoint import CheckpointPart
 from latentddpm.interop.diffusers.folder import build, read_folder, save_diffusers
 from latentddpm.interop.diffusers.networks import validate
-from latentddpm.interop.tensors import refuse_pickle
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import (
     FILES,
+    check_convertible,
     describe_part,
     read_model_folder,
     write_manifest,
 )
+from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_folder, check_new
 
 TARGETS = ("diffusers",)
@@ -52,23 +52,16 @@ def convert_from(
         UserError: see `load_diffusers` and `single_file.read_single_file`; or `out` exists.
     """
     path, out = Path(path), Path(out)
+    check_convertible(path, variant)
     check_new(out)
-    if path.is_dir():
-        checkpoint = read_folder(path, variant)
-        unet_alone = checkpoint.vae is None and checkpoint.unet is not None
-        load = partial(build, checkpoint, quiet)
-    else:
-        refuse_pickle(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file or folder")
-        checkpoint = read_single_file(path)
-        unet_alone = checkpoint.vae is None and checkpoint.text is None
-        load = partial(load_single_file, path, quiet=quiet)
-    if unet_alone:
+    checkpoint = read_folder(path, variant) if path.is_dir() else read_single_file(path)
+    if checkpoint.vae is None and checkpoint.text is None and checkpoint.unet is not None:
+        say(f"{path}: holds a UNet alone; --to diffusers takes what is made of it", quiet)
         _convert_unet(checkpoint.unet, out, storage, quiet)
         return
-    model = load()
-    model.save(out, storage)
+    if checkpoint.unet is None:
+        say(f"{path}: holds an autoencoder alone, for train-diffusion --vae", quiet)
+    build(checkpoint, quiet).save(out, storage)
 
 
 def convert_to(

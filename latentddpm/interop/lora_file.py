@@ -30,7 +30,7 @@ import numpy as np
 from safetensors import safe_open
 
 from latentddpm.errors import UserError, nearest
-from latentddpm.interop.tensors import FLOATS, NUMBERS, TensorFiles
+from latentddpm.interop.tensors import FLOATS, NUMBERS, TensorFiles, check_dtype
 from latentddpm.utils.files import read_json
 from latentddpm.utils.finite import check_finite
 
@@ -177,10 +177,7 @@ class LoraFile:
                 )
         for role, key in keys.items():
             types = NUMBERS if role == "alpha" else FLOATS
-            if tensors.dtype(key) not in types:
-                raise UserError(
-                    f"{name}: {key!r} is {tensors.dtype(key)}, expected one of {', '.join(types)}"
-                )
+            check_dtype(tensors, key, types)
             if role == "alpha" and math.prod(shapes[role]) != 1:
                 raise UserError(f"{name}: {key!r} is {shapes[role]}, expected one number")
             check_finite(self._read(key), name, key)

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 from latentddpm.pipeline.weight_files import (
     DOWNLOAD,
     LORA,
+    NEVER,
     READ,
-    SAFE,
     STEMS,
     SUFFIX,
+    TRUSTED,
     UNFINISHED,
     content_of,
     is_pickle,
@@ -51,10 +52,12 @@ class Thing(NamedTuple):
     Attributes:
         what: with its article, such as "a LoRA".
         advice: the command that takes it, or what to do.
+        convertible: True for what `convert --from` takes.
     """
 
     what: str
     advice: str
+    convertible: bool = False
 
 
 def recognise(path: str | Path) -> Thing | None:
@@ -96,7 +99,7 @@ def convert_line(path: Path) -> str:
 
 
 def _converted(what: str, path: Path) -> Thing:
-    return Thing(what, f"make a model folder of it with: {convert_line(path)}")
+    return Thing(what, f"make a model folder of it with: {convert_line(path)}", True)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -268,8 +271,7 @@ def _weights(path: Path) -> Thing | None:
 def _pickle(path: Path) -> Thing | None:
     if not is_pickle(path):
         return None
-    what, _, advice = SAFE.partition("; ")
-    return Thing(what, advice)
+    return Thing("a pickle", f"it {NEVER}; {TRUSTED}")
 
 
 def _archive(path: Path) -> Thing | None:

@@ -24,14 +24,16 @@ SUFFIX = ".safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 """Suffixes of pickles, which can run code and are never opened."""
 
-SAFE = (
-    "a pickle, which can run code and is never opened; convert it where you trust it: load it "
-    "with diffusers and save_pretrained(folder, safe_serialization=True)"
+NEVER = "can run code and is never opened"
+TRUSTED = (
+    "convert it where you trust it: load it with diffusers and save_pretrained(folder, "
+    "safe_serialization=True)"
 )
 
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2")
 """Suffixes of downloads that are under way or were broken off."""
 
+MAX_HEADER = 100_000_000  # bytes; the library has the same limit
 DOWNLOAD = "download it again"
 CONTENTS = (
     (
@@ -41,8 +43,8 @@ CONTENTS = (
     ),
     (rb"\s*(\xef\xbb\xbf)?<(!doctype|html|\?xml)", "a web page, saved under this name", DOWNLOAD),
     (rb"GGUF", "GGUF, quantised weights, which are not read", "take its .safetensors version"),
-    (rb"PK\x03\x04", "a ZIP archive, as torch.save writes its pickles", SAFE.partition("; ")[2]),
-    (rb"\x80[\x02-\x05]", "a pickle, which is never opened", SAFE.partition("; ")[2]),
+    (rb"PK\x03\x04", "a ZIP archive, as torch.save writes its pickles", TRUSTED),
+    (rb"\x80[\x02-\x05]", "a pickle, which is never opened", TRUSTED),
     (rb"\x89HDF", "HDF5", "take its .safetensors version"),
     (rb"(\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP)", "a picture", "name a weight file"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive", "unpack it first"),
@@ -96,9 +98,7 @@ LAYOUTS = (
     Layout(r".*motion_modules\.", "a motion module of AnimateDiff"),
     Layout(r"(emb_params|clip_[lg]|string_to_param)$", "a textual inversion (an embedding)"),
     Layout(r"(conv_first|RRDB_trunk)\b", "an upscaler (ESRGAN)"),
-    Layout(
-        r"(model\.diffusion_model\.)?label_emb\.", "a UNet with class labels or sizes (SDXL's)"
-    ),
+    Layout(r"(model\.diffusion_model\.)?label_emb\.", "a UNet with label_emb (as SDXL's)"),
     Layout(
         r"(model\.diffusion_model\.)?middle_block\.1\.qkv\.",
         "an unconditional UNet of latent-diffusion",
@@ -180,6 +180,8 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
         length = int.from_bytes(start[:8], "little")
         if size < 9 or start[8:] != b"{":
             raise ValueError(_no_safetensors(path))
+        if length > MAX_HEADER:
+            raise ValueError(f"its header says that it has {length:,} bytes; {DOWNLOAD}")
         if 8 + length > size:
             raise ValueError(f"it is cut off in its header, at {size:,} bytes; {DOWNLOAD}")
         file.seek(8)
@@ -242,7 +244,7 @@ def is_pickle(path: str | os.PathLike) -> bool:
     return Path(path).suffix in PICKLES
 
 
-# --- Folders of diffusers and their variants ------------------------------------------------------------------------------
+# --- Folders of diffusers and their variants ------------------------------------------------
 
 NAMES = re.compile(
     r"(?:\.(?P<before>[\w-]+))?\.safetensors(?P<index>\.index(?:\.(?P<after>[\w-]+))?\.json)?"

@@ -19,6 +19,7 @@ import h5py
 import keras
 import numpy as np
 
+from latentddpm.choices import STORAGE
 from latentddpm.errors import UserError, check_choice, one_line
 from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
@@ -26,7 +27,6 @@ from latentddpm.utils.files import atomic_path
 from latentddpm.utils.finite import check_finite
 from latentddpm.utils.memory import TooManyWeights, weight_limit
 
-STORAGE = ("float32", "float16")
 WEIGHTS = "model.weights.h5"
 MEMBERS = {"metadata.json", "config.json", WEIGHTS}
 MAX_CONFIG_BYTES = 1 << 20

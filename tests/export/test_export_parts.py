@@ -22,6 +22,7 @@ from tiny import (
     tiny_autoencoder,
 )
 
+from latentddpm.choices import EXPORTS
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError
 from latentddpm.export import endpoints as interop_endpoints
@@ -59,7 +60,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module", params=WRITERS)
 def kind(request):
-    for tool in WRITERS[request.param].TOOLS:
+    for tool in EXPORTS[request.param]:
         pytest.importorskip(tool)
     return request.param
 

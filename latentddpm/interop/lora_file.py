@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,18 @@ ROLES = {
     "alpha": "alpha",
 }
 """End of a tensor's name → its role: A ("down"), B ("up"), the matrix between them, or α."""
+
+STYLES = {
+    "kohya's scripts": r"lora_(unet|te1?)_.*\.(lora_(down|up|mid)\.weight|alpha)$",
+    "LyCORIS": r"lora_(unet|te1?)_.*\.lora_mid",
+    "diffusers' attention processors": r".*\.processor\.to_\w+_lora\.",
+    "diffusers up to 0.20": r"(unet|text_encoder)\..*\.(lora|lora_linear_layer)\.(down|up)\.",
+    "PEFT": r"base_model\.model\.",
+    "diffusers": r"(unet|text_encoder)\..*\.lora_[AB]\.",
+    "CompVis' layers": r"(model\.)?diffusion_model\.|lora_unet_(input|middle|output)_block",
+    "PEFT, of the UNet alone": r"(down_blocks|mid_block|up_blocks|conv_|time_)",
+}
+"""Style of names that is read → regular expression of the beginning of such a name."""
 
 STRANGERS = {
     "dora_scale": "DoRA (a direction and a length of its own)",
@@ -203,6 +215,17 @@ class LoraFile:
             source = f"{HEADER} in its header" if HEADER in self.metadata else CONFIG
             raise UserError(f"{self._tensors.name}: {source} is malformed")
         return strength
+
+
+def style_of(names: Iterable[str]) -> str:
+    """Style of the names in a LoRA file, one of `STYLES`.
+
+    Args:
+        names: of its tensors.
+    """
+    names = list(names)
+    ranked = ("LyCORIS", "CompVis' layers", *STYLES)
+    return next((s for s in ranked if any(re.match(STYLES[s], name) for name in names)), "others")
 
 
 def read_lora_metadata(path: str | Path) -> dict[str, str]:

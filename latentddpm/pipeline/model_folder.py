@@ -82,23 +82,25 @@ def find_model(path: str | Path) -> Path:
             folder of it.
     """
     path = Path(path)
-    candidates = [path, path / "model"]
-    if path.parts[:-1] in ((), ("weights",)):
-        candidates += [root / path.name for root in ready_models()]
-    for candidate in candidates:
-        if _is_model(candidate):
+    for candidate in (path, path / "model", ready_model(path)):
+        if candidate is not None and is_model(candidate):
             return candidate
     if not path.exists():
-        ready = [one.name for root in ready_models() for one in root.iterdir() if _is_model(one)]
-        hint = f" (ready models: {', '.join(ready)})" if ready else ""
-        raise UserError(f"{path}: no such model folder{nearest(path.name, ready) or hint}")
+        names = ready_names()
+        hint = f" (ready models: {', '.join(names)})" if names else ""
+        raise UserError(f"{path}: no such model folder{nearest(path.name, names) or hint}")
     thing = recognise(path)
     if thing is None:
         raise UserError(f"{path}: no {MANIFEST} in it; expected a model folder or a finished run")
     raise UserError(f"{path}: is {thing.what}, no model folder; {thing.advice}")
 
 
-def _is_model(path: Path) -> bool:
+def is_model(path: Path) -> bool:
+    """True for a folder with a `pipeline.json`.
+
+    Args:
+        path: of the folder.
+    """
     return (path / MANIFEST).is_file()
 
 
@@ -113,12 +115,8 @@ def check_convertible(path: Path, variant: str | None = None) -> None:
         UserError: there is nothing, or something that is not converted.
     """
     if not path.exists():
-        if path.parts[:-1] in ((), ("weights",)):
-            for root in ready_models():
-                if _is_model(root / path.name):
-                    raise UserError(
-                        f"{path}: is a ready model already; use it with --model {path}"
-                    )
+        if ready_model(path) is not None:
+            raise UserError(f"{path}: is a ready model already; use it with --model {path}")
         raise UserError(f"{path}: no such file or folder")
     thing = recognise(path)
     if thing is not None and not thing.convertible:
@@ -127,6 +125,24 @@ def check_convertible(path: Path, variant: str | None = None) -> None:
         raise UserError(f"{path}: no checkpoint; expected a diffusers folder or .safetensors file")
     if variant is not None and path.is_file():
         raise UserError(f"--variant: chooses files of a folder, and {path} is a single file")
+
+
+def ready_model(path: Path) -> Path | None:
+    """Folder of the model that ships under a name, such as "emoji-128"; None where there is none.
+
+    A folder of that name in the working directory comes first.
+
+    Args:
+        path: that was named.
+    """
+    if path.exists() or path.parts[:-1] not in ((), ("weights",)):
+        return None
+    return next((root / path.name for root in ready_models() if is_model(root / path.name)), None)
+
+
+def ready_names() -> list[str]:
+    """Names of the models that ship."""
+    return [one.name for root in ready_models() for one in root.iterdir() if is_model(one)]
 
 
 def ready_models() -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a path is, and which command takes it, for messages that answer a wrong path.
+"""Recognition of a path: what it is and which command takes it, for messages on wrong paths.
 
     recognise("sd15.safetensors") ──► a Stable Diffusion 1.x checkpoint
                                       latentddpm convert --from sd15.safetensors --out runs/sd15
@@ -47,7 +47,7 @@ NETWORKS = ("AutoencoderKL", "UNet2DModel", "UNet2DConditionModel")
 
 
 class Thing(NamedTuple):
-    """What a path is.
+    """Thing that a path is.
 
     Attributes:
         what: with its article, such as "a LoRA".
@@ -61,7 +61,7 @@ class Thing(NamedTuple):
 
 
 def recognise(path: str | Path) -> Thing | None:
-    """What a path is, and which command takes it.
+    """Recognise what a path is, and which command takes it.
 
     Args:
         path: of a file or a folder that exists.
@@ -114,20 +114,44 @@ def _json(path: Path) -> dict[str, Any]:
 # --- Folders -------------------------------------------------------------------------------
 
 
+def export_format(path: Path) -> str | None:
+    """Format of an exported model; None for another folder.
+
+    Args:
+        path: of the folder.
+    """
+    kind = _json(path / MANIFEST).get("format")
+    if isinstance(kind, str):
+        return kind
+    return "saved-model" if (path / "saved_model.pb").is_file() else None
+
+
+def _export(path: Path) -> Thing | None:
+    kind = export_format(path)
+    return kind and Thing(f"an export in the format {kind}", "name the model it was made from")
+
+
 def _model(path: Path) -> Thing | None:
     if not (path / MANIFEST).is_file():
         return None
-    kind = _json(path / MANIFEST).get("format")
-    if isinstance(kind, str):
-        return Thing(f"an export in the format {kind}", "name the model that it was made from")
     return Thing("a model folder", f"use it with --model {shlex.quote(str(path))}")
 
 
+def is_run(path: Path) -> bool:
+    """True for the folder of a run, also of one that was stopped before its first step.
+
+    Args:
+        path: of the folder.
+    """
+    if any((path / name).exists() for name in ("log.jsonl", "config.yaml", "checkpoints")):
+        return not (path / MANIFEST).is_file()
+    return (path / ".lock").exists() and any(
+        (path / name).is_dir() for name in ("latents", "catalog")
+    )
+
+
 def _run(path: Path) -> Thing | None:
-    config = path / "config.yaml"
-    if not (path / "log.jsonl").is_file() and not (
-        config.is_file() and (path / "checkpoints").is_dir()
-    ):
+    if not is_run(path):
         return None
     if (path / "lora.safetensors").is_file():
         where = shlex.quote(str(path))
@@ -202,23 +226,27 @@ def _hub(path: Path) -> Thing | None:
     return Thing(f"a cache of the Hugging Face Hub with {what}", advice)
 
 
-def _saved_model(path: Path) -> Thing | None:
-    if (path / "saved_model.pb").is_file():
-        return Thing("an export in the format saved-model", "name the model that it was made from")
-    return None
+def holds_pictures(path: Path) -> bool:
+    """True for a folder with a table of captions or a picture, at most three folders deep.
+
+    Args:
+        path: of the folder.
+    """
+    if any((path / name).is_file() for name in ("metadata.jsonl", "metadata.csv")):
+        return True
+    found = (one for depth in ("*", "*/*", "*/*/*") for one in path.glob(depth))
+    return any(one.suffix.lower() in PICTURES for one in found)
 
 
 def _data(path: Path) -> Thing | None:
-    for name in path.glob("*"):
-        if name.suffix.lower() in SHARDS:
-            return Thing("a folder of shards", f"name it with --data {shlex.quote(str(path))}")
-    for pattern in ("metadata.*", "*", "*/*", "*/*/*"):
-        if any(
-            one.name in ("metadata.jsonl", "metadata.csv") or one.suffix.lower() in PICTURES
-            for one in path.glob(pattern)
-        ):
-            return Thing("a folder of pictures", f"name it with --data {shlex.quote(str(path))}")
-    return None
+    what = "pictures" if holds_pictures(path) else ""
+    if any(one.suffix.lower() in SHARDS for one in path.iterdir()):
+        what = "shards"
+    return (
+        Thing(f"a folder of {what}", f"name it with --data {shlex.quote(str(path))}")
+        if what
+        else None
+    )
 
 
 def _several(path: Path) -> Thing | None:
@@ -236,7 +264,7 @@ def _several(path: Path) -> Thing | None:
 
 
 _FOLDERS: tuple[Callable[[Path], Thing | None], ...] = (
-    *(_model, _run, _checkpoint, _cache, _diffusers, _adapter, _hub, _saved_model, _several),
+    *(_export, _model, _run, _checkpoint, _cache, _diffusers, _adapter, _hub, _several),
     _data,
 )
 

@@ -198,7 +198,7 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def content_of(path: Path) -> tuple[str, str] | None:
-    """What a file is by its first bytes, and what to do; None for what is not in `CONTENTS`.
+    """Content of a file by its first bytes, and what to do; None where it is not in `CONTENTS`.
 
     Args:
         path: of the file.
@@ -214,7 +214,7 @@ def content_of(path: Path) -> tuple[str, str] | None:
 
 
 def _no_safetensors(path: Path) -> str:
-    """What a file is that calls itself safetensors, and what to do."""
+    """Description of a file that only calls itself safetensors, and what to do."""
     if (found := content_of(path)) is not None:
         return f"it is {found[0]}; {found[1]}"
     with open(path, "rb") as file:

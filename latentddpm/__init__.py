@@ -4,16 +4,17 @@
     model = latentddpm.LatentDiffusion.load("weights/emoji-128")
     images = model.generate("red apple", num_images=4, seed=0)
 
-The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras. If
-Keras is already imported, `import latentddpm` also registers the networks' classes, so that
-`keras.saving.load_model("….keras")` finds them.
+The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras. As
+soon as both are imported, in whatever order, the networks' classes are registered with Keras, so
+that `keras.saving.load_model("….keras")` finds them.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
+
+from latentddpm.utils.registration import register_with_keras
 
 __version__ = "0.1.0"
 
@@ -102,5 +103,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "keras" in sys.modules:
-    importlib.import_module("latentddpm.models")
+register_with_keras()

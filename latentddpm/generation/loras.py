@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentddpm.errors import UserError
 from latentddpm.generation.provenance import beside
-from latentddpm.pipeline.model_folder import LORA
+from latentddpm.pipeline.model_folder import LORA, check_lora
 from latentddpm.utils.files import file_digest
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_loras(options: Iterable[str]) -> list[Lora]:
         options: each `FILE`, `FILE:SCALE`, or a run folder instead of the file.
 
     Raises:
-        UserError: no such file, or a scale that is not a finite number.
+        UserError: no such file, one that is no LoRA, or a scale that is not a finite number.
     """
     found = []
     for option in options:
@@ -57,6 +57,7 @@ def read_loras(options: Iterable[str]) -> list[Lora]:
         path = path / LORA if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"--lora {option}: {path}: no such file")
+        check_lora(path)
         found.append(Lora(path, scale))
     return found
 

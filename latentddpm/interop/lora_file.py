@@ -31,6 +31,7 @@ from safetensors import safe_open
 
 from latentddpm.errors import UserError, nearest
 from latentddpm.interop.tensors import FLOATS, NUMBERS, TensorFiles, check_dtype
+from latentddpm.pipeline.model_folder import check_lora
 from latentddpm.utils.files import read_json
 from latentddpm.utils.finite import check_finite
 
@@ -76,6 +77,7 @@ PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.")
 ADAPTER = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")
 HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 PARTS = {OF_UNET: "unet", OF_TEXT: "text_encoder"}
+LARGEST = 1e38  # the largest float32 is 3.4e38
 Shape = tuple[int, ...]
 
 
@@ -113,6 +115,7 @@ class LoraFile:
     def __init__(
         self, path: str | Path, shapes: Mapping[str, Shape], aliases: Mapping[str, str]
     ) -> None:
+        check_lora(path)
         self._tensors = TensorFiles([path])
         self._shapes = dict(shapes)
         self.metadata = read_lora_metadata(path)
@@ -137,6 +140,29 @@ class LoraFile:
         else:
             product = up @ down
         return (change.strength * product).astype("float32").reshape(shape)
+
+    def check_scale(self, scale: float) -> None:
+        """Check that no change, times `scale`, is too large for float32.
+
+        Args:
+            scale: factor of all changes.
+
+        Raises:
+            UserError: one is; the message names its tensor.
+        """
+        for stem, change in self.changes.items():
+            factors = [abs(scale * change.strength), self._tensors.shape(change.keys["down"])[0]]
+            for role, key in change.keys.items():
+                if role != "alpha":
+                    factors.append(float(np.abs(self._read(key)).max()))
+            if math.prod(factors) < LARGEST:  # a bound that is cheap to compute
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                if not np.isfinite(scale * self.change(stem)).all():
+                    raise UserError(
+                        f"{self._tensors.name}: at scale {scale:g} the change of "
+                        f"{change.keys['up']!r} is too large for float32"
+                    )
 
     def _read(self, key: str) -> np.ndarray:
         return self._tensors.read(key, NUMBERS).astype("float32")

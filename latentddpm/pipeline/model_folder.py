@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from latentddpm.errors import UserError, nearest
-from latentddpm.pipeline.recognise import MANIFEST, recognise
+from latentddpm.pipeline.recognise import MANIFEST, convert_line, recognise
+from latentddpm.pipeline.weight_files import NEVER, READ, is_pickle, layout_of, read_header
 from latentddpm.utils.files import FileEntry, write_json
 
 FORMAT = 1
@@ -125,6 +126,25 @@ def check_convertible(path: Path, variant: str | None = None) -> None:
         raise UserError(f"{path}: no checkpoint; expected a diffusers folder or .safetensors file")
     if variant is not None and path.is_file():
         raise UserError(f"--variant: chooses files of a folder, and {path} is a single file")
+
+
+def check_lora(path: str | Path) -> None:
+    """Refuse a file that is no LoRA, by what it is; Keras is not needed for it.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: it is another kind of weights, or damaged.
+    """
+    path = Path(path)
+    if is_pickle(path):
+        raise UserError(f"{path}: a pickle {NEVER}; take the .safetensors version of this LoRA")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    layout = layout_of(read_header(path))
+    if layout is not None and layout.command == READ:
+        raise UserError(f"{path}: is {layout.what}, no LoRA; {convert_line(path)} converts it")
 
 
 def ready_model(path: Path) -> Path | None:

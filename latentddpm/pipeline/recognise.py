@@ -10,6 +10,7 @@ pictures are read.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,10 @@ def convert_line(path: Path) -> str:
     Args:
         path: of a file or folder that `convert` reads.
     """
-    out = Path("runs", path.resolve().stem if path.is_file() else path.resolve().name)
+    place = Path(os.path.abspath(path))  # not where a link leads: the Hub's files are digests
+    if place.parent.name == "snapshots":
+        place = Path(place.parents[1].name.rpartition("--")[2])
+    out = Path("runs", place.name.removesuffix(SUFFIX))
     while out.exists():
         out = out.with_name(f"{out.name}-model")
     variant = ""
@@ -221,9 +225,8 @@ def _hub(path: Path) -> Thing | None:
     found = sorted(path.glob("snapshots/*/"))
     if not found:
         return None
-    inner = recognise(found[-1])
-    what, advice = inner or ("what is not known", f"look into {found[-1]}")
-    return Thing(f"a cache of the Hugging Face Hub with {what}", advice)
+    inner = recognise(found[-1]) or Thing("what is not known", f"look into {found[-1]}")
+    return Thing(f"a cache of the Hugging Face Hub with {inner.what}", inner.advice)
 
 
 def holds_pictures(path: Path) -> bool:

@@ -126,13 +126,17 @@ def _of(*suffixes: str) -> Callable[[Path], bool]:
     return lambda path: path.suffix.lower() in suffixes
 
 
+def _is_model(path: Path) -> bool:
+    return is_model(path) or is_model(path / "model")
+
+
 def _shards(path: Path, quiet: bool) -> Lines:
     return data.describe_shards(data.find_shards(str(path)), quiet)
 
 
 KINDS = (
     ("a run", is_run, lambda path, quiet: runs.describe_run(path)),
-    ("a model folder", is_model, lambda path, quiet: weights.describe_model(path)),
+    ("a model folder", _is_model, lambda path, quiet: weights.describe_model(path)),
     ("a checkpoint", runs.is_checkpoint, lambda path, quiet: runs.describe_checkpoint(path)),
     ("a latents cache", data.is_latents_cache, lambda path, quiet: data.describe_latents(path)),
     ("a catalog", data.is_catalog, lambda path, quiet: data.describe_catalog(path)),

@@ -116,14 +116,14 @@ def describe_checkpoint(path: Path) -> Iterator[str]:
 
 
 def _is_any(path: Path) -> bool:
-    return path.is_dir() and (is_model(path) or is_run(path))
+    return path.is_dir() and (is_model(path) or is_run(path) or is_model(path / "model"))
 
 
 def _state(path: Path) -> str:
     """State of a run or a model, in a few words."""
     thing = recognise(path)
     if not is_run(path) or thing is None:
-        return thing.what if thing is not None else "not known"
+        return "a model folder"
     curves = read_curves(path) if (path / LOG).is_file() else {}
     step = f", step {curves['loss'].steps[-1]}" if "loss" in curves else ", no step logged"
     return f"{thing.what}{step}"

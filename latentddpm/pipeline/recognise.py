@@ -191,7 +191,9 @@ def _diffusers(path: Path) -> Thing | None:
     kind = _json(path / "model_index.json").get("_class_name")
     if kind is not None and kind not in PIPELINES:
         return Thing(f"a diffusers folder ({kind!s:.60})", "it is not supported")
-    if kind is not None or (path / "unet").is_dir() or (path / "vae").is_dir():
+    if kind is not None or any(
+        (path / part / "config.json").is_file() for part in ("vae", "unet")
+    ):
         return _converted(f"a diffusers folder ({kind or 'without model_index.json'})", path)
     inner = path / "text_encoder"
     config = _json((inner if inner.is_dir() else path) / "config.json")

@@ -14,7 +14,6 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from limits import file_size_limit
-from pages import run_block
 from tiny import SIZE, endpoint_inputs, perturb, quick_model, tiny_autoencoder
 
 from latentddpm.choices import EXPORTS
@@ -26,7 +25,6 @@ from latentddpm.export.export import export_model
 from latentddpm.export.saved_model import runner
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
-from latentddpm.pipeline.seeds import starting_noise
 from latentddpm.utils.startup import held_stderr
 
 # Another size, batch and prompt length than those of the check at export time.
@@ -102,16 +100,6 @@ def test_every_endpoint_agrees_at_export_time(written):
     names = {"encode", "decode", "denoise", "encode_text"}
     assert set(differences) == names, f"expected endpoints {names}, got {written[1]}"
     assert max(differences.values()) <= TOLERANCE == 1e-4, f"differences {differences}"
-
-
-def test_the_lines_of_the_page_run(written, model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "exported").symlink_to(written[0])
-    images = run_block("docs/guides/export.md", "tf.saved_model")["images"]
-    assert images.shape == (2, 16, 16, 3), f"expected two images, got {images.shape}"
-    noise = run_block("docs/guides/export.md", "np.random.Philox")["noise"]
-    expected = starting_noise([0], noise.shape, None)[0]
-    np.testing.assert_array_equal(noise, expected, err_msg="that of generate")
 
 
 def test_an_autoencoder_alone_has_its_two_endpoints(alone):

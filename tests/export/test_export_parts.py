@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from limits import file_size_limit
-from pages import run_block
 from tiny import (
     CONTEXT_LENGTH,
     SIZE,
@@ -113,14 +112,6 @@ def run_file(kind, file, name, inputs):
     from ai_edge_litert.interpreter import Interpreter
 
     return Interpreter(model_path=str(file)).get_signature_runner(name)(**inputs)
-
-
-def test_the_lines_of_the_page_run(written, kind, tmp_path, monkeypatch):
-    (tmp_path / "exported").symlink_to(written[0])
-    monkeypatch.chdir(tmp_path)
-    word = {"onnx": "onnxruntime", "litert": "ai_edge_litert"}[kind]
-    images = run_block("docs/guides/export.md", word)["images"]
-    assert images.shape == (2, 16, 16, 3), f"expected two images, got {images.shape}"
 
 
 def test_the_command_line_says_a_line_for_each_part(written, kind):

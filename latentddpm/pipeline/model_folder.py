@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from latentddpm.errors import UserError, nearest
-from latentddpm.pipeline.recognise import MANIFEST, convert_line, recognise
-from latentddpm.pipeline.weight_files import NEVER, READ, is_pickle, layout_of, read_header
+from latentddpm.pipeline.recognise import MANIFEST, recognise
+from latentddpm.pipeline.weight_files import (
+    NEVER,
+    READ,
+    convert_line,
+    is_pickle,
+    layout_of,
+    read_header,
+)
 from latentddpm.utils.files import FileEntry, write_json
 
 FORMAT = 1

@@ -10,7 +10,6 @@ pictures are read.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -21,15 +20,15 @@ from latentddpm.pipeline.weight_files import (
     LORA,
     NEVER,
     READ,
-    STEMS,
     SUFFIX,
     TRUSTED,
     UNFINISHED,
     content_of,
+    convert_line,
     is_pickle,
     layout_of,
+    pickled_weights,
     read_header,
-    variants,
 )
 
 MANIFEST = "pipeline.json"
@@ -42,6 +41,9 @@ PIPELINES = (
     "StableDiffusionInpaintPipelineLegacy",
 )
 """Classes of diffusers in a `model_index.json` that `convert` reads."""
+
+ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""LoRA in the folder that PEFT or diffusers saved."""
 
 NETWORKS = ("AutoencoderKL", "UNet2DModel", "UNet2DConditionModel")
 """Classes of diffusers in a `config.json` that `convert` reads."""
@@ -80,29 +82,9 @@ def recognise(path: str | Path) -> Thing | None:
     return None
 
 
-def convert_line(path: Path) -> str:
-    """Command line that makes a model folder of a checkpoint.
-
-    Args:
-        path: of a file or folder that `convert` reads.
-    """
-    place = Path(os.path.abspath(path))  # not where a link leads: the Hub's files are digests
-    if place.parent.name == "snapshots":
-        place = Path(place.parents[1].name.rpartition("--")[2])
-    out = Path("runs", place.name.removesuffix(SUFFIX))
-    while out.exists():
-        out = out.with_name(f"{out.name}-model")
-    variant = ""
-    for part, stem in STEMS.items():
-        for folder in (path / part, path):
-            found = variants(folder, stem) if folder.is_dir() else {}
-            if len(found) > 1 and None not in found:
-                variant = f" --variant {sorted(found, key=str)[-1]}"
-    source, target = shlex.quote(str(path)), shlex.quote(str(out))
-    return f"latentddpm convert --from {source}{variant} --out {target}"
-
-
 def _converted(what: str, path: Path) -> Thing:
+    if path.is_dir() and (pickle := pickled_weights(path)) is not None:
+        return Thing(f"{what} with a pickle, {pickle.name}", f"it {NEVER}; {TRUSTED}")
     return Thing(what, f"make a model folder of it with: {convert_line(path)}", True)
 
 
@@ -214,7 +196,7 @@ def _diffusers(path: Path) -> Thing | None:
 
 
 def _adapter(path: Path) -> Thing | None:
-    for name in ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"):
+    for name in ADAPTERS:
         if (path / name).is_file():
             return Thing(
                 "a folder with a LoRA", f"use it with --lora {shlex.quote(str(path / name))}"

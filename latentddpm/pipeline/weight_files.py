@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -275,3 +276,41 @@ def variants(folder: str | Path, stem: str) -> dict[str | None, Path]:
         if match and not is_shard and (match["index"] is None or variant not in found):
             found[variant] = file
     return found
+
+
+def convert_line(path: Path) -> str:
+    """Command line that makes a model folder of a checkpoint.
+
+    Args:
+        path: of a file or folder that `convert` reads.
+    """
+    place = Path(os.path.abspath(path))  # not where a link leads: the Hub's files are digests
+    if place.parent.name == "snapshots":
+        place = Path(place.parents[1].name.rpartition("--")[2])
+    out = Path("runs", place.name.removesuffix(SUFFIX))
+    while out.exists():
+        out = out.with_name(f"{out.name}-model")
+    variant = ""
+    for part, stem in STEMS.items():
+        for folder in (path / part, path):
+            found = variants(folder, stem) if folder.is_dir() else {}
+            if len(found) > 1 and None not in found:
+                variant = f" --variant {sorted(found, key=str)[-1]}"
+    source, target = shlex.quote(str(path)), shlex.quote(str(out))
+    return f"latentddpm convert --from {source}{variant} --out {target}"
+
+
+def pickled_weights(path: Path) -> Path | None:
+    """Pickle that holds the weights of a network in a diffusers folder, without a safe version.
+
+    Args:
+        path: of the folder, of a pipeline or of one network.
+    """
+    for part, stem in STEMS.items():
+        for folder in (path / part, path):
+            if folder.is_dir() and not variants(folder, stem):
+                beginnings = (stem, "pytorch_model")
+                for file in sorted(folder.iterdir()):
+                    if is_pickle(file) and file.name.startswith(beginnings):
+                        return file
+    return None

@@ -16,7 +16,9 @@ from safetensors.numpy import save_file
 from tiny import few_emoji, quick_model, tiny_lora
 
 from latentddpm.data.pack import pack
+from latentddpm.generation.loras import read_loras
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.recognise import ADAPTERS
 
 GOLDEN = TESTS / "golden"
 
@@ -84,6 +86,13 @@ def test_what_is_wrong_with_a_path_is_said_before_keras_is_imported(place):
 def test_generate_names_what_it_was_given(place, monkeypatch, words, said):
     monkeypatch.chdir(place)
     refused(call("generate", *words.split(), "--prompt", "a"), *said)
+
+
+@pytest.mark.parametrize("name", ["lora.safetensors", *ADAPTERS])
+def test_a_folder_with_a_lora_is_taken_for_its_file(tmp_path, name):
+    tiny_lora(tmp_path / name)
+    (lora,) = read_loras([f"{tmp_path}:0.5"])
+    assert (lora.path, lora.scale) == (tmp_path / name, 0.5), f"expected {name}, got {lora}"
 
 
 # --- info ----------------------------------------------------------------------------------

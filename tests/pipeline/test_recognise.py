@@ -201,6 +201,13 @@ def other_pipeline(folder):
     return copied
 
 
+def pickled(folder):
+    copied = diffusers_folder(folder)
+    (copied / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (copied / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"PK")
+    return copied
+
+
 def other_config(**content):
     def make(folder):
         (folder / "config.json").write_text(json.dumps(content))
@@ -229,6 +236,7 @@ def holder(*names):
 
 OTHERS = {
     "SDXL's pipeline": (other_pipeline, "StableDiffusionXLPipeline", "not supported"),
+    "a pipeline of pickles": (pickled, "with a pickle, diffusion", "safe_serialization=True"),
     "a transformer": (other_config(_class_name="FluxTransformer2DModel"), "Flux", "not supported"),
     "CLIP": (other_config(model_type="clip"), "a CLIP folder", "text.source=clip"),
     "a language model": (other_config(model_type="llama"), "llama", "no command"),

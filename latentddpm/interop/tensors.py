@@ -222,7 +222,7 @@ def check_dtype(tensors: Tensors, key: str, dtypes: Sequence[str] = DTYPES) -> N
     what = f", {NOT_READ[dtype]}" if dtype in NOT_READ else ""
     raise UserError(
         f"{tensors.name}: {key!r} is {dtype}{what}, which is not read; expected one of "
-        f"{', '.join(dtypes)}"
+        f"{', '.join(dtypes)}: get such a version"
     )
 
 

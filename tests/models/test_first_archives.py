@@ -58,7 +58,7 @@ def test_the_model_folder_draws_what_it_drew(tmp_path):
     [
         "import keras, latentddpm",
         "import latentddpm, keras",
-        "import latentddpm.clip.text_encoder, keras",
+        "import latentddpm.models, keras",
     ],
 )
 def test_keras_loads_every_archive_in_a_new_process(imports, tmp_path):

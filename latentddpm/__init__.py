@@ -4,9 +4,10 @@
     model = latentddpm.LatentDiffusion.load("weights/emoji-128")
     images = model.generate("red apple", num_images=4, seed=0)
 
-The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras. As
-soon as both are imported, in whatever order, the networks' classes are registered with Keras, so
-that `keras.saving.load_model("….keras")` finds them.
+The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras;
+when they load, TensorFlow's log lines do not appear (see `utils.startup`). As soon as both are
+imported, in whatever order, the networks' classes are registered with Keras, so that
+`keras.saving.load_model("….keras")` finds them.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ _HOMES = {
     "train_diffusion": "latentddpm.training.diffusion",
     "train_vae": "latentddpm.training.autoencoder",
 }
+
+# Those that are there without Keras.
+_LIGHT = ("CLIPTokenizer", "UserError", "open_dataset")
 
 __all__ = [
     "Adversary",
@@ -93,6 +97,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LIGHT:
+        importlib.import_module("latentddpm.utils.startup").import_keras()
     module = importlib.import_module(_HOMES[name])
     value = module if _HOMES[name].endswith(f".{name}") else getattr(module, name)
     globals()[name] = value

@@ -60,7 +60,7 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
     from latentddpm.config import AutoencoderRun
 
     settings, run = _settings(AutoencoderRun, **options)
-    import_keras()
+    import_keras(training=True)
     from latentddpm.distribution.strategy import (
         make_strategy,
         process_group,
@@ -99,7 +99,7 @@ def train_diffusion(
     from latentddpm.config import DiffusionRun
 
     settings, run = _settings(DiffusionRun, **options)
-    import_keras()
+    import_keras(training=True)
     from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
     from latentddpm.training import diffusion, diffusion_networks
 

@@ -25,6 +25,7 @@ from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.records import array_record, make_record
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.files import atomic_folder, check_new
+from latentddpm.utils.startup import import_tensorflow
 
 DEFAULT_SIZE = "512MB"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -205,9 +206,7 @@ class TFRecordWriter(RecordWriter):
     suffix = ".tfrecord"
 
     def __init__(self, path: Path) -> None:
-        import tensorflow as tf
-
-        self._file = tf.io.TFRecordWriter(str(path))
+        self._file = import_tensorflow().io.TFRecordWriter(str(path))
 
 
 class ArrayRecordWriter(RecordWriter):

@@ -32,8 +32,8 @@ from latentddpm.export.request import check_request, needs_tools
 from latentddpm.export.saved_model import save_saved_model
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import MANIFEST, TOKENIZER
+from latentddpm.utils.console import held_stderr
 from latentddpm.utils.files import FileEntry, atomic_folder, write_json
-from latentddpm.utils.startup import held_stderr
 
 PART_FORMATS = ("onnx", "litert")  # each is a module of `export` with SUFFIX and `write`
 FORMAT_VERSION = 1

@@ -25,7 +25,7 @@ from latentddpm.export.export import export_model
 from latentddpm.export.saved_model import runner
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
-from latentddpm.utils.startup import held_stderr
+from latentddpm.utils.console import held_stderr
 
 # Another size, batch and prompt length than those of the check at export time.
 HEIGHT, WIDTH, BATCH = 16, 48, 5

@@ -22,6 +22,7 @@ from latentddpm.data.sources.base import Entry, Unit
 from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
 from latentddpm.data.sources.shards import Shards, own_name, parse_columns
 from latentddpm.errors import UserError
+from latentddpm.utils.startup import import_tensorflow
 
 IMAGE, NAME, COLUMNS = "image/encoded", "image/filename", "columns"
 FRAME = 12  # bytes before the data of a TFRecord: its length and a checksum
@@ -52,8 +53,7 @@ class TFRecordShards(RecordShards):
     kind = "tfrecord"
 
     def _records(self, path: str) -> Iterator[tuple[int, int, bytes]]:
-        import tensorflow as tf
-
+        tf = import_tensorflow()
         offset = FRAME
         try:
             for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
@@ -144,8 +144,7 @@ def make_record(data: bytes, name: str, columns: bytes) -> bytes:
         name: of the image.
         columns: a JSON object.
     """
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     values = {IMAGE: data, NAME: storage.order(name), COLUMNS: columns}
     features = {
         key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -165,7 +164,7 @@ def parse_record(record: bytes, where: str) -> dict[str, list[bytes]]:
     Raises:
         UserError: it is not a `tf.train.Example`, or has no image.
     """
-    import tensorflow as tf
+    tf = import_tensorflow()
     from google.protobuf.message import DecodeError
 
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from latentddpm.errors import UserError, one_line
+from latentddpm.utils.startup import import_tensorflow
 
 REMOTE_BUFFER = 1 << 20
 UNSETTLED_NS = 2_000_000_000  # a file newer than this may change again with the same time stamp
@@ -218,16 +219,13 @@ def listing(folder: str) -> list[str]:
 
 
 def _gfile() -> Any:
-    import tensorflow as tf
-
-    return tf.io.gfile
+    return import_tensorflow().io.gfile
 
 
 @contextmanager
 def _as_os_error(path: str) -> Iterator[None]:
     """Replace TensorFlow's errors inside the block by an `OSError` or a `UserError`."""
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     try:
         yield
     except tf.errors.NotFoundError as error:

@@ -1,17 +1,26 @@
-"""Set before Keras is imported anywhere: backend, quiet TensorFlow, no network."""
+"""Set before Keras is imported anywhere: backend, quiet TensorFlow, a cache, no network."""
 
 import os
+import tempfile
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["XDG_CACHE_HOME"] = os.path.join(
+    tempfile.gettempdir(), "latentddpm-tests"
+)  # not the user's
 os.environ["HF_HUB_OFFLINE"] = "1"  # offline, `transformers` hands out an empty CLIP tokenizer
 
 import gc
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
+
+# A process in the background of a script ignores Ctrl-C from the start, and so would its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 EMOJI = TESTS / "assets" / "emoji"

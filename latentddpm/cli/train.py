@@ -32,7 +32,9 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
     """
     for option in (
         strategy_option,
-        click.option("--precision", help="float32, bfloat16, float16 [default: the config's]."),
+        click.option(
+            "--precision", help="auto, float32, bfloat16, float16 [default: the config's]."
+        ),
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
         strict_option,
         click.option("--on-nan", help="stop or skip: a loss or gradient that is not finite."),
@@ -69,6 +71,7 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
     from latentddpm.training import autoencoder, autoencoder_networks
 
     if dry_run:
+        settings = _settled(settings, out, **run, quiet=quiet)
         settings, model = autoencoder_networks.build_autoencoder(settings)
         adversary = autoencoder_networks.build_adversary(settings)
         judge = adversary and adversary.discriminator
@@ -104,6 +107,7 @@ def train_diffusion(
     from latentddpm.training import diffusion, diffusion_networks
 
     if dry_run:
+        settings = _settled(settings, out, **run, quiet=quiet)
         settings, sources = diffusion_networks.read_sources(settings, vae)
         diffusion.build_schedule(settings)
         unet, text_encoder, _ = diffusion_networks.build_networks(settings, sources)
@@ -135,6 +139,15 @@ def _settings(
     own = {"precision": precision, "on_nan": on_nan, "wandb": wandb}
     own = [f"training.{key}={value}" for key, value in own.items() if value is not None]
     return load_config(kind, config, (*overrides, *own), init=init), run
+
+
+def _settled(settings: Run, out: Path, *, resume: bool, quiet: bool, **_: Any) -> Run:
+    """Configuration with the precision that the run would have."""
+    from latentddpm.training.precision import settle_precision
+
+    settings, note = settle_precision(settings, out if resume else None)
+    say(note, quiet or not note)
+    return settings
 
 
 def _echo(settings: Any, **parts: Any) -> None:

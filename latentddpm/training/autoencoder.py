@@ -36,6 +36,7 @@ from latentddpm.training.autoencoder_networks import (
     build_autoencoder,
     build_perceptual,
 )
+from latentddpm.training.precision import settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
@@ -97,6 +98,7 @@ def train_vae(
     check_run(out, resume)
     if config.training.wandb:
         import_wandb()
+    config, precision = settle_precision(config, out if resume else None, strategy)
 
     # === Networks ===
     with in_scope(strategy):
@@ -133,6 +135,8 @@ def train_vae(
     if trainer.adversary:
         parts["discriminator"] = trainer.adversary.discriminator
     run.say(run_summary(run, trainer, parts, (len(dataset.training), len(dataset.validation))))
+    if precision:
+        run.say(precision)
     if perceptual:
         run.say(f"distance   {describe(perceptual)}")
     best_metric = config.training.best_metric

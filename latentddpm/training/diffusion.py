@@ -35,6 +35,7 @@ from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
 from latentddpm.training.diffusion_networks import Sources, build_networks, read_sources
 from latentddpm.training.finetune import save_trained_lora
+from latentddpm.training.precision import settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
@@ -107,6 +108,7 @@ def train_diffusion(
 
     # === Networks ===
     config, sources = read_sources(config, vae)
+    config, precision = settle_precision(config, out if resume else None, strategy)
     schedule = build_schedule(config)
     with in_scope(strategy):
         unet, text_encoder, tokenizer = build_networks(config, sources)
@@ -159,6 +161,8 @@ def train_diffusion(
     )
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": model.autoencoder}
     run.say(run_summary(run, trainer, parts, (len(dataset.training), len(dataset.validation))))
+    if precision:
+        run.say(precision)
     validate = Validation(run, trainer, batches, model, prompts)
     run_steps(run, trainer, batches.training, validate, contract, config.training.best_metric)
     if config.lora.rank:

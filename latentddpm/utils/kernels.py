@@ -13,6 +13,7 @@ A variable that the user has set stays as it is. Both compute the same numbers u
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def processor_flags() -> frozenset[str]:
 
 
 def processor_name() -> str:
-    """Name of this machine's processor, such as "AMD EPYC"; "processor" where it is unknown."""
-    return _cpuinfo("model name") or "processor"
+    """Name of this machine's processor, such as "AMD EPYC", or of its kind, such as "arm64"."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine() or "processor"
 
 
 def _cpuinfo(key: str) -> str:

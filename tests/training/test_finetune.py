@@ -47,6 +47,7 @@ def base(lab):
 
 
 def settings(lab, *overrides, kind=DiffusionRun):
+    overrides = ("training.precision=float32", *overrides)
     return load_config(kind, None, overrides, init=lab / "base")
 
 

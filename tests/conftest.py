@@ -60,6 +60,15 @@ def keras_for_tests():
     gc.set_threshold(50_000, 20, 20)
 
 
+@pytest.fixture(scope="session")
+def bfloat16():
+    """For tests that compute in it."""
+    from checks import computes_in
+
+    if not computes_in("bfloat16"):
+        pytest.skip("TensorFlow has no kernels for bfloat16 here")
+
+
 @pytest.fixture
 def emoji_folder(tmp_path):
     """A writable copy of the forty emoji of `assets`, as a folder of captioned images."""

@@ -387,6 +387,7 @@ def test_training_is_a_function_of_the_seed():
     )
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_keeps_the_border_in_float32():
     model = tiny(dtype="mixed_bfloat16")
     images = pictures(2, 8, 8, 3)

@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 1.5
 
 
 class _State:
-    """What `speaking` and `held_stderr` have set, for all threads."""
+    """State of the console, set by `speaking` and `held_stderr`; one for all threads."""
 
     speaks = False
     terminal: TextIO | None = None
@@ -105,7 +105,7 @@ def held_stderr() -> Iterator[None]:
 
 
 def _is_stderr(stream: TextIO) -> bool:
-    """Whether a stream writes to file descriptor 2; a test's, or a notebook's, does not."""
+    """True for a stream that writes to file descriptor 2; a test's, or a notebook's, does not."""
     try:
         return stream.fileno() == 2
     except (AttributeError, OSError, io.UnsupportedOperation):

@@ -1,13 +1,9 @@
-"""Set before Keras is imported anywhere: backend, quiet TensorFlow, a cache, no network."""
+"""Set before Keras is imported anywhere: backend, quiet TensorFlow, no network."""
 
 import os
-import tempfile
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ["XDG_CACHE_HOME"] = os.path.join(
-    tempfile.gettempdir(), "latentddpm-tests"
-)  # not the user's
 os.environ["HF_HUB_OFFLINE"] = "1"  # offline, `transformers` hands out an empty CLIP tokenizer
 
 import gc

@@ -43,7 +43,8 @@ def doctor(
     DATA is a folder or shards, as --data of other commands takes them. Nothing in it is changed.
     """
     from latentddpm.data.doctor.doctor import examine
-    from latentddpm.data.doctor.report import ERROR, as_json, as_text
+    from latentddpm.data.doctor.report import as_json, as_text
+    from latentddpm.data.findings import ERROR
 
     if examples is not None and examples < 0:
         raise UserError(f"--examples: {examples}, expected 0 or more")

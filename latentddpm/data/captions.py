@@ -5,7 +5,8 @@
 An image has any number of alternative captions; one of them is drawn per use. A template such as
 `"{text}, {style} style"` is filled from an image's columns (see `data.sources.metadata`). Where
 columns are lists it gives a caption for every combination of their entries. An image without a
-value for one of its fields gets no caption from a template.
+value for one of its fields gets no caption from a template. A number fills a field of a template
+with words; alone it is no caption.
 
 Token ids are kept in the folder of the catalog's version they were made from, and are deleted with
 it.
@@ -13,6 +14,7 @@ it.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
@@ -28,11 +30,20 @@ import numpy as np
 from tqdm import tqdm
 
 from latentddpm.clip.tokenizer import CLIPTokenizer, PromptTooLong
-from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.catalog.catalog import RULES, Catalog
 from latentddpm.data.catalog.columns import Schema, Table, TableWriter
-from latentddpm.data.sources.metadata import text_entries
+from latentddpm.data.sources.kinds import CAPTION_COLUMNS, NAME_COLUMNS, first_column
+from latentddpm.data.sources.metadata import (
+    FOLDER,
+    TEXT,
+    caption_entries,
+    no_caption,
+    text_entries,
+    with_folder,
+)
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, nearest
+from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_folder
 from latentddpm.utils.locks import wait_for_lock
 
@@ -70,23 +81,36 @@ class Templates:
         """
         for _, name in itertools.chain(*self._parsed):
             if name is not None and name not in known:
+                remedy = _other_template(known) if self.texts == DEFAULT_TEMPLATES else ""
                 raise UserError(
                     f"{source or 'captions'}: no column {name!r}{nearest(name, known)}; "
-                    f"columns are {', '.join(map(repr, known)) or 'none'}"
+                    f"columns are {', '.join(map(repr, known)) or 'none'}{remedy}"
                 )
 
-    def fill(self, columns: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    def fill(self, columns: Mapping[str, Any], name: str, place: str = "") -> tuple[str, ...]:
         """Captions of one image, without repeats, in the order of the templates.
 
         Args:
             columns: name → value, of the image.
-            place: where they are from, for messages.
+            name: of the image; its folder is the built-in column `folder`.
+            place: where the columns are from, for messages; by default the image.
 
         Raises:
             UserError: a column that is used is not text.
         """
+        columns, place = with_folder(columns, name), place or name
         found = (text for template in self._parsed for text in _fill(template, columns, place))
         return tuple(dict.fromkeys(found))
+
+    def other_column(self, columns: Sequence[str]) -> str:
+        """Column that the captions of `{text}` come from if it is another one; "" otherwise.
+
+        Args:
+            columns: of all images; with `text` if one has a caption from a sidecar.
+        """
+        if self.texts != DEFAULT_TEMPLATES or TEXT in columns:
+            return ""
+        return first_column(columns, CAPTION_COLUMNS)
 
 
 class Captions:
@@ -109,7 +133,11 @@ class Captions:
             raise UserError(catalog.manifest.problem)
         for note in catalog.manifest.notes:
             warnings.warn(note, stacklevel=2)
-        self.templates.check(catalog.columns(), catalog.metadata_file.rpartition("/")[2])
+        table = ", ".join(catalog.tables[:1]).rpartition("/")[2]
+        self.templates.check(catalog.columns(), table)
+        columns = [*catalog.manifest.columns, *[TEXT] * catalog.manifest.sidecars]
+        if column := self.templates.other_column(columns):
+            say(f"{catalog.source.place}: captions are those of the column {column!r}")
 
     def __len__(self) -> int:
         return len(self.catalog)
@@ -127,7 +155,27 @@ class Captions:
         row = self.catalog.row(index)
         if row.problem:
             raise UserError(row.problem)
-        return self.templates.fill(row.columns, self.catalog.row_place(index, row))
+        place = self.catalog.row_place(index, row)
+        return self.templates.fill(row.columns, self.catalog.name(index), place)
+
+    def reason(self, index: int) -> str:
+        """Why the image at `index` has no caption, such as "its 'text' is null, no text"; or "".
+
+        Args:
+            index: of an image without a caption.
+        """
+        return no_caption(self.catalog.row(index).columns)
+
+    def remedy(self) -> str:
+        """What to do where no image has a caption, in a few words."""
+        count = len(self.catalog)
+        names = (self.catalog.name(index) for index in {0, count // 2, count - 1})
+        words = "a photo of {folder}" if any("/" in name for name in names) else "a photo of sks"
+        what = "take the names of their folders" if "{" in words else "give all the same words"
+        return (
+            "add NAME.txt files or a metadata.jsonl, or "
+            f'{what}: data.caption_templates=["{words}"]'
+        )
 
 
 def _parse_template(template: str) -> Template:
@@ -147,12 +195,28 @@ def _parse_template(template: str) -> Template:
 def _fill(template: Template, columns: Mapping[str, Any], place: str) -> Iterator[str]:
     """Captions of a template, one for every combination of the entries of its columns."""
     names = dict.fromkeys(name for _, name in template if name is not None)
-    entries = [text_entries(columns.get(name), name, place) for name in names]
+    words = any(literal.strip() for literal, _ in template)
+    entries = [
+        caption_entries(columns, place, numbers=words)
+        if name == TEXT
+        else text_entries(columns.get(name), name, place, numbers=words)
+        for name in names
+    ]
     for chosen in itertools.product(*entries):
         value = dict(zip(names, chosen, strict=True))
         caption = "".join(literal + value.get(name, "") for literal, name in template).strip()
         if caption:
             yield caption
+
+
+def _other_template(known: Sequence[str]) -> str:
+    """Advice to take another column for captions, if there is one."""
+    others = [n for n in known if n != FOLDER and n.casefold() not in NAME_COLUMNS and n.strip()]
+    if not others:
+        return ""
+    close = difflib.get_close_matches(TEXT, others, n=1, cutoff=0.5)
+    column = (close or others)[0]
+    return f'; for captions from it: data.caption_templates=["{{{column}}}"]'
 
 
 # --- Token ids -----------------------------------------------------------------------------
@@ -227,6 +291,7 @@ def prepare_tokens(
     for part in (
         captions.catalog.row_digest,
         captions.templates.texts,
+        RULES,
         tokenizer.context_length,
         tokenizer.pad_token,
         tokenizer.tokens,

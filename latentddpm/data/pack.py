@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -170,7 +171,7 @@ class TarWriter:
         # become one sample, and readers of WebDataset end the stem at the first dot.
         key, before = f"{number:09d}", self._tar.offset
         self._member(key + os.path.splitext(name)[1].lower(), data)
-        texts = text_entries(columns.get(TEXT), TEXT, name)
+        texts = text_entries(columns.get(TEXT), TEXT, name, numbers=False)
         if len(texts) == 1:
             self._member(f"{key}.txt", texts[0].encode())
         self._member(f"{key}.json", columns_json(columns))
@@ -228,8 +229,23 @@ KINDS: dict[str, type[Writer]] = {
 
 
 def columns_json(columns: Mapping[str, Any]) -> bytes:
-    """JSON object of the columns of an image, in UTF-8; lone surrogates are written as escapes."""
+    """JSON object of the columns of an image, in UTF-8; lone surrogates are written as escapes.
+
+    Numbers that are not finite become null, since JSON has none.
+    """
+    columns = _json_value(columns)
     try:
-        return json.dumps(dict(columns), ensure_ascii=False).encode()
+        return json.dumps(columns, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        return json.dumps(dict(columns)).encode()
+        return json.dumps(columns, allow_nan=False).encode()
+
+
+def _json_value(value: Any) -> Any:
+    """Value that JSON can hold: null for a number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_json_value(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: _json_value(entry) for key, entry in value.items()}
+    return value

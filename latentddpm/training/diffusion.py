@@ -311,14 +311,15 @@ def grid_prompts(
     if not len(known):
         raise UserError(
             f"{dataset.catalog.source.place}: no captions, but text.source is "
-            f"{config.text.source!r}; add NAME.txt files or a metadata.jsonl, or train without "
-            "text (text.source=none)"
+            f"{config.text.source!r}; {captions.remedy()}; or train without text "
+            "(text.source=none)"
         )
     if bare:
         first = Selection(count, lambda *block: ~tokens.captioned(*block)).row(0)
+        reason = captions.reason(first)
         say(
             f"{bare} of {count} images have no caption and train on the empty prompt, "
-            f"such as {dataset.catalog.name(first)}"
+            f"such as {dataset.catalog.name(first)}" + f" ({reason})" * bool(reason)
         )
     spread = np.linspace(0, len(known) - 1, min(GRID_PROMPTS, len(known))).astype(int)
     return config.samples.prompts or [captions[int(row)][0] for row in known.rows(spread)]

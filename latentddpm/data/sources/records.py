@@ -17,10 +17,12 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Unit
-from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
+from latentddpm.data.sources.metadata import TEXT, Row
 from latentddpm.data.sources.shards import Shards, own_name, parse_columns
+from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.errors import UserError
 from latentddpm.utils.startup import import_tensorflow
 
@@ -32,7 +34,9 @@ TAIL = 4  # bytes after it: another checksum
 class RecordShards(Shards):
     """Shards of records, each a `tf.train.Example`; a subclass reads the files."""
 
-    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
+    def entries(
+        self, unit: Unit, metadata: MetadataTable, findings: Findings | None = None
+    ) -> Iterator[Entry]:
         path = self.path(unit.name)
         for number, (offset, size, record) in enumerate(self._records(path)):
             where = f"{path}: record {number}"

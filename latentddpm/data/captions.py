@@ -159,7 +159,7 @@ class Captions:
         return self.templates.fill(row.columns, self.catalog.name(index), place)
 
     def reason(self, index: int) -> str:
-        """Why the image at `index` has no caption, such as "its 'text' is null, no text"; or "".
+        """Reason why the image at `index` has no caption, in a few words; "" if nothing is wrong.
 
         Args:
             index: of an image without a caption.
@@ -167,7 +167,7 @@ class Captions:
         return no_caption(self.catalog.row(index).columns)
 
     def remedy(self) -> str:
-        """What to do where no image has a caption, in a few words."""
+        """Remedy where no image has a caption, in a few words."""
         count = len(self.catalog)
         names = (self.catalog.name(index) for index in {0, count // 2, count - 1})
         words = "a photo of {folder}" if any("/" in name for name in names) else "a photo of sks"

@@ -14,6 +14,7 @@ from latentddpm.data import images
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.images import UnreadableImage, composite, read_image
 from latentddpm.data.sources.open import open_source
+from latentddpm.data.sources.survey import survey
 from latentddpm.errors import UserError
 
 READABLE, UNREADABLE = nasty.readable(), nasty.unreadable()

@@ -423,8 +423,11 @@ def test_a_pattern_names_its_shards_and_a_missing_one_is_said(packed, reference,
 def test_a_folder_of_images_with_a_tar_stays_a_folder(folder, packed, tmp_path):
     shutil.copytree(folder, tmp_path / "mixed")
     shutil.copy(next((packed / "tar").iterdir()), tmp_path / "mixed" / "backup.tar")
-    with pytest.warns(UserWarning, match=r"read as a folder of images.* backup\.tar"):
-        assert open_source(tmp_path / "mixed").kind == "folder", "shards took a folder over"
+    source = open_source(tmp_path / "mixed")
+    assert source.kind == "folder", "shards took a folder over"
+    name, detail = source.survey()["archive_not_read"].items[0]
+    assert name == "backup.tar", f"{name} is named, expected backup.tar"
+    assert "--data" in detail, f"expected the way to read it: {detail}"
 
 
 def test_shards_of_several_kinds_are_refused(packed, tmp_path):

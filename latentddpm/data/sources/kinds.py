@@ -137,7 +137,7 @@ SHARD_SUFFIXES = (".tar", ".tfrecord", ".tfrecords", ".array_record", ".arrayrec
 """Suffixes of shards, which are read where --data names them or a folder of nothing else."""
 
 ARCHIVES_NAMED = {
-    **dict.fromkeys(SHARD_SUFFIXES, "shards are read where --data names them: --data {path}"),
+    **dict.fromkeys(SHARD_SUFFIXES, "give it its own --data, several as 'NAME-{0000..0099}.tar'"),
     **dict.fromkeys(
         (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lmdb", ".mdb", ".h5"),
         "unpack it",

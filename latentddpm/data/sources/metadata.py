@@ -132,7 +132,7 @@ def caption_entries(columns: Mapping[str, Any], place: str, numbers: bool = Fals
 
 
 def no_caption(columns: Mapping[str, Any]) -> str:
-    """Why the captions in the columns of an image are none, in a few words; "" for no reason.
+    """Reason why the values in the caption columns are no captions, in a few words; or "".
 
     Args:
         columns: name → value, of an image without a caption.

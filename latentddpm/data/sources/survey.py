@@ -25,7 +25,7 @@ from latentddpm.data.sources.kinds import (
     is_table,
     suffix_of,
 )
-from latentddpm.data.sources.walk import Content, Walk, stem
+from latentddpm.data.sources.walk import Content, Walk, in_hub_cache, stem
 
 HEAD = 16  # bytes that tell a picture
 
@@ -86,27 +86,32 @@ def _look(
     elif suffix in CAPTIONS_NAMED and (beside or own in full):
         findings.note("caption_not_read", path, f"{suffix}: {CAPTIONS_NAMED[suffix]}")
     elif suffix in ARCHIVES_NAMED:
-        remedy = ARCHIVES_NAMED[suffix].format(path=storage.join(place, content.folder + "*"))
-        findings.note("archive_not_read", path, f"{suffix}: {remedy}")
+        findings.note("archive_not_read", path, f"{suffix}: {ARCHIVES_NAMED[suffix]}")
     elif suffix in TABLES_NAMED:
         remedy = TABLES_NAMED[suffix].format(suffix=suffix)
         findings.note("table_not_read", path, f"{suffix}: {remedy}")
-    elif suffix not in CAPTIONS_NAMED and not storage.is_remote(place):
-        found = picture_suffix(storage.join(place, path))
-        if found:
-            read = found in PICTURES_READ
-            what = f"rename it to NAME{found}" if read else PICTURES_NAMED[found]
-            findings.note("picture_not_read", path, f"is {found} by its bytes: {what}")
+    elif suffix not in CAPTIONS_NAMED and (found := picture_suffix(place, path)):
+        what = f"rename it to NAME{found}" if found in PICTURES_READ else PICTURES_NAMED[found]
+        findings.note("picture_not_read", path, f"is {found} by its bytes: {what}")
 
 
-def picture_suffix(path: str) -> str:
+def picture_suffix(place: str, path: str) -> str:
     """Suffix of the picture that a file is by its first bytes; "" for another file.
 
+    Files at a place with a scheme, and those of a Hub cache that its snapshots link to, are not
+    looked at.
+
     Args:
-        path: of the file, on this machine.
+        place: the folder that is surveyed.
+        path: of the file in it.
     """
+    full = storage.join(place, path)
+    if storage.is_remote(place):
+        return ""
+    if path.split("/")[-2:-1] == ["blobs"] and in_hub_cache(os.path.realpath(full)):
+        return ""
     try:
-        with open(path, "rb") as stream:
+        with open(full, "rb") as stream:
             head = stream.read(HEAD)
     except OSError:
         return ""

@@ -40,6 +40,7 @@ OWN_WORK = (
     ("a latents cache", ("index.json", "moments.npy")),
     ("a latents cache", ("partial.json", "partial.npy")),
     ("an evaluation", ("evaluation.json",)),
+    ("images of an evaluation", ("setting.json",)),
 )
 """What latentddpm makes → names that are together in a folder of it."""
 
@@ -49,7 +50,7 @@ CATALOG_VERSION = re.compile(r"version-\d{6}")
 RUN_PARTS = ("checkpoints", "latents", "catalog", "log.jsonl", "model", "samples", "tensorboard")
 """Parts of a run that are not read where the place itself holds one."""
 
-_COPY = "copy it there: cp -rL {place} NEW"
+_COPY = "copy all with what links lead to: cp -rL {place} NEW"
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _is_hidden(path: str) -> bool:
 
 
 def _made_by_us(items: list[storage.Item]) -> str:
-    """What a folder with `items` is if latentddpm made it; "" otherwise."""
+    """Name of what a folder with `items` is if latentddpm made it; "" otherwise."""
     names = {item.name for item in items}
     for made, marks in OWN_WORK:
         if names.issuperset(marks):

@@ -48,7 +48,8 @@ class DataConfig(Section):
     )
     flip: bool = Field(False, description="mirror half of the images, drawn per use")
     caption_templates: list[str] = Field(
-        [], description='such as "{text}, {style} style", with columns of the metadata'
+        [],
+        description='such as "{text}, {style} style", with columns of the metadata, or "{folder}"',
     )
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of validation images")
     validation_by: Literal["path", "caption"] = Field(

@@ -20,11 +20,13 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from latentddpm.data.findings import Findings
 from latentddpm.data.sources.base import Entry, Source
-from latentddpm.data.sources.metadata import FILE_NAME, TEXT, text_entries
+from latentddpm.data.sources.metadata import FILE_NAME, caption_entries
 from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.records import array_record, make_record
 from latentddpm.errors import UserError, check_choice
+from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_folder, check_new
 from latentddpm.utils.startup import import_tensorflow
 
@@ -79,11 +81,20 @@ def pack(
         atomic_folder(out) as temporary,
         tqdm(desc="pack", total=known, unit="image", delay=2, disable=quiet) as bar,
     ):
-        return _write(source, temporary, KINDS[kind], shard_size, bar)
+        findings = source.survey()
+        counts = _write(source, temporary, KINDS[kind], shard_size, bar, findings)
+    for line in findings.lines():
+        say(f"{place}: {line}", quiet)
+    return counts
 
 
 def _write(
-    source: Source, out: Path, kind: type[Writer], shard_size: int, bar: tqdm
+    source: Source,
+    out: Path,
+    kind: type[Writer],
+    shard_size: int,
+    bar: tqdm,
+    findings: Findings,
 ) -> tuple[int, int]:
     metadata = source.open_metadata(max_rows=None)
     if metadata.problem:
@@ -92,7 +103,7 @@ def _write(
     writer = None
     try:
         for unit in source.units():
-            for entry in source.entries(unit, metadata):
+            for entry in source.entries(unit, metadata, findings):
                 if entry.row.problem:
                     raise UserError(entry.row.problem)
                 if writer is None or size >= shard_size:
@@ -171,7 +182,7 @@ class TarWriter:
         # become one sample, and readers of WebDataset end the stem at the first dot.
         key, before = f"{number:09d}", self._tar.offset
         self._member(key + os.path.splitext(name)[1].lower(), data)
-        texts = text_entries(columns.get(TEXT), TEXT, name, numbers=False)
+        texts = caption_entries(columns, name)
         if len(texts) == 1:
             self._member(f"{key}.txt", texts[0].encode())
         self._member(f"{key}.json", columns_json(columns))

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from latentddpm.cli import main
+from latentddpm.data.doctor import doctor as doctoring
 from latentddpm.data.doctor import duplicates
 from latentddpm.data.doctor.doctor import examine
 from latentddpm.data.doctor.report import as_json, as_text, shapes, token_quartiles
@@ -145,6 +146,14 @@ def test_shards_are_looked_at_where_they_are(emoji_folder, tmp_path):
     assert "c.tar" in broken, f"expected the damaged shard to be named: {broken}"
     assert report.findings["equal"].items[0][:2] == ["0000.png", "0009.png"]
     assert report.kind == "tar"
+
+
+def test_a_set_that_is_too_small_to_train_from_scratch_is_said(emoji_folder, monkeypatch):
+    finding = examine(emoji_folder, quiet=True).findings["few_images"]
+    assert finding.count == 40
+    assert "--init" in finding.items[0][1], f"expected the way out: {finding}"
+    monkeypatch.setattr(doctoring, "FEW_IMAGES", 40)
+    assert "few_images" not in examine(emoji_folder, quiet=True).findings, "40 are enough of 40"
 
 
 # --- Duplicates ----------------------------------------------------------------------------

@@ -4,14 +4,16 @@ import hashlib
 import os
 import subprocess
 import sys
+import zlib
 
 import nasty
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from latentddpm.data import images
 from latentddpm.data.catalog.scan import open_catalog
+from latentddpm.data.doctor.doctor import describe_file
 from latentddpm.data.images import UnreadableImage, composite, read_image
 from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.survey import survey
@@ -284,6 +286,36 @@ def test_images_are_listed_in_order_without_what_is_hidden(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     assert listed(tmp_path) == sorted(names), "not in the order of whole paths"
+
+
+def large_text(kind):
+    """A chunk that is larger than Pillow reads, and the place of its keyword."""
+    packed = zlib.compress(b"a" * (3 << 20))
+    heads = {b"tEXt": b"k\0" + b"a" * (2 << 20), b"iTXt": b"k\0\1\0\0\0" + packed}
+    return kind, heads.get(kind, b"k\0\0" + packed)
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_pixels_beside_a_large_text_are_read(tmp_path, kind, last):
+    rows = (b"\0" + bytes(nasty.RED) * 4) * 4
+    if last:
+        data = nasty.png(4, 4, 8, 2, rows)
+        data = data[:-12] + nasty.chunk(*large_text(kind)) + data[-12:]
+    else:
+        data = nasty.png(4, 4, 8, 2, rows, large_text(kind))
+    (tmp_path / "a.png").write_bytes(data)
+    for file in (data, tmp_path / "a.png"):
+        np.testing.assert_array_equal(read_image(file, 4), np.full((4, 4, 3), nasty.RED))
+    assert describe_file(data, "a.png") == ("PNG", []), "doctor reads it too"
+
+
+def test_a_large_text_does_not_let_a_bomb_in():
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    data = nasty.png(20_000, 20_000, 8, 2, b"", large_text(b"zTXt"))
+    with pytest.raises(UnreadableImage, match="pixels"):
+        read_image(data, 8)
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
 
 
 def test_links_stay_inside_the_folder(tmp_path):

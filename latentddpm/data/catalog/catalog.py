@@ -33,7 +33,7 @@ from latentddpm.data.sources.base import MetadataStamp, Source
 from latentddpm.data.sources.metadata import Row, template_columns
 from latentddpm.data.sources.storage import order
 from latentddpm.errors import UserError
-from latentddpm.utils.console import say
+from latentddpm.utils.console import activity, say
 from latentddpm.utils.files import FileEntry
 
 MANIFEST = "catalog.json"
@@ -236,7 +236,9 @@ class Catalog:
             quiet: print only the files that cannot be read.
         """
         if not quiet:
-            for line in self.passed_over().lines():
+            with activity(f"looking for what is not read in {self.source.place}"):
+                lines = list(self.passed_over().lines())
+            for line in lines:
                 say(f"{self.source.place}: {line}")
         count = self.manifest.unreadable
         if not count:

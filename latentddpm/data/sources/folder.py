@@ -16,9 +16,6 @@ from latentddpm.data.sources.tables import MAX_ROWS, MetadataTable
 from latentddpm.data.sources.walk import Content, Walk, in_hub_cache, stem, tables
 from latentddpm.errors import UserError
 
-KEPT = 64
-"""Folders whose text files are remembered between `units` and `entries`."""
-
 
 class Folder:
     """Folder of images: a `Source`, with captions from sidecars and tables.
@@ -33,7 +30,7 @@ class Folder:
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self._contents: dict[str, Content] = {}
+        self._content: Content | None = None  # of the folder that was read last
 
     def metadata_stamp(self) -> MetadataStamp:
         return [
@@ -51,7 +48,7 @@ class Folder:
         for name, content in Walk(self.place).files():
             if not is_image(name):
                 continue
-            self._remember(content)
+            self._content = content
             try:
                 stamps = [
                     storage.stamp(storage.join(self.place, sidecar))
@@ -87,18 +84,12 @@ class Folder:
         found = f"; there are: {'; '.join(there)}" if there else ""
         return f"{self.place}: no image in it (looked for {' '.join(PICTURES_READ)}){found}"
 
-    def _remember(self, content: Content) -> None:
-        if self._contents.get(content.folder) is not content:
-            if len(self._contents) >= KEPT:
-                self._contents.clear()
-            self._contents[content.folder] = content
-
     def _sidecars(self, image: str) -> list[str]:
         """Paths of the text files of an image, relative to the place."""
         folder, slash, name = image.rpartition("/")
-        if folder + slash not in self._contents:
-            self._remember(Walk(self.place).content(folder + slash))
-        names = self._contents[folder + slash].sidecars.get(stem(name), [])
+        if self._content is None or self._content.folder != folder + slash:
+            self._content = Walk(self.place).content(folder + slash)
+        names = self._content.sidecars.get(stem(name), [])
         return [folder + slash + sidecar for sidecar in names]
 
     def _read_sidecars(self, image: str, row: Row, metadata: MetadataTable) -> Row:

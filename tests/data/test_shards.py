@@ -314,6 +314,7 @@ SAMPLES = {
         {"0.PNG": ("0.caption",), "2.jfif": ("2.TXT",)},
         {"picture_not_read": 1, "missing_image": 1},
     ),
+    "a table": (["0.png", "metadata.jsonl"], {"0.png": ()}, {"table_not_read": 1}),
     "texts apart": (
         ["images/0.png", "texts/0.txt"],
         {"images/0.png": ()},

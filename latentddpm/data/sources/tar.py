@@ -28,6 +28,7 @@ from latentddpm.data.sources.kinds import (
     CAPTION_SUFFIXES,
     PICTURES_NAMED,
     is_image,
+    is_table,
     suffix_of,
 )
 from latentddpm.data.sources.metadata import (
@@ -124,6 +125,8 @@ class _Sample:
             self.texts.append(found)
         elif is_image(name):
             self.pictures.append(found)
+        elif is_table(name.rpartition("/")[2]):
+            self.findings.note("table_not_read", name, "in a tar; unpack the tar")
         elif suffix in PICTURES_NAMED and found.is_plain:
             self.findings.note("picture_not_read", name, f"{suffix}: {PICTURES_NAMED[suffix]}")
         else:

@@ -21,7 +21,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
-from latentddpm.data.captions import Templates
 from latentddpm.data.doctor.duplicates import ImageHashes, image_hash
 from latentddpm.data.doctor.report import Report
 from latentddpm.data.findings import Finding, Findings
@@ -41,6 +40,7 @@ from latentddpm.data.sources.kinds import CAPTION_COLUMNS, first_column
 from latentddpm.data.sources.metadata import TEXT, no_caption, template_columns
 from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.tables import MetadataTable
+from latentddpm.data.templates import Templates
 from latentddpm.errors import UserError, one_line
 
 FEW_IMAGES = 1000

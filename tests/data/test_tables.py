@@ -136,7 +136,16 @@ def test_a_byte_order_mark_before_a_semicolon_is_no_part_of_a_name(folder):
     assert read(folder)["a.png"] == ("apple",)
 
 
+def test_an_absolute_path_in_the_folder_is_understood(folder):
+    jsonl(folder, {"file_name": str(folder / "sub/b.png"), "text": "pear"})
+    assert read(folder)["sub/b.png"] == ("pear",)
+    jsonl(folder, {"file_name": f"{folder}/../d/../e/b.png", "text": "pear"})
+    with pytest.raises(UserError, match="climbs out"):
+        read(folder)
+
+
 BROKEN = {
+    "a.png,a red apple\n": "in its first line: no 'file_name'; columns are 'a.png', 'a red apple'",
     "file_name,text\na.png,red, ripe\n": "3 cells, expected 2 .*stands in quotes",
     "name,text\na.png,red\n": r"no 'file_name' \(did you mean 'name'\?\); columns are",
     "file_name:text\na.png:red\n": "no 'file_name'",

@@ -119,7 +119,7 @@ class MetadataTable:
         with storage.opened(path) as stream:
             for line, columns in parse(path, stream):
                 place, empty = f"{path} line {line}", False
-                name = _row_name(columns, place, below)
+                name = _row_name(columns, place, below, self.folder)
                 row = Row(line, columns, "", number)
                 if name in self._rows:
                     row = Row.unpack(self._rows[name]).with_more(columns)
@@ -153,19 +153,25 @@ def _check_alone(folder: str | None, names: list[str]) -> None:
             raise UserError(f"{place}: holds both {' and '.join(here)}; keep one of them")
 
 
-def _row_name(columns: Mapping[str, Any], place: str, below: str) -> str:
+def _row_name(columns: Mapping[str, Any], place: str, below: str, root: str) -> str:
     """Name of the image of a row, relative to the root.
 
     Args:
         columns: of the row.
         place: of the row, for messages.
         below: folder of the table, relative to the root.
+        root: folder of the images; an absolute path in it is understood.
 
     Raises:
         UserError: see `image_name`; or it leaves the root.
     """
     column = FILE_NAME if FILE_NAME in columns else first_column(columns, NAME_COLUMNS)
     name = columns.get(column)
+    if isinstance(name, str) and name.startswith("/"):
+        for folder in (os.path.abspath(root), os.path.realpath(root)):
+            if name.startswith(folder + "/"):
+                path = os.path.relpath(name, folder)
+                return image_name({**columns, column: path}, place, column)
     if below and isinstance(name, str) and ".." in name:
         path = os.path.normpath(f"{below}/{name.replace(chr(92), '/')}")
         return image_name({**columns, column: path}, place, column)
@@ -222,6 +228,8 @@ def _parse_csv(path: str, stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any
                 continue
             if not header:
                 header = [cell.strip() for cell in cells]
+                if not first_column(header, NAME_COLUMNS):
+                    image_name(dict.fromkeys(header), f"{path}: in its first line")
                 if len(set(header)) < len(header):
                     raise UserError(f"{path}: a column name is repeated in {', '.join(header)}")
                 continue

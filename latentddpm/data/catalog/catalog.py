@@ -188,7 +188,7 @@ class Catalog:
 
     def row_place(self, index: int, row: Row) -> str:
         """Place of a `row`, that of the image at `index`, for messages."""
-        if not row.line:
+        if not row.line or row.table >= len(self.tables):
             return self.where(index)
         return f"{self.tables[row.table]} line {row.line}"
 

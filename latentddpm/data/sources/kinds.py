@@ -56,6 +56,7 @@ PICTURES_NAMED = {
     **dict.fromkeys((".psd", ".psb", ".xcf", ".kra", ".ai", ".eps"), _AS_PNG + " (export it)"),
     ".pdf": "save its pages as PNG",
     ".avifs": _FRAMES,
+    **dict.fromkeys((".lnk", ".url", ".webloc"), "put the file itself here, not a shortcut to it"),
     **dict.fromkeys((".mp4", ".webm", ".mov", ".avi", ".mkv", ".m4v", ".gifv"), _FRAMES),
     **dict.fromkeys((".npy", ".npz"), "save the arrays as PNG"),
 }

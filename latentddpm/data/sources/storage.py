@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
+from latentddpm.data.sources.kinds import CAPTION_SUFFIXES, is_image, is_shard, suffix_of
 from latentddpm.errors import UserError, one_line
 from latentddpm.utils.startup import import_tensorflow
 
@@ -172,16 +173,27 @@ def items(folder: str) -> list[Item]:
     """
     if is_remote(folder):
         with _as_os_error(folder):
-            names = [name.rstrip("/") for name in _gfile().listdir(folder)]
             found = [
-                Item(name, "folder" if _gfile().isdir(join(folder, name)) else "file")
-                for name in names
-                if name
+                Item(name.rstrip("/"), "folder" if _is_remote_folder(folder, name) else "file")
+                for name in _gfile().listdir(folder)
+                if name.rstrip("/")
             ]
     else:
         with os.scandir(folder) as entries:
             found = [Item(entry.name, _kind(entry)) for entry in entries]
     return sorted(found, key=lambda item: order(item.name + "/" * (item.kind == "folder")))
+
+
+def _is_remote_folder(folder: str, name: str) -> bool:
+    """True for a folder; a request is made only for a name whose suffix does not tell it."""
+    if (
+        name.endswith("/")
+        or is_shard(name)
+        or is_image(name)
+        or suffix_of(name) in CAPTION_SUFFIXES
+    ):
+        return name.endswith("/")
+    return _gfile().isdir(join(folder, name))
 
 
 def _kind(entry: os.DirEntry) -> str:

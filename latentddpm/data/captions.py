@@ -41,13 +41,16 @@ class Captions:
     Args:
         catalog: of the images.
         templates: see `Templates`.
+        quiet: do not say which column they are from.
 
     Raises:
         UserError: a template is malformed or names an unknown column; the table of captions
             is damaged.
     """
 
-    def __init__(self, catalog: Catalog, templates: str | Sequence[str] = ()) -> None:
+    def __init__(
+        self, catalog: Catalog, templates: str | Sequence[str] = (), quiet: bool = False
+    ) -> None:
         self.catalog, self.templates = catalog, Templates(templates)
         if catalog.manifest.problem:
             raise UserError(catalog.manifest.problem)
@@ -57,7 +60,7 @@ class Captions:
         self.templates.check(catalog.columns(), table)
         columns = [*catalog.manifest.columns, *[TEXT] * catalog.manifest.sidecars]
         if column := self.templates.other_column(columns):
-            say(f"{catalog.source.place}: captions are those of the column {column!r}")
+            say(f"{catalog.source.place}: captions are those of the column {column!r}", quiet)
 
     def __len__(self) -> int:
         return len(self.catalog)

@@ -49,15 +49,10 @@ class Folder:
             if not is_image(name):
                 continue
             self._content = content
-            try:
-                stamps = [
-                    storage.stamp(storage.join(self.place, sidecar))
-                    for sidecar in self._sidecars(name)
-                ]
-                stamp = storage.stamp(storage.join(self.place, name))
-            except FileNotFoundError:
+            stamps = list(self._stamps(name))
+            if not stamps[0]:
                 continue  # deleted since the folder was listed
-            yield Unit(name, *stamp, _fingerprint(stamps))
+            yield Unit(name, *stamps[0], _fingerprint(list(filter(None, stamps[1:]))))
             count += 1
         if not count:
             raise UserError(self._nothing())
@@ -77,6 +72,14 @@ class Folder:
 
     def read(self, unit: str, offset: int, size: int) -> bytes:
         return storage.read(storage.join(self.place, unit))
+
+    def _stamps(self, image: str) -> Iterator[storage.Stamp | None]:
+        """Stamps of an image and of its text files; None for one that is gone."""
+        for name in (image, *self._sidecars(image)):
+            try:
+                yield storage.stamp(storage.join(self.place, name))
+            except FileNotFoundError:
+                yield None
 
     def _nothing(self) -> str:
         """Message about a folder without an image: what was looked for, and what is there."""

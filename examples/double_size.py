@@ -24,9 +24,10 @@ What comes out draws from words at once, for the UNet goes along.
 """
 
 import argparse
-import os
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+from latentddpm.utils.startup import import_keras
+
+import_keras()  # without TensorFlow's log lines
 
 import keras
 import numpy as np

@@ -10,9 +10,10 @@ are the commands themselves, with checkpoints, validation and grids.
 """
 
 import argparse
-import os
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+from latentddpm.utils.startup import import_keras
+
+import_keras()  # without TensorFlow's log lines
 
 import keras
 import numpy as np

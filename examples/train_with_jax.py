@@ -32,6 +32,10 @@ import math
 import time
 from pathlib import Path
 
+from latentddpm.utils.startup import import_keras
+
+import_keras()  # without TensorFlow's log lines
+
 import keras
 import numpy as np
 

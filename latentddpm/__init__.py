@@ -4,16 +4,18 @@
     model = latentddpm.LatentDiffusion.load("weights/emoji-128")
     images = model.generate("red apple", num_images=4, seed=0)
 
-The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras. If
-Keras is already imported, `import latentddpm` also registers the networks' classes, so that
+The public names load on first use, so `import latentddpm` imports neither TensorFlow nor Keras;
+when they load, TensorFlow's log lines do not appear (see `utils.startup`). As soon as both are
+imported, in whatever order, the networks' classes are registered with Keras, so that
 `keras.saving.load_model("….keras")` finds them.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
+
+from latentddpm.utils.registration import register_with_keras
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,9 @@ _HOMES = {
     "train_diffusion": "latentddpm.training.diffusion",
     "train_vae": "latentddpm.training.autoencoder",
 }
+
+# Those that are there without Keras.
+_LIGHT = ("CLIPTokenizer", "UserError", "open_dataset")
 
 __all__ = [
     "Adversary",
@@ -92,6 +97,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LIGHT:
+        importlib.import_module("latentddpm.utils.startup").import_keras()
     module = importlib.import_module(_HOMES[name])
     value = module if _HOMES[name].endswith(f".{name}") else getattr(module, name)
     globals()[name] = value
@@ -102,5 +109,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "keras" in sys.modules:
-    importlib.import_module("latentddpm.models")
+register_with_keras()

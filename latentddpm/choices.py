@@ -1,7 +1,7 @@
-"""Choices of sampling and evaluation: samplers, their options, spacings; without Keras.
+"""Choices of options: samplers with their options and spacings, formats; without Keras.
 
-`--help` lists them and options are checked against them before Keras is loaded. Their meaning is
-defined in `diffusion.samplers`; a test compares the two.
+`--help` lists them and options are checked against them before Keras is loaded. The meaning of
+those of sampling is defined in `diffusion.samplers`; a test compares the two.
 """
 
 SAMPLERS = {
@@ -26,6 +26,20 @@ SAMPLER_OPTIONS = {
 
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 SIGMA_SPACINGS = ("timesteps", "karras")
+
+STORAGE = ("float32", "float16")
+"""Precisions in which weights are stored."""
+
+CONVERSIONS = ("diffusers",)
+"""Formats of other libraries that `convert --to` writes."""
+
+EXPORTS = {
+    "keras": (),
+    "saved-model": (),
+    "onnx": ("onnx", "tf2onnx", "onnxruntime"),
+    "litert": ("ai_edge_litert",),
+}
+"""Format of `export` → the packages that write it, beside those that are always there."""
 
 PROJECTIONS = ("tsne", "umap")
 """Projections of latents to the plane, for `evaluate --latents`."""

@@ -54,7 +54,8 @@ class DataConfig(Section):
     )
     flip: bool = Field(False, description="mirror half of the images, drawn per use")
     caption_templates: list[str] = Field(
-        [], description='such as "{text}, {style} style", with columns of the metadata'
+        [],
+        description='such as "{text}, {style} style", with columns of the metadata, or "{folder}"',
     )
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of validation images")
     validation_by: Literal["path", "caption"] = Field(
@@ -242,8 +243,10 @@ class TrainingConfig(Section):
         True, description="shorter average at first: momentum at most n / (n + 9) at step n"
     )
     seed: int = Field(0, ge=0, description="of the initial weights and of everything random")
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the layers; weights, losses and moments stay float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of the layers; weights, losses and moments stay float32. auto: bfloat16 "
+        "where the machine computes faster in it, else float32",
     )
     accumulation_steps: int = Field(
         1, gt=0, description="micro-batches that a batch is split into, one after the other"

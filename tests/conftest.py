@@ -8,10 +8,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # offline, `transformers` hands out an empty
 
 import gc
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
+
+# A process in the background of a script ignores Ctrl-C from the start, and so would its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 EMOJI = TESTS / "assets" / "emoji"
@@ -49,6 +54,15 @@ def keras_for_tests():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(scope="session")
+def bfloat16():
+    """For tests that compute in it."""
+    from checks import computes_in
+
+    if not computes_in("bfloat16"):
+        pytest.skip("TensorFlow has no kernels for bfloat16 here")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from latentddpm.cli.options import FOLDER, catalog_option, data_option, strict_o
 from latentddpm.cli.usage import command
 from latentddpm.distribution.processes import parse_strategy
 from latentddpm.errors import UserError
-from latentddpm.utils.console import activity, say
+from latentddpm.utils.console import say
 from latentddpm.utils.startup import import_keras
 
 
@@ -44,7 +44,8 @@ def doctor(
     DATA is a folder or shards, as --data of other commands takes them. Nothing in it is changed.
     """
     from latentddpm.data.doctor.doctor import examine
-    from latentddpm.data.doctor.report import ERROR, as_json, as_text
+    from latentddpm.data.doctor.report import as_json, as_text
+    from latentddpm.data.findings import ERROR
 
     if examples is not None and examples < 0:
         raise UserError(f"--examples: {examples}, expected 0 or more")
@@ -121,9 +122,9 @@ def encode(
     parse_strategy(strategy)
     buckets = (bucket_step, bucket_max_ratio) if aspect_buckets else None
     plan_encoding(data, vae, out, resolution, buckets)
-    with activity("loading TensorFlow", quiet):
-        import_keras()
-        from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
+    import_keras()
+    from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
+
     devices = make_strategy(strategy)
     options = {"resolution": resolution, "aspect_buckets": buckets, "mirrored": mirrored}
     options["strategy"] = devices

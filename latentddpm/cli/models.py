@@ -7,10 +7,13 @@ from pathlib import Path
 
 import click
 
+from latentddpm.choices import CONVERSIONS, STORAGE
 from latentddpm.cli.options import FOLDER, model_option
 from latentddpm.cli.usage import command
-from latentddpm.errors import UserError
-from latentddpm.utils.console import say
+from latentddpm.errors import UserError, check_choice
+from latentddpm.pipeline.model_folder import check_convertible, read_model_folder
+from latentddpm.utils.console import activity, say
+from latentddpm.utils.files import check_new
 from latentddpm.utils.startup import import_keras
 
 
@@ -48,13 +51,16 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
     """Write a model with LoRA files in its weights."""
     from latentddpm.generation.loras import apply_loras, read_loras
 
+    check_choice("storage", storage, STORAGE)
+    check_new(out)
     chosen = read_loras(loras)
+    folder = read_model_folder(model, verify=False)
+    folder.file("unet")
     import_keras()
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-    from latentddpm.utils.files import check_new
 
-    check_new(out)
-    merged = LatentDiffusion.load(model)
+    with activity(f"loading {folder.path.name}", quiet):
+        merged = LatentDiffusion.load(folder.path)
     apply_loras(merged, chosen)
     merged.save(out, storage)
     click.echo(out)
@@ -94,6 +100,13 @@ def convert(
         raise UserError("convert: expected --from PATH, or --to diffusers with --model DIR")
     if writes and variant is not None:
         raise UserError("--variant: chooses files to read; it goes with --from")
+    check_choice("storage", storage, STORAGE)
+    check_new(out)
+    if source is not None:
+        check_convertible(source, variant)
+    else:
+        check_choice("--to", target, CONVERSIONS)
+        read_model_folder(model, verify=False)
     import_keras()
     from latentddpm.interop.convert import convert_from, convert_to
 
@@ -117,12 +130,20 @@ def convert(
 @click.option("--out", type=FOLDER, required=True, help="New folder.")
 @command
 def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None:
-    """Write a model for other programs, checked against the original."""
-    import_keras()
-    from latentddpm.export.export import check_request
-    from latentddpm.export.export import export_model as write
-    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+    """Write a model for other programs, checked against the original.
+
+    A train-vae run is exported too: its encoder and decoder.
+    """
+    from latentddpm.export.request import check_request
 
     check_request(out, kind, storage)
-    write(LatentDiffusion.load(model), out, kind, storage, functools.partial(say, quiet=quiet))
+    folder = read_model_folder(model, verify=False)
+    folder.file("vae")
+    import_keras()
+    from latentddpm.export.export import export_model
+    from latentddpm.pipeline.parts import load_parts
+
+    with activity(f"loading {folder.path.name}", quiet):
+        loaded = load_parts(folder.path)
+    export_model(loaded, out, kind, storage, functools.partial(say, quiet=quiet))
     click.echo(out)

@@ -20,7 +20,7 @@ from latentddpm.cli.options import (
 from latentddpm.cli.usage import command
 from latentddpm.distribution.processes import parse_strategy
 from latentddpm.pipeline.model_folder import LORA
-from latentddpm.utils.console import activity, say
+from latentddpm.utils.console import say
 from latentddpm.utils.startup import import_keras
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
     """
     for option in (
         strategy_option,
-        click.option("--precision", help="float32, bfloat16, float16 [default: the config's]."),
+        click.option(
+            "--precision", help="auto, float32, bfloat16, float16 [default: the config's]."
+        ),
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
         strict_option,
         click.option("--on-nan", help="stop or skip: a loss or gradient that is not finite."),
@@ -68,9 +70,10 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
         from latentddpm.training.plan.settle import dry_vae
 
         settings = dry_vae(settings, run["data"])
-        import_networks(quiet)
+        import_keras(training=True)
         from latentddpm.training import autoencoder_networks
 
+        settings = _settled(settings, out, **run, quiet=quiet)
         model = autoencoder_networks.build_autoencoder(settings)
         adversary = autoencoder_networks.build_adversary(settings)
         judge = adversary and adversary.discriminator
@@ -110,9 +113,10 @@ def train_diffusion(
         from latentddpm.training.plan.settle import dry_diffusion
 
         settings, sources = dry_diffusion(settings, run["data"], vae)
-        import_networks(quiet)
+        import_keras(training=True)
         from latentddpm.training import diffusion_networks
 
+        settings = _settled(settings, out, **run, quiet=quiet)
         unet, text_encoder, _ = diffusion_networks.build_networks(settings, sources)
         _echo(settings, unet=unet, text_encoder=text_encoder)
         return
@@ -129,16 +133,6 @@ def train_diffusion(
     click.echo(out / (LORA if settings.lora.rank else "model"))
 
 
-def import_networks(quiet: bool) -> None:
-    """Import Keras and TensorFlow, and say so where it takes a while.
-
-    Args:
-        quiet: say nothing.
-    """
-    with activity("loading TensorFlow", quiet):
-        import_keras()
-
-
 def _planned(
     make_plan: Callable[..., Plan], strategy: str, settings: Any, **options: Any
 ) -> tuple[Plan, Any]:
@@ -147,18 +141,17 @@ def _planned(
     Of several processes each opens a part of the data, so there the strategy comes first.
     """
     kind, _ = parse_strategy(strategy)
-    quiet = options["quiet"]
     several = "TF_CONFIG" in os.environ or "SLURM_PROCID" in os.environ
     if kind == "multi-worker" or (kind == "auto" and several):
-        devices = _devices(strategy, quiet)
+        devices = _devices(strategy)
         return make_plan(settings, **options, strategy=devices), devices
     plan = make_plan(settings, **options)
-    devices = _devices(strategy, quiet)
+    devices = _devices(strategy)
     return replace(plan, run=replace(plan.run, strategy=devices)), devices
 
 
-def _devices(strategy: str, quiet: bool) -> Any:
-    import_networks(quiet)
+def _devices(strategy: str) -> Any:
+    import_keras(training=True)
     from latentddpm.distribution.strategy import make_strategy
 
     return make_strategy(strategy)
@@ -184,6 +177,15 @@ def _settings(
     own = {"precision": precision, "on_nan": on_nan, "wandb": wandb}
     own = [f"training.{key}={value}" for key, value in own.items() if value is not None]
     return load_config(kind, config, (*overrides, *own), init=init), run
+
+
+def _settled(settings: Run, out: Path, *, resume: bool, quiet: bool, **_: Any) -> Run:
+    """Configuration with the precision that the run would have."""
+    from latentddpm.training.precision import settle_precision
+
+    settings, note = settle_precision(settings, out if resume else None)
+    say(note, quiet or not note)
+    return settings
 
 
 def _echo(settings: Any, **parts: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from latentddpm.errors import UserError, check_choice, nearest, one_line
-from latentddpm.utils.console import say
+from latentddpm.utils.console import say, speaking
 
 NO_MEMORY = "ResourceExhaustedError"
 """Name of TensorFlow's error class: this module does not import TensorFlow."""
@@ -94,8 +95,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args: Any, traceback: bool, **kwargs: Any) -> None:
         warnings.showwarning = _show_warning
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
         try:
-            function(*args, **kwargs)
+            with speaking(kwargs["quiet"]):
+                function(*args, **kwargs)
         except (UserError, OSError, ArithmeticError, MemoryError) as error:
             if traceback:
                 raise

@@ -2,10 +2,8 @@
 
     catalog ─► captions ─► tokenizer ─► ids of all captions, and the last one of each image
 
-An image has any number of alternative captions; one of them is drawn per use. A template such as
-`"{text}, {style} style"` is filled from an image's columns (see `data.sources.metadata`). Where
-columns are lists it gives a caption for every combination of their entries. An image without a
-value for one of its fields gets no caption from a template.
+An image has any number of alternative captions, which `data.templates` makes from its columns; one
+of them is drawn per use.
 
 Token ids are kept in the folder of the catalog's version they were made from, and are deleted with
 it.
@@ -14,79 +12,25 @@ it.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import re
-import string
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from latentddpm.clip.tokenizer import CLIPTokenizer, PromptTooLong
-from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.catalog.catalog import RULES, Catalog
 from latentddpm.data.catalog.columns import Schema, Table, TableWriter
-from latentddpm.data.sources.metadata import text_entries
+from latentddpm.data.sources.metadata import TEXT, no_caption
+from latentddpm.data.templates import Templates
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
-from latentddpm.errors import UserError, nearest
+from latentddpm.errors import UserError
+from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_folder
 from latentddpm.utils.locks import wait_for_lock
-
-DEFAULT_TEMPLATES = ("{text}",)
-
-Template = list[tuple[str, str | None]]
-"""Pairs of literal text and the name of the column that follows it (None at the end)."""
-
-
-class Templates:
-    """Templates of captions, filled from the columns of an image.
-
-    Args:
-        templates: format strings with plain `{column}` fields only; `"{text}"` by default. A
-            template without a field is a caption of every image.
-
-    Raises:
-        UserError: a template is malformed.
-    """
-
-    def __init__(self, templates: str | Sequence[str] = ()) -> None:
-        texts = (templates,) if isinstance(templates, str) else tuple(templates)
-        self.texts = texts or DEFAULT_TEMPLATES
-        self._parsed = [_parse_template(text) for text in self.texts]
-
-    def check(self, known: Sequence[str], source: str) -> None:
-        """Check that every field of every template is a column of some image.
-
-        Args:
-            known: names of the columns.
-            source: where the columns are from, for messages.
-
-        Raises:
-            UserError: one field is not.
-        """
-        for _, name in itertools.chain(*self._parsed):
-            if name is not None and name not in known:
-                raise UserError(
-                    f"{source or 'captions'}: no column {name!r}{nearest(name, known)}; "
-                    f"columns are {', '.join(map(repr, known)) or 'none'}"
-                )
-
-    def fill(self, columns: Mapping[str, Any], place: str) -> tuple[str, ...]:
-        """Captions of one image, without repeats, in the order of the templates.
-
-        Args:
-            columns: name → value, of the image.
-            place: where they are from, for messages.
-
-        Raises:
-            UserError: a column that is used is not text.
-        """
-        found = (text for template in self._parsed for text in _fill(template, columns, place))
-        return tuple(dict.fromkeys(found))
 
 
 class Captions:
@@ -97,19 +41,26 @@ class Captions:
     Args:
         catalog: of the images.
         templates: see `Templates`.
+        quiet: do not say which column they are from.
 
     Raises:
         UserError: a template is malformed or names an unknown column; the table of captions
             is damaged.
     """
 
-    def __init__(self, catalog: Catalog, templates: str | Sequence[str] = ()) -> None:
+    def __init__(
+        self, catalog: Catalog, templates: str | Sequence[str] = (), quiet: bool = False
+    ) -> None:
         self.catalog, self.templates = catalog, Templates(templates)
         if catalog.manifest.problem:
             raise UserError(catalog.manifest.problem)
         for note in catalog.manifest.notes:
             warnings.warn(note, stacklevel=2)
-        self.templates.check(catalog.columns(), catalog.metadata_file.rpartition("/")[2])
+        table = ", ".join(catalog.tables[:1]).rpartition("/")[2]
+        self.templates.check(catalog.columns(), table)
+        columns = [*catalog.manifest.columns, *[TEXT] * catalog.manifest.sidecars]
+        if column := self.templates.other_column(columns):
+            say(f"{catalog.source.place}: captions are those of the column {column!r}", quiet)
 
     def __len__(self) -> int:
         return len(self.catalog)
@@ -127,32 +78,27 @@ class Captions:
         row = self.catalog.row(index)
         if row.problem:
             raise UserError(row.problem)
-        return self.templates.fill(row.columns, self.catalog.row_place(index, row))
+        place = self.catalog.row_place(index, row)
+        return self.templates.fill(row.columns, self.catalog.name(index), place)
 
+    def reason(self, index: int) -> str:
+        """Reason why the image at `index` has no caption, in a few words; "" if nothing is wrong.
 
-def _parse_template(template: str) -> Template:
-    """Template of a format string; attributes, indices, conversions and formats are refused."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f"caption template {template!r}: {error}") from None
-    for _, name, spec, conversion in parts:
-        if name is not None and (spec or conversion or not name or re.search(r"[.\[\]{}]", name)):
-            raise UserError(
-                f"caption template {template!r}: only plain fields such as {{text}} are allowed"
-            )
-    return [(literal, name) for literal, name, _, _ in parts]
+        Args:
+            index: of an image without a caption.
+        """
+        return no_caption(self.catalog.row(index).columns)
 
-
-def _fill(template: Template, columns: Mapping[str, Any], place: str) -> Iterator[str]:
-    """Captions of a template, one for every combination of the entries of its columns."""
-    names = dict.fromkeys(name for _, name in template if name is not None)
-    entries = [text_entries(columns.get(name), name, place) for name in names]
-    for chosen in itertools.product(*entries):
-        value = dict(zip(names, chosen, strict=True))
-        caption = "".join(literal + value.get(name, "") for literal, name in template).strip()
-        if caption:
-            yield caption
+    def remedy(self) -> str:
+        """Remedy where no image has a caption, in a few words."""
+        count = len(self.catalog)
+        names = (self.catalog.name(index) for index in {0, count // 2, count - 1})
+        words = "a photo of {folder}" if any("/" in name for name in names) else "a photo of sks"
+        what = "take the names of their folders" if "{" in words else "give all the same words"
+        return (
+            "add NAME.txt files or a metadata.jsonl, or "
+            f'{what}: data.caption_templates=["{words}"]'
+        )
 
 
 # --- Token ids -----------------------------------------------------------------------------
@@ -227,6 +173,7 @@ def prepare_tokens(
     for part in (
         captions.catalog.row_digest,
         captions.templates.texts,
+        RULES,
         tokenizer.context_length,
         tokenizer.pad_token,
         tokenizer.tokens,

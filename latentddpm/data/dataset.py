@@ -85,7 +85,7 @@ class Dataset:
             UserError: a template is malformed or names an unknown column; the table of captions
                 is damaged.
         """
-        return Captions(self.catalog, self.config.caption_templates)
+        return Captions(self.catalog, self.config.caption_templates, self.quiet)
 
     def tokens(self, tokenizer: CLIPTokenizer) -> CaptionTokens:
         """Token ids of all captions: opened if they exist, otherwise made by the chief process.

@@ -22,13 +22,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from latentddpm.data.sources.kinds import PICTURES_READ
 from latentddpm.errors import UserError, one_line
 
 MAX_PIXELS = 178_956_970
 """Largest width times height: 13,000×13,000 is accepted, 20,000×20,000 is refused."""
 
 WHITE = (255, 255, 255)
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = tuple(dict.fromkeys(PICTURES_READ.values()))
+"""Formats that are decoded, whatever the suffix of a file."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of a PNG that hold no pixels and that Pillow limits in size."""
 REDUCING_GAP = 3.0  # fast reductions stop at 3 times the target size; the filter does the rest
 ORIENTATION = 0x0112
 TURNS = {
@@ -148,8 +153,18 @@ def _decode(file: str | Path | bytes, at_least: int | None = None) -> Image.Imag
         raise ValueError("no such file")
     if not (len(file) if isinstance(file, bytes) else os.path.getsize(file)):
         raise ValueError("the file is empty (0 bytes)")
-    stream = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(stream, formats=FORMATS) as image:
+    try:
+        return _decode_as_is(file, at_least)
+    except ValueError:
+        # Pillow refuses large texts in a PNG; the limits are global, and guard against bombs.
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        if (bare := without_texts(data)) == data:
+            raise
+        return _decode_as_is(bare, at_least)
+
+
+def _decode_as_is(file: str | Path | bytes, at_least: int | None) -> Image.Image:
+    with open_image(file) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}x{height} pixels is over the limit of {MAX_PIXELS:,} pixels")
@@ -160,6 +175,29 @@ def _decode(file: str | Path | bytes, at_least: int | None = None) -> Image.Imag
         turn = TURNS.get(_orientation(image))
         pixels = _eight_bit(image)
     return pixels if turn is None else pixels.transpose(turn)
+
+
+def open_image(file: str | Path | bytes) -> Image.Image:
+    """Pillow's image of a file in one of `FORMATS`, not decoded yet.
+
+    Args:
+        file: its path, or its bytes.
+    """
+    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    return Image.open(stream, formats=FORMATS)
+
+
+def without_texts(data: bytes) -> bytes:
+    """Bytes of a PNG without its texts and colour profile; other `data` as they are."""
+    if not data.startswith(PNG_SIGNATURE):
+        return data
+    kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in PNG_TEXTS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -19,12 +20,15 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from latentddpm.data.findings import Findings
 from latentddpm.data.sources.base import Entry, Source
-from latentddpm.data.sources.metadata import FILE_NAME, TEXT, text_entries
+from latentddpm.data.sources.metadata import FILE_NAME, caption_entries
 from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.records import array_record, make_record
 from latentddpm.errors import UserError, check_choice
+from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_folder, check_new
+from latentddpm.utils.startup import import_tensorflow
 
 DEFAULT_SIZE = "512MB"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -77,11 +81,20 @@ def pack(
         atomic_folder(out) as temporary,
         tqdm(desc="pack", total=known, unit="image", delay=2, disable=quiet) as bar,
     ):
-        return _write(source, temporary, KINDS[kind], shard_size, bar)
+        findings = source.survey()
+        counts = _write(source, temporary, KINDS[kind], shard_size, bar, findings)
+    for line in findings.lines():
+        say(f"{place}: {line}", quiet)
+    return counts
 
 
 def _write(
-    source: Source, out: Path, kind: type[Writer], shard_size: int, bar: tqdm
+    source: Source,
+    out: Path,
+    kind: type[Writer],
+    shard_size: int,
+    bar: tqdm,
+    findings: Findings,
 ) -> tuple[int, int]:
     metadata = source.open_metadata(max_rows=None)
     if metadata.problem:
@@ -90,7 +103,7 @@ def _write(
     writer = None
     try:
         for unit in source.units():
-            for entry in source.entries(unit, metadata):
+            for entry in source.entries(unit, metadata, findings):
                 if entry.row.problem:
                     raise UserError(entry.row.problem)
                 if writer is None or size >= shard_size:
@@ -169,7 +182,7 @@ class TarWriter:
         # become one sample, and readers of WebDataset end the stem at the first dot.
         key, before = f"{number:09d}", self._tar.offset
         self._member(key + os.path.splitext(name)[1].lower(), data)
-        texts = text_entries(columns.get(TEXT), TEXT, name)
+        texts = caption_entries(columns, name)
         if len(texts) == 1:
             self._member(f"{key}.txt", texts[0].encode())
         self._member(f"{key}.json", columns_json(columns))
@@ -205,9 +218,7 @@ class TFRecordWriter(RecordWriter):
     suffix = ".tfrecord"
 
     def __init__(self, path: Path) -> None:
-        import tensorflow as tf
-
-        self._file = tf.io.TFRecordWriter(str(path))
+        self._file = import_tensorflow().io.TFRecordWriter(str(path))
 
 
 class ArrayRecordWriter(RecordWriter):
@@ -229,8 +240,23 @@ KINDS: dict[str, type[Writer]] = {
 
 
 def columns_json(columns: Mapping[str, Any]) -> bytes:
-    """JSON object of the columns of an image, in UTF-8; lone surrogates are written as escapes."""
+    """JSON object of the columns of an image, in UTF-8; lone surrogates are written as escapes.
+
+    Numbers that are not finite become null, since JSON has none.
+    """
+    columns = _json_value(columns)
     try:
-        return json.dumps(dict(columns), ensure_ascii=False).encode()
+        return json.dumps(columns, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        return json.dumps(dict(columns)).encode()
+        return json.dumps(columns, allow_nan=False).encode()
+
+
+def _json_value(value: Any) -> Any:
+    """Value that JSON can hold: null for a number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_json_value(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: _json_value(entry) for key, entry in value.items()}
+    return value

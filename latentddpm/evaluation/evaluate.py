@@ -142,10 +142,9 @@ def evaluate_model(
         catalog = (out or Path(scratch)) / "catalog"
         dataset = open_dataset(options["data"], catalog, plan.data, quiet=quiet)
         selection = dataset.split(plan.split)
-        with activity("loading TensorFlow", quiet):
-            import_keras()
-            from latentddpm.evaluation.images import spread_images
-            from latentddpm.models.archive import weights_digest
+        import_keras()
+        from latentddpm.evaluation.images import spread_images
+        from latentddpm.models.archive import weights_digest
 
         with activity(f"loading {plan.folder.path}", quiet):
             networks = _Networks(plan)

@@ -37,6 +37,7 @@ from keras import ops
 
 from latentddpm.errors import UserError, nearest, one_line
 from latentddpm.interop.vgg import HED, load_perceptual
+from latentddpm.models.archive import check_weights
 from latentddpm.models.inference import compiled
 
 INCEPTION = "inception"
@@ -189,6 +190,7 @@ def _inception(path: Path) -> Extractor:
         raise UserError(
             f"{path}: holds no weights of Keras Applications' InceptionV3 ({one_line(error, 200)})"
         ) from None
+    check_weights(network, path)
     published = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() in PUBLISHED
     label = "ImageNet Inception-v3" if published else f"Inception-v3 ({path.stem})"
     return _of_inception(label, network, published)
@@ -210,6 +212,7 @@ def _from_archive(path: Path) -> Extractor:
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {one_line(error, 300)}") from None
+    check_weights(network, path)
     inputs = getattr(network, "inputs", None) or []
     outputs = getattr(network, "outputs", None) or []
     shapes = [tuple(tensor.shape) for tensor in (*inputs, *outputs)]

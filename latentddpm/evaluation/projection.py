@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from latentddpm.choices import PROJECTIONS
-from latentddpm.data.sources.metadata import text_entries
+from latentddpm.data.sources.metadata import text_entries, with_folder
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.features import FEATURES, kept_features
 from latentddpm.evaluation.images import ImageSet
@@ -154,7 +154,9 @@ def image_groups(images: ImageSet, group_by: str | None) -> tuple[list[str], str
         else:
             row = catalog.row(index)
             found = text_entries(
-                row.columns.get(group_by), group_by, catalog.row_place(index, row)
+                with_folder(row.columns, catalog.name(index)).get(group_by),
+                group_by,
+                catalog.row_place(index, row),
             )
         groups.append(found[0] if found else NONE)
     by = f"column {group_by!r}" if group_by else "first word of the caption"

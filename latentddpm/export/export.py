@@ -25,16 +25,17 @@ from typing import Any
 import keras
 
 import latentddpm
-from latentddpm.errors import UserError, check_choice
+from latentddpm.choices import EXPORTS
+from latentddpm.errors import UserError
 from latentddpm.export.endpoints import AXES, Endpoint, check, endpoints
+from latentddpm.export.request import check_request, needs_tools
 from latentddpm.export.saved_model import save_saved_model
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import MANIFEST, TOKENIZER
+from latentddpm.utils.console import held_stderr
 from latentddpm.utils.files import FileEntry, atomic_folder, write_json
-from latentddpm.utils.startup import held_stderr
 
-FORMATS = ("keras", "saved-model", "onnx", "litert")
-PART_FORMATS = ("onnx", "litert")  # each is a module of `export` with TOOLS, SUFFIX and `write`
+PART_FORMATS = ("onnx", "litert")  # each is a module of `export` with SUFFIX and `write`
 FORMAT_VERSION = 1
 
 
@@ -58,7 +59,8 @@ def export_model(
         Endpoint → largest difference from the model; empty for "keras".
 
     Raises:
-        UserError: see `check_request`; or a part is too large for the format.
+        UserError: see `request.check_request`; the model has no autoencoder; or a part is too
+            large for the format.
         ArithmeticError: the exported model computes something else.
         OSError: the disk is full, or the folder cannot be written.
 
@@ -73,6 +75,10 @@ def export_model(
     if format == "keras":
         model.save(out, storage)
         return {}
+    if model.autoencoder is None:
+        raise UserError("this model is a UNet alone; an export needs its autoencoder too")
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(f"export --format {format} needs Keras's TensorFlow backend")
 
     def report(name: str, difference: float, rest: str = "") -> None:
         note(f"{name}: largest difference {difference:.1e}{rest}")
@@ -82,40 +88,18 @@ def export_model(
     return save_saved_model(model, out, report)
 
 
-def check_request(out: Path, format: str, storage: str = "float32") -> None:
-    """Check the arguments of `export_model`, before a model is loaded.
-
-    Args:
-        out, format, storage: see `export_model`.
+def _writer(format: str) -> ModuleType:
+    """Module that writes a format for each part, with the packages that it needs.
 
     Raises:
-        UserError: an unknown format, `out` exists, the packages for the format are not installed,
-            or the format does not have this `storage`.
+        UserError: one of them cannot be imported.
     """
-    check_choice("format", format, FORMATS)
-    if out.exists():
-        raise UserError(f"{out}: exists already; name a new folder")
-    if format == "keras":
-        return
-    if storage != "float32":
-        raise UserError(f"storage {storage!r}: only format 'keras' has it, not {format!r}")
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(f"export --format {format} needs Keras's TensorFlow backend")
-    if format in PART_FORMATS:
-        writer = _writer(format)
-        try:
-            with held_stderr():
-                for tool in writer.TOOLS:
-                    importlib.import_module(tool)
-        except ImportError as error:
-            tools = ", ".join(writer.TOOLS)
-            raise UserError(
-                f"export --format {format} needs {tools} ({error}): "
-                'pip install "latentddpm[export]"'
-            ) from None
-
-
-def _writer(format: str) -> ModuleType:
+    try:
+        with held_stderr():
+            for tool in EXPORTS[format]:
+                importlib.import_module(tool)
+    except ImportError as error:
+        raise needs_tools(format, str(error)) from None
     return importlib.import_module(f"latentddpm.export.{format}")
 
 

@@ -21,7 +21,6 @@ import tensorflow as tf
 from latentddpm.errors import UserError
 from latentddpm.export.endpoints import Arrays, Endpoint, Run
 
-TOOLS = ("ai_edge_litert",)
 SUFFIX = ".tflite"
 LARGEST = 2_000_000_000  # bytes of weights
 FILE_IDENTIFIER = b"TFL3"

@@ -28,7 +28,6 @@ import tensorflow as tf
 
 from latentddpm.export.endpoints import AXES, Arrays, Endpoint, Run
 
-TOOLS = ("onnx", "tf2onnx", "onnxruntime")
 SUFFIX = ".onnx"
 OPSET = 18  # ONNX Runtime ≥ 1.14
 EXTERNAL_ABOVE = 1_900_000_000  # bytes of weights; a protobuf is smaller than 2³¹

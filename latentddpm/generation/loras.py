@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from latentddpm.errors import UserError
 from latentddpm.generation.provenance import beside
-from latentddpm.pipeline.model_folder import LORA
+from latentddpm.pipeline.model_folder import LORA, check_lora
+from latentddpm.pipeline.recognise import ADAPTERS
 from latentddpm.utils.files import file_digest
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ def read_loras(options: Iterable[str]) -> list[Lora]:
     """LoRA files of the options `--lora`.
 
     Args:
-        options: each `FILE`, `FILE:SCALE`, or a run folder instead of the file.
+        options: each `FILE`, `FILE:SCALE`, or the folder of a run, PEFT or diffusers instead of
+            the file.
 
     Raises:
-        UserError: no such file, or a scale that is not a finite number.
+        UserError: no such file, one that is no LoRA, or a scale that is not a finite number.
     """
     found = []
     for option in options:
@@ -54,9 +56,12 @@ def read_loras(options: Iterable[str]) -> list[Lora]:
                 raise UserError(f"--lora {option}: expected FILE or FILE:SCALE") from None
         if not math.isfinite(scale):
             raise UserError(f"--lora {option}: the scale has to be a finite number")
-        path = path / LORA if path.is_dir() else path
+        if path.is_dir():
+            names = (name for name in ADAPTERS if (path / name).is_file())
+            path = path / next(names, LORA)
         if not path.is_file():
             raise UserError(f"--lora {option}: {path}: no such file")
+        check_lora(path)
         found.append(Lora(path, scale))
     return found
 

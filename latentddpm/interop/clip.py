@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from latentddpm.clip.text_encoder import ACTIVATIONS, LAYER_NORM_EPSILON, TextEncoder, check_sizes
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError, check_choice
-from latentddpm.interop.tensors import DTYPES, TensorFiles, Tensors
+from latentddpm.interop.tensors import TensorFiles, Tensors, check_dtype
 from latentddpm.utils.files import atomic_path, read_json, write_json
 
 Shape = tuple[int, ...]
@@ -62,7 +62,7 @@ def load_clip_folder(folder: str | Path) -> tuple[TextEncoder, CLIPTokenizer]:
 
 
 def read_text_encoder(
-    text_encoder_folder: str | Path, tokenizer_folder: str | Path
+    text_encoder_folder: str | Path, tokenizer_folder: str | Path, variant: str | None = None
 ) -> tuple[TextEncoder, CLIPTokenizer]:
     """Text encoder and tokenizer in the folders of a `CLIPTextModel` and a `CLIPTokenizer`.
 
@@ -72,6 +72,7 @@ def read_text_encoder(
     Args:
         text_encoder_folder: with `config.json` and the weights.
         tokenizer_folder: with the files of the tokenizer.
+        variant: of the weight files, see `TensorFiles.folder`.
 
     Raises:
         UserError: a file is missing, malformed or not supported (pickled weights, another
@@ -91,7 +92,7 @@ def read_text_encoder(
             raise UserError(
                 f"{folder}: {name} is {asked} in the tokenizer but {sizes[name]} in {CONFIG}"
             )
-    return build_clip(config, TensorFiles.folder(folder, "model"), source), tokenizer
+    return build_clip(config, TensorFiles.folder(folder, "model", variant), source), tokenizer
 
 
 def build_clip(config: dict[str, Any], tensors: Tensors, source: str) -> TextEncoder:
@@ -135,7 +136,7 @@ def check_tensors(tensors: Tensors, rows: Iterable[tuple[str, Shape]], source: s
             raise UserError(f"{tensors.name}: no tensor {name!r}; not the weights of {source}")
         if (found := tensors.shape(name)) != shape:
             raise UserError(f"{tensors.name}: {name!r} is {found}, {source} makes it {shape}")
-        check_choice(f"{tensors.name}: dtype of {name!r}", tensors.dtype(name), DTYPES)
+        check_dtype(tensors, name)
 
 
 def read_float32(tensors: Tensors, name: str) -> np.ndarray:

@@ -6,29 +6,25 @@ A checkpoint may be a single network. An autoencoder becomes a model folder for 
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import latentddpm
-from latentddpm.errors import UserError, check_choice
-from latentddpm.interop.compvis.single_file import load_single_file, read_single_file
+from latentddpm.choices import CONVERSIONS
+from latentddpm.errors import check_choice
+from latentddpm.interop.compvis.single_file import read_single_file
 from latentddpm.interop.diffusers.checkpoint import CheckpointPart
 from latentddpm.interop.diffusers.folder import build, read_folder, save_diffusers
 from latentddpm.interop.diffusers.networks import validate
-from latentddpm.interop.tensors import refuse_pickle
-from latentddpm.models.archive import load_archive, save_archive, weights_digest
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.unet import UNet
-from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.models.archive import save_archive, weights_digest
 from latentddpm.pipeline.model_folder import (
     FILES,
+    check_convertible,
     describe_part,
-    read_model_folder,
     write_manifest,
 )
+from latentddpm.pipeline.parts import load_parts
+from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_folder, check_new
-
-TARGETS = ("diffusers",)
 
 
 def convert_from(
@@ -52,23 +48,16 @@ def convert_from(
         UserError: see `load_diffusers` and `single_file.read_single_file`; or `out` exists.
     """
     path, out = Path(path), Path(out)
+    check_convertible(path, variant)
     check_new(out)
-    if path.is_dir():
-        checkpoint = read_folder(path, variant)
-        unet_alone = checkpoint.vae is None and checkpoint.unet is not None
-        load = partial(build, checkpoint, quiet)
-    else:
-        refuse_pickle(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file or folder")
-        checkpoint = read_single_file(path)
-        unet_alone = checkpoint.vae is None and checkpoint.text is None
-        load = partial(load_single_file, path, quiet=quiet)
-    if unet_alone:
+    checkpoint = read_folder(path, variant) if path.is_dir() else read_single_file(path)
+    if checkpoint.vae is None and checkpoint.text is None and checkpoint.unet is not None:
+        say(f"{path}: holds a UNet alone; --to diffusers takes what is made of it", quiet)
         _convert_unet(checkpoint.unet, out, storage, quiet)
         return
-    model = load()
-    model.save(out, storage)
+    if checkpoint.unet is None:
+        say(f"{path}: holds an autoencoder alone, for train-diffusion --vae", quiet)
+    build(checkpoint, quiet).save(out, storage)
 
 
 def convert_to(
@@ -91,20 +80,8 @@ def convert_to(
     Raises:
         UserError: an unknown target; see `read_model_folder` and `save_diffusers`.
     """
-    check_choice("--to", target, TARGETS)
-    save_diffusers(_load(model), out, storage=storage, quiet=quiet)
-
-
-def _load(folder: str | Path) -> LatentDiffusion:
-    """Model of a folder, which may have a single network."""
-    found = read_model_folder(folder)
-    if {"vae", "unet"} <= set(found.parts):
-        return LatentDiffusion.load(folder)
-    parts = {
-        name: load_archive(found.file(name), kind) if name in found.parts else None
-        for name, kind in (("vae", Autoencoder), ("unet", UNet))
-    }
-    return LatentDiffusion(parts["vae"], parts["unet"], None, image_size=found.image_size)
+    check_choice("--to", target, CONVERSIONS)
+    save_diffusers(load_parts(model), out, storage=storage, quiet=quiet)
 
 
 def _convert_unet(part: CheckpointPart, out: Path, storage: str, quiet: bool) -> None:

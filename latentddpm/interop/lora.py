@@ -165,6 +165,7 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
     """
     maps = {one.stem: one for one in _linear_maps(model)}
     file = LoraFile(path, {stem: one.shape for stem, one in maps.items()}, _aliases(model.unet))
+    file.check_scale(scale)
     made_for = file.metadata.get("base_digest")
     if made_for and model.digest and made_for != model.digest:
         name = file.metadata.get("base_model", "?")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ import numpy as np
 from safetensors import safe_open
 
 from latentddpm.errors import UserError, nearest
-from latentddpm.interop.tensors import FLOATS, NUMBERS, TensorFiles
+from latentddpm.interop.tensors import FLOATS, NUMBERS, TensorFiles, check_dtype
+from latentddpm.pipeline.model_folder import check_lora
 from latentddpm.utils.files import read_json
+from latentddpm.utils.finite import check_finite
 
 OF_UNET, OF_TEXT = "lora_unet_", "lora_te_"
 ROLES = {
@@ -48,6 +50,18 @@ ROLES = {
 }
 """End of a tensor's name → its role: A ("down"), B ("up"), the matrix between them, or α."""
 
+STYLES = {
+    "kohya's scripts": r"lora_(unet|te1?)_.*\.(lora_(down|up|mid)\.weight|alpha)$",
+    "LyCORIS": r"lora_(unet|te1?)_.*\.lora_mid",
+    "diffusers' attention processors": r".*\.processor\.to_\w+_lora\.",
+    "diffusers up to 0.20": r"(unet|text_encoder)\..*\.(lora|lora_linear_layer)\.(down|up)\.",
+    "PEFT": r"base_model\.model\.",
+    "diffusers": r"(unet|text_encoder)\..*\.lora_[AB]\.",
+    "CompVis' layers": r"(model\.)?diffusion_model\.|lora_unet_(input|middle|output)_block",
+    "PEFT, of the UNet alone": r"(down_blocks|mid_block|up_blocks|conv_|time_)",
+}
+"""Style of names that is read → regular expression of the beginning of such a name."""
+
 STRANGERS = {
     "dora_scale": "DoRA (a direction and a length of its own)",
     "lora_magnitude_vector": "DoRA (a direction and a length of its own)",
@@ -63,6 +77,7 @@ PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.")
 ADAPTER = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")
 HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
 PARTS = {OF_UNET: "unet", OF_TEXT: "text_encoder"}
+LARGEST = 1e38  # the largest float32 is 3.4e38
 Shape = tuple[int, ...]
 
 
@@ -100,6 +115,7 @@ class LoraFile:
     def __init__(
         self, path: str | Path, shapes: Mapping[str, Shape], aliases: Mapping[str, str]
     ) -> None:
+        check_lora(path)
         self._tensors = TensorFiles([path])
         self._shapes = dict(shapes)
         self.metadata = read_lora_metadata(path)
@@ -124,6 +140,29 @@ class LoraFile:
         else:
             product = up @ down
         return (change.strength * product).astype("float32").reshape(shape)
+
+    def check_scale(self, scale: float) -> None:
+        """Check that no change, times `scale`, is too large for float32.
+
+        Args:
+            scale: factor of all changes.
+
+        Raises:
+            UserError: one is; the message names its tensor.
+        """
+        for stem, change in self.changes.items():
+            factors = [abs(scale * change.strength), self._tensors.shape(change.keys["down"])[0]]
+            for role, key in change.keys.items():
+                if role != "alpha":
+                    factors.append(float(np.abs(self._read(key)).max()))
+            if math.prod(factors) < LARGEST:  # a bound that is cheap to compute
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                if not np.isfinite(scale * self.change(stem)).all():
+                    raise UserError(
+                        f"{self._tensors.name}: at scale {scale:g} the change of "
+                        f"{change.keys['up']!r} is too large for float32"
+                    )
 
     def _read(self, key: str) -> np.ndarray:
         return self._tensors.read(key, NUMBERS).astype("float32")
@@ -176,14 +215,10 @@ class LoraFile:
                 )
         for role, key in keys.items():
             types = NUMBERS if role == "alpha" else FLOATS
-            if tensors.dtype(key) not in types:
-                raise UserError(
-                    f"{name}: {key!r} is {tensors.dtype(key)}, expected one of {', '.join(types)}"
-                )
+            check_dtype(tensors, key, types)
             if role == "alpha" and math.prod(shapes[role]) != 1:
                 raise UserError(f"{name}: {key!r} is {shapes[role]}, expected one number")
-            if not np.isfinite(self._read(key)).all():
-                raise UserError(f"{name}: {key!r} holds numbers that are not finite (NaN, ∞)")
+            check_finite(self._read(key), name, key)
 
     def _strength(
         self, stem: str, keys: Mapping[str, str], adapters: Mapping[str, Any], module: str
@@ -206,6 +241,17 @@ class LoraFile:
             source = f"{HEADER} in its header" if HEADER in self.metadata else CONFIG
             raise UserError(f"{self._tensors.name}: {source} is malformed")
         return strength
+
+
+def style_of(names: Iterable[str]) -> str:
+    """Style of the names in a LoRA file, one of `STYLES`.
+
+    Args:
+        names: of its tensors.
+    """
+    names = list(names)
+    ranked = ("LyCORIS", "CompVis' layers", *STYLES)
+    return next((s for s in ranked if any(re.match(STYLES[s], name) for name in names)), "others")
 
 
 def read_lora_metadata(path: str | Path) -> dict[str, str]:

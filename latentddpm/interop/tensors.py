@@ -13,6 +13,7 @@ checkpoint with other names.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,15 +22,22 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from latentddpm.errors import UserError
+from latentddpm.pipeline.weight_files import (
+    NEVER,
+    NOT_READ,
+    TRUSTED,
+    is_pickle,
+    read_header,
+    variants,
+)
 from latentddpm.utils.files import read_json
+from latentddpm.utils.finite import check_finite
 
 Shape = tuple[int, ...]
 
 DTYPES = ("F32", "F16", "BF16")
 FLOATS = ("F64", *DTYPES)
 NUMBERS = (*FLOATS, "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-INDEX = ".safetensors.index"
 
 
 class Tensors(Protocol):
@@ -54,7 +62,8 @@ class Tensors(Protocol):
         """Tensor `key`, in its own type.
 
         Raises:
-            UserError: another type than `DTYPES`, or the file cannot be read any more.
+            UserError: another type than `DTYPES`, a number that is not finite, or the file cannot
+                be read any more.
         """
 
 
@@ -80,6 +89,7 @@ class TensorFiles:
             try:
                 opened = safe_open(file, framework="numpy")
             except (SafetensorError, OSError) as error:
+                read_header(file)  # which knows why
                 raise UserError(f"{file}: not a valid safetensors file ({error})") from None
             for key in opened.keys():  # noqa: SIM118 (it is no mapping)
                 if key in self._files:
@@ -93,15 +103,20 @@ class TensorFiles:
         Args:
             path: of the folder.
             stem: "diffusion_pytorch_model" for diffusers, "model" for transformers.
-            variant: "fp16" for `stem.fp16.safetensors`. By default the files without a variant
-                are read, or those of the only variant.
+            variant: "fp16" for `stem.fp16.safetensors`; where there are no such files the plain
+                ones are read, with a warning. By default the files without a variant are read,
+                or those of the only variant.
 
         Raises:
             UserError: there are no such files, or several variants; the index names a missing
                 file, or one outside the folder.
         """
         path = Path(path)
-        found = _variants(path, stem)
+        found = variants(path, stem)
+        if variant is not None and variant not in found and None in found:
+            name = found[None].name
+            warnings.warn(f"{path}: has no variant {variant!r}; read is {name}", stacklevel=2)
+            variant = None
         if variant is None and None not in found and len(found) == 1:
             variant = next(iter(found))
         if variant not in found:
@@ -126,14 +141,13 @@ class TensorFiles:
         return self._slice(key).get_dtype()
 
     def read(self, key: str, dtypes: Sequence[str] = DTYPES) -> np.ndarray:
-        dtype = self.dtype(key)
-        if dtype not in dtypes:
-            allowed = ", ".join(dtypes)
-            raise UserError(f"{self._file(key)}: {key!r} is {dtype}, expected one of {allowed}")
+        check_dtype(self, key, dtypes)
         try:
-            return self._files[key][1].get_tensor(key)
+            array = self._files[key][1].get_tensor(key)
         except SafetensorError as error:
             raise UserError(f"{self._file(key)}: {key!r} cannot be read ({error})") from None
+        check_finite(array, self._file(key), key)
+        return array
 
     def _file(self, key: str) -> Path:
         if key not in self._files:
@@ -191,30 +205,35 @@ class RenamedTensors:
         return self._names[key]
 
 
+def check_dtype(tensors: Tensors, key: str, dtypes: Sequence[str] = DTYPES) -> None:
+    """Check the type of a tensor.
+
+    Args:
+        tensors: of a file.
+        key: name of the tensor.
+        dtypes: types that are read.
+
+    Raises:
+        UserError: it has another; the message says what that is.
+    """
+    dtype = tensors.dtype(key)
+    if dtype in dtypes:
+        return
+    what = f", {NOT_READ[dtype]}" if dtype in NOT_READ else ""
+    raise UserError(
+        f"{tensors.name}: {key!r} is {dtype}{what}, which is not read; expected one of "
+        f"{', '.join(dtypes)}: get such a version"
+    )
+
+
 def refuse_pickle(path: Path) -> None:
     """Refuse a pickle, which can run code when it is loaded.
 
     Raises:
         UserError: the suffix of `path` is that of a pickle; the message says what to do instead.
     """
-    if path.suffix in PICKLES:
-        raise UserError(
-            f"{path}: a pickle can run code and is never opened; convert it where you trust it: "
-            "load it with diffusers and save_pretrained(folder, safe_serialization=True)"
-        )
-
-
-def _variants(path: Path, stem: str) -> dict[str | None, Path]:
-    """Variants in a folder: variant, or None → its file or the index of its shards."""
-    found: dict[str | None, Path] = {}
-    for file in sorted(path.glob(f"{stem}*.safetensors")):
-        middle = file.name[len(stem) : -len(".safetensors")]
-        if middle == "" or (middle.startswith(".") and "-of-" not in middle):
-            found[middle[1:] or None] = file
-    for file in sorted(path.glob(f"{stem}{INDEX}*.json")):
-        middle = file.name[len(stem + INDEX) : -len(".json")]
-        found.setdefault(middle[1:] or None, file)
-    return found
+    if is_pickle(path):
+        raise UserError(f"{path}: a pickle {NEVER}; {TRUSTED}")
 
 
 def _refuse_missing(
@@ -223,11 +242,19 @@ def _refuse_missing(
     wanted = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
     if found:
         names = ", ".join(str(name or "none") for name in found)
-        raise UserError(f"{path / wanted}: not found; the folder has the variants: {names}")
+        raise UserError(
+            f"{path / wanted}: not found; the folder has the variants {names}: choose one with "
+            f"--variant"
+        )
     if path.is_dir():
         for file in sorted(path.iterdir()):
             if file.stem.startswith(stem.split("_")[0]) or file.stem.startswith("pytorch_model"):
                 refuse_pickle(file)
+        for file in sorted(path.glob(f"{stem}*-of-*.safetensors")):
+            raise UserError(
+                f"{path / wanted}: not found, and {file.name} is a shard without its index, "
+                f"{wanted}.index.json; get that too"
+            )
     raise UserError(f"{path / wanted}: not found")
 
 

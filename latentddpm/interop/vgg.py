@@ -34,6 +34,7 @@ from latentddpm.interop.tensors import TensorFiles, refuse_pickle
 from latentddpm.models.archive import load_archive, weights_digest
 from latentddpm.models.layers import blank_weights
 from latentddpm.models.perceptual import BLOCKS, PerceptualDistance
+from latentddpm.utils.finite import check_finite
 
 IMAGENET, HED = "imagenet", "hed"
 HEADS = Path(__file__).with_name("lpips_heads") / "vgg.safetensors"
@@ -180,7 +181,9 @@ def _from_hdf5(path: Path) -> list[Convolution]:
                     f"{path}: not VGG16: its 3×3 kernels are {_counted(shapes)}, expected "
                     f"{_counted(_expected())}"
                 )
-            return _in_rgb([(_read(found[name]), _bias(found, name, path)) for name in kernels])
+            return _in_rgb(
+                [(_read(found[name], path), _bias(found, name, path)) for name in kernels]
+            )
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -193,11 +196,13 @@ def _bias(found: dict[str, h5py.Dataset], kernel: str, path: Path) -> np.ndarray
     beside = [n for n in found if n.rpartition("/")[0] == folder and found[n].shape == (width,)]
     if len(beside) != 1:
         raise UserError(f"{path}: {len(beside)} biases beside {kernel}, expected one")
-    return _read(found[beside[0]])
+    return _read(found[beside[0]], path)
 
 
-def _read(dataset: h5py.Dataset) -> np.ndarray:
-    return np.asarray(dataset[...], np.float32)
+def _read(dataset: h5py.Dataset, path: Path) -> np.ndarray:
+    array = np.asarray(dataset[...], np.float32)
+    check_finite(array, path, dataset.name)
+    return array
 
 
 def _natural(name: str) -> list[str | int]:

@@ -1,7 +1,8 @@
 """Networks: the autoencoder and the UNet, their blocks, and their archives.
 
 Importing this module registers every class that a `.keras` archive of this package can contain, so
-that `keras.saving.load_model` finds it. Importing both `latentddpm` and Keras does the same.
+that `keras.saving.load_model` finds it. Importing both `latentddpm` and Keras does the same, in
+any order, see `utils.registration`.
 """
 
 from latentddpm.clip.text_encoder import TextEncoder

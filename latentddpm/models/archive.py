@@ -18,14 +18,14 @@ import h5py
 import keras
 import numpy as np
 
+from latentddpm.choices import STORAGE
 from latentddpm.errors import UserError, check_choice, one_line
 from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
-from latentddpm.utils.archive_config import WEIGHTS, read_arguments
-from latentddpm.utils.files import atomic_path
+from latentddpm.utils.files import WEIGHTS, atomic_path, read_arguments
+from latentddpm.utils.finite import check_finite
 from latentddpm.utils.memory import TooManyWeights, weight_limit
 
-STORAGE = ("float32", "float16")
 SMALLEST_NUMBER = 2  # bytes per weight: they are stored in float32 or float16
 
 
@@ -58,7 +58,8 @@ def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
         kind: class of the network.
 
     Raises:
-        UserError: no such file, not an archive of Keras, or one of another class.
+        UserError: no such file, not an archive of Keras, one of another class, or with weights
+            that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,7 +69,7 @@ def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
         stored = archive.getinfo(WEIGHTS).file_size
     try:
         with blank_weights(), weight_limit(stored // SMALLEST_NUMBER):
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except TooManyWeights:
         raise UserError(
             f"{path}: its arguments make a network of more parameters than its {stored:,} bytes "
@@ -76,6 +77,22 @@ def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
         ) from None
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {one_line(error, 300)}") from error
+    check_weights(model, path)
+    return model
+
+
+def check_weights(model: keras.Model, path: str | Path) -> None:
+    """Check that all weights of a network are finite.
+
+    Args:
+        model: the network.
+        path: of the file that its weights are from.
+
+    Raises:
+        UserError: a weight is NaN or infinite; the message names its variable.
+    """
+    for variable in model.weights:
+        check_finite(keras.ops.convert_to_numpy(variable), path, variable.path)
 
 
 def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from latentddpm.pipeline.model_folder import (
 from latentddpm.pipeline.sampler_inputs import guided_denoiser, start_latents, text_contexts
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
+from latentddpm.pipeline.summary import describe_model
 from latentddpm.utils import signals
 from latentddpm.utils.files import atomic_folder
 from latentddpm.utils.pixels import to_pixels
@@ -166,6 +167,9 @@ class LatentDiffusion:
                 latentddpm.__version__,
             )
         return read_model_folder(folder)
+
+    def __repr__(self) -> str:
+        return describe_model(self)
 
     @property
     def facts(self) -> ModelFacts:

@@ -17,11 +17,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, nearest
+from latentddpm.pipeline.recognise import MANIFEST, recognise
+from latentddpm.pipeline.weight_files import (
+    NEVER,
+    READ,
+    convert_line,
+    is_pickle,
+    layout_of,
+    read_header,
+)
 from latentddpm.utils.files import FileEntry, write_json
 
 FORMAT = 1
-MANIFEST = "pipeline.json"
 FILES = {"vae": "vae.keras", "unet": "unet.keras", "text_encoder": "text_encoder.keras"}
 TOKENIZER = "tokenizer"
 LORA = "lora.safetensors"
@@ -78,24 +86,90 @@ def find_model(path: str | Path) -> Path:
         path: a model folder, a run folder, or the name of a model that ships.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is none of these; the message says what it is, and what makes a model
+            folder of it.
     """
     path = Path(path)
-    candidates = [path, path / "model"]
-    if path.parts[:-1] in ((), ("weights",)):
-        candidates += [root / path.name for root in ready_models()]
-    for candidate in candidates:
-        if (candidate / MANIFEST).is_file():
+    for candidate in (path, path / "model", ready_model(path)):
+        if candidate is not None and is_model(candidate):
             return candidate
-    if (path / LORA).is_file():
-        raise UserError(f"{path}: trained a LoRA; name the model it belongs to, and --lora {path}")
-    if path.exists():
+    if not path.exists():
+        names = ready_names()
+        hint = f" (ready models: {', '.join(names)})" if names else ""
+        raise UserError(f"{path}: no such model folder{nearest(path.name, names) or hint}")
+    thing = recognise(path)
+    if thing is None:
         raise UserError(f"{path}: no {MANIFEST} in it; expected a model folder or a finished run")
-    from latentddpm.errors import nearest
+    raise UserError(f"{path}: is {thing.what}, no model folder; {thing.advice}")
 
-    ready = [p.name for root in ready_models() for p in root.iterdir() if (p / MANIFEST).is_file()]
-    hint = nearest(path.name, ready) or (f" (ready models: {', '.join(ready)})" if ready else "")
-    raise UserError(f"{path}: no such model folder{hint}")
+
+def is_model(path: Path) -> bool:
+    """True for a folder with a `pipeline.json`.
+
+    Args:
+        path: of the folder.
+    """
+    return (path / MANIFEST).is_file()
+
+
+def check_convertible(path: Path, variant: str | None = None) -> None:
+    """Refuse what is no checkpoint of others, by what it is; Keras is not needed for it.
+
+    Args:
+        path: that `convert --from` names.
+        variant: that `--variant` names.
+
+    Raises:
+        UserError: there is nothing, or something that is not converted.
+    """
+    if not path.exists():
+        if ready_model(path) is not None:
+            raise UserError(f"{path}: is a ready model already; use it with --model {path}")
+        raise UserError(f"{path}: no such file or folder")
+    thing = recognise(path)
+    if thing is not None and not thing.convertible:
+        raise UserError(f"{path}: is {thing.what}; {thing.advice}")
+    if thing is None and path.is_file():
+        raise UserError(f"{path}: no checkpoint; expected a diffusers folder or .safetensors file")
+    if variant is not None and path.is_file():
+        raise UserError(f"--variant: chooses files of a folder, and {path} is a single file")
+
+
+def check_lora(path: str | Path) -> None:
+    """Refuse a file that is no LoRA, by what it is; Keras is not needed for it.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: it is another kind of weights, or damaged.
+    """
+    path = Path(path)
+    if is_pickle(path):
+        raise UserError(f"{path}: a pickle {NEVER}; take the .safetensors version of this LoRA")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    layout = layout_of(read_header(path))
+    if layout is not None and layout.command == READ:
+        raise UserError(f"{path}: is {layout.what}, no LoRA; {convert_line(path)} converts it")
+
+
+def ready_model(path: Path) -> Path | None:
+    """Folder of the model that ships under a name, such as "emoji-128"; None where there is none.
+
+    A folder of that name in the working directory comes first.
+
+    Args:
+        path: that was named.
+    """
+    if path.exists() or path.parts[:-1] not in ((), ("weights",)):
+        return None
+    return next((root / path.name for root in ready_models() if is_model(root / path.name)), None)
+
+
+def ready_names() -> list[str]:
+    """Names of the models that ship."""
+    return [one.name for root in ready_models() for one in root.iterdir() if is_model(one)]
 
 
 def ready_models() -> list[Path]:

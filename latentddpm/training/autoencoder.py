@@ -14,6 +14,7 @@ latents fits the new autoencoder too.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from latentddpm.training.autoencoder_networks import (
     build_perceptual,
 )
 from latentddpm.training.plan.plan import Plan, plan_vae
+from latentddpm.training.precision import settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.grids import labelled_grid
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
@@ -120,7 +122,10 @@ def train_planned(plan: Plan) -> Autoencoder:
         signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
     """
     run, dataset = plan.run, plan.dataset
-    config, out, strategy = run.config, run.folder, run.strategy
+    out, strategy = run.folder, run.strategy
+    config, precision = settle_precision(run.config, out if run.resume else None, strategy)
+    plan = replace(plan, run=replace(run, config=config))
+    run = plan.run
 
     # === Networks ===
     with in_scope(strategy), activity("building the networks", run.silent):
@@ -150,7 +155,7 @@ def train_planned(plan: Plan) -> Autoencoder:
     if trainer.adversary:
         parts["discriminator"] = trainer.adversary.discriminator
     images = len(dataset.training), len(dataset.validation)
-    notes = [*plan.notes, *large_plan(run)]
+    notes = [*plan.notes, *[precision] * bool(precision), *large_plan(run)]
     run.say("\n".join([run_summary(run, trainer, parts, images), *notes]))
     if perceptual:
         run.say(f"distance   {describe(perceptual)}")

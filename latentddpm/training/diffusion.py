@@ -10,7 +10,7 @@ set. With `init` the networks start from a finished model, see `training.finetun
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from latentddpm.training.diffusion_networks import build_networks
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
 from latentddpm.training.plan.words import check_captions
+from latentddpm.training.precision import settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.grids import labelled_grid
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
@@ -129,7 +130,10 @@ def train_planned(plan: Plan) -> LatentDiffusion:
         signals.Stopped, Diverged, MemoryError, OSError: see `training.run.loop.run_steps`.
     """
     run, dataset, sources = plan.run, plan.dataset, plan.sources
-    config, out, strategy = run.config, run.folder, run.strategy
+    out, strategy = run.folder, run.strategy
+    config, precision = settle_precision(run.config, out if run.resume else None, strategy)
+    plan = replace(plan, run=replace(run, config=config))
+    run = plan.run
 
     # === Networks ===
     schedule = build_schedule(config)
@@ -179,7 +183,11 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     )
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": model.autoencoder}
     images = len(dataset.training), len(dataset.validation)
-    notes = [*plan.notes, *large_plan(run, sources.downsample_factor)]
+    notes = [
+        *plan.notes,
+        *[precision] * bool(precision),
+        *large_plan(run, sources.downsample_factor),
+    ]
     run.say("\n".join([run_summary(run, trainer, parts, images), *notes]))
     validate = Validation(run, trainer, batches, model, prompts)
     run_steps(run, trainer, batches.training, validate, contract, config.training.best_metric)
@@ -305,9 +313,10 @@ def grid_prompts(
     check_captions(config, dataset, bool(len(known)))
     if bare:
         first = Selection(count, lambda *block: ~tokens.captioned(*block)).row(0)
+        reason = captions.reason(first)
         say(
             f"{bare} of {count} images have no caption and train on the empty prompt, "
-            f"such as {dataset.catalog.name(first)}"
+            f"such as {dataset.catalog.name(first)}" + f" ({reason})" * bool(reason)
         )
     spread = np.linspace(0, len(known) - 1, min(GRID_PROMPTS, len(known))).astype(int)
     return config.samples.prompts or [captions[int(row)][0] for row in known.rows(spread)]

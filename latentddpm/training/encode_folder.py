@@ -14,7 +14,7 @@ from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan.plan import check_out
 from latentddpm.training.plan.sizes import check_multiple, factor_of
 from latentddpm.utils import signals
-from latentddpm.utils.archive_config import AUTOENCODER, read_arguments
+from latentddpm.utils.files import AUTOENCODER, read_arguments
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -7,6 +7,9 @@
 A cluster sends SIGTERM when the time of a job is up, or SIGUSR1 some time before. After the first
 signal a training run saves a checkpoint and ends. A second Ctrl-C ends it at once; the
 checkpoints on disk stay whole. Exit codes are those of a shell, 128 + the signal: 130, 143, 138.
+
+A signal that the process was started to ignore stays ignored, as Ctrl-C is by what a script's
+`&` puts into the background.
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ def listening() -> Iterator[None]:
     if _State.listening or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _receive) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _receive) for number in heard}
     _State.listening, _State.received = True, None
     try:
         yield
@@ -120,8 +124,11 @@ def check(message: str = "") -> None:
 
 def _receive(number: int, frame: FrameType | None) -> None:
     first, _State.received = _State.received is None, _State.received or number
-    # The next Ctrl-C is the system's: it also ends a process that is inside a C library.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    hint = ""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # The next Ctrl-C is the system's: it also ends a process that is inside a C library.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        hint = " (Ctrl-C stops at once, without saving)"
     if not _State.deferring:
         if first:
             raise Stopped(number)
@@ -129,5 +136,5 @@ def _receive(number: int, frame: FrameType | None) -> None:
     if first:
         # Not through `sys.stderr`: the signal may have interrupted a write to it.
         name = signal.Signals(number).name
-        text = f"\n{name}: saving, then stopping (Ctrl-C stops at once, without saving)\n"
+        text = f"\n{name}: saving, then stopping{hint}\n"
         os.write(2, text.encode())

@@ -325,6 +325,7 @@ def run(steps=6, **data):
             "norm_groups": 4,
         },
         "training": {
+            "precision": "float32",
             "num_steps": steps,
             "batch_size": 3,
             "warmup_steps": 0,

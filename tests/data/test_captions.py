@@ -10,7 +10,7 @@ import pytest
 
 from latentddpm.data.captions import Captions
 from latentddpm.data.catalog.scan import open_catalog
-from latentddpm.data.sources.metadata import MetadataTable
+from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.errors import UserError
 
 IMAGES = ["a.png", "sub/b.png"]
@@ -163,11 +163,10 @@ def test_a_file_name_may_not_leave_the_folder(folder, name):
         ('{"file_name": "a.png", "text": "x"', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ('["a.png", "x"]', "expected an object"),
-        ('{"filename": "a.png", "text": "x"}', r"no 'file_name' \(did you mean 'filename'\?\)"),
+        ('{"file_nam": "a.png", "text": "x"}', r"no 'file_name' \(did you mean 'file_nam'\?\)"),
         ('{"file_name": 3, "text": "x"}', "'file_name' is 3"),
         ('{"file_name": "sub/b.png", "text": {"en": "x"}}', "expected a text"),
         ('{"file_name": "sub/b.png", "text": "\\ud83c"}', "half a character"),
-        ('{"file_name": "a.png", "text": "again"}', "described before, at .* line 1"),
     ],
 )
 def test_a_wrong_jsonl_line_is_named(folder, line, words):

@@ -15,6 +15,7 @@ from latentddpm.config import DataConfig
 from latentddpm.data.captions import Captions, prepare_tokens
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import split_catalog
+from latentddpm.data.doctor.doctor import examine
 from latentddpm.data.examples import diffusion_examples, image_examples
 from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.pack import KINDS, pack, parse_size
@@ -285,6 +286,91 @@ def test_a_member_may_not_climb_out(tmp_path, name):
         catalog_of(path, tmp_path / "catalog")
 
 
+SAMPLES = {
+    "sorted by name": (
+        ["0.jpg", "0.meta.json", "0.seg.png", "0.txt", "1.jpg", "1.seg.png", "1.txt"],
+        {"0.jpg": ("0.txt",), "1.jpg": ("1.txt",)},
+        {"other_member": 3},
+    ),
+    "the image last": (["0.cls", "0.txt", "0.webp"], {"0.webp": ("0.txt",)}, {"other_member": 1}),
+    "a dotted folder": (["v1.0/0.png", "v1.0/0.txt"], {"v1.0/0.png": ("v1.0/0.txt",)}, {}),
+    "one picture with two suffixes": (
+        ["0.image.png", "0.txt", "1.image.png", "1.txt"],
+        {"0.image.png": ("0.txt",), "1.image.png": ("1.txt",)},
+        {},
+    ),
+    "dotted names": (
+        ["v1.5.png", "v1.5.txt", "v1.6.png", "v1.6.txt"],
+        {"v1.5.png": ("v1.5.txt",), "v1.6.png": ("v1.6.txt",)},
+        {},
+    ),
+    "several pictures and one text": (
+        ["0.a.png", "0.b.png", "0.txt", "1.png"],
+        {"1.png": ()},
+        {"picture_not_read": 2, "other_member": 1},
+    ),
+    "other suffixes": (
+        ["0.PNG", "0.caption", "1.heic", "1.txt", "2.jfif", "2.TXT"],
+        {"0.PNG": ("0.caption",), "2.jfif": ("2.TXT",)},
+        {"picture_not_read": 1, "missing_image": 1},
+    ),
+    "a table": (["0.png", "metadata.jsonl"], {"0.png": ()}, {"table_not_read": 1}),
+    "texts apart": (
+        ["images/0.png", "texts/0.txt"],
+        {"images/0.png": ()},
+        {"missing_image": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLES)
+def test_the_key_of_a_sample_ends_at_the_first_dot(tmp_path, case):
+    """As in WebDataset; every member is an image, its caption, or counted."""
+    names, wanted, counts = SAMPLES[case]
+    data = {".txt": None, ".caption": None, ".json": b"{}"}
+    members = []
+    for name in names:
+        suffix = f".{name.rpartition('.')[2].lower()}"
+        members.append((name, data.get(suffix, RED) or name.encode()))
+    tar(tmp_path / "a.tar", members)
+    for again in range(2):
+        catalog = catalog_of(tmp_path / "a.tar", tmp_path / "catalog")
+        captions = Captions(catalog)
+        found = {catalog.name(i): captions[i] for i in range(len(catalog))}
+        assert found == wanted, f"{case}: {found}"
+        passed = {key: one.count for key, one in catalog.passed_over().items()}
+        assert passed == counts, f"{case}, opened {again + 1} times: {passed}"
+    report = examine(tmp_path / "a.tar", quiet=True)
+    counted = {key: report.findings[key].count for key in counts}
+    assert counted == counts, f"{case}: doctor says {counted}"
+
+
+def test_links_in_a_tar_are_named(tmp_path):
+    (tmp_path / "0.png").write_bytes(RED)
+    (tmp_path / "1.png").symlink_to("0.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("0.png", "1.png"):
+            archive.add(tmp_path / name, name)
+    catalog = catalog_of(tmp_path / "a.tar", tmp_path / "catalog")
+    assert len(catalog) == 1
+    name, detail = catalog.passed_over()["link_not_followed"].items[0]
+    assert name == "1.png", f"{name} is named"
+    assert "--dereference" in detail, f"expected the way to pack it: {detail}"
+
+
+def test_a_changed_shard_keeps_the_findings_of_the_others(tmp_path):
+    import os
+
+    for name in ("a", "b"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        path = tar(tmp_path / f"set/{name}.tar", [("0.png", RED), ("0.cls", b"3")])
+        os.utime(path, (1e9, 1e9))
+    catalog_of(tmp_path / "set", tmp_path / "c")
+    tar(tmp_path / "set/b.tar", [("0.png", BLUE), ("1.cls", b"3")])
+    passed = catalog_of(tmp_path / "set", tmp_path / "c").passed_over()
+    assert passed["other_member"].count == 2, f"{passed}"
+
+
 def damaged(data, kind):
     raw = bytearray(data)
     if kind == "header":
@@ -356,6 +442,17 @@ def test_a_record_needs_an_image_alone(tmp_path):
         captions[2]
 
 
+def test_captions_of_records_have_several_names_and_others_are_counted(tmp_path):
+    path = records(
+        tmp_path / "a.tfrecord",
+        record(image=[RED], **{"image/caption": [b"one"], "image/format": [b"png"]}),
+        record(image=[BLUE], caption=[b"two", b"nan"]),
+    )
+    catalog = catalog_of(path, tmp_path / "catalog")
+    assert list(Captions(catalog)) == [("one",), ("two",)]
+    assert catalog.passed_over()["other_member"].items == [("0", "feature 'image/format'")]
+
+
 def test_wrong_records_are_said(tmp_path):
     cases = {
         "other": (record(picture=[RED]), "record 0: no feature 'image/encoded'.* picture"),
@@ -423,8 +520,11 @@ def test_a_pattern_names_its_shards_and_a_missing_one_is_said(packed, reference,
 def test_a_folder_of_images_with_a_tar_stays_a_folder(folder, packed, tmp_path):
     shutil.copytree(folder, tmp_path / "mixed")
     shutil.copy(next((packed / "tar").iterdir()), tmp_path / "mixed" / "backup.tar")
-    with pytest.warns(UserWarning, match=r"read as a folder of images.* backup\.tar"):
-        assert open_source(tmp_path / "mixed").kind == "folder", "shards took a folder over"
+    source = open_source(tmp_path / "mixed")
+    assert source.kind == "folder", "shards took a folder over"
+    name, detail = source.survey()["archive_not_read"].items[0]
+    assert name == "backup.tar", f"{name} is named, expected backup.tar"
+    assert "--data" in detail, f"expected the way to read it: {detail}"
 
 
 def test_shards_of_several_kinds_are_refused(packed, tmp_path):

@@ -41,6 +41,7 @@ CONFIG = {
         "norm_groups": 4,
     },
     "training": {
+        "precision": "float32",
         "num_steps": 100_000,
         "batch_size": 3,
         "warmup_steps": 0,
@@ -239,6 +240,7 @@ LDM = {
     **LDM_CONFIG,
     "data": CONFIG["data"],
     "training": {
+        "precision": "float32",
         "num_steps": 6,
         "batch_size": 5,
         "warmup_steps": 0,

@@ -16,16 +16,16 @@ from click.testing import CliRunner
 from limits import file_size_limit
 from tiny import SIZE, endpoint_inputs, perturb, quick_model, tiny_autoencoder
 
+from latentddpm.choices import EXPORTS
 from latentddpm.cli import main
 from latentddpm.errors import UserError
 from latentddpm.export import endpoints as interop_endpoints
-from latentddpm.export import export as exports
 from latentddpm.export.endpoints import TOLERANCE, check, endpoints, examples
 from latentddpm.export.export import export_model
 from latentddpm.export.saved_model import runner
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
-from latentddpm.utils.startup import held_stderr
+from latentddpm.utils.console import held_stderr
 
 # Another size, batch and prompt length than those of the check at export time.
 HEIGHT, WIDTH, BATCH = 16, 48, 5
@@ -210,7 +210,7 @@ def test_the_keras_format_is_a_model_folder(model, tmp_path):
     assert parts == {"vae", "unet", "text_encoder"}, f"expected every part, got {parts}"
 
 
-@pytest.mark.parametrize("kind", exports.FORMATS)
+@pytest.mark.parametrize("kind", EXPORTS)
 def test_an_existing_folder_is_refused(model, tmp_path, kind):
     with pytest.raises(UserError, match="exists already") as error:
         export_model(model, tmp_path, kind)
@@ -225,7 +225,7 @@ def test_an_unknown_format_is_refused_with_the_nearest(model, tmp_path):
 
 def test_the_help_names_every_format():
     text = CliRunner().invoke(main, ["export", "--help"]).output
-    missing = [kind for kind in exports.FORMATS if kind not in text]
+    missing = [kind for kind in EXPORTS if kind not in text]
     assert not missing, f"expected {missing} in the help of export:\n{text}"
 
 

@@ -279,6 +279,7 @@ def trained(lab):
         "ema_momentum": 0.5,
         "validate_every": 4,
         "checkpoint_every": 2,
+        "precision": "float32",
     }
     settings = {
         "lora": {"rank": 2, "alpha": 4},

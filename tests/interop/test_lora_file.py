@@ -16,6 +16,7 @@ from latentddpm.interop.diffusers.networks import rows_of
 from latentddpm.interop.diffusers.weight_map import to_theirs
 from latentddpm.interop.diffusers.weights import variable
 from latentddpm.interop.lora import merge_lora
+from latentddpm.interop.lora_file import STYLES, style_of
 
 GOLDEN = TESTS / "golden" / "lora"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.safetensors") if ".fused" not in path.name)
@@ -265,3 +266,29 @@ def test_what_is_wrong_or_no_lora_is_named_and_nothing_is_changed(
     assert not missing, f"{str(caught.value)!r} does not name {missing}"
     for one, other in zip(model.unet.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other, err_msg="half merged")
+
+
+def test_a_change_that_is_too_large_is_named_before_a_weight_changes(model, tmp_path):
+    """Each number is finite, the product is not; of two maps the first is well."""
+    down, up = pair()
+    other = "lora_unet_" + OUT.replace(".", "_")
+    tensors = {f"{other}.lora_down.weight": down, f"{other}.lora_up.weight": up}
+    tensors |= {f"{KOHYA}.lora_down.weight": down, f"{KOHYA}.lora_up.weight": up * 1e30}
+    path = written(tmp_path / "x.safetensors", tensors)
+    before = model.unet.get_weights()
+    with pytest.raises(
+        UserError, match=f"at scale 1e\\+10 the change of '{KOHYA}.lora_up.weight'"
+    ):
+        merge_lora(model, path, 1e10)
+    for one, other in zip(model.unet.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other, err_msg="half merged")
+    found = changes(model, path, 1e-30)
+    np.testing.assert_allclose(found[f"{QUERY}.weight"], up @ down, rtol=1e-4, err_msg="fits")
+
+
+@pytest.mark.parametrize("style", NAMES)
+def test_info_names_the_style(style):
+    expected = {"kohya": "kohya's scripts", "CompVis": "CompVis' layers"}
+    found = style_of(NAMES[style])
+    assert found in STYLES, f"{style}: {found!r} is none of {list(STYLES)}"
+    assert expected.get(style, found) == found, f"{style}: expected {expected[style]!r}"

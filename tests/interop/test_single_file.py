@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError
 from latentddpm.interop.compvis import single_file
+from latentddpm.interop.compvis.averaged import with_dots
 from latentddpm.interop.compvis.config import text_config, unet_config, vae_config
 from latentddpm.interop.compvis.names import unet_names, vae_names
 from latentddpm.interop.compvis.single_file import load_single_file, read_single_file
@@ -259,6 +260,63 @@ def test_the_size_it_was_trained_at(tmp_path):
     assert config["sample_size"] == [64, 96], "latents of 512 by 768 pixels (height, width)"
 
 
+# --- Averaged weights ----------------------------------------------------------------------
+
+AVERAGED = {
+    "CompVis": lambda name: "model_ema.diffusion_model" + name.replace(".", ""),
+    "with dots": lambda name: f"ema.{name}",
+    "with a prefix": lambda name: f"ema_model.model.diffusion_model.{name}",
+    "model_ema with dots": lambda name: f"model_ema.diffusion_model.{name}",
+}
+
+
+@pytest.mark.parametrize("style", AVERAGED)
+def test_averaged_weights_alone_are_read_with_a_note(tmp_path, style):
+    tensors = {k: v for k, v in compvis.whole().items() if "model_ema" not in k}
+    names = {
+        key: AVERAGED[style](key.removeprefix(UNET)) if key.startswith(UNET) else key
+        for key in tensors
+    }
+    counters = {"model_ema.decay": np.array(0.9999, "float32")}
+    path = tmp_path / "ema.safetensors"
+    save_file({names[key]: value for key, value in tensors.items()} | counters, path)
+    with pytest.warns(UserWarning, match=r"ema.safetensors: averaged weights \(EMA\) are read"):
+        checkpoint = read_single_file(path)
+    unet = validate(checkpoint.unet)
+    for row, key in unet.matched:
+        assert unet.tensors.shape(key) == row.shape, f"{key} has another shape"
+    key = "down_blocks.0.resnets.0.conv1.weight"
+    expected = tensors[f"{UNET}input_blocks.1.0.in_layers.2.weight"]
+    np.testing.assert_array_equal(unet.tensors.read(key), expected, err_msg=key)
+
+
+def test_plain_weights_are_read_where_there_are_both(file):
+    """As in diffusers; `whole` has an averaged tensor too."""
+    bias = validate(read_single_file(file).unet).tensors.read("conv_out.bias")
+    np.testing.assert_array_equal(bias, compvis.whole()[f"{UNET}out.2.bias"])
+
+
+def test_an_autoencoder_s_averaged_weights(tmp_path):
+    names = {f"model_ema.{k.removeprefix(VAE).replace('.', '')}": v
+             for k, v in compvis.tensors("vae").items()}  # fmt: skip
+    save_file(names, tmp_path / "vae.safetensors")
+    with pytest.warns(UserWarning, match="averaged"):
+        checkpoint = read_single_file(tmp_path / "vae.safetensors")
+    assert checkpoint.unet is None, "there is no UNet"
+    validate(checkpoint.vae)
+
+
+@pytest.mark.parametrize("network", ["unet", "vae", "tiny_unet", "tiny_vae"])
+def test_the_dots_come_back(names, network):
+    wrong = {
+        name: found
+        for name, _ in names[network].values()
+        if (found := with_dots(name.replace(".", ""))) != name
+    }
+    assert not wrong, f"expected the names with their dots, got {wrong}"
+    assert with_dots("something_else0weight") is None, "expected None for others"
+
+
 # --- Refusals ------------------------------------------------------------------------------
 
 
@@ -272,22 +330,30 @@ ZERO = np.zeros(1, "float32")
         ({"cond_stage_model.model.transformer.resblocks.0.a": ZERO}, "is Stable Diffusion 2"),
         ({"model.diffusion_model.joint_blocks.0.a": ZERO}, "is Stable Diffusion 3"),
         ({"model.diffusion_model.double_blocks.0.a": ZERO}, "is Flux"),
-        ({"control_model.input_blocks.0.0.weight": ZERO}, "is ControlNet"),
+        ({"control_model.input_blocks.0.0.weight": ZERO}, "is a ControlNet"),
         ({"model.diffusion_model.label_emb.0.0.weight": ZERO}, "label_emb"),
         ({"model.diffusion_model.middle_block.1.qkv.weight": ZERO}, "unconditional UNet"),
-        ({"lora_unet_mid_block.lora_up.weight": ZERO}, "is LoRA weights only; merge"),
-        ({"unet.mid_block.attn1.to_q.lora_A.weight": ZERO}, "is LoRA weights only; merge"),
-        ({"unet.mid_block.attn1.to_q.lora.up.weight": ZERO}, "is LoRA weights only; merge"),
+        ({"lora_unet_mid_block.lora_up.weight": ZERO}, "is a LoRA; generate --lora and merge"),
+        (
+            {"unet.mid_block.attn1.to_q.lora_A.weight": ZERO},
+            "is a LoRA; generate --lora and merge",
+        ),
+        (
+            {"unet.mid_block.attn1.to_q.lora.up.weight": ZERO},
+            "is a LoRA; generate --lora and merge",
+        ),
         ({"down_blocks.0.resnets.0.conv1.weight": ZERO}, "in diffusers' names"),
         ({"encoder.down_blocks.0.resnets.0.conv1.weight": ZERO}, "in diffusers' names"),
         ({"text_model.final_layer_norm.bias": ZERO}, "a text encoder alone"),
-        ({"model_ema.diffusion_modelout2bias": ZERO}, "averaged weights only"),
+        ({"model_ema.diffusion_modelout2bias": ZERO}, "averaged weights .* lacks the tensors"),
         ({"something.else": ZERO}, "no Stable Diffusion 1.x checkpoint; it holds 'something"),
         ({}, "it holds nothing"),
         (compvis.tensors("unet", in_channels=9), "inpainting UNet, with 9 input channels"),
         (compvis.tensors("unet", in_channels=8), "InstructPix2Pix"),
         (compvis.tensors("unet", linear=True, context=1024), "UNet of Stable Diffusion 2.x"),
-        (compvis.tensors("unet"), "a pruned file, it has no autoencoder; load it in diffusers"),
+        (compvis.tensors("unet"), "has no autoencoder"),
+        (compvis.tensors("unet", "text"), "a pruned file, it has no autoencoder; load it in"),
+        (compvis.tensors("vae", "text"), "a pruned file, it has no UNet"),
         (compvis.tensors("unet", "vae"), "a pruned file, it has no text encoder"),
     ],
 )
@@ -327,7 +393,7 @@ def test_other_models_are_refused_by_name(tmp_path, monkeypatch, tensors, messag
         ),
         (
             {f"{UNET}time_embed.0.bias": np.zeros(128, "int32")},
-            "'I32' is not known",
+            "is I32, which is not read; expected one of F32",
         ),
         (
             {f"{UNET}out.2.weight": np.zeros(4, "float32")},
@@ -346,12 +412,16 @@ def test_other_models_are_refused_by_name(tmp_path, monkeypatch, tensors, messag
             "has 9 tokens; expected CLIP's 49408",
         ),
         (
+            {f"{UNET}out.2.bias": np.zeros(4, "int8")},
+            r"is I8, 8-bit integers \(quantised\), which is not read; expected one of F32",
+        ),
+        (
             {"alphas_cumprod": np.linspace(1, 0, 1000, dtype="float32")},
             "alphas_cumprod is not that of Stable Diffusion 1.x",
         ),
         (
             {"alphas_cumprod": np.full(1000, np.nan, "float32")},
-            "alphas_cumprod is not that of Stable Diffusion 1.x",
+            "'alphas_cumprod' holds numbers that are not finite",
         ),
     ],
 )

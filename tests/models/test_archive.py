@@ -14,7 +14,7 @@ from latentddpm.errors import UserError
 from latentddpm.models.archive import load_archive, read_config, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.unet import UNet
-from latentddpm.utils.archive_config import MAX_CONFIG_BYTES
+from latentddpm.utils.files import MAX_CONFIG_BYTES
 
 SIZES = {
     "channels": 8,

@@ -109,6 +109,7 @@ def test_largest_singular_value_is_one():
     np.testing.assert_allclose(layer(picture), plain(picture), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_divides_by_the_same_number(dtype):
     """Rounded to half precision itself, σ would turn all outputs up or down, by up to 1 %."""

@@ -54,7 +54,12 @@ def test_the_model_folder_draws_what_it_drew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "imports", ["import keras, latentddpm", "import latentddpm.models, keras"]
+    "imports",
+    [
+        "import keras, latentddpm",
+        "import latentddpm, keras",
+        "import latentddpm.models, keras",
+    ],
 )
 def test_keras_loads_every_archive_in_a_new_process(imports, tmp_path):
     save_archive(UNet.from_config(load_archive(FIRST / "model/unet.keras", UNet).get_config()),

@@ -122,6 +122,7 @@ def test_flat_images_have_finite_gradients(distance):
     assert np.isfinite(gradient).all(), "expected finite gradients where features are zero"
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_half_precision_stays_close(torchvision_file):
     half = load_perceptual(torchvision_file, dtype="mixed_bfloat16")
     images, others = random_pairs((3, 32, 48))

@@ -350,6 +350,7 @@ def test_every_position_sees_every_other(unet):
     assert change[0, -1, -1].max() > 0, "one corner does not reach the other (no attention?)"
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("context", [False, True])
 def test_mixed_precision_is_close_and_comes_out_in_float32(context):
     changes = {"zero_init": False, **(CONTEXT if context else {})}

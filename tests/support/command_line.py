@@ -20,6 +20,7 @@ TRAINING = {
     "learning_rate": 1e-3,
     "warmup_steps": 0,
     "ema_momentum": 0.5,
+    "precision": "float32",
     "log_every": 1,
     "validate_every": 8,
     "checkpoint_every": 4,

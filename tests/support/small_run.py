@@ -26,6 +26,7 @@ def settings(**training):
         "log_every": 1,
         "validate_every": 8,
         "checkpoint_every": 6,
+        "precision": "float32",
     }
     return AutoencoderRun.model_validate({"training": common | training})
 

@@ -280,6 +280,7 @@ def test_micro_batches_equal_one_batch(steps):
         np.testing.assert_allclose(logs_of_parts[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision(dtype):

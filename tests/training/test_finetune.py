@@ -48,8 +48,11 @@ def base(lab):
     return LatentDiffusion.load(lab / "base")
 
 
+FLOAT32 = "training.precision=float32"
+
+
 def settings(lab, *overrides, kind=DiffusionRun):
-    return load_config(kind, None, overrides, init=lab / "base")
+    return load_config(kind, None, (FLOAT32, *overrides), init=lab / "base")
 
 
 def weights(network):
@@ -90,7 +93,7 @@ def test_what_a_configuration_leaves_out_is_the_models(lab):
     assert config.data.resolution == SIZE[0], "expected the size it was trained at"
     assert config.samples.num_steps == 2, "expected its defaults of sampling"
     assert config.samples.guidance_scale == 3.0, "expected its defaults of sampling"
-    again = load_config(DiffusionRun, None, (), init=lab / "base")
+    again = load_config(DiffusionRun, None, (FLOAT32,), init=lab / "base")
     assert again == settings(lab), "reading a configuration changed it"
 
 
@@ -149,7 +152,7 @@ def test_train_vae_starts_from_a_models_autoencoder(lab):
 def test_a_diffusers_folder_can_be_fine_tuned(base, tmp_path):
     interop.save_diffusers(base, tmp_path / "theirs")
     convert_from(tmp_path / "theirs", tmp_path / "ours")
-    config = load_config(DiffusionRun, init=tmp_path / "ours")
+    config = load_config(DiffusionRun, None, (FLOAT32,), init=tmp_path / "ours")
     config, sources = read_sources(config, None)
     assert config.schedule.prediction_type == "v_prediction", "expected the folder's schedule"
     unet, text_encoder, _ = build_networks(config, sources)
@@ -205,7 +208,8 @@ def test_an_autoencoder_alone_is_no_model_to_start_from(lab, tmp_path):
 
 
 def test_a_text_encoder_from_scratch_has_to_train(lab):
-    config = load_config(DiffusionRun, None, ("text.source=scratch", "text.trainable=false"))
+    overrides = ("text.source=scratch", "text.trainable=false")
+    config = load_config(DiffusionRun, None, (FLOAT32, *overrides))
     vae = read_model_folder(lab / "base")
     with pytest.raises(UserError, match=r"text\.trainable"):
         build_networks(config, Sources(vae, {"latent_channels": 4}))

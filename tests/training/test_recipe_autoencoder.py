@@ -47,6 +47,7 @@ CONFIG = {
     "adversarial": {"weight": 0.5, "start_step": START},
     "discriminator": {"channels": 4, "num_layers": 1, "norm_groups": 2, "learning_rate": 0.01},
     "training": {
+        "precision": "float32",
         "num_steps": STEPS,
         "batch_size": 3,
         "learning_rate": 1e-3,

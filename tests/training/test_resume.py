@@ -107,7 +107,7 @@ def write_clip(folder, seed=0):
 
 
 @pytest.fixture(scope="module")
-def clip_run(tmp_path_factory):
+def clip_run(tmp_path_factory, bfloat16):
     """A folder with `clip` and a `run` of two steps on it, what goes on with it, its model."""
     lab = tmp_path_factory.mktemp("lab")
     few_emoji(lab / "data")

@@ -209,7 +209,8 @@ def test_a_slow_first_step_is_explained_and_nothing_is_said_after_a_failure(
 
 
 def test_a_run_introduces_itself(unet):
-    config = parse_config(DiffusionRun, {"training": {"num_steps": 50, "accumulation_steps": 2}})
+    training = {"num_steps": 50, "accumulation_steps": 2, "precision": "float32"}
+    config = parse_config(DiffusionRun, {"training": training})
     parts = {"UNet": unet, "text encoder": None, "autoencoder": small()}
     run = Run(config, Path("runs/x"))
     lines = run_summary(run, eager_trainer(unet), parts, (400, 7)).splitlines()

@@ -32,9 +32,11 @@ with signals.listening(), signals.deferred():
 """
 
 
-def run_until_ready(obey):
+def run_until_ready(obey, ignored=None):
+    """The script in a process of its own, which was started to ignore a signal."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(obey=obey)],
+        preexec_fn=ignored and (lambda: signal.signal(ignored, signal.SIG_IGN)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -43,9 +45,11 @@ def run_until_ready(obey):
     return process
 
 
-def told(number=signal.SIGTERM, *, check="", **options):
+def told(number=signal.SIGTERM, *, ignored=None, check="", **options):
     """A deferred block to which a signal comes; says that it came to its end."""
     with signals.deferred(**options):
+        if ignored:
+            os.kill(os.getpid(), ignored)
         assert signals.pending() is None, "a signal before there was one"
         os.kill(os.getpid(), number)
         assert signals.pending() == number, f"signal {number} was not noted"
@@ -106,8 +110,7 @@ def test_nothing_is_taken_over_outside():
     with signals.deferred():
         signals.check()
         assert signal.getsignal(signal.SIGINT) == before, "Ctrl-C was taken over"
-    # A process in the background of a shell ignores it from the start.
-    assert before in (signal.default_int_handler, signal.SIG_IGN), f"{before}: not given back"
+    assert before is signal.default_int_handler, f"{before}: not given back"
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -118,6 +121,30 @@ def test_a_second_ctrl_c_ends_at_once():
         assert process.poll() is None, "the first one ended it"
         process.send_signal(signal.SIGINT)
         assert process.wait(300) == -signal.SIGINT, f"ended with {process.returncode}"
+
+
+def test_what_was_ignored_from_the_start_stays_ignored():
+    """As under `nohup … &`: Ctrl-C for another process does not stop this one, SIGTERM does."""
+    with run_until_ready("yes", ignored=signal.SIGINT) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert process.poll() is None, "SIGINT ended it"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=600)
+    assert "Stopped: saved" in errors, f"{errors!r}: expected to stop at the safe place"
+    assert "SIGINT" not in errors, f"{errors!r}: SIGINT was noted"
+    assert "Ctrl-C" not in errors, f"{errors!r}: Ctrl-C does nothing here"
+
+
+def test_sigterm_after_an_ignored_ctrl_c_in_this_process():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.listening(), pytest.raises(signals.Stopped, match="saved") as caught:
+            told(signal.SIGTERM, ignored=signal.SIGINT, check="saved")
+        assert caught.value.exit_code == 143, f"exit code {caught.value.exit_code}"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "Ctrl-C is no longer ignored"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_many_sigterms_are_as_good_as_one():
@@ -169,7 +196,12 @@ def test_the_command_saves_the_step_it_is_in_and_says_so(name, code, tmp_path):
     config = {
         "data": {"resolution": 32},
         "autoencoder": {"channels": 8, "channel_multipliers": [1, 2], "norm_groups": 4},
-        "training": {"num_steps": 100_000, "batch_size": 2, "log_every": 1},
+        "training": {
+            "num_steps": 100_000,
+            "batch_size": 2,
+            "log_every": 1,
+            "precision": "float32",
+        },
     }
     (tmp_path / "vae.yaml").write_text(yaml.safe_dump(config), "utf-8")
     run = tmp_path / "run"

@@ -28,15 +28,21 @@ from pathlib import Path
 import pydantic
 
 from latentddpm.data.catalog.columns import Schema, Table
+from latentddpm.data.findings import Findings
 from latentddpm.data.sources.base import MetadataStamp, Source
-from latentddpm.data.sources.metadata import FILE_NAME, TEXT, Row
+from latentddpm.data.sources.metadata import Row, template_columns
 from latentddpm.data.sources.storage import order
 from latentddpm.errors import UserError
+from latentddpm.utils.console import activity, say
 from latentddpm.utils.files import FileEntry
 
 MANIFEST = "catalog.json"
 FORMAT = 2
 """Of the tables and the manifest. 1: the columns had other names."""
+RULES = 2
+"""By which shards and captions are read. 1: members of a tar belonged together up to the last dot,
+tables of captions lay at the root alone. Captions, and shards as a whole, that were read by other
+rules are read again."""
 DIGEST_LIMIT = 1 << 28  # files of this many bytes or more are checked by their size alone
 SHOWN_FILES = 20
 SHA256 = 32  # bytes
@@ -68,20 +74,24 @@ UNITS = Schema(
     ("name", "unreadable"),
 )
 """Columns of the table of units: their stamps, the row after the last image of each, their names,
-and a JSON list of `[file, reason]` of files that cannot be read."""
+and a JSON list of `[file, reason]` of files that cannot be read, and of findings about the rest of
+a shard, `[file, detail, key, count]`."""
 
 
 class Manifest(pydantic.BaseModel):
     """Manifest of a version, the content of catalog.json.
 
     Attributes:
+        format: see `FORMAT`.
+        rules: see `RULES`.
         complete: False for an interrupted scan.
         place: of the source.
         kind: of the source.
         images: number of images.
         units: number of units.
         unreadable: number of files that cannot be read.
-        metadata: stamp of the table of captions.
+        passed: number of findings about shards.
+        metadata: stamp of the tables of captions.
         columns: names of the columns of all rows.
         sidecars: True if an image has a caption from a sidecar.
         notes: warnings about the captions.
@@ -92,12 +102,14 @@ class Manifest(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     format: int = FORMAT
+    rules: int = 1
     complete: bool
     place: str
     kind: str
     images: int
     units: int
     unreadable: int
+    passed: int = 0
     metadata: MetadataStamp
     columns: list[str]
     sidecars: bool
@@ -176,27 +188,38 @@ class Catalog:
 
     def row_place(self, index: int, row: Row) -> str:
         """Place of a `row`, that of the image at `index`, for messages."""
-        if not row.line:
+        if not row.line or row.table >= len(self.tables):
             return self.where(index)
-        return f"{self.metadata_file} line {row.line}"
+        return f"{self.tables[row.table]} line {row.line}"
 
     @property
-    def metadata_file(self) -> str:
-        """Path of the table of captions; empty without one."""
-        names = [str(stamp[0]) for stamp in self.manifest.metadata]
-        return f"{self.source.place}/{names[0]}" if names else ""
+    def tables(self) -> list[str]:
+        """Paths of the tables of captions."""
+        return [f"{self.source.place}/{stamp[0]}" for stamp in self.manifest.metadata]
 
     def columns(self) -> list[str]:
         """Names of the columns that templates of captions can use."""
-        known = dict.fromkeys(self.manifest.columns)
-        if not set(known) - {FILE_NAME} or self.manifest.sidecars:
-            known[TEXT] = None
-        return list(known)
+        return template_columns(self.manifest.columns, self.manifest.sidecars)
 
     def unreadable(self) -> Iterator[tuple[str, str]]:
         """Files that cannot be read, each with the reason."""
         for unit in range(self.manifest.units if self.manifest.unreadable else 0):
-            yield from map(tuple, json.loads(self.units.text("unreadable", unit) or "[]"))
+            for name, reason, *rest in self._notes(unit):
+                if not rest:
+                    yield name, reason
+
+    def passed_over(self) -> Findings:
+        """Findings about what looks like data and is not read, at the place and in its shards."""
+        findings = self.source.survey()
+        for unit in range(self.manifest.units if self.manifest.passed else 0):
+            for name, detail, *rest in self._notes(unit):
+                if rest:
+                    key, count = rest
+                    findings.note(key, name, detail, count)
+        return findings
+
+    def _notes(self, unit: int) -> list[list]:
+        return json.loads(self.units.text("unreadable", unit) or "[]")
 
     def few_unreadable(self) -> str:
         """Message in one line: the number of files that cannot be read, and the first of them."""
@@ -206,8 +229,17 @@ class Catalog:
         more = "; ..." if count > 3 else ""
         return f"{count} of {total} images cannot be read ({'; '.join(few)}{more})"
 
-    def report(self) -> None:
-        """Print the files that cannot be read on stderr; a run goes on without them."""
+    def report(self, quiet: bool = False) -> None:
+        """Print on stderr what is left out: files that cannot be read, and what is passed over.
+
+        Args:
+            quiet: print only the files that cannot be read.
+        """
+        if not quiet:
+            with activity(f"looking for what is not read in {self.source.place}"):
+                lines = list(self.passed_over().lines())
+            for line in lines:
+                say(f"{self.source.place}: {line}")
         count = self.manifest.unreadable
         if not count:
             return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latentddpm.data.catalog.catalog import (
+    RULES,
     Manifest,
     OtherFormat,
     check_files,
@@ -23,11 +24,13 @@ from latentddpm.data.catalog.catalog import (
     versions,
 )
 from latentddpm.data.catalog.columns import Table
+from latentddpm.data.findings import Findings
 from latentddpm.data.images import MAX_BYTES, UnreadableImage, read_whole
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
-from latentddpm.data.sources.metadata import MetadataTable, Row
+from latentddpm.data.sources.metadata import Row
 from latentddpm.data.sources.storage import order
+from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.errors import one_line
 from latentddpm.utils.console import say
@@ -45,7 +48,8 @@ class PreviousVersion:
         images, units: tables of the version.
 
     Attributes:
-        same_metadata: True if the table of captions has not changed.
+        same_rules: True if it was read by the rules of today.
+        same_metadata: True if the table of captions has not changed, and the rules neither.
         count: number of units.
     """
 
@@ -53,7 +57,9 @@ class PreviousVersion:
         self, stamp: MetadataStamp, manifest: Manifest, images: Table, units: Table
     ) -> None:
         self.manifest, self.images, self.units = manifest, images, units
-        self.same_metadata = stamp == manifest.metadata and all(one[-1] >= 0 for one in stamp)
+        self.same_rules = manifest.rules == RULES
+        settled = all(one[-1] >= 0 for one in stamp)
+        self.same_metadata = self.same_rules and settled and stamp == manifest.metadata
         self.count = manifest.units
         self._next = 0
 
@@ -86,7 +92,16 @@ class PreviousVersion:
 
     def unreadable(self, row: int) -> list[tuple[str, str]]:
         """Files that cannot be read of the unit in a `row`, each with the reason."""
-        return list(map(tuple, json.loads(self.units.text("unreadable", row) or "[]")))
+        notes = self.notes(row)
+        return [(note[0], note[1]) for note in notes if len(note) == 2]
+
+    def passed(self, row: int) -> int:
+        """Number of findings about the rest of the unit in a `row`."""
+        return sum(note[3] for note in self.notes(row) if len(note) == 4)
+
+    def notes(self, row: int) -> list[list]:
+        """All that is noted of the unit in a `row`; see `catalog.UNITS`."""
+        return json.loads(self.units.text("unreadable", row) or "[]")
 
     def same_units(self, units: Iterable[Unit]) -> bool:
         """True where `units` are exactly those of this version, all unchanged."""
@@ -128,7 +143,7 @@ def previous_versions(
                 continue
             except (OSError, ValueError):
                 continue
-            if manifest.kind == kind:
+            if manifest.kind == kind and (kind == "folder" or manifest.rules == RULES):
                 yield PreviousVersion(stamp, manifest, *tables)
 
 
@@ -147,6 +162,7 @@ class ScanEvent(NamedTuple):
         captions: new columns of the image of a known unit; None if they are unchanged.
         entry: a new image; None for the end of a new unit.
         decoded: of `entry`.
+        findings: at the end of a new unit, about the rest of it.
     """
 
     unit: Unit
@@ -155,6 +171,7 @@ class ScanEvent(NamedTuple):
     captions: Row | None = None
     entry: Entry | None = None
     decoded: Decoded | None = None
+    findings: Findings | None = None
 
 
 class SourceReader:
@@ -213,7 +230,10 @@ class SourceReader:
         notes = []
         if count:
             few = ", ".join(names[:3]) + (", ..." if count > 3 else "")
-            notes = [f"{table.path}: {count} of {total} rows name files that do not exist ({few})"]
+            notes = [
+                f"{table.path}: {count} of {total} rows name files that do not exist ({few}); "
+                "names are relative to the folder of the table"
+            ]
         return notes, table.problem, list(table.columns) if self.source.kind == "folder" else None
 
     def _events(self) -> Iterator[ScanEvent]:
@@ -225,9 +245,10 @@ class SourceReader:
                 same = previous.same_captions(row, unit) and previous.same_metadata
                 yield ScanEvent(unit, previous, row, None if same else self._captions_of(unit))
                 continue
-            for entry in self.source.entries(unit, self._open_metadata()):
+            findings = Findings()
+            for entry in self.source.entries(unit, self._open_metadata(), findings):
                 yield ScanEvent(unit, entry=entry)
-            yield ScanEvent(unit)
+            yield ScanEvent(unit, findings=findings)
 
     def _captions_of(self, unit: Unit) -> Row:
         """Row of the single image of a unit, without decoding it."""

@@ -77,7 +77,7 @@ def open_catalog(
         shutil.rmtree(missing[-1])  # an empty catalog leaves no folder behind
     require_images(catalog, strict)
     if processes.is_chief:
-        catalog.report()
+        catalog.report(quiet)
     return catalog
 
 

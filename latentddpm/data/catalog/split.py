@@ -18,7 +18,7 @@ import numpy as np
 
 from latentddpm.config import DataConfig
 from latentddpm.data.catalog.catalog import Catalog, split_hash
-from latentddpm.data.sources.metadata import TEXT, text_entries
+from latentddpm.data.sources.metadata import TEXT, caption_entries
 from latentddpm.errors import UserError
 
 BLOCK = 1024  # images that a rule is applied to at a time
@@ -146,7 +146,7 @@ def _caption_hashes(catalog: Catalog) -> np.ndarray:
         row = catalog.row(index)
         if row.problem:
             raise UserError(row.problem)
-        captions = text_entries(row.columns.get(TEXT), TEXT, catalog.row_place(index, row))
+        captions = caption_entries(row.columns, catalog.row_place(index, row))
         if captions:
             hashes[index] = split_hash(captions[0].casefold())
             captioned += 1

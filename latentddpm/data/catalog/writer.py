@@ -16,6 +16,7 @@ import numpy as np
 from latentddpm.data.catalog.catalog import (
     IMAGES,
     MANIFEST,
+    RULES,
     UNITS,
     Manifest,
     expected_files,
@@ -23,9 +24,11 @@ from latentddpm.data.catalog.catalog import (
 )
 from latentddpm.data.catalog.columns import TableWriter
 from latentddpm.data.catalog.reader import Decoded, PreviousVersion, ScanEvent
+from latentddpm.data.findings import Findings
 from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
-from latentddpm.data.sources.metadata import MAX_COLUMNS, TEXT, Row
+from latentddpm.data.sources.metadata import TEXT, Row
 from latentddpm.data.sources.storage import order
+from latentddpm.data.sources.tables import MAX_COLUMNS
 from latentddpm.errors import UserError
 from latentddpm.utils.files import FileEntry, fsync_path, write_json
 
@@ -46,7 +49,7 @@ class CatalogWriter:
         self.source, self.version, self.stamp = source, version, stamp
         self.columns: dict[str, None] = {}
         self.sidecars = False
-        self.unreadable = 0
+        self.unreadable = self.passed = 0
         self._broken: list[tuple[str, str]] = []  # of the unit that is being written
         # Version, first and last row of units that are still to be copied.
         self._run: tuple[PreviousVersion, int, int] | None = None
@@ -75,7 +78,7 @@ class CatalogWriter:
         elif event.entry is not None:
             self._add_image(event.unit, event.entry, event.decoded)
         else:
-            self._end_unit(event.unit)
+            self._end_unit(event.unit, event.findings)
 
     def save(self) -> None:
         """Make the rows so far readable, so that another scan can copy them."""
@@ -112,6 +115,8 @@ class CatalogWriter:
         if previous.manifest.unreadable:
             for row in range(first, last + 1):
                 self.unreadable += len(previous.unreadable(row))
+        if previous.manifest.passed:
+            self.passed += sum(map(previous.passed, range(first, last + 1)))
         self.columns.update(dict.fromkeys(previous.manifest.columns))
         self.sidecars |= previous.manifest.sidecars
 
@@ -153,16 +158,19 @@ class CatalogWriter:
                 raise UserError(f"{unit.name}: more than {MAX_COLUMNS} different columns")
         return row.pack()
 
-    def _end_unit(self, unit: Unit) -> None:
+    def _end_unit(self, unit: Unit, findings: Findings | None = None) -> None:
         columns = {
             "size": unit.size,
             "mtime_ns": unit.mtime_ns,
             "caption_stamp": unit.caption_stamp,
             "end": self.images.count,
         }
-        broken = json.dumps(self._broken).encode() if self._broken else b""
-        self.units.append(columns, {"name": order(unit.name), "unreadable": broken})
+        passed = list((findings or Findings()).groups())
+        notes = [*self._broken, *passed]
+        text = json.dumps(notes).encode() if notes else b""
+        self.units.append(columns, {"name": order(unit.name), "unreadable": text})
         self.unreadable += len(self._broken)
+        self.passed += sum(count for *_, count in passed)
         self._broken = []
 
     def _save(self, complete: bool, notes: Iterable[str] = (), problem: str = "") -> None:
@@ -173,12 +181,14 @@ class CatalogWriter:
             for name in expected_files():
                 files[name] = astuple(FileEntry.of(self.version / name))
         manifest = Manifest(
+            rules=RULES,
             complete=complete,
             place=self.source.place,
             kind=self.source.kind,
             images=self.images.count,
             units=self.units.count,
             unreadable=self.unreadable,
+            passed=self.passed,
             metadata=self.stamp,
             columns=list(self.columns),
             sidecars=self.sidecars,

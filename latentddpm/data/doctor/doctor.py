@@ -9,11 +9,9 @@ about 100 bytes of memory per image, and the names of the files with findings.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 import time
-import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,16 +21,30 @@ from PIL import Image
 from tqdm import tqdm
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
-from latentddpm.data.captions import Templates
 from latentddpm.data.doctor.duplicates import ImageHashes, image_hash
-from latentddpm.data.doctor.report import KINDS, Finding, Report
-from latentddpm.data.images import FORMATS, MAX_BYTES, ORIENTATION, UnreadableImage, read_whole
+from latentddpm.data.doctor.report import Report
+from latentddpm.data.findings import Finding, Findings
+from latentddpm.data.images import (
+    FORMATS,
+    MAX_BYTES,
+    ORIENTATION,
+    UnreadableImage,
+    open_image,
+    read_whole,
+    without_texts,
+)
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources import storage
-from latentddpm.data.sources.base import Entry, Source, is_image
-from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
+from latentddpm.data.sources.base import Entry, Source
+from latentddpm.data.sources.kinds import CAPTION_COLUMNS, first_column
+from latentddpm.data.sources.metadata import TEXT, no_caption, template_columns
 from latentddpm.data.sources.open import open_source
+from latentddpm.data.sources.tables import MetadataTable
+from latentddpm.data.templates import Templates
 from latentddpm.errors import UserError, one_line
+
+FEW_IMAGES = 1000
+"""Fewer images are learned by heart when a diffusion model is trained on them from scratch."""
 
 
 class _Examined(NamedTuple):
@@ -73,6 +85,7 @@ def examine(
         raise UserError(f"resolution: {resolution}, expected a number of pixels above 0")
     source = open_source(place)
     report = Report(str(place), source.kind, resolution, context_length)
+    report.findings = Findings(limit)
     return _Pass(source, report, Templates(templates), limit).run(quiet)
 
 
@@ -99,6 +112,7 @@ class _Pass:
             tqdm(desc="doctor", total=total, **unit, delay=2, disable=quiet) as bar,
         ):
             self.names, self.name_ends = names, array("Q")
+            report.findings.update(self.source.survey(self.limit))
             metadata = self.source.open_metadata()
             self.columns.update(metadata.columns)
             entries = self._entries(units, metadata)
@@ -107,8 +121,8 @@ class _Pass:
                 self._add(entry, result)
                 bar.update(entry.size if in_bytes else 1)
             self._check_captions(metadata)
+            self._check_number()
             self._duplicates()
-        report.findings = {k: report.findings[k] for k in KINDS if k in report.findings}
         report.seconds = time.perf_counter() - start
         return report
 
@@ -116,9 +130,9 @@ class _Pass:
         """Entries of all units; a damaged shard is reported, and the next one is read."""
         for unit in units:
             try:
-                yield from self.source.entries(unit, metadata)
+                yield from self.source.entries(unit, metadata, self.report.findings)
             except (UserError, OSError) as error:
-                self._note("unreadable", unit.name, _reason(error))
+                self.report.findings.note("unreadable", unit.name, _reason(error))
 
     # --- In the workers ---
 
@@ -155,27 +169,19 @@ class _Pass:
         tokens = tuple(len(self.tokenizer.encode(text)) + 2 for text in captions)
         found = []
         if not captions:
-            found.append(
-                ("empty_caption" if self._is_empty(entry, row) else "missing_caption", "")
-            )
+            reason, text = no_caption(row.columns), first_column(row.columns, CAPTION_COLUMNS)
+            key = "empty_caption" if text or entry.sidecar else "missing_caption"
+            found.append(("not_text" if reason else key, reason))
         if tokens and max(tokens) > self.report.context_length:
             found.append(("long_caption", f"{max(tokens)} tokens"))
         return found, tokens
-
-    def _is_empty(self, entry: Entry, row: Row) -> bool:
-        """True where an image has a text column or a sidecar, which is then empty."""
-        if TEXT in row.columns:
-            return True
-        if self.source.kind != "folder":
-            return False
-        return storage.is_file(os.path.splitext(entry.where)[0] + ".txt")
 
     # --- In order ---
 
     def _add(self, entry: Entry, examined: _Examined) -> None:
         report = self.report
         for key, detail in examined.found:
-            self._note(key, entry.name, detail)
+            report.findings.note(key, entry.name, detail)
         self.columns.update(dict.fromkeys(entry.row.columns))
         report.captioned += bool(examined.tokens)
         report.captions += len(examined.tokens)
@@ -184,6 +190,7 @@ class _Pass:
             return
         report.images += 1
         report.bytes += entry.size
+        report.in_folders += "/" in entry.name
         report.formats[examined.format] += 1
         report.widths.append(examined.size[0])
         report.heights.append(examined.size[1])
@@ -191,34 +198,42 @@ class _Pass:
         self.names.write(storage.order(entry.name))
         self.name_ends.append(self.names.tell())
 
-    def _note(self, key: str, name: str, detail: str, count: int = 1) -> None:
-        finding = self.report.findings.setdefault(key, Finding())
-        finding.count += count
-        if self.limit is None or len(finding.items) < self.limit:
-            finding.items.append((name, detail))
-
     def _check_captions(self, metadata: MetadataTable) -> None:
-        """Find errors of the table and the templates, and captions without an image."""
+        """Find errors of the tables and the templates, and rows without an image."""
+        findings, own = self.report.findings, self.templates.texts != Templates().texts
         if metadata.problem:
-            self._note("bad_table", metadata.path, metadata.problem)
+            findings.note("bad_table", metadata.path, metadata.problem)
+            return
         count, _, names = metadata.missing(self.limit)
         if count:
+            table = "in " + os.path.basename(metadata.path)
             for name in names:
-                self._note("missing_image", name, "in " + os.path.basename(metadata.path), 0)
-            self.report.findings["missing_image"].count += count
-        if self.source.kind == "folder":
-            for name, reason in _lonely_texts(self.source.place):
-                self._note("missing_image", name, reason)
-        if self.report.captions or not self.report.images:
-            if TEXT not in self.columns:
-                self.columns[TEXT] = None
-            self.templates.check(list(self.columns), metadata.path)
+                findings.note("missing_image", name, table)
+            findings.setdefault("missing_image", Finding()).count += count - len(names)
+        columns = list(self.columns)
+        try:
+            self.templates.check(template_columns(columns, TEXT in columns), metadata.path)
+        except UserError as error:
+            if own:
+                raise
+            findings.note("bad_table", metadata.path or self.report.place, str(error))
             return
-        # Without any captions it is an unconditional set, not one with missing captions.
-        if self.templates.texts == Templates().texts and not metadata.problem:
-            self.report.findings.pop("missing_caption", None)
-        else:
-            self.templates.check(list(self.columns), metadata.path)
+        if column := self.templates.other_column(columns):
+            detail = f"those of the column {column!r}"
+            findings.note("caption_column", metadata.path or self.report.place, detail)
+        if not (own or self.report.captions):
+            # Without any captions it is an unconditional set, not one with missing captions.
+            findings.pop("missing_caption", None)
+
+    def _check_number(self) -> None:
+        """Find a set that is too small to train on from scratch."""
+        report = self.report
+        if 0 < report.images < FEW_IMAGES:
+            detail = (
+                f"fewer than {FEW_IMAGES:,}: fine-tune a model that is there, with "
+                "train-diffusion --init MODEL"
+            )
+            report.findings.note("few_images", report.place, detail, report.images)
 
     def _duplicates(self) -> None:
         equal, near, self.report.searched_all = self.hashes.duplicates()
@@ -244,7 +259,11 @@ def describe_file(data: bytes, name: str) -> tuple[str, list[tuple[str, str]]]:
     Returns:
         The format, and findings (key of `KINDS`, detail).
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    try:
+        opened = open_image(data)
+    except ValueError:  # a text that is too large for Pillow
+        opened = open_image(without_texts(data))
+    with opened as image:
         kind = "JPEG" if image.format == "MPO" else image.format
         pages = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)
         mode, deep = image.mode, any(";16" in str(tile) for tile in image.tile)
@@ -274,22 +293,6 @@ def describe_file(data: bytes, name: str) -> tuple[str, list[tuple[str, str]]]:
         if mode in modes:
             found.append((key, ""))
     return kind, found
-
-
-def _lonely_texts(folder: str) -> Iterator[tuple[str, str]]:
-    """Text files that are not the sidecar of an image, each with the reason."""
-    beside: set[str] = set()
-    stems: set[str] = set()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of links: the walk over the images has given it
-        for name, others in storage.walk(folder, lambda name: name.lower().endswith(".txt")):
-            if others is not beside:  # the next folder
-                beside, stems = others, {os.path.splitext(o)[0] for o in others if is_image(o)}
-            stem, suffix = os.path.splitext(name.rpartition("/")[2])
-            if stem not in stems:
-                yield name, "no image beside it"
-            elif suffix != ".txt":
-                yield name, f"not read: {suffix}, expected .txt"
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,4 @@
-"""Report of `doctor`: the kinds of findings, and the report as text or as JSON.
-
-A finding is an *error* (training refuses the data, or leaves the image out), a *warning* (training
-works, but the model may suffer) or a *note* (the image is converted).
-"""
+"""Report of `doctor`, as text or as JSON; `data.findings` lists the kinds of findings."""
 
 from __future__ import annotations
 
@@ -16,45 +12,7 @@ from typing import Any
 
 import numpy as np
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
-
-KINDS: dict[str, tuple[str, str, str]] = {
-    "unreadable": (ERROR, "cannot be read", "left out; refused with --strict"),
-    "bad_table": (ERROR, "table of captions cannot be used", "training refuses it"),
-    "not_utf8": (ERROR, "caption is not UTF-8", "training refuses it; save it as UTF-8"),
-    "bad_caption": (ERROR, "caption cannot be used", "training refuses it"),
-    "missing_caption": (WARNING, "no caption", "trains on the empty prompt"),
-    "empty_caption": (WARNING, "empty caption", "trains on the empty prompt"),
-    "long_caption": (WARNING, "caption is too long", "its end is cut off"),
-    "missing_image": (WARNING, "caption of no image", "not used"),
-    "too_small": (WARNING, "smaller than the resolution", "enlarged, so blurred"),
-    "wrong_extension": (WARNING, "named as another format", "read as what it is"),
-    "equal": (WARNING, "equal files", "count so many times"),
-    "near_duplicates": (WARNING, "look alike", "count so many times"),
-    "animated": (NOTE, "animated, or several pages", "the first one is used"),
-    "exif_rotated": (NOTE, "turned by EXIF", "turned upright"),
-    "transparent": (NOTE, "transparent pixels", "laid over data.background"),
-    "cmyk": (NOTE, "CMYK", "converted without its colour profile"),
-    "16_bit": (NOTE, "16 bits a sample", "reduced to 8 bits"),
-    "float": (NOTE, "floating point or 32 bits", "reduced to 8 bits"),
-    "palette": (NOTE, "palette", "converted to RGB"),
-    "gray": (NOTE, "gray", "converted to RGB"),
-    "bilevel": (NOTE, "black and white", "converted to RGB"),
-}
-"""Key of each kind of finding → severity, description, and what training does about it."""
-
-
-@dataclass
-class Finding:
-    """Finding of one kind.
-
-    Attributes:
-        count: number of times that it was found.
-        items: of the first ones; see `Report.findings`.
-    """
-
-    count: int = 0
-    items: list[Any] = field(default_factory=list)
+from latentddpm.data.findings import ERROR, KINDS, NOTE, WARNING, Finding, Findings
 
 
 @dataclass
@@ -78,6 +36,7 @@ class Report:
         captioned: number of images with a caption.
         captions: number of all captions.
         tokens: number of captions by their number of tokens, start and end included.
+        in_folders: number of images that lie in a folder of the place.
         searched_all: False if there were too many similar images to compare them all.
     """
 
@@ -88,13 +47,14 @@ class Report:
     images: int = 0
     bytes: int = 0
     seconds: float = 0.0
-    findings: dict[str, Finding] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
     widths: array = field(default_factory=lambda: array("I"))
     heights: array = field(default_factory=lambda: array("I"))
     formats: Counter = field(default_factory=Counter)
     captioned: int = 0
     captions: int = 0
     tokens: Counter = field(default_factory=Counter)
+    in_folders: int = 0
     searched_all: bool = True
 
     def of(self, severity: str) -> Iterator[tuple[str, Finding]]:
@@ -139,8 +99,9 @@ def as_text(report: Report) -> str:
 def as_json(report: Report) -> str:
     """JSON object of a `report`; docs/guides/doctor.md describes its keys."""
     findings = {
-        key: {"severity": KINDS[key][0], "count": finding.count, **_items(key, finding)}
-        for key, finding in report.findings.items()
+        key: {"severity": severity, "count": finding.count, **_items(key, finding)}
+        for key, (severity, _, _) in KINDS.items()
+        if (finding := report.findings.get(key))
     }
     value = {
         "format": 1,
@@ -264,7 +225,15 @@ def _wrapped(title: str, parts: Iterator[str]) -> list[str]:
 
 def _caption_lines(report: Report) -> Iterator[str]:
     if not report.captions:
-        yield "  none: an unconditional model can be trained"
+        broken = {"bad_table", "bad_caption", "not_utf8", "not_text"} & set(report.findings)
+        yield (
+            "  none that can be used: see above"
+            if broken
+            else "  none: an unconditional model can be trained"
+        )
+        if report.in_folders:
+            words = 'data.caption_templates=["a photo of {folder}"]'
+            yield f"  the names of their folders as captions: {words}"
         return
     yield (
         f"  {report.captioned:,} of {_number(report.images, 'image')} have one or more, "

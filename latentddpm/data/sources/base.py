@@ -1,5 +1,6 @@
 """Source of captioned images, a folder or shards: the interface that all kinds have.
 
+    .survey()       findings about what is there and is not read
     .units()        an image file with its sidecar, or a shard: parts with one time stamp each
     .entries(unit)  images of a unit, each with the place of its bytes and its columns
     .read(...)      bytes of an image, at any time, in any order
@@ -9,18 +10,16 @@ Units and entries are streamed, in an order that depends only on their names.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from latentddpm.data.sources.metadata import MAX_ROWS, MetadataTable, Row
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Suffixes of image files, in any case. The format of a file follows from its bytes alone."""
+from latentddpm.data.findings import Findings
+from latentddpm.data.sources.metadata import Row
+from latentddpm.data.sources.tables import MAX_ROWS, MetadataTable
 
 MetadataStamp = list[list[str | int]]
-"""Stamp of the table of captions, by which a change of it is noticed."""
+"""Stamp of the tables of captions, by which a change of them is noticed."""
 
 
 class Unit(NamedTuple):
@@ -51,6 +50,7 @@ class Entry:
         size: of its bytes.
         row: its captions and other columns.
         load: function that returns its bytes.
+        sidecar: True if a text file lies beside it.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Entry:
     size: int
     row: Row = field(default_factory=Row)
     load: Callable[[], bytes] = bytes
+    sidecar: bool = False
 
 
 class Source(Protocol):
@@ -73,10 +74,17 @@ class Source(Protocol):
     kind: str
 
     def metadata_stamp(self) -> MetadataStamp:
-        """Stamp of the table of captions, as of now; empty without one."""
+        """Stamp of the tables of captions, as of now; empty without one."""
+
+    def survey(self, limit: int | None = 3) -> Findings:
+        """Findings about what lies at the place, looks like data, and is not read.
+
+        Args:
+            limit: number of files that are kept for each; None for all.
+        """
 
     def open_metadata(self, max_rows: int | None = MAX_ROWS) -> MetadataTable:
-        """Table of captions at the root of the source.
+        """Tables of captions in the source.
 
         Args:
             max_rows: a table with more rows has a `problem`; None for any number.
@@ -89,12 +97,15 @@ class Source(Protocol):
             UserError: there is none.
         """
 
-    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
+    def entries(
+        self, unit: Unit, metadata: MetadataTable, findings: Findings | None = None
+    ) -> Iterator[Entry]:
         """Images of a unit.
 
         Args:
             unit: of this source.
             metadata: of `open_metadata`.
+            findings: where to note what in the unit is not read; None for nowhere.
 
         Raises:
             UserError: the unit is damaged, or not what its name says.
@@ -118,8 +129,3 @@ class Source(Protocol):
         Raises:
             OSError: they cannot be read any more.
         """
-
-
-def is_image(name: str) -> bool:
-    """True for a file `name` with the suffix of an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

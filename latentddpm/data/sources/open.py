@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from pathlib import Path
 
 from latentddpm.data.sources import storage
-from latentddpm.data.sources.base import Source, is_image
+from latentddpm.data.sources.base import Source
 from latentddpm.data.sources.folder import Folder
-from latentddpm.data.sources.metadata import METADATA_NAMES
+from latentddpm.data.sources.kinds import is_image, is_shard, is_table
 from latentddpm.data.sources.records import ArrayRecordShards, TFRecordShards
 from latentddpm.data.sources.shards import Shards
 from latentddpm.data.sources.tar import TarShards
+from latentddpm.data.sources.walk import Walk
 from latentddpm.errors import UserError
 
 KINDS = {
@@ -47,7 +47,7 @@ def open_source(place: str | Path) -> Source:
     if storage.is_folder(place):
         names = _find_shards(place)
         return _open_shards(place, place, names) if names else Folder(place)
-    if _is_shard(place):
+    if is_shard(place):
         return _open_shards(place, *_expanded(place))
     if storage.is_file(place):
         raise UserError(
@@ -79,27 +79,18 @@ def expand(pattern: str) -> list[str]:
     ]
 
 
-def _is_shard(name: str) -> bool:
-    """True for a file name with the suffix of a shard."""
-    return name.lower().endswith(tuple(KINDS))
-
-
 def _find_shards(folder: str) -> list[str]:
     """Names of the shards in a folder of shards; empty for a folder of images.
 
-    Shards beside images, a table of captions or folders are ignored with a warning.
+    A folder that holds an image or a table of captions, in whatever depth, is one of images: its
+    survey names the shards in it.
     """
-    names = storage.listing(folder)
-    shards = sorted((name for name in names if _is_shard(name)), key=storage.order)
-    other = [n for n in names if n[-1] == "/" or n in METADATA_NAMES or is_image(n)]
-    if shards and other:
-        warnings.warn(
-            f"{folder}: read as a folder of images (it holds {other[0]}); its {len(shards)} "
-            f"shards, such as {shards[0]}, are not read",
-            stacklevel=3,
-        )
+    shards = [name for name in Walk(folder).content("").files if is_shard(name)]
+    if shards and any(
+        is_image(name) or is_table(name.rpartition("/")[2]) for name, _ in Walk(folder).files()
+    ):
         return []
-    return shards
+    return sorted(shards, key=storage.order)
 
 
 def _open_shards(place: str, folder: str, names: list[str]) -> Shards:

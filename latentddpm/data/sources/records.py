@@ -3,11 +3,12 @@
     image/encoded   bytes   the image file, unchanged
     image/filename  bytes   its name: POSIX, relative
     columns         bytes   a JSON object of all columns, with `text` for the captions
-    text            bytes   alternative captions; read if there are no `columns`
+    text            bytes   alternative captions; read if there are no `columns`. Also under one of
+                            the other names of `kinds.CAPTION_COLUMNS`, alone or below `image/`
 
-Only `image/encoded` is required. TFRecord files are read from any filesystem of TensorFlow, and
-their checksums are verified in the scan. ArrayRecord files need the package `array-record` (extra
-`array-record`) and are read from this machine only.
+Only `image/encoded` is required; other features of bytes are counted. TFRecord files are read from
+any filesystem of TensorFlow, and their checksums are verified in the scan. ArrayRecord files need
+the package `array-record` (extra `array-record`) and are read from this machine only.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Unit
-from latentddpm.data.sources.metadata import TEXT, MetadataTable, Row
+from latentddpm.data.sources.kinds import CAPTION_COLUMNS, first_column
+from latentddpm.data.sources.metadata import TEXT, Row
 from latentddpm.data.sources.shards import Shards, own_name, parse_columns
+from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.errors import UserError
+from latentddpm.utils.startup import import_tensorflow
 
 IMAGE, NAME, COLUMNS = "image/encoded", "image/filename", "columns"
+TEXTS = (*CAPTION_COLUMNS, *(f"image/{column}" for column in CAPTION_COLUMNS))
 FRAME = 12  # bytes before the data of a TFRecord: its length and a checksum
 TAIL = 4  # bytes after it: another checksum
 
@@ -31,7 +37,9 @@ TAIL = 4  # bytes after it: another checksum
 class RecordShards(Shards):
     """Shards of records, each a `tf.train.Example`; a subclass reads the files."""
 
-    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
+    def entries(
+        self, unit: Unit, metadata: MetadataTable, findings: Findings | None = None
+    ) -> Iterator[Entry]:
         path = self.path(unit.name)
         for number, (offset, size, record) in enumerate(self._records(path)):
             where = f"{path}: record {number}"
@@ -39,6 +47,8 @@ class RecordShards(Shards):
             row = record_row(features, where)
             name = own_name(row, _text(features.get(NAME, []), str(number)))
             data = features[IMAGE][0]
+            for key in unused_features(features) if findings is not None else ():
+                findings.note("other_member", name, f"feature {key!r}")
             yield Entry(name, f"{path}: {name}", offset, size, row, lambda data=data: data)
 
     def _records(self, path: str) -> Iterator[tuple[int, int, bytes]]:
@@ -52,8 +62,7 @@ class TFRecordShards(RecordShards):
     kind = "tfrecord"
 
     def _records(self, path: str) -> Iterator[tuple[int, int, bytes]]:
-        import tensorflow as tf
-
+        tf = import_tensorflow()
         offset = FRAME
         try:
             for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
@@ -144,8 +153,7 @@ def make_record(data: bytes, name: str, columns: bytes) -> bytes:
         name: of the image.
         columns: a JSON object.
     """
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     values = {IMAGE: data, NAME: storage.order(name), COLUMNS: columns}
     features = {
         key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -165,7 +173,7 @@ def parse_record(record: bytes, where: str) -> dict[str, list[bytes]]:
     Raises:
         UserError: it is not a `tf.train.Example`, or has no image.
     """
-    import tensorflow as tf
+    tf = import_tensorflow()
     from google.protobuf.message import DecodeError
 
     try:
@@ -190,11 +198,22 @@ def record_row(features: Mapping[str, list[bytes]], where: str) -> Row:
     """
     if features.get(COLUMNS):
         return parse_columns(features[COLUMNS][0], where)
+    name = first_column(features, TEXTS)
     try:
-        texts = [text.decode("utf-8") for text in features.get(TEXT, [])]
+        texts = [text.decode("utf-8") for text in features.get(name, [])]
     except UnicodeDecodeError:
-        return Row(problem=f"{where}: feature {TEXT!r} is not UTF-8")
+        return Row(problem=f"{where}: feature {name!r} is not UTF-8")
     return Row(0, {TEXT: texts}) if texts else Row()
+
+
+def unused_features(features: Mapping[str, list[bytes]]) -> list[str]:
+    """Names of the features of a record that are not read.
+
+    Args:
+        features: of the record.
+    """
+    text = COLUMNS if features.get(COLUMNS) else first_column(features, TEXTS)
+    return [key for key, values in features.items() if values and key not in (IMAGE, NAME, text)]
 
 
 def _image(record: bytes, where: str) -> bytes:

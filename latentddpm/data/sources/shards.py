@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, MetadataStamp, Unit
-from latentddpm.data.sources.metadata import MetadataTable, Row, image_name
+from latentddpm.data.sources.metadata import Row, image_name
+from latentddpm.data.sources.survey import survey
+from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.errors import UserError, one_line
 
 
@@ -31,6 +34,11 @@ class Shards:
     def metadata_stamp(self) -> MetadataStamp:
         return []
 
+    def survey(self, limit: int | None = 3) -> Findings:
+        if self.place != self.folder:  # single shards are named, not a folder
+            return Findings(limit)
+        return survey(self.folder, limit, self.names)
+
     def open_metadata(self, max_rows: int | None = None) -> MetadataTable:
         return MetadataTable(None)
 
@@ -45,7 +53,9 @@ class Shards:
         """Path of the shard named `unit`."""
         return storage.join(self.folder, unit) if self.folder else unit
 
-    def entries(self, unit: Unit, metadata: MetadataTable) -> Iterator[Entry]:
+    def entries(
+        self, unit: Unit, metadata: MetadataTable, findings: Findings | None = None
+    ) -> Iterator[Entry]:
         raise NotImplementedError
 
     def read(self, unit: str, offset: int, size: int) -> bytes:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from latentddpm.data.sources.kinds import CAPTION_SUFFIXES, is_image, is_shard, suffix_of
 from latentddpm.errors import UserError, one_line
+from latentddpm.utils.startup import import_tensorflow
 
 REMOTE_BUFFER = 1 << 20
 UNSETTLED_NS = 2_000_000_000  # a file newer than this may change again with the same time stamp
@@ -153,81 +153,65 @@ def order(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def walk(root: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, set[str]]]:
-    """Walk over the files below a folder, sorted by their relative POSIX paths.
+class Item(NamedTuple):
+    """Item of a folder.
 
-    Hidden files and folders are skipped. Links to files are followed if they point into `root`;
-    the others are left out with one warning. Links to folders are not followed. Memory holds the
-    names of one folder and of its parents at a time.
-
-    Args:
-        root: the folder.
-        wanted: name of a file → true to yield it.
-
-    Yields:
-        The path of a wanted file relative to `root`, and the names of the files beside it that
-        are not wanted.
+    Attributes:
+        name: of the file or folder.
+        kind: "file", "folder", "link", or "other" for sockets, devices and the like.
     """
-    ignored = []
-    inside = None if is_remote(root) else Path(root).resolve()
 
-    def enter(folder: str) -> Iterator[tuple[str, set[str]]]:
-        items = sorted(listing(join(root, folder) if folder else root), key=order)
-        others = {name for name in items if name[-1] != "/" and not wanted(name)}
-        for name in items:
-            path = folder + name
-            if name[-1] == "/":
-                yield from enter(path)
-            elif name not in others:
-                full = join(root, path)
-                if inside and os.path.islink(full) and not _stays(full, inside):
-                    ignored.append(full)
-                elif inside is None or os.path.isfile(full):
-                    yield path, others
-
-    yield from enter("")
-    if ignored:
-        warnings.warn(
-            f"{root}: {len(ignored)} links that leave the folder were not followed, "
-            f"such as {ignored[0]}",
-            stacklevel=2,
-        )
+    name: str
+    kind: str
 
 
-def _stays(link: str, inside: Path) -> bool:
-    return Path(link).resolve().is_relative_to(inside)
+def items(folder: str) -> list[Item]:
+    """Items of a `folder`, hidden ones included, sorted so that whole paths are in order.
 
-
-def listing(folder: str) -> list[str]:
-    """Names in a `folder` that are not hidden; those of folders end in "/"."""
+    Raises:
+        OSError: it cannot be listed.
+    """
     if is_remote(folder):
         with _as_os_error(folder):
-            names = [name.rstrip("/") for name in _gfile().listdir(folder)]
-            return [
-                name + "/" * _gfile().isdir(join(folder, name))
-                for name in names
-                if name and not name.startswith(".")
+            found = [
+                Item(name.rstrip("/"), "folder" if _is_remote_folder(folder, name) else "file")
+                for name in _gfile().listdir(folder)
+                if name.rstrip("/")
             ]
-    with os.scandir(folder) as items:
-        return [
-            item.name + "/" * item.is_dir(follow_symlinks=False)
-            for item in items
-            if not item.name.startswith(".")
-            and not (item.is_symlink() and os.path.isdir(item.path))
-        ]
+    else:
+        with os.scandir(folder) as entries:
+            found = [Item(entry.name, _kind(entry)) for entry in entries]
+    return sorted(found, key=lambda item: order(item.name + "/" * (item.kind == "folder")))
+
+
+def _is_remote_folder(folder: str, name: str) -> bool:
+    """True for a folder; a request is made only for a name whose suffix does not tell it."""
+    if (
+        name.endswith("/")
+        or is_shard(name)
+        or is_image(name)
+        or suffix_of(name) in CAPTION_SUFFIXES
+    ):
+        return name.endswith("/")
+    return _gfile().isdir(join(folder, name))
+
+
+def _kind(entry: os.DirEntry) -> str:
+    if entry.is_symlink():
+        return "link"
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    return "file" if entry.is_file(follow_symlinks=False) else "other"
 
 
 def _gfile() -> Any:
-    import tensorflow as tf
-
-    return tf.io.gfile
+    return import_tensorflow().io.gfile
 
 
 @contextmanager
 def _as_os_error(path: str) -> Iterator[None]:
     """Replace TensorFlow's errors inside the block by an `OSError` or a `UserError`."""
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     try:
         yield
     except tf.errors.NotFoundError as error:

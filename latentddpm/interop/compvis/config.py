@@ -38,11 +38,9 @@ def unet_config(shapes: Shapes, source: str) -> dict[str, Any]:
     in_channels = _axes(shapes, "input_blocks.0.0.weight", source, 4)[1]
     out_channels = _axes(shapes, "out.2.weight", source, 4)[0]
     if in_channels != out_channels:
-        kinds = {9: "an inpainting UNet", 8: "an image-editing UNet (InstructPix2Pix)"}
-        kind = kinds.get(in_channels, "a UNet with further inputs")
         raise UserError(
-            f"{source}: {kind}, with {in_channels} input channels for {out_channels} of output, "
-            "is not supported; use the text-to-image model it was made from"
+            f"{source}: has {in_channels} input channels for {out_channels} of output, as "
+            "inpainting and editing models have; take the text-to-image model it was made from"
         )
     levels: list[list[tuple[int, bool]]] = [[]]  # of each block: width, attention
     number = 1

@@ -7,26 +7,28 @@
 
 Such a file has no configuration. It is inferred (see `compvis.config`), and the tensors are
 renamed (see `compvis.names`), which gives a `Checkpoint` with the keys and names of diffusers. As
-in diffusers the plain weights are read, not the averaged ones.
+in diffusers the plain weights are read, not the averaged ones, where a file has both.
 
-The header is checked before a weight is read. Other models are recognised and refused by name.
+The header is checked before a weight is read. Other models are refused by their name, see
+`pipeline.weight_files.LAYOUTS`.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.clip import PREFIX, build_clip, clip_variables, read_clip_config
+from latentddpm.interop.compvis.averaged import plain_tensors
 from latentddpm.interop.compvis.config import (
     LATENT_FACTOR,
     Shape,
@@ -41,8 +43,9 @@ from latentddpm.interop.diffusers.folder import build
 from latentddpm.interop.diffusers.networks import AUTOENCODER_SIZES, UNET_SIZES
 from latentddpm.interop.diffusers.read_config import autoencoder_arguments, unet_arguments
 from latentddpm.interop.diffusers.weight_map import TensorMapping, autoencoder_rows, unet_rows
-from latentddpm.interop.tensors import DTYPES, RenamedTensors, TensorFiles
+from latentddpm.interop.tensors import DTYPES, RenamedTensors, TensorFiles, Tensors, refuse_pickle
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.weight_files import READ, layout_of, read_header
 
 UNET_PREFIXES = ("model.diffusion_model.", "")
 VAE_PREFIXES = ("first_stage_model.", "")
@@ -65,31 +68,6 @@ SCHEDULE_TOLERANCE = 2e-3  # in half precision `alphas_cumprod` is exact to 5e-4
 # `modelspec.prediction_type` → `prediction_type` of diffusers.
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
-FOLDER_HINT = "save it as a folder with diffusers (save_pretrained) and convert that"
-DIFFUSERS = "in diffusers' names; convert the folder it is from, with its config.json, instead"
-# Prefix of a tensor's name → the model with such tensors, and what to do.
-OTHERS = {
-    "conditioner.embedders.": "Stable Diffusion XL, which is not supported",
-    "cond_stage_model.model.": f"Stable Diffusion 2.x, with OpenCLIP's names; {FOLDER_HINT}",
-    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3, which is not supported",
-    "model.diffusion_model.double_blocks.": "Flux, which is not supported",
-    "double_blocks.": "Flux, which is not supported",
-    "control_model.": "ControlNet, which is not supported",
-    "model.diffusion_model.label_emb.": (
-        "a UNet with class labels or sizes (label_emb, as Stable Diffusion XL's), which is not "
-        "supported"
-    ),
-    "model.diffusion_model.middle_block.1.qkv.": (
-        "an unconditional UNet of latent-diffusion, which is not supported; only those with "
-        "cross-attention are"
-    ),
-    "lora_": "LoRA weights only; merge them into their model first",
-    "down_blocks.": DIFFUSERS,
-    "encoder.down_blocks.": DIFFUSERS,
-    "text_model.": "a text encoder alone; with its folder train-diffusion can use it",
-}
-LORA = re.compile(r"\.lora(_\w+)?\.")
-
 
 def load_single_file(path: str | Path, *, quiet: bool = True) -> LatentDiffusion:
     """Load a model from a single-file checkpoint.
@@ -101,18 +79,9 @@ def load_single_file(path: str | Path, *, quiet: bool = True) -> LatentDiffusion
         quiet: show no progress bars.
 
     Raises:
-        UserError: see `read_single_file`; or the autoencoder or the text encoder is missing.
+        UserError: see `read_single_file`; or the file has a UNet alone.
     """
-    checkpoint = read_single_file(path)
-    if checkpoint.unet is None:
-        return build(checkpoint, quiet)
-    for name, part in (("autoencoder", checkpoint.vae), ("text encoder", checkpoint.text)):
-        if part is None:
-            raise UserError(
-                f"{path}: a pruned file, it has no {name}; load it in diffusers together with "
-                f"its {name}, save_pretrained(folder), and convert that folder"
-            )
-    return build(checkpoint, quiet)
+    return build(read_single_file(path), quiet)
 
 
 def read_single_file(path: str | Path) -> Checkpoint:
@@ -120,42 +89,47 @@ def read_single_file(path: str | Path) -> Checkpoint:
 
     Raises:
         UserError: the file is missing, a pickle, damaged, or another model than Stable
-            Diffusion 1.x or a part of it.
+            Diffusion 1.x or one network of it.
     """
     path = Path(path)
-    tensors = TensorFiles([path])
+    refuse_pickle(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
+    header = read_header(path)
+    layout = layout_of(header)
+    if layout is None:
+        first = ", ".join(map(repr, sorted(header)[:3])) or "nothing"
+        raise UserError(f"{path}: no Stable Diffusion 1.x checkpoint; it holds {first}")
+    if layout.command != READ:
+        advice = layout.advice if not layout.command else "generate --lora and merge take it"
+        raise UserError(f"{path}: is {layout.what}; {advice}")
+    metadata = header.get("__metadata__", {})
+    stored = TensorFiles([path])
+    tensors = plain_tensors(stored)
     shapes = {key: tensors.shape(key) for key in tensors.keys()}  # noqa: SIM118 (no mapping)
-    _refuse_others(shapes, path)
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
     unet = _unet_part(tensors, shapes, metadata)
     vae = _vae_part(tensors, shapes)
     text = _text_reader(tensors, shapes)
-    if unet is None and vae is None:
-        if any(key.startswith("model_ema.") for key in shapes):
-            raise UserError(
-                f"{path}: holds averaged weights only (model_ema.); expected plain ones, "
-                f"{UNET_PREFIXES[0]}"
-            )
-        first = ", ".join(map(repr, sorted(shapes)[:3])) or "nothing"
-        raise UserError(f"{path}: no Stable Diffusion 1.x checkpoint; it holds {first}")
+    parts = {"UNet": unet, "autoencoder": vae, "text encoder": text}
+    lacking = [name for name, part in parts.items() if part is None]
+    if len(lacking) == len(parts):
+        raise UserError(f"{path}: is {layout.what}, but lacks the tensors of its first layers")
+    if lacking and not (text is None and len(lacking) == 2):  # not one network alone
+        raise UserError(
+            f"{path}: a pruned file, it has no {lacking[0]}; load it in diffusers together with "
+            f"its {lacking[0]}, save_pretrained(folder), and convert that folder"
+        )
+    if tensors is not stored:
+        warnings.warn(f"{path}: averaged weights (EMA) are read, it has no others", stacklevel=2)
     scheduler = None if unet is None else _scheduler(tensors, shapes, metadata)
     return Checkpoint(str(path), vae, unet, scheduler, scheduler_source=str(path), text=text)
-
-
-def _refuse_others(shapes: Shapes, path: Path) -> None:
-    for beginning, model in OTHERS.items():
-        if any(key.startswith(beginning) for key in shapes):
-            raise UserError(f"{path}: is {model}")
-    if any(LORA.search(key) for key in shapes):
-        raise UserError(f"{path}: is {OTHERS['lora_']}")
 
 
 # --- UNet ----------------------------------------------------------------------------------
 
 
 def _unet_part(
-    tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str]
+    tensors: Tensors, shapes: Shapes, metadata: Mapping[str, str]
 ) -> CheckpointPart | None:
     prefix = _prefix(shapes, UNET_PREFIXES, "input_blocks.0.0.weight")
     if prefix is None:
@@ -168,9 +142,6 @@ def _unet_part(
         width, height = (int(side) // LATENT_FACTOR for side in resolution.groups())
         config["sample_size"] = [height, width]
     arguments = unet_arguments(config, source)
-    if config["use_linear_projection"] and config["cross_attention_dim"] == 1024:
-        # Its heads are 64 wide, so each level has another number of them.
-        raise UserError(f"{source}: is the UNet of Stable Diffusion 2.x; {FOLDER_HINT}")
     rows = list(
         unet_rows(
             **{key: arguments[key] for key in UNET_SIZES}, linear=config["use_linear_projection"]
@@ -188,7 +159,7 @@ def _unet_part(
 # --- Autoencoder ---------------------------------------------------------------------------
 
 
-def _vae_part(tensors: TensorFiles, shapes: Shapes) -> CheckpointPart | None:
+def _vae_part(tensors: Tensors, shapes: Shapes) -> CheckpointPart | None:
     prefix = _prefix(shapes, VAE_PREFIXES, "encoder.conv_in.weight")
     if prefix is None:
         return None
@@ -214,7 +185,7 @@ def _is_projection(row: TensorMapping) -> bool:
 
 
 def _text_reader(
-    tensors: TensorFiles, shapes: Shapes
+    tensors: Tensors, shapes: Shapes
 ) -> Callable[[], tuple[TextEncoder, CLIPTokenizer]] | None:
     inner = _below(shapes, TEXT_PREFIX)
     if not inner:
@@ -236,9 +207,7 @@ def _text_reader(
 # --- Schedule ------------------------------------------------------------------------------
 
 
-def _scheduler(
-    tensors: TensorFiles, shapes: Shapes, metadata: Mapping[str, str]
-) -> dict[str, Any]:
+def _scheduler(tensors: Tensors, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Scheduler of Stable Diffusion 1.x, with the prediction type of the file.
 
     Models that predict v have an empty tensor `v_pred`, those with zero terminal SNR an empty
@@ -268,7 +237,7 @@ def _scheduler(
 def _part(
     source: str,
     config: dict[str, Any],
-    tensors: TensorFiles,
+    tensors: Tensors,
     prefix: str,
     names: Mapping[str, str],
     inner: Shapes,

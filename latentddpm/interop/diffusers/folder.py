@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentddpm.errors import UserError, check_choice
+from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.interop import clip
 from latentddpm.interop.diffusers.checkpoint import Checkpoint, CheckpointPart
 from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES, CONDITIONAL_UNET, UNET
@@ -27,16 +27,12 @@ from latentddpm.interop.diffusers.weights import write
 from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_config
 from latentddpm.interop.tensors import TensorFiles
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.recognise import PIPELINES
+from latentddpm.pipeline.weight_files import STEMS, variants
 from latentddpm.utils.files import atomic_folder, check_new, read_json, write_json
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 STEM = "diffusion_pytorch_model"
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionInpaintPipelineLegacy",
-)
 PARTS = {
     "vae": (AUTOENCODER,),
     "unet": (UNET, CONDITIONAL_UNET),
@@ -61,7 +57,8 @@ def load_diffusers(
     Args:
         folder: with `model_index.json`, or with `vae/`, `unet/` and `scheduler/`; or the folder
             of an autoencoder alone, which gives a model without UNet.
-        variant: of the weight files, such as "fp16"; by default the files without a variant, or
+        variant: of the weight files, such as "fp16", in every part that has it; the plain files
+            of the others are read, with a warning. By default the files without a variant, or
             those of the only one.
         quiet: show no progress bars.
 
@@ -151,6 +148,7 @@ def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
         kind = check_choice(
             f"{part.source}: _class_name", str(part.config.get("_class_name")), CLASSES
         )
+        _check_variant(folder, {folder: STEM}, variant)
         return Checkpoint(str(folder), **{"vae" if kind == AUTOENCODER else "unet": part})
     parts = [name for name in PARTS if (folder / name).is_dir()]
     if (folder / INDEX).is_file():
@@ -159,9 +157,18 @@ def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
         raise UserError(
             f"{folder}: no {INDEX}, no {CONFIG}, no vae/ or unet/; expected a diffusers folder"
         )
+    for name, what in (("vae", "autoencoder"), ("unet", "UNet")):
+        if name not in parts and len(parts) > 1:
+            raise UserError(
+                f"{folder}: has no {what} ({name}/), and no model without it; for a single "
+                f"network name its folder, such as {folder / parts[0]}"
+            )
+    stems = {folder / name: stem for name, stem in STEMS.items() if name in parts}
+    _check_variant(folder, stems, variant)
     text = scheduler = None
     if "text_encoder" in parts and "tokenizer" in parts:
-        text = partial(clip.read_text_encoder, folder / "text_encoder", folder / "tokenizer")
+        places = folder / "text_encoder", folder / "tokenizer"
+        text = partial(clip.read_text_encoder, *places, variant)
     if "scheduler" in parts:
         scheduler = _read(folder / "scheduler" / SCHEDULER)
     return Checkpoint(
@@ -172,6 +179,23 @@ def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
         scheduler_source=str(folder / "scheduler" / SCHEDULER),
         text=text,
     )
+
+
+def _check_variant(folder: Path, stems: Mapping[Path, str], variant: str | None) -> None:
+    """Refuse a variant that no part of a folder has.
+
+    Args:
+        folder: of the checkpoint, for the message.
+        stems: folder of each part → how the names of its weight files begin.
+        variant: that was asked for.
+    """
+    there = {name for place, stem in stems.items() for name in variants(place, stem)}
+    if variant is not None and variant not in there:
+        named = sorted(name for name in there if name is not None)
+        has = f"it has {', '.join(named)}" if named else "its files have none: leave that out"
+        raise UserError(
+            f"{folder}: no weights of the variant {variant!r}{nearest(variant, named)}; {has}"
+        )
 
 
 def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:

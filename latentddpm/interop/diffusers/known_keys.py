@@ -103,11 +103,16 @@ READ = {
     ),
 }
 READ[CONDITIONAL_UNET] = (*READ[UNET], "cross_attention_dim", "use_linear_projection")
-# Keys that do not change what a network computes.
+# Keys that do not change what a network computes: options of the pipeline, and what diffusers'
+# `EMAModel` adds to the configuration of averaged weights (`unet_ema/`).
+AVERAGE = (
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"),
+    *("inv_gamma", "power"),
+)
 IDLE = {
     AUTOENCODER: ("force_upcast",),
-    UNET: ("num_train_timesteps",),
-    CONDITIONAL_UNET: ("addition_embed_type_num_heads",),
+    UNET: ("num_train_timesteps", *AVERAGE),
+    CONDITIONAL_UNET: ("addition_embed_type_num_heads", *AVERAGE),
 }
 BLOCKS = {
     AUTOENCODER: (("DownEncoderBlock2D",), ("UpDecoderBlock2D",)),

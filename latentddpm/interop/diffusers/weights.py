@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.diffusers.weight_map import TensorMapping, to_ours, to_theirs
-from latentddpm.interop.tensors import DTYPES, Tensors
+from latentddpm.interop.tensors import Tensors, check_dtype
 from latentddpm.models.archive import STORAGE
 from latentddpm.models.functional import FunctionalModel
 from latentddpm.utils.files import atomic_path
@@ -57,7 +57,7 @@ def match(
                 f"{tensors.name}: {key!r} is {tensors.shape(key)}, {source} makes it "
                 f"{str(row.shape)[:80]}"
             )
-        check_choice(f"{tensors.name}: type of {key!r}", tensors.dtype(key), DTYPES)
+        check_dtype(tensors, key)
         names.remove(key)
         found.append((row, key))
     if names:

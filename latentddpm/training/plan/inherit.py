@@ -16,7 +16,7 @@ from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
 from latentddpm.training.plan.resolve import is_open
-from latentddpm.utils.archive_config import AUTOENCODER, TEXT_ENCODER, UNET, read_arguments
+from latentddpm.utils.files import AUTOENCODER, TEXT_ENCODER, UNET, read_arguments
 
 OWN_SOURCES = ("init", "scratch")
 """Values of `text.source` allowed with an `init` that has a text encoder."""

@@ -229,4 +229,8 @@ def _why(started: Config, settled: Config, model: str) -> dict[str, str]:
 
 def _notes(given: Config, config: Config, why: Mapping[str, str]) -> list[str]:
     found = resolve.chosen(given, config, why)
-    return [f"settings   {found}"] if found else []
+    notes = [f"settings   {found}"] if found else []
+    was, now = given.training.precision, config.training.precision
+    if resolve.is_open(was) and not resolve.is_open(now):
+        notes.append(f"precision  {now}: the run began with it")
+    return notes

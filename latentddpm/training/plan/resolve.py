@@ -72,7 +72,7 @@ def chosen(before: Config, after: Config, why: Mapping[str, str]) -> str:
     """
     found = []
     for section, key in OPEN:
-        if not hasattr(before, section):
+        if not hasattr(before, section) or key == "precision":  # which has a line of its own
             continue
         was, now = (getattr(getattr(one, section), key) for one in (before, after))
         if is_open(was) and not is_open(now):

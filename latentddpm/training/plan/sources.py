@@ -11,7 +11,7 @@ from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan.inherit import check_autoencoder, inherit_config
 from latentddpm.training.plan.sizes import factor_of
-from latentddpm.utils.archive_config import AUTOENCODER, read_arguments
+from latentddpm.utils.files import AUTOENCODER, read_arguments
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from latentddpm.config import DiffusionRun
+from latentddpm.data.captions import Templates
 from latentddpm.data.dataset import Dataset
 from latentddpm.data.sources.metadata import TEXT
 from latentddpm.errors import UserError
@@ -21,7 +22,9 @@ def captions_of(dataset: Dataset) -> bool:
     Raises:
         UserError: see `Dataset.captions`; or a caption cannot be used.
     """
-    if not dataset.config.caption_templates and TEXT not in dataset.catalog.columns():
+    columns = dataset.catalog.columns()
+    known = TEXT in columns or Templates().other_column(columns)
+    if not dataset.config.caption_templates and not known:
         return False
     return any(dataset.captions[row] for row in range(len(dataset)))
 

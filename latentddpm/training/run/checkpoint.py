@@ -32,6 +32,7 @@ from safetensors.numpy import load_file, save_file
 from latentddpm.errors import UserError
 from latentddpm.training.run.contract import Contract
 from latentddpm.utils.files import FileEntry, atomic_folder, atomic_path, write_json
+from latentddpm.utils.finite import check_finite
 
 if TYPE_CHECKING:
     import keras
@@ -183,7 +184,7 @@ def restore(path: Path, trainer: Trainer) -> int:
         The checkpoint's step.
 
     Raises:
-        UserError: it has weights of other shapes.
+        UserError: it has weights of other shapes, or numbers that are not finite.
     """
     state, variables = load_file(path / STATE), _variables(trainer)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
@@ -194,6 +195,8 @@ def restore(path: Path, trainer: Trainer) -> int:
             f"{path}: {name} has shape {stored.get(name)}, this model has {shapes.get(name)}; "
             "resume with the sizes the run was started with"
         )
+    for name, array in state.items():  # all of them, before the first variable is changed
+        check_finite(array, path / STATE, name)
     for name, variable in variables.items():
         variable.assign(state[name])
     return step_of(path)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from latentddpm.config import TrainingConfig
 from latentddpm.config_file import dump_config
+from latentddpm.distribution.precision import fastest_precision
 from latentddpm.distribution.strategy import any_process
 from latentddpm.errors import one_line
 from latentddpm.models.functional import rebuild
@@ -79,7 +80,10 @@ def layer_policy(training: TrainingConfig) -> str:
     Args:
         training: the section `training:` of a configuration.
     """
-    return "float32" if training.precision == "float32" else f"mixed_{training.precision}"
+    precision = training.precision
+    if precision == "auto":
+        precision = fastest_precision().precision
+    return "float32" if precision == "float32" else f"mixed_{precision}"
 
 
 def compile_options(training: TrainingConfig) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+"""Precision that this machine trains fastest in: what `training.precision: auto` stands for.
+
+    GPU         bfloat16 from compute capability 8.0 on, which has units for it; else float32
+    processor   bfloat16 where a convolution with its gradient is `WORTH` times as fast in it as in
+                float32, which is so where there are instructions for it; else float32
+
+The convolution is timed once, in about a second. The answer is kept in the user's cache folder,
+under the processor's name and all else that decides which kernels compute it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from latentddpm.utils.files import write_json
+from latentddpm.utils.kernels import (
+    MEASURED,
+    NATIVE,
+    VARIABLE,
+    processor_flags,
+    processor_name,
+)
+
+WORTH = 1.1
+"""Speed of bfloat16, in that of float32, from which its coarser numbers are worth it."""
+CAPABILITY = (8, 0)
+SHAPE = (4, 32, 32, 64)  # of the input, and 64 output channels
+SECONDS = 1.0
+MOST_ROUNDS = 9
+CACHE = "bfloat16.json"
+MOST = 1e3
+"""A greater speed in the cache is a mistake."""
+KERNEL_VARIABLES = (VARIABLE, "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Precision and the reason for it, such as "1.87× as fast as float32 on this AMD EPYC"."""
+
+    precision: str
+    reason: str
+
+
+def fastest_precision() -> Choice:
+    """Precision for the devices that TensorFlow sees, all GPUs or else the processor."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return choose_on_gpus([tf.config.experimental.get_device_details(gpu) for gpu in gpus])
+    return choose_on_processor(cached_speed(measure_speed), processor_name())
+
+
+def choose_on_gpus(details: Sequence[Mapping[str, Any]]) -> Choice:
+    """Precision for GPUs.
+
+    Args:
+        details: of each, see `tf.config.experimental.get_device_details`.
+    """
+    slowest = min(details, key=lambda one: tuple(one.get("compute_capability", ())))
+    name, capability = slowest.get("device_name", "GPU"), slowest.get("compute_capability", ())
+    known = ".".join(map(str, capability)) or "unknown"
+    precision = "bfloat16" if tuple(capability) >= CAPABILITY else "float32"
+    return Choice(precision, f"compute capability {known} ({name})")
+
+
+def choose_on_processor(speed: float, name: str) -> Choice:
+    """Precision for a processor.
+
+    Args:
+        speed: of bfloat16, in that of float32; 0 where it cannot compute in it.
+        name: of the processor.
+    """
+    if not speed:
+        return Choice("float32", f"no bfloat16 on this {name}")
+    if speed < WORTH:
+        return Choice("float32", f"bfloat16 is {speed:.2f}× as fast on this {name}")
+    return Choice("bfloat16", f"{speed:.2f}× as fast as float32 on this {name}")
+
+
+def cached_speed(measure: Callable[[], float]) -> float:
+    """Speed of bfloat16 from the user's cache folder, else measured and written there.
+
+    A cache that cannot be read or written is as good as none.
+
+    Args:
+        measure: returns the speed.
+    """
+    key, known = _key(), {}
+    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, AttributeError):
+        found = json.loads((cache_folder() / CACHE).read_text("utf-8"))
+        known = {str(name): float(speed) for name, speed in found.items() if 0 <= speed < MOST}
+    if key not in known:
+        known[key] = round(measure(), 3)
+        with contextlib.suppress(OSError, RuntimeError):
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            write_json(cache_folder() / CACHE, known)
+    return known[key]
+
+
+def cache_folder() -> Path:
+    """Folder for what can be computed again, in the user's cache folder.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "latentddpm"
+
+
+def _key() -> str:
+    """All that decides which kernels compute a convolution, and how fast they are."""
+    variables = [f"{name}={os.environ[name]}" for name in KERNEL_VARIABLES if name in os.environ]
+    units = sorted(processor_flags() & (NATIVE | {MEASURED, "avx512f"}))
+    return " / ".join((processor_name(), *units, f"TensorFlow {tf.__version__}", *variables))
+
+
+@functools.cache
+def measure_speed() -> float:
+    """Speed of bfloat16 on the processor, in that of float32; 0 where it cannot compute in it.
+
+    The two take turns, so that what else runs on the machine slows both; the best of each counts.
+    """
+    precisions = (tf.float32, tf.bfloat16)
+    best = dict.fromkeys(precisions, math.inf)
+    try:
+        with tf.device("CPU:0"):
+            steps = {precision: _convolution(precision) for precision in precisions}
+            for step in steps.values():
+                step()  # which traces it
+            began = time.perf_counter()
+            for _ in range(MOST_ROUNDS):
+                for precision, step in steps.items():
+                    before = time.perf_counter()
+                    step()
+                    best[precision] = min(best[precision], time.perf_counter() - before)
+                if time.perf_counter() - began > SECONDS:
+                    break
+    except tf.errors.OpError:
+        return 0.0
+    return best[tf.float32] / best[tf.bfloat16]
+
+
+def _convolution(precision: tf.DType) -> Callable[[], Any]:
+    """Function that computes a 3×3 convolution with SiLU, and its gradients, in a precision.
+
+    As in mixed precision, inputs and kernel are float32 and are cast.
+    """
+    inputs = tf.random.stateless_normal(SHAPE, (0, 0))
+    kernel = tf.random.stateless_normal((3, 3, SHAPE[-1], SHAPE[-1]), (0, 1), stddev=0.05)
+
+    @tf.function
+    def gradients(inputs: tf.Tensor, kernel: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch((inputs, kernel))
+            hidden = tf.nn.conv2d(
+                tf.cast(inputs, precision), tf.cast(kernel, precision), 1, "SAME"
+            )
+            total = tf.reduce_sum(tf.cast(tf.nn.silu(hidden), tf.float32))
+        return [tf.reduce_sum(part) for part in tape.gradient(total, (inputs, kernel))]
+
+    return lambda: [part.numpy() for part in gradients(inputs, kernel)]

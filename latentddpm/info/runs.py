@@ -1,0 +1,155 @@
+"""Description of runs: their curves, checkpoints and state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from latentddpm.errors import UserError
+from latentddpm.info.data import size_text
+from latentddpm.pipeline.model_folder import LORA, is_model
+from latentddpm.pipeline.recognise import is_run, recognise
+from latentddpm.training.run.contract import Contract
+from latentddpm.training.run.curves import LOG, VALIDATION, Curve, read_curves
+
+CONFIG, CHECKPOINTS, RUN, STATE = "config.yaml", "checkpoints", "run.json", "state.safetensors"
+
+
+def describe_run(path: Path) -> Iterator[str]:
+    """Describe a run: its last losses, its newest checkpoint, and what comes next.
+
+    Args:
+        path: of its folder, with or without a log.
+
+    Yields:
+        Lines of text.
+    """
+    config = _settings(path)
+    curves = read_curves(path) if (path / LOG).is_file() else {}
+    yield f"run        {path}"
+    if config:
+        steps = config.get("training", {}).get("num_steps")
+        yield f"command    {_command(config)}, {steps} steps"
+    if "loss" in curves:
+        steps, losses = curves["loss"]
+        yield f"step       {steps[-1]}, loss {losses[-1]:.5g}{_quartiles(curves)}"
+    else:
+        yield "step       none logged: it was stopped before its first log line"
+    if "examples_per_second" in curves:
+        yield f"speed      {curves['examples_per_second'].values[-1]:.4g} examples/s"
+    for name, (steps, values) in curves.items():
+        if name.startswith(VALIDATION) and "loss_q" not in name:
+            what = name.removeprefix(VALIDATION)
+            more = _quartiles(curves, VALIDATION) if what == "loss" else ""
+            if what == "loss" and values.argmin() < len(values) - 1:
+                more += f"; lowest {values.min():.5g} at step {steps[values.argmin()]}"
+            yield f"validation {what} {values[-1]:.5g} at step {steps[-1]}{more}"
+    for kept in sorted(path.glob(f"{CHECKPOINTS}/best/step-*"))[-1:]:
+        yield f"best       step {_step(kept)}, in {kept.relative_to(path)}"
+    for newest in sorted(path.glob(f"{CHECKPOINTS}/step-*"))[-1:]:
+        yield f"checkpoint step {_step(newest)}, in {newest.relative_to(path)}"
+    if (path / LORA).is_file():
+        yield f"model      finished: a LoRA; generate --model MODEL --lora {path}"
+    elif (path / "model").is_dir():
+        yield f"model      finished, in {path / 'model'}"
+    else:
+        yield "model      not finished; the command that began it goes on with --resume"
+
+
+def holds_runs(path: Path) -> bool:
+    """True for a folder of runs or models.
+
+    Args:
+        path: of the folder.
+    """
+    return any(_is_any(one) for one in path.iterdir())
+
+
+def describe_runs(path: Path) -> Iterator[str]:
+    """Describe a folder of runs and models, each in a line.
+
+    Args:
+        path: of the folder.
+
+    Yields:
+        Lines of text.
+    """
+    found = sorted(one for one in path.iterdir() if _is_any(one))
+    yield f"folder     {path}, with {len(found)} runs or models; info describes each"
+    for one in found:
+        yield f"{one.name:<10} {_state(one)}"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """True for the checkpoint of a training.
+
+    Args:
+        path: of its folder.
+    """
+    return (path / STATE).is_file() and (path / RUN).is_file()
+
+
+def describe_checkpoint(path: Path) -> Iterator[str]:
+    """Describe a checkpoint of a training: its run, step and size.
+
+    Args:
+        path: of its folder.
+
+    Yields:
+        Lines of text.
+
+    Raises:
+        UserError: its `run.json` is damaged.
+    """
+    try:
+        contract = Contract.parse((path / RUN).read_bytes())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / RUN}: damaged ({error})") from None
+    yield f"checkpoint {path}, step {_step(path)} of {contract.command}"
+    yield f"state      {size_text((path / STATE).stat().st_size)}: weights, optimizer, average"
+    for name, value in contract.data.items():
+        yield f"data       {name}: {str(value)[:40]}"
+    yield "use        the command that began the run goes on from it, with --resume"
+
+
+def _is_any(path: Path) -> bool:
+    return path.is_dir() and (is_model(path) or is_run(path) or is_model(path / "model"))
+
+
+def _state(path: Path) -> str:
+    """State of a run or a model, in a few words."""
+    thing = recognise(path)
+    if not is_run(path) or thing is None:
+        return "a model folder"
+    curves = read_curves(path) if (path / LOG).is_file() else {}
+    step = f", step {curves['loss'].steps[-1]}" if "loss" in curves else ", no step logged"
+    return f"{thing.what}{step}"
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    """Resolved settings of a run; empty where they cannot be read."""
+    try:
+        settings = yaml.safe_load((path / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    return "train-diffusion" if "unet" in settings else "train-vae"
+
+
+def _step(path: Path) -> str:
+    return path.name.removeprefix("step-").lstrip("0") or "0"
+
+
+def _quartiles(curves: Mapping[str, Curve], kind: str = "") -> str:
+    """Last loss of each quarter of the timesteps, as text; "" where none was logged."""
+    found: Iterable[Curve | None] = [curves.get(f"{kind}loss_q{q}") for q in (1, 2, 3, 4)]
+    if not any(found):
+        return ""
+    values = (f"{curve.values[-1]:.3g}" if curve else "?" for curve in found)
+    return f" (from little to much noise {', '.join(values)})"

@@ -42,12 +42,10 @@ def check_captions(config: DiffusionRun, dataset: Dataset, captioned: bool) -> N
     """
     if config.text.source == "none" or captioned:
         return
-    ways = f"give all images one with {TEMPLATE}"
-    if not config.init:
-        ways += ", or train without text (--set text.source=none)"
+    without = "" if config.init else ", or train without text (--set text.source=none)"
     raise UserError(
         f"{dataset.catalog.source.place}: no captions, but text.source is "
-        f"{config.text.source!r}; add NAME.txt files or a metadata.jsonl, or {ways}"
+        f"{config.text.source!r}; {dataset.captions.remedy()}{without}"
     )
 
 

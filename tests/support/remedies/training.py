@@ -42,7 +42,7 @@ REMEDIES = [
         "bare images for a model with words",
         lab,
         f"{BARE} --init model --config init.yaml",
-        ("no captions", TEMPLATE),
+        ("no captions", "data.caption_templates="),
         (f"{BARE} --init model --config init.yaml {TEMPLATE}",),
     ),
     Remedy(

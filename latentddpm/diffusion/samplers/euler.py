@@ -133,9 +133,11 @@ class HeunSampler(SigmaSampler):
         x0, epsilon = denoise(latents, step_index)
         sigma, next_sigma = self.sigma(step_index), self.sigma(step_index + 1)
         next_signal_rate = self.rates(step_index + 1)[0]
-        latents = next_signal_rate * (x0 + next_sigma * epsilon)
-        if next_sigma > 0:
-            _, next_epsilon = denoise(latents, step_index + 1)
-            mend = next_signal_rate * (next_sigma - sigma) / 2
-            latents = latents + mend * (next_epsilon - epsilon)
-        return latents, x0, None
+        guess = next_signal_rate * (x0 + next_sigma * epsilon)
+        if next_sigma == 0:
+            return guess, x0, None
+        next_x0, next_epsilon = denoise(guess, step_index + 1)
+        if self.is_far(step_index):
+            return self.along_x0(step_index, latents, (x0 + next_x0) / 2), x0, None
+        mend = next_signal_rate * (next_sigma - sigma) / 2
+        return guess + mend * (next_epsilon - epsilon), x0, None

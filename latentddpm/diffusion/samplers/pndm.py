@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.diffusion.samplers.base import Array, Denoise, Noise, Sampler
+from latentddpm.diffusion.samplers.spacing import PURE_NOISE
 from latentddpm.diffusion.schedule import NoiseSchedule
 
 ADAMS_BASHFORTH = (
@@ -67,6 +68,7 @@ class PNDMSampler(Sampler):
     ) -> None:
         self.set_alpha_to_one = set_alpha_to_one
         super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
+        self.order = 2 if schedule.sigmas[-1] > PURE_NOISE else len(ADAMS_BASHFORTH)
 
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return timesteps, 1 / (1 + self.schedule.sigmas_at(timesteps) ** 2)
@@ -76,14 +78,18 @@ class PNDMSampler(Sampler):
     ) -> tuple[Array, Array, Any]:
         """Step of PNDM: a transfer along a combined ε (Liu 2022, §3)."""
         x0, epsilon = denoise(latents, step_index)
-        if history is None and step_index + 1 < self.num_steps:
+        last = step_index + 1 == self.num_steps
+        past = [epsilon, *(history or [])][: self.order]
+        if self.is_far(step_index) and not last:
+            next_x0, _ = denoise(self.along_x0(step_index, latents, x0), step_index + 1)
+            return self.along_x0(step_index, latents, (x0 + next_x0) / 2), x0, past
+        if history is None and not last:
             guess = self._transfer(step_index, latents, epsilon)
             _, next_epsilon = denoise(guess, step_index + 1)
-            return self._transfer(step_index, latents, (epsilon + next_epsilon) / 2), x0, [epsilon]
-        history = [epsilon, *(history or [])[:3]]
-        weights = ADAMS_BASHFORTH[len(history) - 1]
-        combined = sum(weight * past for weight, past in zip(weights, history, strict=True))
-        return self._transfer(step_index, latents, combined), x0, history
+            return self._transfer(step_index, latents, (epsilon + next_epsilon) / 2), x0, past
+        weights = ADAMS_BASHFORTH[len(past) - 1]
+        combined = sum(weight * value for weight, value in zip(weights, past, strict=True))
+        return self._transfer(step_index, latents, combined), x0, past
 
     def _transfer(self, step_index: int, latents: Array, epsilon: Array) -> Array:
         """Latents at the next level, along `epsilon`: a step of DDIM."""

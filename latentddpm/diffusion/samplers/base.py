@@ -44,6 +44,8 @@ class Sampler:
             By default 1, as in Stable Diffusion, or 0 where 1 does not fit (n = T).
 
     Attributes:
+        num_steps: as given; a model that predicts epsilon may leave out steps that begin in pure
+            noise (`spacing.start_for_epsilon`).
         timesteps: (num_steps,), decreasing, in 0 .. T−1, read-only; int64, or float64 where the
             sampler visits timesteps between whole ones.
         alphas_cumprod: ᾱ of every step's level, and 1 for the end; float64 (num_steps + 1,),
@@ -230,16 +232,17 @@ class Sampler:
         return noise_rate / signal_rate
 
     def along_x0(self, step_index: int, latents: Array, x0: Array) -> Array:
-        """Latents at the next level: the exact step for an x0 that does not change on the way.
+        """Latents at the next level, where x0 stays what it is on the way; finite at any level.
 
             x' = √(1−ᾱ') / √(1−ᾱ) · x + √ᾱ' (1 − σ'/σ) · x0
 
-        Of all steps this one needs the least of the level: it is finite at any ᾱ, also at 0.
-
         Args:
             step_index: 0 .. num_steps−1.
-            latents: float32 (B, h, w, c), x at this step's level.
+            latents: x at this step's level, (B, h, w, c).
             x0: (B, h, w, c); with the network's own this is a step of DDIM.
+
+        Returns:
+            x' at the level of the next step, (B, h, w, c).
         """
         _, noise_rate = self.rates(step_index)
         next_signal_rate, next_noise_rate = self.rates(step_index + 1)
@@ -247,11 +250,14 @@ class Sampler:
         return next_noise_rate / noise_rate * latents + next_signal_rate * (1 - shrink) * x0
 
     def is_far(self, step_index: int) -> bool:
-        """True where the mean of two ε, one at each end of a step, is no good slope for it.
+        """True where a step is too long to be mended by ε', the ε at its other end.
 
-        That mean moves x' by ½ √ᾱ' (σ − σ') · (ε' − ε), and ε' has a share √ᾱ' of the network's
-        v. An error in v then becomes a larger one in x' where (σ − σ') / (1 + σ'²) > 2: in steps
-        from almost pure noise. The mean of the two x0 (`along_x0`) enlarges no error in v.
+        A mended step moves x' by ½ √ᾱ' (σ − σ') · (ε' − ε), and √ᾱ' of an error in v is in ε'. So
+        where (σ − σ') / (1 + σ'²) > 2 the error becomes larger in x'. That is so from almost pure
+        noise. A step along the mean of the two x0 (`along_x0`) enlarges no error in v.
+
+        Args:
+            step_index: 0 .. num_steps−1.
         """
         sigma, next_sigma = self.sigma(step_index), self.sigma(step_index + 1)
         return next_sigma > 0 and (sigma - next_sigma) / (1 + next_sigma**2) > 2

@@ -12,6 +12,11 @@ fourth order once there are four predictions, and of lower order in the first st
 The first step is that of Stable Diffusion (diffusers: `skip_prk_steps=True`). The paper's own
 start, three Runge–Kutta steps of four calls each, is left out.
 
+From almost pure noise (`Sampler.is_far`) a step along ε divides by nearly nothing. Such a first step
+goes along the mean of the two x0 instead. On schedules that end in pure noise at most two
+predictions are combined: with few steps the weights of four, whose sizes add up to 6.7, enlarge the
+errors of the network and leave stains. Elsewhere there are four, as in diffusers.
+
 The predictions are combined as ε, as in the paper and in the code of Stable Diffusion. diffusers
 combines them as the network gives them. For ε that is the same. For v it is a method of first
 order, because v changes from step to step even where x0 and ε do not. A step goes to the level of
@@ -40,11 +45,14 @@ ADAMS_BASHFORTH = (
 class PNDMSampler(Sampler):
     """PNDM sampler without Runge–Kutta steps, called PLMS (Liu 2022): deterministic, multistep.
 
-    With zero terminal SNR it starts from ᾱ = 2⁻²⁴, because its step divides by √ᾱ.
+    With zero terminal SNR it starts from ᾱ = 2⁻²⁴.
 
     Args:
         schedule, num_steps, timestep_spacing, steps_offset: see `Sampler`.
         set_alpha_to_one: see `DDIMSampler`.
+
+    Attributes:
+        order: number of predictions that are combined, once there are as many: 4 or 2.
 
     Raises:
         UserError: see `Sampler`.

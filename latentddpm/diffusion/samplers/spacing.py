@@ -6,6 +6,9 @@
     karras     σ_k = (σ_max^(1/ρ) + k/(n−1) · (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, k = 0 .. n−1, ρ = 7
                                                                     (Karras 2022, eq. 5)
 
+Where a schedule ends in pure noise, Karras levels are bounded (`karras_sigmas`), and a model that
+predicts ε starts a little lower (`start_for_epsilon`).
+
 The timesteps are those of diffusers wherever diffusers gives n different ones in 0 .. T−1.
 Elsewhere (n near T, or n = 1) they are the nearest that are different. When n does not divide T,
 ⌊T/n⌋ leaves up to half of the timesteps unvisited, at the noisy end: 60 steps of 1000 start at

@@ -7,7 +7,6 @@ colours, so the mean colour and the contrast are compared, each over all picture
 
 import numpy as np
 import pytest
-from conftest import EMOJI
 
 from latentddpm.diffusion import samplers
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -18,7 +17,7 @@ PIXELS, COLOURS = 0.12, 0.12  # of the range of a colour; cyan in place of red i
 
 @pytest.fixture(scope="module")
 def draw():
-    model = LatentDiffusion.load(EMOJI)
+    model = LatentDiffusion.load("emoji-128")
 
     def pictures(sampler, num_steps):
         """(prompts, 2, H, W, 3), in 0 .. 1."""

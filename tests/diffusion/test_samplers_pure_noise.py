@@ -147,7 +147,9 @@ def test_ordinary_schedules_are_walked_as_ever(name, kind, prediction_type):
     for count in (5, 10, 50, 1000):
         for spacing in TIMESTEP_SPACINGS:
             sampler = samplers.get(name)(schedule, count, spacing)
-            assert sampler.timesteps[0] == 999 or spacing == "leading", "expected the last timestep"
+            assert sampler.timesteps[0] == 999 or spacing == "leading", (
+                "expected the last timestep"
+            )
             assert not any(map(sampler.is_far, range(count))), "expected steps along epsilon"
     assert getattr(sampler, "order", 4) == 4, "expected four predictions"
 
@@ -160,7 +162,7 @@ def test_karras_levels_are_not_spent_on_pure_noise(name, kind):
         sigmas = samplers.get(name)(schedule, count, "trailing", **KARRAS).sigmas
         assert sigmas[0] > PURE_NOISE, "expected the schedule's own start"
         assert sigmas[1] < USUAL_SIGMAS[0], "expected no second level of noise alone"
-        assert sigmas[-2] >= USUAL_SIGMAS[1] * 0.999, "expected no step between nothing and nothing"
+        assert sigmas[-2] >= USUAL_SIGMAS[1] * 0.999, "expected no useless step"
 
 
 @pytest.mark.parametrize("name", ["heun", "pndm"])

@@ -9,9 +9,9 @@ A step goes from σ to σ'. With x̂ = x0 + σ · ε:
     Euler ancestral  x̂' = x0 + σ_down · ε + σ_up · z,    σ_up² = σ'² (σ² − σ'²) / σ²,
                      σ_down² = σ'² − σ_up²             (Song 2021b, appendix F; k-diffusion)
 
-From almost pure noise Heun takes the mean of the two x0 and not of the two ε; both are of second
-order, and only the former stays finite there (`Sampler.is_far`). That is, with n = 5 or more steps,
-the first step on cosine or zero terminal SNR schedules.
+From almost pure noise Heun takes the mean of the two x0 and not of the two ε (`Sampler.is_far`).
+Both are of second order, and only the former stays finite there. With five steps or more that is
+the first step on cosine and zero terminal SNR schedules, and hardly any other.
 
 A step of Euler is a step of DDIM, and one of Euler ancestral is one of DDPM, in other notation;
 they differ in the choice of levels. Heun calls the network twice per step (once in the last, where

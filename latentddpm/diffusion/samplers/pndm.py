@@ -12,10 +12,10 @@ fourth order once there are four predictions, and of lower order in the first st
 The first step is that of Stable Diffusion (diffusers: `skip_prk_steps=True`). The paper's own
 start, three Runge–Kutta steps of four calls each, is left out.
 
-From almost pure noise (`Sampler.is_far`) a step along ε divides by nearly nothing. Such a first step
+From almost pure noise (`Sampler.is_far`) a step along ε divides by nearly nothing. Such a step
 goes along the mean of the two x0 instead. On schedules that end in pure noise at most two
-predictions are combined: with few steps the weights of four, whose sizes add up to 6.7, enlarge the
-errors of the network and leave stains. Elsewhere there are four, as in diffusers.
+predictions are combined: with few steps the weights of four, whose sizes add up to 6.7, enlarge
+the errors of the network and leave stains. Elsewhere there are four, as in diffusers.
 
 The predictions are combined as ε, as in the paper and in the code of Stable Diffusion. diffusers
 combines them as the network gives them. For ε that is the same. For v it is a method of first

@@ -127,10 +127,12 @@ def start_for_epsilon(
         given where the first is not.
     """
     while sigmas[0] > max(PURE_NOISE, 4 * sigmas[1]):
-        start = np.flatnonzero(schedule.sigmas <= max(USUAL_SIGMAS[0], 4 * sigmas[1])).max(initial=0)
+        highest = max(USUAL_SIGMAS[0], 4 * sigmas[1])
+        start = max(np.searchsorted(schedule.sigmas, highest, side="right") - 1, 0)
         if schedule.sigmas[start] > sigmas[1]:
-            timesteps = np.append(timesteps[:0], [start, *timesteps[1:]]).astype(timesteps.dtype)
-            return timesteps, np.append(schedule.sigmas[start], sigmas[1:])
+            timesteps, sigmas = timesteps.copy(), sigmas.copy()
+            timesteps[0], sigmas[0] = start, schedule.sigmas[start]
+            break
         if sigmas[1] < USUAL_SIGMAS[0]:  # no timestep lies between
             break
         timesteps, sigmas = timesteps[1:], sigmas[1:]

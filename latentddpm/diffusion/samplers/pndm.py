@@ -13,9 +13,10 @@ The first step is that of Stable Diffusion (diffusers: `skip_prk_steps=True`). T
 start, three Runge–Kutta steps of four calls each, is left out.
 
 From almost pure noise (`Sampler.is_far`) a step along ε divides by nearly nothing. Such a step
-goes along the mean of the two x0 instead. On schedules that end in pure noise at most two
-predictions are combined: with few steps the weights of four, whose sizes add up to 6.7, enlarge
-the errors of the network and leave stains. Elsewhere there are four, as in diffusers.
+goes along the mean of the two x0 instead. On schedules that leap into pure noise at their last
+timestep (cosine, zero terminal SNR) at most two predictions are combined: with few steps the
+weights of four, whose sizes add up to 6.7, enlarge the errors of the network and leave stains.
+Elsewhere there are four, as in diffusers.
 
 The predictions are combined as ε, as in the paper and in the code of Stable Diffusion. diffusers
 combines them as the network gives them. For ε that is the same. For v it is a method of first
@@ -76,7 +77,9 @@ class PNDMSampler(Sampler):
     ) -> None:
         self.set_alpha_to_one = set_alpha_to_one
         super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
-        self.order = 2 if schedule.sigmas[-1] > PURE_NOISE else len(ADAMS_BASHFORTH)
+        last_but_one, last = schedule.sigmas[[-min(2, len(schedule.sigmas)), -1]]
+        leaps = last > max(PURE_NOISE, 2 * last_but_one)
+        self.order = 2 if leaps else len(ADAMS_BASHFORTH)
 
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return timesteps, 1 / (1 + self.schedule.sigmas_at(timesteps) ** 2)

@@ -253,14 +253,14 @@ class Sampler:
         """True where a step is too long to be mended by ε', the ε at its other end.
 
         A mended step moves x' by ½ √ᾱ' (σ − σ') · (ε' − ε), and √ᾱ' of an error in v is in ε'. So
-        where (σ − σ') / (1 + σ'²) > 2 the error becomes larger in x'. That is so from almost pure
-        noise. A step along the mean of the two x0 (`along_x0`) enlarges no error in v.
+        where (σ − σ') / (1 + σ'²) > 4 the error is more than doubled in x'. That is so from almost
+        pure noise. A step along the mean of the two x0 (`along_x0`) enlarges no error in v.
 
         Args:
             step_index: 0 .. num_steps−1.
         """
         sigma, next_sigma = self.sigma(step_index), self.sigma(step_index + 1)
-        return next_sigma > 0 and (sigma - next_sigma) / (1 + next_sigma**2) > 2
+        return next_sigma > 0 and (sigma - next_sigma) / (1 + next_sigma**2) > 4
 
     def _check_step(self, name: str, step_index: int) -> None:
         if not isinstance(step_index, int | np.integer) or not 0 <= step_index <= self.num_steps:

@@ -63,6 +63,7 @@ def difference(images, picture):
 # --- The sampler that knows a part ---------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:starting at timestep:UserWarning")
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear", "cosine"])
 @pytest.mark.parametrize("name", samplers.NAMES)

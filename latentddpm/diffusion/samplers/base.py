@@ -48,6 +48,7 @@ class Sampler:
             noise (`spacing.start_for_epsilon`).
         timesteps: (num_steps,), decreasing, in 0 .. T−1, read-only; int64, or float64 where the
             sampler visits timesteps between whole ones.
+        left_out: the timestep of pure noise in place of which `timesteps` begin lower, or None.
         alphas_cumprod: ᾱ of every step's level, and 1 for the end; float64 (num_steps + 1,),
             read-only.
 
@@ -93,13 +94,13 @@ class Sampler:
         end = 1.0 if self.set_alpha_to_one else schedule.alphas_cumprod[0]
         timesteps, alphas_cumprod = self._levels(timesteps)
         alphas_cumprod = np.append(alphas_cumprod, end)
-        self._left_out = None
+        self.left_out = None
         if schedule.prediction_type == "epsilon":
             first = timesteps[0]
             sigmas = np.sqrt(1 / alphas_cumprod - 1)
             timesteps, usable = start_for_epsilon(schedule, timesteps, sigmas)
             if usable is not sigmas:
-                self._left_out = first.item()
+                self.left_out = first.item()
                 alphas_cumprod = 1 / (1 + usable**2)
         self.num_steps = len(timesteps)
         self.timesteps, self.alphas_cumprod = timesteps, alphas_cumprod
@@ -148,9 +149,9 @@ class Sampler:
         self._check_step("first_step", first_step)
         if self.stochastic and noise is None:
             raise UserError(f"noise: {type(self).__name__} draws noise in its steps; pass noise=")
-        if first_step == 0 and self._left_out is not None:
+        if first_step == 0 and self.left_out is not None:
             warnings.warn(
-                f"starting at timestep {self.timesteps[0]:.0f} instead of {self._left_out:.0f}, "
+                f"starting at timestep {self.timesteps[0]:.0f} instead of {self.left_out:.0f}, "
                 "which is almost pure noise: a model that predicts epsilon cannot tell anything "
                 "of the picture there",
                 stacklevel=2,

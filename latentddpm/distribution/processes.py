@@ -1,9 +1,17 @@
-"""Processes of one job that share the preparation of data, on one filesystem."""
+"""Processes of one job that share the preparation of data, on one filesystem.
+
+Also the names of strategies, which are checked before TensorFlow is imported.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from latentddpm.errors import UserError, check_choice
+
+STRATEGIES = ("auto", "one", "mirrored", "multi-worker")
 
 
 def _no_barrier() -> None:
@@ -38,3 +46,20 @@ class ProcessGroup:
 
 ONE_PROCESS = ProcessGroup()
 """Group of a command that runs in a single process."""
+
+
+def parse_strategy(name: str) -> tuple[str, int | None]:
+    """Name of a strategy without its number of devices, and that number.
+
+    Args:
+        name: as of `--strategy`, see `distribution.strategy`.
+
+    Raises:
+        UserError: an unknown name, or no device.
+    """
+    count = None
+    if found := re.fullmatch(r"mirrored:(\d+)", name):
+        name, count = "mirrored", int(found[1])
+        if not count:
+            raise UserError("--strategy mirrored:0: expected at least one device")
+    return check_choice("--strategy", name, STRATEGIES), count

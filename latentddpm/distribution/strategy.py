@@ -24,11 +24,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.distribution.replicas import in_multi_worker_mode
-from latentddpm.errors import UserError, check_choice
+from latentddpm.errors import UserError
 
-STRATEGIES = ("auto", "one", "mirrored", "multi-worker")
 HEALTH_SECONDS = 10
 """Interval between two checks that the other workers are alive."""
 LOST = (
@@ -54,12 +53,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         UserError: an unknown name, more GPUs than there are, devices that are in use already,
             or neither TF_CONFIG nor Slurm describes the workers.
     """
-    count = None
-    if found := re.fullmatch(r"mirrored:(\d+)", name):
-        name, count = "mirrored", int(found[1])
-        if not count:
-            raise UserError("--strategy mirrored:0: expected at least one device")
-    check_choice("--strategy", name, STRATEGIES)
+    name, count = parse_strategy(name)
     several = "TF_CONFIG" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
     if name == "multi-worker" or (name == "auto" and several):
         return _multi_worker()

@@ -133,8 +133,8 @@ def test_the_bar_counts_the_steps_that_are_run(model, pictures):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--strength", 0.5), ("strength", "init_image")),
-        (("--mask", "mask.png"), ("mask", "init_image")),
+        (("--strength", 0.5), ("--strength", "give --init-image")),
+        (("--mask", "mask.png"), ("--mask", "give --init-image")),
         (("--init-image", "nowhere.png"), ("nowhere.png", "no such file")),
         (("--init-image", "photo.png", "--strength", 0), ("strength", "0.0")),
         (("--init-image", "photo.png", "--strength", 0.01), ("strength", "0.01", "3 steps")),
@@ -330,4 +330,4 @@ def test_python_m_is_the_command():
 def test_a_folder_that_may_not_be_written_is_named(model, tmp_path):
     (tmp_path / "file").write_text("not a folder", "utf-8")
     done = generate(model, "--quiet", "--out", tmp_path / "file" / "out.png")
-    refused(done, tmp_path / "file", "exists", code=1)
+    refused(done, "--out", tmp_path / "file", "not a folder")

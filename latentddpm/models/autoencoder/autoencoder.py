@@ -27,6 +27,7 @@ from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.layers import PACKAGE
+from latentddpm.utils.sizes import check_multiple
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -128,14 +129,10 @@ class Autoencoder(keras.Model):
         Raises:
             UserError: it is not; the message has the nearest valid sizes.
         """
-        factor = self.downsample_factor
         for name, size in (("height", height), ("width", width)):
-            if size is not None and (size < factor or size % factor):
-                near = sorted({max(size // factor, 1) * factor, (size // factor + 1) * factor})
-                raise UserError(
-                    f"{name} {size} is not a multiple of the autoencoder's downsample factor "
-                    f"{factor}; nearest valid: {' or '.join(map(str, near))}"
-                )
+            if size is not None:
+                of = "the autoencoder's downsample factor"
+                check_multiple(name, size, self.downsample_factor, of)
 
     def call(self, inputs, training=None):
         mean, logvar = self._moments(inputs["images"], training)

@@ -36,7 +36,7 @@ from latentddpm.pipeline.model_folder import (
     read_model_folder,
     write_manifest,
 )
-from latentddpm.pipeline.pictures import Picture
+from latentddpm.utils.pictures import Picture
 from latentddpm.pipeline.progress import StepBar
 from latentddpm.pipeline.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.pipeline.sampler_inputs import guided_denoiser, start_latents, text_contexts

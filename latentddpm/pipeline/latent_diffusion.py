@@ -36,7 +36,6 @@ from latentddpm.pipeline.model_folder import (
     read_model_folder,
     write_manifest,
 )
-from latentddpm.utils.pictures import Picture
 from latentddpm.pipeline.progress import StepBar
 from latentddpm.pipeline.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.pipeline.sampler_inputs import guided_denoiser, start_latents, text_contexts
@@ -45,6 +44,7 @@ from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, M
 from latentddpm.pipeline.summary import describe_model
 from latentddpm.utils.console import activity
 from latentddpm.utils.files import atomic_folder
+from latentddpm.utils.pictures import Picture
 from latentddpm.utils.pixels import to_pixels
 from latentddpm.utils.timing import timed
 

@@ -1,8 +1,8 @@
 """Inputs of an autoencoder as people have them, as the batch that its networks take.
 
-    array, uint8          pixels 0 … 255, scaled to [-1, 1]
-    array, float          in [-1, 1], as networks give and take it
-    PIL images, files     one or a list of one size; read upright, transparency over white
+array, uint8          pixels 0 … 255, scaled to [-1, 1]
+array, float          in [-1, 1], as networks give and take it
+PIL images, files     one or a list of one size; read upright, transparency over white
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Both are files, PIL images or arrays (`utils.pictures`), and are read like training images
 (upright, 8 bits, transparency over white). Then they are scaled, with their aspect ratio, to cover
-the output size, and cropped to it, both in the same way. White areas of the mask are repainted, black
-areas are kept, gray ones are mixed. Neither Keras nor TensorFlow is imported here, so that a
+the output size, and cropped to it, both in the same way. White areas of the mask are repainted,
+black areas are kept, gray ones are mixed. Neither Keras nor TensorFlow is imported here, so that a
 command refuses a wrong file at once.
 """
 

@@ -77,6 +77,7 @@ def test_it_is_compiled_and_fitted_on_pictures():
 def test_it_is_exported_without_having_been_called(tmp_path):
     autoencoder = tiny_autoencoder(**QUICK_AUTOENCODER)
     autoencoder.export(tmp_path / "saved", verbose=False)
-    served = tf.saved_model.load(tmp_path / "saved").serve({"images": from_pixels(PIXELS)})
+    saved = tf.saved_model.load(tmp_path / "saved")
+    served = saved.serve({"images": from_pixels(PIXELS)})
     expected = autoencoder.predict(PIXELS, verbose=0)["reconstruction"]
     np.testing.assert_allclose(served["reconstruction"], expected, atol=1e-4)

@@ -43,7 +43,7 @@ def as_images(images: Any) -> Any:
             images = _stacked(images)
     if not isinstance(images, np.ndarray):
         return images
-    if images.ndim != 4 or not images.size:
+    if images.ndim != 4:
         hint = "; images[None] makes a batch of one" if images.ndim == 3 else ""
         raise UserError(
             f"images: {images.dtype} {images.shape}, expected a batch (B, H, W, C){hint}"
@@ -58,7 +58,7 @@ def as_images(images: Any) -> Any:
 
 
 def _in_range(images: np.ndarray) -> np.ndarray:
-    low, high = float(images.min()), float(images.max())
+    low, high = (float(end(images)) if images.size else 0.0 for end in (np.min, np.max))
     if not (low >= -1 - MARGIN and high <= 1 + MARGIN):  # NaN too
         hint = ", which looks like 0 … 255; give uint8" if low >= 0 and high <= 255 else ""
         raise UserError(

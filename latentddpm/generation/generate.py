@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from latentddpm.choices import SAMPLER_OPTIONS
+from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
@@ -40,7 +41,6 @@ from latentddpm.generation.provenance import (
 from latentddpm.pipeline.init_image import InitImage, read_init_image
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
-from latentddpm.pipeline.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.pipeline.seeds import image_seeds
 from latentddpm.pipeline.settings import FIELDS, GenerationSettings
 from latentddpm.utils.console import activity, say

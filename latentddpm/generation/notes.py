@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from latentddpm.clip.prompts import foreign_syntax
 from latentddpm.pipeline.init_image import InitImage
-from latentddpm.pipeline.prompts import foreign_syntax
 from latentddpm.pipeline.settings import GenerationSettings, ModelFacts
 
 SHOWN = 3

@@ -1,6 +1,6 @@
 """Init image of image-to-image and inpainting: a picture to start from, and its mask.
 
-Both are files, PIL images or arrays (`utils.pictures`), and are read like training images
+Both are files, PIL images or arrays (`utils.images.pictures`), and are read like training images
 (upright, 8 bits, transparency over white). Then they are scaled, with their aspect ratio, to cover
 the output size, and cropped to it, both in the same way. White areas of the mask are repainted,
 black areas are kept, gray ones are mixed. Neither Keras nor TensorFlow is imported here, so that a
@@ -19,7 +19,7 @@ from PIL import Image
 
 from latentddpm.data.images import UnreadableImage, read_image, read_whole
 from latentddpm.errors import UserError
-from latentddpm.utils.pictures import Picture, as_picture
+from latentddpm.utils.images.pictures import Picture, as_picture
 
 DEFAULT_STRENGTH = 0.75
 DEFAULT_STRENGTH_WITH_MASK = 1.0
@@ -99,7 +99,7 @@ def read_init_image(
     the size.
 
     Args:
-        init_image: see `utils.pictures`; None for no picture.
+        init_image: see `utils.images.pictures`; None for no picture.
         mask: the same, of the picture's own size; None for none.
         strength: in (0, 1]; None for 1 with a mask, else 0.75.
         size: (height, width) of the output, in pixels.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import latentddpm
+from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
@@ -37,14 +38,13 @@ from latentddpm.pipeline.model_folder import (
     write_manifest,
 )
 from latentddpm.pipeline.progress import StepBar
-from latentddpm.pipeline.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.pipeline.sampler_inputs import guided_denoiser, start_latents, text_contexts
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
 from latentddpm.pipeline.summary import describe_model
 from latentddpm.utils.console import activity
 from latentddpm.utils.files import atomic_folder
-from latentddpm.utils.pictures import Picture
+from latentddpm.utils.images.pictures import Picture
 from latentddpm.utils.pixels import to_pixels
 from latentddpm.utils.timing import timed
 

@@ -22,7 +22,7 @@ from latentddpm.diffusion.options import (
     check_sampler_options,
 )
 from latentddpm.errors import UserError, check_choice, check_type
-from latentddpm.utils.sizes import Tile, check_multiple, check_tile
+from latentddpm.utils.images.sizes import Tile, check_multiple, check_tile
 
 DEFAULTS = {
     "num_steps": 30,
@@ -205,7 +205,7 @@ class ModelFacts:
             )
 
     def check_tile(self, tile: Any) -> Tile:
-        """Check a `tile`, see `utils.sizes.check_tile`.
+        """Check a `tile`, see `utils.images.sizes.check_tile`.
 
         Raises:
             UserError: it is none, or no multiple of the autoencoder's downsample factor.

@@ -28,8 +28,8 @@ from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
 from latentddpm.models.autoencoder.inputs import as_images
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.layers import PACKAGE
+from latentddpm.utils.images.sizes import check_multiple
 from latentddpm.utils.pixels import from_pixels
-from latentddpm.utils.sizes import check_multiple
 
 LOGVAR_RANGE = (-30.0, 20.0)
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from latentddpm.errors import UserError
-from latentddpm.utils.pictures import as_picture
+from latentddpm.utils.images.pictures import as_picture
 from latentddpm.utils.pixels import from_pixels
 
 MARGIN = 1e-2

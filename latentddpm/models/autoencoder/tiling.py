@@ -24,8 +24,8 @@ from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.autoencoder.strips import run_in_strips
 from latentddpm.models.functional import rebuild
 from latentddpm.models.inference import compiled, has_replicas
+from latentddpm.utils.images.sizes import AUTO, OFF, Tile, check_tile
 from latentddpm.utils.memory import available_memory, is_out_of_memory
-from latentddpm.utils.sizes import AUTO, OFF, Tile, check_tile
 
 MAPS_OF_ONE_PASS = 8
 """Memory of one pass beside its weights, in float32 feature maps of the widest block at full size;

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from latentddpm.errors import UserError
-from latentddpm.pipeline.prompts import (
+from latentddpm.clip.prompts import (
     MAX_IMAGES,
     for_each_image,
     for_each_prompt,
@@ -12,6 +11,7 @@ from latentddpm.pipeline.prompts import (
     read_count,
     read_texts,
 )
+from latentddpm.errors import UserError
 from latentddpm.pipeline.seeds import MAX_SEED, image_seeds
 
 

@@ -2,6 +2,7 @@
 
     <!-- settings -->         every setting of `latentddpm.config`, on `reference/settings.md`
     <!-- commands -->         every command's help, on `reference/commands.md`
+    <!-- read: TABLE -->      a table of what is read, on `reference/files.md`
     <!-- public names -->     the names of `latentddpm.__all__`, on `reference/index.md`
     <!-- modules: ROOM -->    the modules of a room, those with public names first
 
@@ -18,7 +19,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ OUTSIDE = {
 
 LINK = re.compile(r"(?<!\\)(\]\()([^)\s]+)(\))")
 CODE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-MARK = re.compile(r"^<!-- (settings|commands|public names|modules: [\w ]+) -->$", re.MULTILINE)
+MARK = re.compile(
+    r"^<!-- (settings|commands|public names|modules: [\w ]+|read: [\w ]+) -->$", re.MULTILINE
+)
 
 
 # --- Settings ------------------------------------------------------------------------------
@@ -128,6 +131,88 @@ def commands_markdown() -> str:
     return "\n".join(parts)
 
 
+# --- What is read --------------------------------------------------------------------------
+
+
+def read_markdown(table: str) -> str:
+    """Table of what is read, named or refused, from the lists that the code itself decides by."""
+    from latentddpm.data import findings
+    from latentddpm.data.sources import kinds
+    from latentddpm.interop import lora_file, tensors
+    from latentddpm.pipeline import recognise, weight_files
+
+    takers = {weight_files.READ: "`convert --from`", weight_files.LORA: "`--lora`, `merge`"}
+    rows: dict[str, Iterable[tuple[str, ...]]] = {
+        "pictures": _grouped(kinds.PICTURES_READ, ("format", "suffix")),
+        "other pictures": _grouped(kinds.PICTURES_NAMED, ("what to do", "suffix")),
+        "other captions": _grouped(kinds.CAPTIONS_NAMED, ("what to do", "suffix")),
+        "other tables": _grouped(kinds.TABLES_NAMED, ("what to do", "suffix")),
+        "archives": _grouped(kinds.ARCHIVES_NAMED, ("what to do", "suffix")),
+        "columns": [
+            ("what", "columns, in any case; the first that a row has"),
+            ("caption", _code(kinds.CAPTION_COLUMNS)),
+            ("name of the image", _code(kinds.NAME_COLUMNS)),
+            ("no caption", _code(kinds.NO_TEXT)),
+        ],
+        "findings": [
+            ("finding", "severity", "what training does"),
+            *((what, severity, does) for severity, what, does in findings.KINDS.values()),
+        ],
+        "layouts": [
+            ("safetensors file", "taken by", "else"),
+            *dict.fromkeys(
+                (one.what, takers.get(one.command, "–"), "" if one.command else one.advice)
+                for one in weight_files.LAYOUTS
+            ),
+        ],
+        "contents": [
+            ("a file that begins as", "what to do"),
+            *((what, advice) for _, what, advice in weight_files.CONTENTS),
+        ],
+        "suffixes": _grouped(
+            {suffix: ": ".join(rest) for suffix, rest in recognise.SUFFIXES.items()},
+            ("what it is, and what takes it", "suffix"),
+        ),
+        "folders": [
+            ("folder of diffusers", "class in its JSON"),
+            ("pipeline", _code(recognise.PIPELINES)),
+            ("one network", _code(recognise.NETWORKS)),
+        ],
+        "numbers": [
+            ("weights, or why they are refused", "types of numbers"),
+            ("of networks", _code(tensors.FLOATS)),
+            ("α of a LoRA", _code(tensors.NUMBERS)),
+            *_grouped(weight_files.NOT_READ, ("", ""))[1:],
+        ],
+        "lora": [
+            ("LoRA", ""),
+            *((f"names of {style}", "read") for style in lora_file.STYLES),
+            *dict.fromkeys((what, "refused") for what in lora_file.STRANGERS.values()),
+        ],
+    }
+    head, *body = rows[table]
+    lines = [head, ("---",) * len(head), *body]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines
+    )
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("{suffix}", " with its suffix")
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _grouped(table: Mapping[str, str], head: tuple[str, str]) -> list[tuple[str, str]]:
+    """Rows of a table name → text: each text once, with all of its names."""
+    groups: dict[str, list[str]] = {}
+    for name, text in table.items():
+        groups.setdefault(text, []).append(name)
+    return [head, *((text, _code(names)) for text, names in groups.items())]
+
+
 # --- Modules -------------------------------------------------------------------------------
 
 
@@ -187,7 +272,7 @@ def filled(markdown: str) -> str:
     def replace(match: re.Match[str]) -> str:
         mark, _, argument = match[1].partition(": ")
         if argument:
-            return modules_markdown(argument)
+            return {"modules": modules_markdown, "read": read_markdown}[mark](argument)
         makers = {
             "settings": settings_markdown,
             "commands": commands_markdown,

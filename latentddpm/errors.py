@@ -71,8 +71,8 @@ TYPES: dict[type, tuple[type, str]] = {
 def check_type(name: str, value: Any, kind: type) -> Any:
     """Check that `value` has the type `kind`, and return it as Python's own type.
 
-    NumPy's numbers become Python's, which JSON can hold. A whole number is a valid `float`; true
-    and false are no numbers.
+    NumPy's numbers, and its arrays of no dimension, become Python's, which JSON can hold. A whole
+    number is a valid `float`; true and false are no numbers.
 
     Args:
         name: of the option or key, for the message.
@@ -83,6 +83,8 @@ def check_type(name: str, value: Any, kind: type) -> Any:
         UserError: it has another type.
     """
     accepted, words = TYPES[kind]
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{name}: expected {words}, got {value!r:.80}")
     return value if type(value) in (kind, int) else kind(value)

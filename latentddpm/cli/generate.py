@@ -13,7 +13,11 @@ from latentddpm.cli.usage import command
 
 @click.command()
 @click.option("--prompt", "prompts", multiple=True, help="What to show; may be given repeatedly.")
-@click.option("--negative-prompt", default=None, help="What not to show.")
+@click.option(
+    "--negative-prompt",
+    multiple=True,
+    help="What not to show: one for all prompts, or one for each.",
+)
 @click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-128].")
 @lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
@@ -42,6 +46,7 @@ from latentddpm.cli.usage import command
 @strategy_option
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there [else: a number].")
 @click.option("--grid", is_flag=True, help="One picture, a row for each prompt.")
 @click.option("--timing", is_flag=True, help="Print the time of each stage.")
 @command

@@ -109,8 +109,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if traceback or type(error).__name__ != NO_MEMORY:
                 raise
-            advice = "make fewer at a time (--batch-size), or smaller ones"
-            raise Failure(f"out of memory; {advice}", 1) from None
+            raise Failure(f"out of memory{_less_memory()}", 1) from None
         except KeyboardInterrupt as error:
             code = getattr(error, "exit_code", 130)
             raise Failure(one_line(error) if error.args else "interrupted", code) from None
@@ -118,14 +117,31 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def name_option(message: str) -> str:
-    """Message of an error, with the name of an argument replaced by that of its option.
+LESS_MEMORY = {
+    "batch_size": "fewer at a time (--batch-size)",
+    "overrides": "a smaller batch (--set training.batch_size=N) or data.resolution",
+    "height": "smaller ones (--height, --width)",
+    "size": "smaller ones (--size)",
+}
+"""Argument of a command → what takes less memory."""
 
-    Functions write `num_steps: …` and `height 30 …`; on the command line these are `--steps` and
-    `--height`.
+
+def _less_memory() -> str:
+    """Advice on memory, in the options of the command that runs; "" where it has none."""
+    names = {option.name for option in click.get_current_context().command.params}
+    advice = [words for name, words in LESS_MEMORY.items() if name in names]
+    return f"; make {', or '.join(advice)}" if advice else ""
+
+
+def name_option(message: str) -> str:
+    """Message of an error, with the names of arguments replaced by those of their options.
+
+    Functions write `num_steps: …`, `height 30 …` and `give init_image`; on the command line these
+    are `--steps`, `--height` and `--init-image`. A word such as "height" is an option only where
+    it begins the message and was given.
 
     Args:
-        message: one line, which may begin with the name of an argument.
+        message: one line.
     """
     context = click.get_current_context()
     for option in context.command.params:
@@ -133,7 +149,10 @@ def name_option(message: str) -> str:
         own = option.opts[0].removeprefix("--").replace("-", "_")
         named = re.match(rf"({option.name}|{own})(?=: | -?\d)", message)
         if given and named and option.opts[0].startswith("--"):
-            return option.opts[0] + message[named.end() :]
+            message = option.opts[0] + message[named.end() :]
+        if "_" in option.name and option.opts[0].startswith("--"):
+            word = rf"(?<![\w./'\"=-])(?<!has ){option.name}(?![\w./'\"=(-])"
+            message = re.sub(word, option.opts[0], message)
     return message
 
 

@@ -128,18 +128,18 @@ class CLIPTokenizer:
         rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         room = self.context_length - 2
         cut = []
-        for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=1):
+        for row, text in zip(rows, texts, strict=True):
             ids = self.encode(text)
             if len(ids) > room:
-                cut.append((number, len(ids), self.decode(ids[room:])))
+                cut.append((text, len(ids), self.decode(ids[room:])))
             ids = [self.start_id, *ids[:room], self.end_id]
             row[: len(ids)] = ids
         if cut:
-            number, length, tail = cut[0]
-            which = f"{len(cut)} of {len(texts)} prompts: number {number}" if texts[1:] else "it"
+            text, length, tail = cut[0]
+            others = f" (and {len(cut) - 1} more)" if cut[1:] else ""
             warnings.warn(
-                f"prompt too long, its end is cut off; {which} has {length} tokens, "
-                f"{room} fit; left out: {_shortened(tail)!r}",
+                f"prompt too long, its end is cut off: {_shortened(text, 40)!r}{others} has "
+                f"{length} tokens, {room} fit; left out: {_shortened(tail)!r}",
                 PromptTooLong,
                 stacklevel=2,
             )

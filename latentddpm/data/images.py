@@ -69,7 +69,7 @@ class UnreadableImage(Exception):
 
 
 def read_image(
-    file: str | Path | bytes,
+    file: str | Path | bytes | Image.Image,
     resolution: int | tuple[int, int],
     background: tuple[int, int, int] | None = WHITE,
     name: str | None = None,
@@ -80,10 +80,10 @@ def read_image(
     one.
 
     Args:
-        file: its path, or its bytes.
+        file: its path, its bytes, or a PIL image.
         resolution: the side of a square, or (height, width), in pixels.
         background: RGB colour, 0 .. 255, behind transparent pixels; None to keep alpha.
-        name: of the image in errors, if `file` is bytes.
+        name: of the image in errors, if `file` is not a path.
 
     Returns:
         uint8 (H, W, 3); if `background` is None RGBA, not premultiplied, (H, W, 4).
@@ -102,12 +102,12 @@ def read_image(
     return composite(pixels, background) if keep_alpha and background is not None else pixels
 
 
-def read_whole(file: str | Path | bytes, name: str | None = None) -> Image.Image:
+def read_whole(file: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
     """Image of a file, upright and at full size, in mode RGB or, if a pixel is not opaque, RGBA.
 
     Args:
-        file: its path, or its bytes.
-        name: of the image in errors, if `file` is bytes.
+        file: its path, its bytes, or a PIL image.
+        name: of the image in errors, if `file` is not a path.
 
     Raises:
         UnreadableImage: the file cannot be read.
@@ -142,13 +142,15 @@ def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:
 # --- One file ------------------------------------------------------------------------------
 
 
-def _decode(file: str | Path | bytes, at_least: int | None = None) -> Image.Image:
+def _decode(file: str | Path | bytes | Image.Image, at_least: int | None = None) -> Image.Image:
     """Image of a file, upright, in mode RGB or, if a pixel is not opaque, RGBA.
 
     With `at_least`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is much faster.
     Its shorter side still has `REDUCING_GAP` times `at_least` pixels. (Sizes are rounded up, which
     moves the centre by less than a sixth of a pixel of the result.)
     """
+    if isinstance(file, Image.Image):
+        return _upright(file)
     if not isinstance(file, bytes) and not Path(file).is_file():
         raise ValueError("no such file")
     if not (len(file) if isinstance(file, bytes) else os.path.getsize(file)):
@@ -171,9 +173,14 @@ def _decode_as_is(file: str | Path | bytes, at_least: int | None) -> Image.Image
         if at_least:
             scale = at_least * REDUCING_GAP / min(width, height)
             image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-        image.load()
-        turn = TURNS.get(_orientation(image))
-        pixels = _eight_bit(image)
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Image turned as its EXIF says, in mode RGB or, if a pixel is not opaque, RGBA."""
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    pixels = _eight_bit(image)
     return pixels if turn is None else pixels.transpose(turn)
 
 
@@ -250,9 +257,9 @@ def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 @contextmanager
-def _explained(file: str | Path | bytes, name: str | None) -> Iterator[None]:
+def _explained(file: str | Path | bytes | Image.Image, name: str | None) -> Iterator[None]:
     """Replace any exception by `UnreadableImage`: decoders raise all kinds on malformed bytes."""
-    path = name or ("image" if isinstance(file, bytes) else file)
+    path = name or ("image" if isinstance(file, bytes | Image.Image) else file)
     try:
         yield
     except UnidentifiedImageError as error:

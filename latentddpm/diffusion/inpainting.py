@@ -45,6 +45,7 @@ class Inpainting(Sampler):
         self.num_steps = sampler.num_steps
         self.timestep_spacing = sampler.timestep_spacing
         self.timesteps = sampler.timesteps
+        self.left_out = sampler.left_out
         self.alphas_cumprod = sampler.alphas_cumprod
         self.known_latents = ops.cast(known_latents, "float32")
         self.repaint = ops.cast(repaint, "float32")

@@ -83,9 +83,11 @@ def check_sampler_options(sampler: str, options: Mapping[str, Any]) -> dict[str,
     checked = {}
     for option, value in options.items():
         if option not in known:
+            others = [name for name, taken in SAMPLERS.items() if option in taken]
+            takes = f"{', '.join(others)} take it" if others else f"it takes {', '.join(known)}"
             raise UserError(
                 f"{option}: the sampler {sampler!r} has no such option{nearest(option, known)}; "
-                f"it takes {', '.join(known)}"
+                f"{takes}"
             )
         checked[option] = check_type(option, value, SAMPLER_OPTIONS[option])
     if "eta" in checked:

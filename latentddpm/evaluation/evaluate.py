@@ -25,8 +25,9 @@ from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.metrics.precision_recall import LEAST
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
 from latentddpm.generation.loras import Lora, apply_loras, read_loras
+from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
-from latentddpm.pipeline.settings import GenerationSettings, facts_of
+from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils.console import activity
 from latentddpm.utils.files import write_json
 from latentddpm.utils.startup import import_keras

@@ -6,7 +6,6 @@ Wrong options are refused while the plan is made, before Keras is imported.
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,24 +16,35 @@ import numpy as np
 from PIL import Image
 
 from latentddpm.choices import SAMPLER_OPTIONS
-from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
+from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
+from latentddpm.generation.notes import notes_on
+from latentddpm.generation.output import (
+    check_out,
+    check_writable,
+    note_of_names,
+    targets,
+    write_picture,
+)
 from latentddpm.generation.provenance import (
     common_metadata,
     comparison,
     grid_metadata,
     image_metadata,
     input_file,
+    model_name,
     read_generation_metadata,
     remembered_settings,
 )
 from latentddpm.pipeline.init_image import InitImage, read_init_image
+from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.pipeline.seeds import image_seeds
-from latentddpm.pipeline.settings import FIELDS, GenerationSettings, facts_of
+from latentddpm.pipeline.settings import FIELDS, GenerationSettings
+from latentddpm.utils.console import activity, say
 from latentddpm.utils.pixels import grid as make_grid
-from latentddpm.utils.pixels import save_png
 from latentddpm.utils.startup import import_keras
 from latentddpm.utils.timing import collect, timed
 
@@ -51,11 +61,14 @@ class Plan:
         settings: of all images.
         start: picture that the images start from; None for noise.
         prompts: one for each image.
+        negative_prompts: one for each image; None for that of the settings.
         seeds: one for each image.
         seed: of the first image as given; None where it was drawn.
-        targets: file of each image, or the file of the grid.
+        targets: file of each image, or the file of the grid, if its name is free.
+        replace: whether files with these names are replaced.
         rows: of the grid, one for each prompt; 0 for one file per image.
         metadata: common to all files.
+        notes: sentences to say before the model is loaded.
     """
 
     folder: ModelFolder
@@ -63,11 +76,14 @@ class Plan:
     settings: GenerationSettings
     start: InitImage | None
     prompts: list[str]
+    negative_prompts: list[str] | None
     seeds: list[int]
     seed: int | None
     targets: list[Path]
+    replace: bool
     rows: int
     metadata: dict[str, Any]
+    notes: list[str]
 
 
 def generate_images(
@@ -83,7 +99,7 @@ def generate_images(
 
     Args:
         batch_size: images denoised together.
-        quiet: show no progress.
+        quiet: say nothing.
         timing: print the time of each stage on stderr.
         tile: see `LatentDiffusion.generate`; the images do not depend on it.
         strategy: name of a strategy, see `distribution.strategy.make_strategy`. With several
@@ -97,9 +113,13 @@ def generate_images(
         UserError: see `plan_images`; or options that do not go with the strategy.
     """
     with collect() as spent:
-        plan = plan_images(options)
+        read_count("batch_size", batch_size)
+        parse_strategy(strategy)
+        plan = plan_images({**options, "tile": tile})
+        for note in plan.notes:
+            say(note, quiet)
         source = options["source"]
-        before = _read_pixels(source) if source else None  # the file may be overwritten
+        before = _read_pixels(source) if source else None  # the file may be replaced
         with timed("import Keras"):
             import_keras()
             from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -109,7 +129,8 @@ def generate_images(
                 raise UserError(
                     f"--strategy multi-worker: {processes.count} processes need {need}"
                 )
-            with timed("load model"):
+            name = model_name(plan.folder)
+            with timed("load model"), activity(f"loading {name}", quiet):
                 model = LatentDiffusion.load(plan.folder.path)
                 apply_loras(model, plan.loras)
             share = processes.share(len(plan.prompts))
@@ -118,6 +139,7 @@ def generate_images(
             if plan.prompts[share]:
                 images = model.generate(
                     plan.prompts[share],
+                    negative_prompt=plan.negative_prompts and plan.negative_prompts[share],
                     seed=plan.seeds[share],
                     settings=plan.settings,
                     tile=tile,
@@ -128,8 +150,11 @@ def generate_images(
             with timed("write"):
                 written = _write(plan, share, images, model.loras)
             processes.barrier()
-    if source and written and not quiet:
-        print(comparison(source, before, next(iter(written.values()))), file=sys.stderr)
+    wanted = plan.targets if plan.rows else plan.targets[share]
+    if note := note_of_names(wanted, list(written)):
+        say(note, quiet)
+    if source and written:
+        say(comparison(source, before, next(iter(written.values()))), quiet)
     if timing:
         for name, seconds in spent.items():
             print(f"{seconds:8.2f} s  {name}", file=sys.stderr)
@@ -150,7 +175,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
         UserError: options that contradict each other or that the model does not accept; files
             that are missing, or differ from those that `source` was made with.
     """
-    source = options["source"]
+    source, out = options["source"], options["out"]
     remembered = read_generation_metadata(source) if source else {}
     prompts = options["prompts"] or tuple(remembered.get("prompts", ())) or ("",)
     grid = options["grid"] or remembered.get("grid", False)
@@ -158,10 +183,10 @@ def plan_images(options: dict[str, Any]) -> Plan:
         remembered.get(name) if options[name] is None else options[name]
         for name in ("seed", "strength", "num_images")
     )
-    num_images = 1 if num_images is None else num_images
-    if num_images < 1:
-        raise UserError(f"--num-images: {num_images}, expected at least 1")
-    _check_out(options["out"], 1 if grid else len(prompts) * num_images)
+    num_images = read_count("num_images", 1 if num_images is None else num_images)
+    each = for_each_image(prompts, num_images)
+    seeds = image_seeds(seed, len(each))
+    check_out(out, 1 if grid else len(each))
     files = {
         name: input_file(name, options[name], source, remembered)
         for name in ("init_image", "mask")
@@ -175,28 +200,40 @@ def plan_images(options: dict[str, Any]) -> Plan:
             f"{folder.path} is {folder.digest}; give its own with --model"
         )
     facts = facts_of(folder).with_defaults(remembered_settings(remembered))
+    negatives = read_texts(
+        "negative_prompt", options["negative_prompt"] or remembered.get("negative_prompts")
+    )
+    distinct = set(for_each_prompt(negatives, prompts))
+    several = len(distinct) > 1
     given = {name: options.get(name) for name in FIELDS}
+    of_all = negatives[0] if options["negative_prompt"] else None
+    given["negative_prompt"] = "" if several else of_all
     own = {name: options[name] for name in SAMPLER_OPTIONS if options.get(name) is not None}
     settings = facts.settings(**{**given, "sampler_options": own})
-    facts.check_prompts(prompts)
+    facts.check_prompts(prompts, negatives)
+    facts.check_tile(options["tile"])
     start = read_init_image(files["init_image"], files["mask"], strength, settings.size)
     if start is not None:
         start.first_step(settings.num_steps)
-    each = [text for text in prompts for _ in range(num_images)]
-    seeds = image_seeds(seed, len(each))
+    same = out is not None and source is not None and out.exists() and out.samefile(source)
+    wanted, replace = targets(out, each, seeds, grid), options["overwrite"] or same
+    check_writable(wanted, files.values(), replace)
     return Plan(
         folder,
         loras,
         settings,
         start,
         each,
+        for_each_image(negatives, num_images) if several else None,
         seeds,
         seed,
-        _targets(options["out"], each, seeds, grid),
+        wanted,
+        replace,
         len(prompts) if grid else 0,
         common_metadata(
             folder, settings, start, num_images=num_images, files=files, order=options
         ),
+        list(notes_on(facts, settings, start, prompts, [*distinct, settings.negative_prompt])),
     )
 
 
@@ -209,20 +246,22 @@ def _write(
     plan: Plan, share: slice, images: np.ndarray, loras: list[dict[str, Any]]
 ) -> dict[Path, np.ndarray]:
     """Write a process's share of the images, or the grid of all; return the pixels by file."""
-    common = plan.metadata
+    common, negatives = plan.metadata, plan.negative_prompts
     if plan.rows:
-        prompts = plan.prompts[:: common["num_images"]]
-        written = {plan.targets[0]: make_grid(np.split(images, plan.rows))}
-        records = [grid_metadata(common, loras, prompts, plan.seeds[0])]
+        files, pictures = plan.targets, [make_grid(np.split(images, plan.rows))]
+        first = slice(None, None, common["num_images"])
+        rows = plan.prompts[first], negatives and negatives[first]
+        records = [grid_metadata(common, loras, *rows, plan.seeds[0])]
     else:
-        written = dict(zip(plan.targets[share], images, strict=True))
+        files, pictures = plan.targets[share], images
         records = [
-            image_metadata(common, loras, text, seed)
-            for text, seed in zip(plan.prompts[share], plan.seeds[share], strict=True)
-        ]
-    for (target, pixels), record in zip(written.items(), records, strict=True):
-        save_png(target, pixels, record)
-    return written
+            image_metadata(common, loras, plan.prompts[k], negatives and negatives[k], seed)
+            for k, seed in enumerate(plan.seeds)
+        ][share]
+    return {
+        write_picture(file, pixels, record, plan.replace): pixels
+        for file, pixels, record in zip(files, pictures, records, strict=True)
+    }
 
 
 @contextlib.contextmanager
@@ -246,27 +285,3 @@ def _devices(strategy: str) -> Iterator[ProcessGroup]:
         yield ONE_PROCESS
     else:
         raise UserError(f"--strategy {strategy}: needs KERAS_BACKEND=tensorflow, not {backend}")
-
-
-def _check_out(out: Path | None, count: int) -> None:
-    """Refuse an output that is neither a folder nor, for a single picture, a PNG file."""
-    if out is None or not out.suffix or out.is_dir():
-        return
-    if out.suffix.lower() != ".png":
-        raise UserError(f"{out}: images are written as .png; name a .png file or a folder")
-    if count > 1:
-        raise UserError(f"{out}: one file for {count} images; name a folder, or --grid")
-
-
-def _targets(out: Path | None, prompts: list[str], seeds: list[int], grid: bool) -> list[Path]:
-    """Files to write: `out` itself, or one for each image in the folder `out`."""
-    names = [f"{_slug(text)}-{seed}.png" for text, seed in zip(prompts, seeds, strict=True)]
-    if grid:
-        names = [f"{_slug(prompts[0])}-{seeds[0]}-grid.png"]
-    if out is not None and out.suffix and not out.is_dir():
-        return [out]
-    return [(out or Path()) / name for name in names]
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"\W+", "-", text.lower()).strip("-")[:48] or "image"

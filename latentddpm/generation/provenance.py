@@ -3,6 +3,7 @@
 version, model and its digest      which network
 the fields of GenerationSettings   how; a new field is written and read without a change here
 prompts, seed, num_images, grid    what
+negative_prompts                   of a grid whose rows have different ones
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
 """
 
@@ -29,6 +30,7 @@ NEEDED = {"prompts": list, "seed": int, "model_digest": str}
 OPTIONAL = {
     "model": str,
     "num_images": int,
+    "negative_prompts": list,
     "init_image": str,
     "init_image_sha256": str,
     "strength": float,
@@ -76,7 +78,11 @@ def common_metadata(
 
 
 def image_metadata(
-    common: Mapping[str, Any], loras: list[dict[str, Any]], prompt: str, seed: int
+    common: Mapping[str, Any],
+    loras: list[dict[str, Any]],
+    prompt: str,
+    negative_prompt: str | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Metadata of one image.
 
@@ -84,14 +90,20 @@ def image_metadata(
         common: returned by `common_metadata`.
         loras: `LatentDiffusion.loras` of the model.
         prompt: of the image.
+        negative_prompt: of the image; None for that of the settings.
         seed: of the image.
     """
-    own = {"loras": loras} if loras else {}
+    own = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
+    own |= {"loras": loras} if loras else {}
     return {**common, **own, "prompts": [prompt], "seed": seed, "num_images": 1}
 
 
 def grid_metadata(
-    common: Mapping[str, Any], loras: list[dict[str, Any]], prompts: list[str], seed: int
+    common: Mapping[str, Any],
+    loras: list[dict[str, Any]],
+    prompts: list[str],
+    negative_prompts: list[str] | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Metadata of a grid of images.
 
@@ -99,9 +111,11 @@ def grid_metadata(
         common: returned by `common_metadata`.
         loras: `LatentDiffusion.loras` of the model.
         prompts: one for each row.
+        negative_prompts: the same; None for that of the settings.
         seed: of the first image.
     """
     own = {"loras": loras} if loras else {}
+    own |= {"negative_prompts": negative_prompts} if negative_prompts else {}
     return {**common, **own, "prompts": prompts, "seed": seed, "grid": True}
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from latentddpm.data.sources.kinds import PICTURES_READ
 from latentddpm.errors import UserError, nearest
 from latentddpm.info import data, runs, weights
 from latentddpm.pipeline.model_folder import is_model, ready_model, ready_names
-from latentddpm.pipeline.recognise import PICTURES, holds_pictures, is_run, recognise
+from latentddpm.pipeline.recognise import holds_pictures, is_run, recognise
 from latentddpm.training.run.contract import COMMANDS
 from latentddpm.utils.pixels import METADATA_KEY, read_metadata
 
@@ -149,7 +150,7 @@ KINDS = (
 
 FOLDERS = [(is_kind, lines) for _, is_kind, lines in KINDS]
 FILES = (
-    (_of(*PICTURES), _picture),
+    (_of(*PICTURES_READ), _picture),
     (_of(*data.KINDS), _shards),
     (_of(".safetensors"), lambda path, quiet: weights.describe_weights(path)),
     (_of(".keras"), lambda path, quiet: weights.describe_archive(path)),

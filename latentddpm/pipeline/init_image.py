@@ -1,15 +1,17 @@
 """Init image of image-to-image and inpainting: a picture to start from, and its mask.
 
-Both are read like training images (upright, 8 bits, transparency over white). Then they are
-scaled, with their aspect ratio, to cover the output size, and cropped to it, both in the same way.
-White areas of the mask are repainted, black areas are kept, gray ones are mixed. Neither Keras
-nor TensorFlow is imported here, so that a command refuses a wrong file at once.
+Both are files, PIL images or arrays (`utils.images.pictures`), and are read like training images
+(upright, 8 bits, transparency over white). Then they are scaled, with their aspect ratio, to cover
+the output size, and cropped to it, both in the same way. White areas of the mask are repainted,
+black areas are kept, gray ones are mixed. Neither Keras nor TensorFlow is imported here, so that a
+command refuses a wrong file at once.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,10 @@ from PIL import Image
 
 from latentddpm.data.images import UnreadableImage, read_image, read_whole
 from latentddpm.errors import UserError
+from latentddpm.utils.images.pictures import Picture, as_picture
 
 DEFAULT_STRENGTH = 0.75
 DEFAULT_STRENGTH_WITH_MASK = 1.0
-
-Source = str | Path | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class InitImage:
         return num_steps - left
 
     @property
+    def uniform(self) -> str | None:
+        """Colour of a mask of one colour, "white" or "black"; else None."""
+        values = set() if self.mask is None else {self.mask.min(), self.mask.max()}
+        return {(0,): "black", (255,): "white"}.get(tuple(values))
+
+    @property
     def repaint(self) -> np.ndarray:
         """Mask as weights, float32 (H, W), from 0 (keep) to 1 (repaint)."""
         return self.mask.astype(np.float32) / 255
@@ -81,18 +88,19 @@ class InitImage:
 
 
 def read_init_image(
-    init_image: Source | None,
-    mask: Source | None,
+    init_image: Picture | None,
+    mask: Picture | None,
     strength: float | None,
     size: tuple[int, int],
 ) -> InitImage | None:
     """Read the picture to start from, and its mask.
 
-    A file of another size is scaled and cropped, with a warning; an array has to have the size.
+    A file or PIL image of another size is scaled and cropped, with a warning; an array has to have
+    the size.
 
     Args:
-        init_image: a file, or uint8 (H, W, 3); None for no picture.
-        mask: a file, or uint8 (H, W), of the picture's own size; None for none.
+        init_image: see `utils.images.pictures`; None for no picture.
+        mask: the same, of the picture's own size; None for none.
         strength: in (0, 1]; None for 1 with a mask, else 0.75.
         size: (height, width) of the output, in pixels.
 
@@ -100,8 +108,9 @@ def read_init_image(
         The picture at the output size, or None without one.
 
     Raises:
-        UserError: an unreadable file, a mask of another size than the picture, a strength out of
-            range, or a mask or strength without a picture.
+        UserError: no picture or an unreadable one, a mask of another size than the picture or
+            without a white pixel, a strength out of range, or a mask or strength without a
+            picture.
     """
     if init_image is None:
         for name, value in (("mask", mask), ("strength", strength)):
@@ -110,58 +119,57 @@ def read_init_image(
         return None
     if strength is None:
         strength = DEFAULT_STRENGTH if mask is None else DEFAULT_STRENGTH_WITH_MASK
-    if not 0 < strength <= 1:
+    number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not (number and 0 < strength <= 1):
         raise UserError(f"strength: {strength!r}, expected above 0 (keep) up to 1 (redraw)")
-    own_size = _own_size("init_image", init_image, 3)
+    picture = as_picture("init_image", init_image)
+    own_size = _own_size("init_image", picture)
     if mask is not None:
-        mask_size = _own_size("mask", mask, 2)
+        mask = as_picture("mask", mask)
+        mask_size = _own_size("mask", mask)
         if mask_size != own_size:
             raise UserError(
                 f"mask: {_name(mask)}is {_pixels(mask_size)} and the picture "
-                f"{_name(init_image)}is {_pixels(own_size)}; both must have the same size"
+                f"{_name(picture)}is {_pixels(own_size)}; both must have the same size"
             )
     if own_size != size:
-        if isinstance(init_image, np.ndarray):
+        if hasattr(init_image, "__array__") and not isinstance(init_image, Image.Image):
             raise UserError(
                 f"init_image: an array of {_pixels(own_size)} for a picture of {_pixels(size)}; "
                 "give its height and width, or scale it"
             )
         warnings.warn(
-            f"{init_image}: {_pixels(own_size)}, scaled and cropped to {_pixels(size)}",
+            f"{_name(picture).strip() or 'init_image'}: {_pixels(own_size)}, scaled and cropped "
+            f"to {_pixels(size)}",
             stacklevel=3,
         )
-    return InitImage(_read(init_image, size), _read_mask(mask, size), float(strength))
+    repaint = None if mask is None else _read_mask(mask, size)
+    return InitImage(read_image(picture, size), repaint, float(strength))
 
 
-def _own_size(name: str, source: Source, rank: int) -> tuple[int, int]:
-    """(height, width) of a file when upright, or of an array of `rank`."""
-    if isinstance(source, np.ndarray):
-        shape = ("H", "W", 3)[:rank]
-        if source.dtype != np.uint8 or source.ndim != rank or source.shape[2:] != shape[2:]:
-            raise UserError(
-                f"{name}: {source.dtype} {source.shape}, expected uint8 "
-                f"({', '.join(map(str, shape))})"
-            )
-        return source.shape[:2]
+def _own_size(name: str, picture: Path | Image.Image) -> tuple[int, int]:
+    """(height, width) of a picture when upright."""
     try:
-        width, height = read_whole(source).size
+        width, height = read_whole(picture).size
     except UnreadableImage as error:
         raise UserError(f"{name}: {error}") from None
     return height, width
 
 
-def _read(source: Source, size: tuple[int, int]) -> np.ndarray:
-    return source if isinstance(source, np.ndarray) else read_image(source, size)
+def _read_mask(mask: Path | Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Mask at the output size, uint8 (H, W)."""
+    pixels = np.asarray(Image.fromarray(read_image(mask, size)).convert("L"))
+    if pixels.max() == 1:  # of labels, or of a mask that was counted in 0 and 1
+        raise UserError(
+            f"mask: {_name(mask)}has no pixel above 1 of 255, so nothing would be repainted; "
+            "expected white (255) where it is, such as mask * 255"
+        )
+    return pixels
 
 
-def _read_mask(mask: Source | None, size: tuple[int, int]) -> np.ndarray | None:
-    if mask is None:
-        return None
-    return np.asarray(Image.fromarray(_read(mask, size)).convert("L"))
-
-
-def _name(source: Source) -> str:
-    return "" if isinstance(source, np.ndarray) else f"{source} "
+def _name(picture: Path | Image.Image) -> str:
+    """File of a picture, for messages; "" where it is none."""
+    return f"{picture} " if isinstance(picture, Path) else ""
 
 
 def _pixels(size: tuple[int, int]) -> str:

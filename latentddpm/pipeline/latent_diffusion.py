@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import latentddpm
+from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
@@ -25,9 +25,9 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.autoencoder.tiling import check_tile, decode
+from latentddpm.models.autoencoder.tiling import decode
 from latentddpm.models.unet import UNet
-from latentddpm.pipeline.init_image import Source, read_init_image
+from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
     FILES,
     MANIFEST,
@@ -37,12 +37,14 @@ from latentddpm.pipeline.model_folder import (
     read_model_folder,
     write_manifest,
 )
+from latentddpm.pipeline.progress import StepBar
 from latentddpm.pipeline.sampler_inputs import guided_denoiser, start_latents, text_contexts
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
 from latentddpm.pipeline.summary import describe_model
-from latentddpm.utils import signals
+from latentddpm.utils.console import activity
 from latentddpm.utils.files import atomic_folder
+from latentddpm.utils.images.pictures import Picture
 from latentddpm.utils.pixels import to_pixels
 from latentddpm.utils.timing import timed
 
@@ -186,6 +188,7 @@ class LatentDiffusion:
             has_text=self.text_encoder is not None,
             num_train_timesteps=self.schedule.num_train_timesteps,
             size_multiple=self.autoencoder.downsample_factor * self.unet.downsample_factor,
+            downsample_factor=self.autoencoder.downsample_factor,
         )
 
     def settings(self, **given: Any) -> GenerationSettings:
@@ -217,9 +220,9 @@ class LatentDiffusion:
 
     def generate(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: str | Sequence[str] | None = "",
         *,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_images: int = 1,
         seed: int | Sequence[int] | None = None,
         num_steps: int | None = None,
@@ -231,9 +234,9 @@ class LatentDiffusion:
         height: int | None = None,
         width: int | None = None,
         settings: GenerationSettings | None = None,
-        init_image: Source | None = None,
+        init_image: Picture | None = None,
         strength: float | None = None,
-        mask: Source | None = None,
+        mask: Picture | None = None,
         latents: np.ndarray | None = None,
         output: str = "images",
         tile: str | int = "auto",
@@ -246,8 +249,10 @@ class LatentDiffusion:
         one that is None has the model's default.
 
         Args:
-            prompt: one, or a list; "" for none. Each prompt gives `num_images` images, in order.
-            negative_prompt: see `GenerationSettings`.
+            prompt: one, or a list; "" or None for none. Each prompt gives `num_images` images, in
+                order.
+            negative_prompt: see `GenerationSettings`; or a list with that of each prompt, which
+                may also be given beside `settings`.
             num_images: for each prompt, at least 1.
             seed: of the first image, 0 … 2⁶³ − 1; image k has seed + k. A list has the seed of
                 each image; None draws the first.
@@ -255,56 +260,59 @@ class LatentDiffusion:
                 `Sampler` object comes with its own steps, spacing and options.
             guidance_scale, guidance_rescale, height, width: see `GenerationSettings`.
             settings: returned by `model.settings`, instead of single settings.
-            init_image: picture to start from: a file, scaled and cropped to the size, or uint8
-                (height, width, 3).
+            init_image: picture to start from: a file or PIL image, scaled and cropped to the
+                size, or an array of that size, uint8 or floating point in [0, 1].
             strength: share of the steps that is run from `init_image`, in (0, 1]; a higher one
                 changes the picture more. None for 0.75, or for 1 with a mask.
-            mask: part of `init_image` to change: a file of the picture's size, or uint8
-                (height, width). White is changed; black keeps the pixels of the picture.
+            mask: part of `init_image` to change: a file, PIL image or array (also bool) of the
+                picture's size. White is changed; black keeps the pixels of the picture.
             latents: starting noise, standard normal (N, h, w, c), instead of that of the seeds.
             output: "images", or "latents" for the scaled latents, not decoded.
             tile: encode and decode in strips: "auto" (where the whole image does not fit into
                 memory), "off", or the height of a strip in pixels. The images are the same.
             batch_size: images denoised together, at least 1. The images are the same.
-            progress: show a progress bar on stderr.
+            progress: say on stderr what is being done, with a bar for the steps.
 
         Returns:
             uint8 (N, height, width, 3); with `output="latents"` float32 (N, h, w, c).
 
         Raises:
-            UserError: a value out of range, an unknown sampler or option, a size that the
-                networks do not divide, a prompt or guidance for an unconditional model, a
-                picture or mask that cannot be read or does not fit.
+            UserError: a value of the wrong kind or out of range, an unknown sampler or option, a
+                size that the networks do not divide, a prompt or guidance for an unconditional
+                model, a picture or mask that cannot be read or does not fit.
         """
         arguments = locals()
         given = {name: arguments[name] for name in FIELDS if arguments[name] is not None}
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if num_images < 1 or not prompts:
-            raise UserError(f"num_images: {num_images}, expected at least 1 image and 1 prompt")
-        if batch_size < 1:
-            raise UserError(f"batch_size: {batch_size}, expected at least 1")
+        prompts, quiet = read_texts("prompt", prompt), not progress
+        num_images, batch_size = (
+            read_count(name, arguments[name]) for name in ("num_images", "batch_size")
+        )
+        negatives = None
+        if negative_prompt is not None and not isinstance(negative_prompt, str):
+            negatives = read_texts("negative_prompt", given.pop("negative_prompt"))
+            negatives = for_each_prompt(negatives, prompts)
         check_choice("output", output, OUTPUTS)
-        check_tile(tile)
-        self.facts.check_prompts(prompts)
-        prompts = [text for text in prompts for _ in range(num_images)]
-        seeds = image_seeds(seed, len(prompts))
+        facts = self.facts
+        facts.check_tile(tile)
+        facts.check_prompts(prompts, negatives or ())
         settings, sampler = self._decide(settings, given)
+        negatives = negatives or [settings.negative_prompt] * len(prompts)
+        prompts, negatives = (for_each_image(texts, num_images) for texts in (prompts, negatives))
+        seeds = image_seeds(seed, len(prompts))
 
         start = read_init_image(init_image, mask, strength, settings.size)
         noise = starting_noise(seeds, self._latent_shape(settings.size), latents)
-        starts, sampler, first_step = start_latents(self.autoencoder, start, sampler, noise, tile)
-        with timed("text encoder"):
-            contexts = text_contexts(self.text_encoder, self.tokenizer, prompts, settings)
+        with activity("encoding the picture", quiet or start is None):
+            starts, sampler, first_step = start_latents(
+                self.autoencoder, start, sampler, noise, tile
+            )
+        with timed("text encoder"), activity("encoding the prompts", quiet):
+            contexts = text_contexts(self.text_encoder, self.tokenizer, prompts, negatives)
 
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]
         steps = len(batches) * (sampler.num_steps - first_step)
-        with tqdm(total=steps, unit="step", disable=not progress) as bar:
-
-            def after_step(*_: Any) -> None:
-                signals.check()
-                bar.update()
-
+        with StepBar(steps, quiet) as bar:
             for batch in batches:
                 own = None if contexts is None else tuple(rows[batch] for rows in contexts)
                 with timed("sampler"):
@@ -312,13 +320,13 @@ class LatentDiffusion:
                         guided_denoiser(self.unet, own, settings),
                         starts[batch],
                         noise=partial(step_noise, seeds[batch], noise.shape[1:]),
-                        callback=after_step,
+                        callback=lambda *_: bar.advance(),
                         first_step=first_step,
                     )
                 if output == "latents":
                     results.append(np.asarray(denoised))
                     continue
-                with timed("decoder"):
+                with timed("decoder"), activity("decoding", quiet):
                     images = to_pixels(decode(self.autoencoder, denoised, tile, progress))
                 results.append(images if start is None else start.composite(images))
         return np.concatenate(results)
@@ -328,6 +336,8 @@ class LatentDiffusion:
     ) -> tuple[GenerationSettings, samplers.Sampler]:
         """Settings and sampler of `generate`, from `settings` or from the single ones given."""
         if settings is not None:
+            if not isinstance(settings, GenerationSettings):
+                raise UserError(f"settings: {settings!r:.80}, expected those of model.settings()")
             for name, value in given.items():
                 raise UserError(f"{name}: {value!r} beside settings that have their own")
             return settings, self.make_sampler(settings)

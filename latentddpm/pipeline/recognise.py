@@ -15,6 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from latentddpm.data.sources.kinds import (
+    PICTURES_READ,
+    SHARD_SUFFIXES,
+    TABLES_READ,
+    is_image,
+    is_shard,
+)
 from latentddpm.pipeline.weight_files import (
     DOWNLOAD,
     LORA,
@@ -32,8 +39,6 @@ from latentddpm.pipeline.weight_files import (
 )
 
 MANIFEST = "pipeline.json"
-PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-SHARDS = (".tar", ".tfrecord", ".tfrecords", ".array_record", ".arrayrecord")
 PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
@@ -219,15 +224,15 @@ def holds_pictures(path: Path) -> bool:
     Args:
         path: of the folder.
     """
-    if any((path / name).is_file() for name in ("metadata.jsonl", "metadata.csv")):
+    if any((path / name).is_file() for name in TABLES_READ):
         return True
     found = (one for depth in ("*", "*/*", "*/*/*") for one in path.glob(depth))
-    return any(one.suffix.lower() in PICTURES for one in found)
+    return any(is_image(one.name) for one in found)
 
 
 def _data(path: Path) -> Thing | None:
     what = "pictures" if holds_pictures(path) else ""
-    if any(one.suffix.lower() in SHARDS for one in path.iterdir()):
+    if any(is_shard(one.name) for one in path.iterdir()):
         what = "shards"
     return (
         Thing(f"a folder of {what}", f"name it with --data {shlex.quote(str(path))}")
@@ -309,8 +314,8 @@ SUFFIXES = {
     ".csv": ("a table of captions", "name its folder with --data"),
     ".txt": ("a caption, or other text", "name its folder with --data"),
     ".npy": ("a NumPy array", "name its folder"),
-    **dict.fromkeys(SHARDS, ("a shard of pictures", "name it with --data")),
-    **dict.fromkeys(PICTURES, ("a picture", "generate takes it with --init-image")),
+    **dict.fromkeys(SHARD_SUFFIXES, ("a shard of pictures", "name it with --data")),
+    **dict.fromkeys(PICTURES_READ, ("a picture", "generate takes it with --init-image")),
 }
 """Suffix of a file → what it is, and what takes it."""
 

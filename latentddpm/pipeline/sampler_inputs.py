@@ -26,34 +26,32 @@ from latentddpm.utils.pixels import from_pixels
 from latentddpm.utils.timing import timed
 
 Contexts = tuple[np.ndarray, np.ndarray]
-"""Text states of prompts and of their negative prompt, float32 (N, L, d) each."""
+"""Text states of prompts and of their negative prompts, float32 (N, L, d) each."""
 
 
 def text_contexts(
     text_encoder: TextEncoder | None,
     tokenizer: CLIPTokenizer | None,
     prompts: Sequence[str],
-    settings: GenerationSettings,
+    negative_prompts: Sequence[str],
 ) -> Contexts | None:
     """Contexts of N prompts; each distinct text is encoded once.
 
     Args:
         text_encoder, tokenizer: of the model; None for an unconditional one.
-        prompts: one for each image.
-        settings: for `negative_prompt`.
+        prompts, negative_prompts: one for each image.
 
     Returns:
-        Text states of the prompts and of the negative prompt, float32 (N, L, d) each; None
+        Text states of the prompts and of the negative prompts, float32 (N, L, d) each; None
         without a text encoder.
     """
     if text_encoder is None:
         return None
-    negative_prompt = settings.negative_prompt
-    distinct = list(dict.fromkeys([negative_prompt, *prompts]))
+    distinct = list(dict.fromkeys([*negative_prompts, *prompts]))
     token_ids = tokenizer(distinct)
     states = np.asarray(compiled(text_encoder)({"token_ids": token_ids}))
-    rows = [distinct.index(text) for text in prompts]
-    return states[rows], states[[distinct.index(negative_prompt)] * len(prompts)]
+    row = {text: k for k, text in enumerate(distinct)}
+    return tuple(states[[row[text] for text in texts]] for texts in (prompts, negative_prompts))
 
 
 def guided_denoiser(

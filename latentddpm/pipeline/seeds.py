@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -20,26 +22,42 @@ def image_seeds(seed: int | Sequence[int] | np.ndarray | None, count: int) -> li
     """Seeds of a number of images: seed, seed + 1, …
 
     Args:
-        seed: of the first image; a list has the seed of each; None draws the first.
+        seed: of the first image; a list, tuple, range or array has the seed of each; None draws
+            the first.
         count: number of images.
 
     Returns:
         A list of length `count`.
 
     Raises:
-        UserError: a seed outside 0 … `MAX_SEED` − `count`, or a list of another length.
+        UserError: no whole number, one outside 0 … `MAX_SEED` − `count`, or a list of another
+            length.
     """
-    if isinstance(seed, np.ndarray):
+    if isinstance(seed, np.ndarray | np.generic):
         seed = seed.tolist()
-    if isinstance(seed, Sequence):
+    if isinstance(seed, list | tuple | range):
         if len(seed) != count:
-            raise UserError(f"seed: {len(seed)} seeds for {count} images")
-        return [one for given in seed for one in image_seeds(given, 1)]
-    if seed is None:
-        seed = secrets.randbelow(2**32)
+            raise UserError(
+                f"seed: {len(seed)} seeds for {count} images; expected one for each, or the first"
+            )
+        return [_checked(one, 1) for one in seed]
+    first = secrets.randbelow(2**32) if seed is None else _checked(seed, count)
+    return [first + k for k in range(count)]
+
+
+def _checked(seed: Any, count: int) -> int:
+    """Seed of the first of `count` images, as Python's own number."""
+    if isinstance(seed, np.ndarray | np.generic):
+        seed = seed.tolist()
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise UserError(
+            f"seed: expected a whole number, 0 … {MAX_SEED - count}, or a list of them, one for "
+            f"each image; got {seed!r:.80}"
+        )
     if not 0 <= seed <= MAX_SEED - count:
-        raise UserError(f"seed: {seed} is outside 0 … {MAX_SEED - count}")
-    return [seed + k for k in range(count)]
+        drawn = "; leave it out to draw one" if seed < 0 else ""
+        raise UserError(f"seed: {seed} is outside 0 … {MAX_SEED - count}{drawn}")
+    return int(seed)
 
 
 def starting_noise(
@@ -56,11 +74,16 @@ def starting_noise(
         float32 (N, *shape).
 
     Raises:
-        UserError: `latents` of another shape.
+        UserError: `latents` that are no numbers, not finite, or of another shape.
     """
     if latents is None:
         return step_noise(seeds, shape, -1)
-    latents = np.asarray(latents, np.float32)
+    try:
+        latents = np.asarray(latents, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"latents: expected an array, got {type(latents).__name__}") from None
+    if not np.isfinite(latents).all():
+        raise UserError("latents: hold numbers that are not finite")
     if latents.shape != (len(seeds), *shape):
         raise UserError(f"latents: expected {(len(seeds), *shape)}, got {latents.shape}")
     return latents

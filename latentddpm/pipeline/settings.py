@@ -3,20 +3,15 @@
     settings = model.settings(num_steps=10)        the others are the model's defaults
     images = model.generate("red apple", seed=0, settings=settings)
 
-`ModelFacts` makes them, and refuses what the model does not accept. Its facts come from the model
-folder's manifest and from the archives' configurations, so the command line decides within a
-second, before Keras is imported. The metadata of a PNG holds every field, and `generate --from`
-uses them as defaults, before those of the model.
+`ModelFacts` makes them, and refuses what the model does not accept. `model_facts` reads its facts
+without Keras, so the command line decides within a second, before Keras is imported. The metadata
+of a PNG holds every field, and `generate --from` uses them as defaults, before those of the model.
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
@@ -27,7 +22,7 @@ from latentddpm.diffusion.options import (
     check_sampler_options,
 )
 from latentddpm.errors import UserError, check_choice, check_type
-from latentddpm.pipeline.model_folder import MANIFEST, ModelFolder
+from latentddpm.utils.images.sizes import Tile, check_multiple, check_tile
 
 DEFAULTS = {
     "num_steps": 30,
@@ -39,7 +34,8 @@ OTHER_DEFAULTS = {"sampler_options": {}, "guidance_rescale": 0.0, "negative_prom
 WITHOUT_TEXT = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "negative_prompt": ""}
 """Settings of an unconditional model: no guidance."""
 
-MAX_CONFIG_BYTES = 1 << 20
+MAX_PIXELS = 1 << 26
+"""Largest height times width: a typing error in a size must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ FIELDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts of a model that decide which settings it accepts; see `facts_of`.
+    """Facts of a model that decide which settings it accepts; see `model_facts`.
 
     Attributes:
         defaults: sources of default settings, by name; an earlier one comes first.
@@ -98,6 +94,8 @@ class ModelFacts:
         num_train_timesteps: T; None where it is not known before the model is loaded.
         size_multiple: height and width have to be multiples of it; None where it is not known
             before the model is loaded.
+        downsample_factor: of the autoencoder; None where it is not known before the model is
+            loaded.
     """
 
     defaults: tuple[Mapping[str, Any], ...]
@@ -105,6 +103,7 @@ class ModelFacts:
     has_text: bool
     num_train_timesteps: int | None
     size_multiple: int | None
+    downsample_factor: int | None = None
 
     def settings(self, **given: Any) -> GenerationSettings:
         """Generation settings, with the model's defaults for those not given.
@@ -170,20 +169,21 @@ class ModelFacts:
                 )
         self.check_size(settings.height, settings.width)
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
+    def check_prompts(self, prompts: Iterable[str], negative_prompts: Iterable[str] = ()) -> None:
         """Refuse prompts for an unconditional model.
 
         Args:
-            prompts: of the images; "" is accepted.
+            prompts, negative_prompts: of the images; "" is accepted.
 
         Raises:
             UserError: naming the first prompt that is not empty.
         """
-        prompt = next(filter(None, prompts), "")
-        if prompt and not self.has_text:
-            raise UserError(
-                f"prompt: {prompt!r:.80}, but this model is unconditional: it takes no prompt"
-            )
+        texts = {"prompt": prompts, "negative_prompt": negative_prompts}
+        for name, given in () if self.has_text else texts.items():
+            if text := next(filter(None, given), ""):
+                raise UserError(
+                    f"{name}: {text!r:.80}, but this model is unconditional: it takes no prompt"
+                )
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse an image size that the networks' downsample factors do not divide.
@@ -194,46 +194,26 @@ class ModelFacts:
         Raises:
             UserError: naming the nearest valid sizes.
         """
-        multiple = self.size_multiple
-        if multiple is None:
-            return
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels < multiple or pixels % multiple:
-                low = pixels // multiple * multiple
-                near = sorted({max(side, multiple) for side in (low, low + multiple)})
-                raise UserError(
-                    f"{name} {pixels} is not a multiple of {multiple}, the autoencoder's times "
-                    f"the UNet's downsample factor; nearest valid: {' or '.join(map(str, near))}"
-                )
+        if self.size_multiple is not None:
+            of = "the autoencoder's times the UNet's downsample factor"
+            for name, pixels in (("height", height), ("width", width)):
+                check_multiple(name, pixels, self.size_multiple, of)
+        if height * width > MAX_PIXELS:
+            raise UserError(
+                f"height {height} and width {width}: {height * width:,} pixels, "
+                f"at most {MAX_PIXELS:,} are drawn"
+            )
+
+    def check_tile(self, tile: Any) -> Tile:
+        """Check a `tile`, see `utils.images.sizes.check_tile`.
+
+        Raises:
+            UserError: it is none, or no multiple of the autoencoder's downsample factor.
+        """
+        return check_tile(tile, self.downsample_factor)
 
     def _own_size(self) -> dict[str, int]:
         return dict(zip(("height", "width"), self.image_size or (), strict=False))
-
-
-def facts_of(folder: ModelFolder) -> ModelFacts:
-    """Facts of the model in a folder, without loading its networks or importing Keras.
-
-    Where an archive cannot be read, `size_multiple` is None; loading the model names the error.
-
-    Args:
-        folder: of the model.
-
-    Raises:
-        UserError: a folder without a UNet, or a default of the wrong type in its manifest.
-    """
-    factors = [_downsample_factor(folder.file(part)) for part in ("vae", "unet")]
-    total = (folder.schedule or {}).get("num_train_timesteps")
-    for name, kind in FIELDS.items():
-        value = folder.defaults.get(name)
-        if value is not None:
-            check_type(f"{folder.path / MANIFEST}: defaults: {name}", value, kind)
-    return ModelFacts(
-        defaults=({**DEFAULTS, **folder.defaults},),
-        image_size=folder.image_size,
-        has_text="text_encoder" in folder.parts,
-        num_train_timesteps=total if type(total) is int else None,
-        size_multiple=None if None in factors else factors[0] * factors[1],
-    )
 
 
 def _first(name: str, layers: Iterable[Mapping[str, Any]]) -> Any:
@@ -253,24 +233,3 @@ def _sampler_options(
                 options.pop("steps_offset", None)
             return options
     return {}
-
-
-def _downsample_factor(archive: Path) -> int | None:
-    """Downsample factor of a network, from its archive; None where it cannot be read."""
-    try:
-        with zipfile.ZipFile(archive) as members, members.open("config.json") as config:
-            arguments = json.loads(config.read(MAX_CONFIG_BYTES))["config"]
-    # RuntimeError: an encrypted member, an unknown compression, JSON nested without end.
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        LookupError,
-        TypeError,
-        OSError,
-        EOFError,
-        RuntimeError,
-    ):
-        return None
-    levels = arguments.get("channel_multipliers") if isinstance(arguments, dict) else None
-    return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else None

@@ -7,6 +7,7 @@ that was there before is still there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -24,6 +25,8 @@ from latentddpm.errors import UserError, one_line
 
 CHUNK = 1 << 20
 MAX_FILE_BYTES = 16 << 20  # of a file that is read whole; CLIP's tokenizer.json has 3.6 MB
+WITHOUT_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
+"""Errors of `os.link` on a filesystem that has no hard links."""
 
 
 def fsync_path(path: Path) -> None:
@@ -55,7 +58,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Temporary file beside `path` that is renamed to it when the block ends without error.
 
     The temporary name keeps the suffix, because writers (Keras, Pillow) choose their
@@ -63,6 +66,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: of the file to write; its folder is made when missing.
+        replace: replace a file that is there.
+
+    Raises:
+        FileExistsError: `replace` is false and there is a file, also where another process has
+            made it a moment ago.
     """
     path = Path(path)
     with _naming(path):
@@ -74,10 +82,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             fsync_path(temporary)
             temporary.chmod(0o644)
+            if not replace:
+                _claim(temporary, path)
             os.replace(temporary, path)
             fsync_path(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """Give a file its name, which nothing may have yet, at once or else as an empty file."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in WITHOUT_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
 
 
 @contextlib.contextmanager

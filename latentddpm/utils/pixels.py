@@ -51,18 +51,27 @@ def grid(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
     return canvas
 
 
-def save_png(path: str | Path, pixels: np.ndarray, metadata: dict[str, Any] | None = None) -> None:
+def save_png(
+    path: str | Path,
+    pixels: np.ndarray,
+    metadata: dict[str, Any] | None = None,
+    replace: bool = True,
+) -> None:
     """Write a PNG file, atomically.
 
     Args:
         path: of the file.
         pixels: uint8 (H, W, 3).
         metadata: is written as JSON into a text chunk.
+        replace: replace a file that is there.
+
+    Raises:
+        FileExistsError: see `utils.files.atomic_path`.
     """
     chunks = PngImagePlugin.PngInfo()
     if metadata is not None:
         chunks.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
-    with atomic_path(path) as temporary:
+    with atomic_path(path, replace) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=chunks)
 
 

@@ -133,8 +133,8 @@ def test_the_bar_counts_the_steps_that_are_run(model, pictures):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--strength", 0.5), ("strength", "init_image")),
-        (("--mask", "mask.png"), ("mask", "init_image")),
+        (("--strength", 0.5), ("--strength", "give --init-image")),
+        (("--mask", "mask.png"), ("--mask", "give --init-image")),
         (("--init-image", "nowhere.png"), ("nowhere.png", "no such file")),
         (("--init-image", "photo.png", "--strength", 0), ("strength", "0.0")),
         (("--init-image", "photo.png", "--strength", 0.01), ("strength", "0.01", "3 steps")),
@@ -151,6 +151,7 @@ def test_a_picture_that_does_not_fit_is_refused(options, words, model, pictures,
 
 
 def test_it_is_refused_before_keras_is_imported(model, pictures):
+    photo = pictures / "photo.png"
     wrong = (
         ("--init-image", "nowhere.png"),
         ("--init-image", str(pictures / "photo.png"), "--strength", "2"),
@@ -165,9 +166,109 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
         ("--sigma-spacing", "karras"),
         ("--guidance-scale", "-1"),
         ("--height", "33"),
+        ("--height", "-16"),
+        ("--height", "3200000", "--width", "3200000"),
+        ("--num-images", "0"),
+        ("--num-images", "1000000000000"),
+        ("--batch-size", "0"),
+        ("--tile", "high"),
+        ("--tile", "9"),
+        ("--strategy", "two"),
+        ("--eta", "nan"),
+        ("--guidance-scale", "nan"),
+        ("--mask", str(pictures / "mask.png")),
+        ("--strength", "0.5"),
+        ("--negative-prompt", "a", "--negative-prompt", "b"),
+        ("--lora", "nowhere.safetensors"),
+        ("--lora", str(pictures / "photo.png")),
+        ("--out", str(pictures / "photo.png" / "below")),
+        ("--out", "a.jpg"),
+        ("--init-image", str(photo), "--out", str(photo), "--overwrite"),
     )
     lines = [("generate", "--model", model, *options) for options in wrong]
+    lines += [("generate", *options) for options in (("--steps", "0"), ("--height", "100"))]
     refused_before("keras", lines, pictures)
+
+
+# --- Nothing is lost -----------------------------------------------------------------------
+
+
+def test_a_picture_that_is_there_is_kept(model, tmp_path):
+    """Of the same prompt and seed, too: another guidance draws another picture."""
+    options = ("--seed", 7, "--steps", 1, "--out", tmp_path)
+    first = succeeds(generate(model, *options)).stdout.strip()
+    before = file_digest(first)
+    done = succeeds(generate(model, *options, "--guidance-scale", 9))
+    second = done.stdout.strip()
+    assert file_digest(first) == before, "expected the first picture to stay as it was"
+    assert second == str(tmp_path / "red-apple-7_2.png"), f"expected a number, got {second}"
+    for words in (first, "is kept", second, "--overwrite"):
+        assert words in done.stderr, f"expected {words!r} to be said: {done.stderr}"
+    again = succeeds(generate(model, *options, "--guidance-scale", 9, "--overwrite", "--quiet"))
+    assert again.stdout.strip() == first, f"expected to replace {first}: {again}"
+    assert again.stderr == "", f"expected --quiet to say nothing, got {again.stderr!r}"
+    assert np.array_equal(pixels(first), pixels(second)), "expected the second picture there"
+
+
+def test_a_file_of_somebody_is_kept_and_the_one_made_again_is_replaced(model, tmp_path):
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"of somebody")
+    made = tmp_path / "mine_2.png"
+    done = succeeds(generate(model, "--seed", 7, "--steps", 1, "--out", mine))
+    assert done.stdout.strip() == str(made), f"expected {made}, got {done.stdout}"
+    assert mine.read_bytes() == b"of somebody", "expected the file that was there"
+    done = succeeds(call("generate", "--from", made, "--out", made))
+    assert done.stdout.strip() == str(made), f"expected the same file, got {done.stdout}"
+    assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
+
+
+# --- Prompts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_each_prompt_has_its_own_negative_prompt(grid, model, tmp_path):
+    def draw(out, *options):
+        options = ("--seed", 7, "--steps", 1, "--guidance-scale", 9, "--out", out, *options)
+        return succeeds(call("generate", "--model", model, *options)).stdout.split()
+
+    own = ("--prompt", "cat", "--negative-prompt", "red", "--prompt", "dog")
+    own += ("--negative-prompt", "blue", "--num-images", "2")
+    made = draw(tmp_path / "own", *own, *["--grid"] * grid)
+    plain = draw(tmp_path / "one", "--prompt", "cat", "--prompt", "dog", "--num-images", "2")
+    if not grid:
+        assert not np.array_equal(pixels(made[3]), pixels(plain[3])), "expected to be heeded"
+        found = [read_metadata(path)["negative_prompt"] for path in made]
+        assert found == ["red", "red", "blue", "blue"], f"expected each its own, got {found}"
+    again = tmp_path / "again.png"
+    done = succeeds(call("generate", "--from", made[-1], "--out", again))
+    assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
+    assert read_metadata(again) == read_metadata(made[-1]), "expected the same metadata"
+
+
+def test_what_may_be_meant_otherwise_is_said_once(model, bare, pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    Image.new("L", SIZE, "white").save("white.png")
+    foreign = ("--prompt", "(red:1.3) <lora:x:0.8>", "--num-images", 2)
+    painting = ("--prompt", "cat", "--init-image", "photo.png", "--mask", "white.png")
+    long = ("--prompt", " ".join(["word"] * 40))
+    for options, words in {
+        (): ("no --prompt",),
+        foreign: ("(red:1.3)", "literally", "--lora FILE:SCALE"),
+        ("--prompt", "cat", "--height", 48): ("32×48 pixels", "trained at 32×32"),
+        painting: ("--mask: white everywhere", "all of the picture"),
+        long: ("prompt too long", "'word word", "has 40 tokens, 14 fit"),
+    }.items():
+        line = ("generate", "--model", model, "--steps", 1, *options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            said = succeeds(call(*line)).stderr.splitlines()
+        found = [one for one in said if all(word in one for word in words)]
+        assert len(found) == 1, f"{options}: expected one line with {words}, got {said}"
+    line = ("generate", "--steps", 1, "--model")
+    for options in ((model, "--prompt", "cat"), (bare,), (model, "--quiet")):
+        said = succeeds(call(*line, *options)).stderr.splitlines()
+        said = [one for one in said if one and not one.endswith("…") and "step" not in one]
+        assert not said, f"{options}: expected nothing to be said, got {said}"
 
 
 # --- Samplers' options ---------------------------------------------------------------------
@@ -224,7 +325,10 @@ def test_another_sampler_takes_its_own_options(model, tmp_path):
     ("options", "words"),
     [
         (("--sampler", "ddpm", "--eta", 0.5), ("--eta: ", "'ddpm'", "no such option")),
-        (("--sampler", "ddim", "--sigma-spacing", "karras"), ("--sigma-spacing: ", "'ddim'")),
+        (
+            ("--sampler", "ddim", "--sigma-spacing", "karras"),
+            ("--sigma-spacing: ", "'ddim'", "euler"),
+        ),
         (("--sampler", "euler", "--sigma-spacing", "karas"), ("--sigma-spacing: ", "'karras'")),
         (("--eta", 2), ("--eta: ", "2.0")),
         (("--guidance-rescale", 2), ("--guidance-rescale: ", "2.0")),
@@ -330,4 +434,4 @@ def test_python_m_is_the_command():
 def test_a_folder_that_may_not_be_written_is_named(model, tmp_path):
     (tmp_path / "file").write_text("not a folder", "utf-8")
     done = generate(model, "--quiet", "--out", tmp_path / "file" / "out.png")
-    refused(done, tmp_path / "file", "exists", code=1)
+    refused(done, "--out", tmp_path / "file", "not a folder")

@@ -63,6 +63,7 @@ def difference(images, picture):
 # --- The sampler that knows a part ---------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:starting at timestep:UserWarning")
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear", "cosine"])
 @pytest.mark.parametrize("name", samplers.NAMES)
@@ -278,6 +279,60 @@ def test_files_are_read_as_arrays(model, files, picture, mask):
     assert np.array_equal(from_files, from_arrays), "expected files to be read as they are"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [Image.fromarray, lambda picture: picture / 255, lambda picture: picture / np.float32(255)],
+)
+def test_pictures_of_every_kind_are_the_same(given, picture):
+    start = read_init_image(given(picture), None, None, SIZE)
+    assert np.array_equal(start.init_image, picture), "expected the picture's own pixels"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda mask: mask > 0,
+        lambda mask: mask / 255,
+        lambda mask: mask[..., None],
+        lambda mask: np.repeat(mask[..., None], 3, axis=2),
+        Image.fromarray,
+        lambda mask: Image.fromarray(mask > 0),
+        lambda mask: Image.fromarray(mask.astype(np.uint16) * 257),
+        lambda mask: Image.fromarray(mask / np.float32(255)),
+    ],
+)
+def test_masks_of_every_kind_are_the_same(given, picture):
+    mask = 255 * np.eye(SIZE[0], dtype=np.uint8)
+    start = read_init_image(picture, given(mask), None, SIZE)
+    assert np.array_equal(start.mask, mask), "expected white where the mask is true"
+
+
+def test_gray_is_a_picture(tmp_path, picture):
+    gray = picture[..., 0]
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for given in (gray, gray[..., None], Image.fromarray(gray), tmp_path / "deep.png"):
+        found = read_init_image(given, None, None, SIZE).init_image
+        assert np.array_equal(found, np.repeat(gray[..., None], 3, axis=2)), "expected gray"
+
+
+def test_a_pil_image_of_another_size_is_scaled_and_said():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways = Image.new("RGB", (48, 16))
+    sideways.info["exif"] = exif.tobytes()
+    sideways.getexif().update(exif)
+    with pytest.warns(UserWarning, match="init_image: 16×48 pixels, scaled and cropped to 32×32"):
+        read_init_image(sideways, None, None, SIZE)
+
+
+def test_a_mask_of_one_colour_is_known(picture):
+    for value, expected in ((0, "black"), (255, "white"), (128, None)):
+        mask = np.full(SIZE, value, np.uint8)
+        found = read_init_image(picture, mask, None, SIZE).uniform
+        assert found == expected, f"{value}: expected {expected}, got {found}"
+    assert read_init_image(picture, None, None, SIZE).uniform is None, "expected no mask"
+
+
 def test_another_size_is_scaled_cropped_and_said(tmp_path):
     """Picture and mask in the same way: a white square on black is its own mask."""
     square = np.zeros((60, 100), np.uint8)
@@ -324,9 +379,17 @@ def test_transparent_is_white_in_a_picture_and_repainted_in_a_mask(tmp_path):
         ({"strength": float("nan")}, ("strength", "nan")),
         ({"strength": 0.2}, ("strength", "0.2", "3 steps", "0.333")),
         ({"mask": np.zeros((16, 32), np.uint8)}, ("mask", "32×16", "32×32")),
-        ({"mask": np.zeros(SIZE, bool)}, ("mask", "bool", "uint8 (H, W)")),
+        ({"mask": np.eye(SIZE[0], dtype=int)}, ("mask", "int64", "uint8, bool")),
+        ({"mask": np.eye(SIZE[0], dtype="uint8")}, ("mask", "1 of 255", "mask * 255")),
         ({"init_image": np.zeros((16, 32, 3), np.uint8)}, ("init_image", "32×16", "32×32")),
-        ({"init_image": np.zeros((*SIZE, 3), "float32")}, ("init_image", "float32", "(H, W, 3)")),
+        ({"init_image": np.full(SIZE, -1.0)}, ("init_image", "[0, 1]", "-1", "(x + 1) / 2")),
+        ({"init_image": np.full(SIZE, 255.0)}, ("init_image", "[0, 1]", "255", "x / 255")),
+        ({"init_image": np.full(SIZE, 255)}, ("init_image", "int64", "astype('uint8')")),
+        ({"init_image": np.full(SIZE, np.nan)}, ("init_image", "[0, 1]", "nan")),
+        ({"init_image": np.zeros((1, *SIZE, 3))}, ("init_image", "(1, 32, 32, 3)", "not a batch")),
+        ({"init_image": [1, 2]}, ("init_image", "list", "a PIL image")),
+        ({"strength": "0.5"}, ("strength", "'0.5'")),
+        ({"strength": True}, ("strength", "True")),
         ({"init_image": "nowhere.png"}, ("init_image", "nowhere.png", "no such file")),
         ({"mask": "nowhere.png"}, ("mask", "nowhere.png", "no such file")),
         ({"init_image": None, "strength": 0.5}, ("strength", "init_image")),

@@ -152,6 +152,30 @@ def test_seeds_count_up():
     assert image_seeds(np.array([9, 2]), 2) == [9, 2], "expected an array to do the same"
 
 
+def test_numbers_of_numpy_are_numbers(model):
+    given = {"num_images": np.int64(2), "num_steps": np.array(2), "height": np.int32(32)}
+    given |= {"guidance_scale": np.float32(2), "batch_size": np.uint8(2)}
+    found = model.generate("red apple", seed=np.array([5, 6]), **given)
+    expected = model.generate("red apple", seed=5, num_images=2, num_steps=2, guidance_scale=2.0)
+    assert np.array_equal(found, expected), "expected the pictures of Python's own numbers"
+
+
+def test_no_prompt_is_the_empty_prompt(model):
+    found = model.generate(None, negative_prompt=None, seed=3)
+    assert np.array_equal(found, model.generate("", seed=3)), "expected the same picture"
+
+
+def test_each_prompt_may_have_its_own_negative_prompt(model):
+    prompts = np.array(["red apple", "cat"])
+    several = model.generate(prompts, negative_prompt=("cat", "dog"), num_images=2, seed=3)
+    for k, negative in enumerate(["cat", "cat", "dog", "dog"]):
+        alone = model.generate(prompts[k // 2 : k // 2 + 1], negative_prompt=negative, seed=3 + k)
+        assert levels(several[k : k + 1], alone) <= 1, f"image {k}: expected it with {negative!r}"
+    settings = model.settings(num_steps=3)
+    again = model.generate(prompts, negative_prompt=["cat", "dog"], settings=settings, seed=3)
+    assert levels(again[:1], several[:1]) <= 1, "expected the same beside settings"
+
+
 # --- Bad requests --------------------------------------------------------------------------
 
 
@@ -174,11 +198,29 @@ def test_seeds_count_up():
         ({"seed": -1}, ("seed", "-1")),
         ({"seed": MAX_SEED}, ("seed", str(MAX_SEED))),
         ({"seed": [1, 2]}, ("2 seeds for 1 images",)),
+        ({"seed": "3"}, ("seed", "whole number", "'3'")),
+        ({"prompt": 3}, ("prompt", "expected text", "3")),
+        ({"prompt": ["a", 3]}, ("prompt", "expected texts", "3")),
+        ({"prompt": []}, ("prompt", "empty list")),
+        ({"negative_prompt": 3}, ("negative_prompt", "expected text", "3")),
+        ({"negative_prompt": ["a", "b"]}, ("negative_prompt", "2 given for 1 prompt")),
+        ({"num_images": 2.0}, ("num_images", "whole number", "2.0")),
+        ({"num_images": True}, ("num_images", "whole number", "True")),
+        ({"num_steps": 2.5}, ("num_steps", "whole number", "2.5")),
+        ({"num_steps": "many"}, ("num_steps", "whole number", "'many'")),
+        ({"batch_size": "2"}, ("batch_size", "whole number", "'2'")),
+        ({"height": 32.0}, ("height", "whole number", "32.0")),
+        ({"guidance_scale": "much"}, ("guidance_scale", "a number", "'much'")),
+        ({"tile": 9}, ("tile 9", "8 or 16")),
+        ({"tile": None}, ("tile", "'auto'")),
+        ({"settings": {"num_steps": 3}}, ("settings", "model.settings()")),
+        ({"latents": "noise"}, ("latents", "an array")),
+        ({"latents": np.full((1, 4, 4, 4), np.nan)}, ("latents", "not finite")),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(model, options, words):
     with pytest.raises(UserError) as error:
-        model.generate("red apple", **options)
+        model.generate(**{"prompt": "red apple", **options})
     one_line(error, *words)
 
 

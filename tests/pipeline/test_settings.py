@@ -20,8 +20,9 @@ from tiny import shared_model
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
 from latentddpm.errors import UserError
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import MANIFEST, read_model_folder
-from latentddpm.pipeline.settings import FIELDS, GenerationSettings, ModelFacts, facts_of
+from latentddpm.pipeline.settings import FIELDS, GenerationSettings, ModelFacts
 
 OWN = {"num_steps": 20, "sampler": "ddim", "timestep_spacing": "trailing", "guidance_scale": 4.0}
 FACTS = ModelFacts((OWN,), (64, 96), True, 1000, 8)
@@ -277,7 +278,7 @@ def test_the_facts_of_a_folder_need_no_keras(folder):
     code = (
         "import sys\n"
         "from latentddpm.pipeline.model_folder import read_model_folder\n"
-        "from latentddpm.pipeline.settings import facts_of\n"
+        "from latentddpm.pipeline.model_facts import facts_of\n"
         "print(facts_of(read_model_folder(sys.argv[1])).settings(num_steps=7))\n"
         "print({'keras', 'tensorflow', 'h5py'} & set(sys.modules))"
     )

@@ -72,7 +72,7 @@ def ddim_solution(levels, std, eta):
     start, weights = 1.0, []
     for bar, after in itertools.pairwise(levels):
         sigma = eta * np.sqrt((1 - after) / (1 - bar) * (1 - bar / after))
-        gain = np.sqrt(bar * after) * std**2 + np.sqrt((1 - after - sigma**2) * (1 - bar))
+        gain = np.sqrt(bar * after) * std**2 + np.sqrt(max(1 - after - sigma**2, 0) * (1 - bar))
         gain /= bar * std**2 + 1 - bar
         start, weights = start * gain, [weight * gain for weight in weights] + [sigma]
     return start, np.array(weights)

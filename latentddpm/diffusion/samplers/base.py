@@ -13,6 +13,7 @@ whatever the precision of the network; the coefficients of a step are float64.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ import keras
 import numpy as np
 
 from latentddpm.choices import TIMESTEP_SPACINGS
-from latentddpm.diffusion.samplers.spacing import spaced_timesteps
+from latentddpm.diffusion.samplers.spacing import spaced_timesteps, start_for_epsilon
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 
@@ -43,8 +44,11 @@ class Sampler:
             By default 1, as in Stable Diffusion, or 0 where 1 does not fit (n = T).
 
     Attributes:
+        num_steps: as given; a model that predicts epsilon may leave out steps that begin in pure
+            noise (`spacing.start_for_epsilon`).
         timesteps: (num_steps,), decreasing, in 0 .. T−1, read-only; int64, or float64 where the
             sampler visits timesteps between whole ones.
+        left_out: the timestep of pure noise in place of which `timesteps` begin lower, or None.
         alphas_cumprod: ᾱ of every step's level, and 1 for the end; float64 (num_steps + 1,),
             read-only.
 
@@ -87,10 +91,19 @@ class Sampler:
             skip_lowest=self.skip_lowest,
             fractional=not self.whole_timesteps,
         )
-        self.num_steps = len(timesteps)
-        self.timesteps, alphas_cumprod = self._levels(timesteps)
         end = 1.0 if self.set_alpha_to_one else schedule.alphas_cumprod[0]
-        self.alphas_cumprod = np.append(alphas_cumprod, end)
+        timesteps, alphas_cumprod = self._levels(timesteps)
+        alphas_cumprod = np.append(alphas_cumprod, end)
+        self.left_out = None
+        if schedule.prediction_type == "epsilon":
+            first = timesteps[0]
+            sigmas = np.sqrt(1 / alphas_cumprod - 1)
+            timesteps, usable = start_for_epsilon(schedule, timesteps, sigmas)
+            if usable is not sigmas:
+                self.left_out = first.item()
+                alphas_cumprod = 1 / (1 + usable**2)
+        self.num_steps = len(timesteps)
+        self.timesteps, self.alphas_cumprod = timesteps, alphas_cumprod
         self.timesteps.setflags(write=False)
         self.alphas_cumprod.setflags(write=False)
 
@@ -136,6 +149,13 @@ class Sampler:
         self._check_step("first_step", first_step)
         if self.stochastic and noise is None:
             raise UserError(f"noise: {type(self).__name__} draws noise in its steps; pass noise=")
+        if first_step == 0 and self.left_out is not None:
+            warnings.warn(
+                f"starting at timestep {self.timesteps[0]:.0f} instead of {self.left_out:.0f}, "
+                "which is almost pure noise: a model that predicts epsilon cannot tell anything "
+                "of the picture there",
+                stacklevel=2,
+            )
         latents = keras.ops.cast(latents, "float32")
         whole = np.issubdtype(self.timesteps.dtype, np.integer)
 
@@ -211,6 +231,37 @@ class Sampler:
         """Noise level σ = √(1 − ᾱ) / √ᾱ that step `step_index` starts from; 0 at num_steps."""
         signal_rate, noise_rate = self.rates(step_index)
         return noise_rate / signal_rate
+
+    def along_x0(self, step_index: int, latents: Array, x0: Array) -> Array:
+        """Latents at the next level, where x0 stays what it is on the way; finite at any level.
+
+            x' = √(1−ᾱ') / √(1−ᾱ) · x + √ᾱ' (1 − σ'/σ) · x0
+
+        Args:
+            step_index: 0 .. num_steps−1.
+            latents: x at this step's level, (B, h, w, c).
+            x0: (B, h, w, c); with the network's own this is a step of DDIM.
+
+        Returns:
+            x' at the level of the next step, (B, h, w, c).
+        """
+        _, noise_rate = self.rates(step_index)
+        next_signal_rate, next_noise_rate = self.rates(step_index + 1)
+        shrink = self.sigma(step_index + 1) / self.sigma(step_index)
+        return next_noise_rate / noise_rate * latents + next_signal_rate * (1 - shrink) * x0
+
+    def is_far(self, step_index: int) -> bool:
+        """True where a step is too long to be mended by ε', the ε at its other end.
+
+        A mended step moves x' by ½ √ᾱ' (σ − σ') · (ε' − ε), and √ᾱ' of an error in v is in ε'. So
+        where (σ − σ') / (1 + σ'²) > 4 the error is more than doubled in x'. That is so from almost
+        pure noise. A step along the mean of the two x0 (`along_x0`) enlarges no error in v.
+
+        Args:
+            step_index: 0 .. num_steps−1.
+        """
+        sigma, next_sigma = self.sigma(step_index), self.sigma(step_index + 1)
+        return next_sigma > 0 and (sigma - next_sigma) / (1 + next_sigma**2) > 4
 
     def _check_step(self, name: str, step_index: int) -> None:
         if not isinstance(step_index, int | np.integer) or not 0 <= step_index <= self.num_steps:

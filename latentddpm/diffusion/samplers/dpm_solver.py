@@ -59,10 +59,7 @@ class DPMSolverMultistepSampler(SigmaSampler):
         if last_x0 is not None and step_index + 1 < self.num_steps:
             weight = self._log_step(step_index) / (2 * self._log_step(step_index - 1))
             direction = (1 + weight) * x0 - weight * last_x0
-        _, noise_rate = self.rates(step_index)
-        next_signal_rate, next_noise_rate = self.rates(step_index + 1)
-        shrink = self.sigma(step_index + 1) / self.sigma(step_index)  # e^{−h}
-        return next_noise_rate / noise_rate * latents + next_signal_rate * (1 - shrink) * direction
+        return self.along_x0(step_index, latents, direction)
 
     def _log_step(self, step_index: int) -> float:
         """Length h = λ' − λ of a step, > 0; not for the last step, where it is infinite."""

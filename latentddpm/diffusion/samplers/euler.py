@@ -9,6 +9,10 @@ A step goes from σ to σ'. With x̂ = x0 + σ · ε:
     Euler ancestral  x̂' = x0 + σ_down · ε + σ_up · z,    σ_up² = σ'² (σ² − σ'²) / σ²,
                      σ_down² = σ'² − σ_up²             (Song 2021b, appendix F; k-diffusion)
 
+From almost pure noise Heun takes the mean of the two x0 and not of the two ε (`Sampler.is_far`).
+Both are of second order, and only the former stays finite there. With five steps or more that is
+the first step on cosine and zero terminal SNR schedules, and hardly any other.
+
 A step of Euler is a step of DDIM, and one of Euler ancestral is one of DDPM, in other notation;
 they differ in the choice of levels. Heun calls the network twice per step (once in the last, where
 σ' = 0), for an error that decreases with the square of the step.
@@ -133,9 +137,11 @@ class HeunSampler(SigmaSampler):
         x0, epsilon = denoise(latents, step_index)
         sigma, next_sigma = self.sigma(step_index), self.sigma(step_index + 1)
         next_signal_rate = self.rates(step_index + 1)[0]
-        latents = next_signal_rate * (x0 + next_sigma * epsilon)
-        if next_sigma > 0:
-            _, next_epsilon = denoise(latents, step_index + 1)
-            mend = next_signal_rate * (next_sigma - sigma) / 2
-            latents = latents + mend * (next_epsilon - epsilon)
-        return latents, x0, None
+        guess = next_signal_rate * (x0 + next_sigma * epsilon)
+        if next_sigma == 0:
+            return guess, x0, None
+        next_x0, next_epsilon = denoise(guess, step_index + 1)
+        if self.is_far(step_index):
+            return self.along_x0(step_index, latents, (x0 + next_x0) / 2), x0, None
+        mend = next_signal_rate * (next_sigma - sigma) / 2
+        return guess + mend * (next_epsilon - epsilon), x0, None

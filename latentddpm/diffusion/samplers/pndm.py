@@ -12,6 +12,12 @@ fourth order once there are four predictions, and of lower order in the first st
 The first step is that of Stable Diffusion (diffusers: `skip_prk_steps=True`). The paper's own
 start, three Runge–Kutta steps of four calls each, is left out.
 
+From almost pure noise (`Sampler.is_far`) a step along ε divides by nearly nothing. Such a step
+goes along the mean of the two x0 instead. On schedules that leap into pure noise at their last
+timestep (cosine, zero terminal SNR) at most two predictions are combined: with few steps the
+weights of four, whose sizes add up to 6.7, enlarge the errors of the network and leave stains.
+Elsewhere there are four, as in diffusers.
+
 The predictions are combined as ε, as in the paper and in the code of Stable Diffusion. diffusers
 combines them as the network gives them. For ε that is the same. For v it is a method of first
 order, because v changes from step to step even where x0 and ε do not. A step goes to the level of
@@ -25,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.diffusion.samplers.base import Array, Denoise, Noise, Sampler
+from latentddpm.diffusion.samplers.spacing import PURE_NOISE
 from latentddpm.diffusion.schedule import NoiseSchedule
 
 ADAMS_BASHFORTH = (
@@ -39,11 +46,14 @@ ADAMS_BASHFORTH = (
 class PNDMSampler(Sampler):
     """PNDM sampler without Runge–Kutta steps, called PLMS (Liu 2022): deterministic, multistep.
 
-    With zero terminal SNR it starts from ᾱ = 2⁻²⁴, because its step divides by √ᾱ.
+    With zero terminal SNR it starts from ᾱ = 2⁻²⁴.
 
     Args:
         schedule, num_steps, timestep_spacing, steps_offset: see `Sampler`.
         set_alpha_to_one: see `DDIMSampler`.
+
+    Attributes:
+        order: number of predictions that are combined, once there are as many: 4 or 2.
 
     Raises:
         UserError: see `Sampler`.
@@ -67,6 +77,9 @@ class PNDMSampler(Sampler):
     ) -> None:
         self.set_alpha_to_one = set_alpha_to_one
         super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
+        last_but_one, last = schedule.sigmas[[-min(2, len(schedule.sigmas)), -1]]
+        leaps = last > max(PURE_NOISE, 2 * last_but_one)
+        self.order = 2 if leaps else len(ADAMS_BASHFORTH)
 
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return timesteps, 1 / (1 + self.schedule.sigmas_at(timesteps) ** 2)
@@ -76,14 +89,18 @@ class PNDMSampler(Sampler):
     ) -> tuple[Array, Array, Any]:
         """Step of PNDM: a transfer along a combined ε (Liu 2022, §3)."""
         x0, epsilon = denoise(latents, step_index)
-        if history is None and step_index + 1 < self.num_steps:
+        last = step_index + 1 == self.num_steps
+        past = [epsilon, *(history or [])][: self.order]
+        if self.is_far(step_index) and not last:
+            next_x0, _ = denoise(self.along_x0(step_index, latents, x0), step_index + 1)
+            return self.along_x0(step_index, latents, (x0 + next_x0) / 2), x0, past
+        if history is None and not last:
             guess = self._transfer(step_index, latents, epsilon)
             _, next_epsilon = denoise(guess, step_index + 1)
-            return self._transfer(step_index, latents, (epsilon + next_epsilon) / 2), x0, [epsilon]
-        history = [epsilon, *(history or [])[:3]]
-        weights = ADAMS_BASHFORTH[len(history) - 1]
-        combined = sum(weight * past for weight, past in zip(weights, history, strict=True))
-        return self._transfer(step_index, latents, combined), x0, history
+            return self._transfer(step_index, latents, (epsilon + next_epsilon) / 2), x0, past
+        weights = ADAMS_BASHFORTH[len(past) - 1]
+        combined = sum(weight * value for weight, value in zip(weights, past, strict=True))
+        return self._transfer(step_index, latents, combined), x0, past
 
     def _transfer(self, step_index: int, latents: Array, epsilon: Array) -> Array:
         """Latents at the next level, along `epsilon`: a step of DDIM."""

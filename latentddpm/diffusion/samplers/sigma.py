@@ -69,7 +69,7 @@ class SigmaSampler(Sampler):
             ends = sigmas[[0, -1]]
             if self.whole_timesteps:
                 ends = self.schedule.sigmas_at(np.array([len(self.schedule.betas) - 1, 0]))
-            sigmas = karras_sigmas(*ends, self.num_steps)
+            sigmas = karras_sigmas(*ends, len(timesteps))
             timesteps = self.schedule.timesteps_at(sigmas)
             if self.whole_timesteps:
                 timesteps = timesteps.round().astype("int64")

@@ -6,6 +6,9 @@
     karras     σ_k = (σ_max^(1/ρ) + k/(n−1) · (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, k = 0 .. n−1, ρ = 7
                                                                     (Karras 2022, eq. 5)
 
+Where a schedule ends in pure noise, Karras levels are bounded (`karras_sigmas`), and a model that
+predicts ε starts a little lower (`start_for_epsilon`).
+
 The timesteps are those of diffusers wherever diffusers gives n different ones in 0 .. T−1.
 Elsewhere (n near T, or n = 1) they are the nearest that are different. When n does not divide T,
 ⌊T/n⌋ leaves up to half of the timesteps unvisited, at the noisy end: 60 steps of 1000 start at
@@ -18,7 +21,17 @@ from __future__ import annotations
 import numpy as np
 
 from latentddpm.diffusion.options import check_num_steps
+from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
+
+PURE_NOISE = 512.0
+"""σ above which a level counts as pure noise: nothing of the picture can be told from it.
+
+Ordinary schedules end below (scaled_linear at 14.6, linear at 157), cosine and those with zero
+terminal SNR above (20,000; ∞, which counts as 4096)."""
+
+USUAL_SIGMAS = (16.0, 0.03)
+"""σ between which a picture is made; Stable Diffusion's schedule goes from 14.6 to 0.029."""
 
 
 def spaced_timesteps(
@@ -74,7 +87,9 @@ def spaced_timesteps(
 def karras_sigmas(highest: float, lowest: float, count: int, rho: float = 7.0) -> np.ndarray:
     """Noise levels of Karras 2022, eq. 5: evenly spaced in σ^(1/ρ).
 
-    So steps are small at little noise, where later steps cannot correct an error.
+    So steps are small at little noise, where later steps cannot correct an error. Where `highest`
+    is pure noise, most levels would be, too: then they are those between `USUAL_SIGMAS`, with
+    `highest` itself in place of the first.
 
     Args:
         highest, lowest: σ of the first and of the last level.
@@ -84,4 +99,41 @@ def karras_sigmas(highest: float, lowest: float, count: int, rho: float = 7.0) -
     Returns:
         float64 (count,), decreasing.
     """
-    return np.linspace(highest ** (1 / rho), lowest ** (1 / rho), count) ** rho
+    top = highest
+    if highest > PURE_NOISE:
+        top, lowest = USUAL_SIGMAS[0], max(USUAL_SIGMAS[1], lowest)
+    sigmas = np.linspace(top ** (1 / rho), lowest ** (1 / rho), count) ** rho
+    sigmas[0] = highest if highest > PURE_NOISE else sigmas[0]
+    return sigmas
+
+
+def start_for_epsilon(
+    schedule: NoiseSchedule, timesteps: np.ndarray, sigmas: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Levels at which the ε of a network can be used: a start below pure noise.
+
+    An error in ε is one of σ times its size in x0, and moves x' by √ᾱ' (σ − σ') times its size.
+    From a level of pure noise that is far more than x' itself. So the first level becomes the
+    highest whole timestep of at most four times the next one's σ, or of `USUAL_SIGMAS` where that
+    is more; where the next level is as high, the first one is left out.
+
+    Args:
+        schedule: of the network.
+        timesteps: (n,), decreasing.
+        sigmas: σ of each level, and of the end; float64 (n + 1,), decreasing.
+
+    Returns:
+        The timesteps and σ, one or more fewer where two levels or more are pure noise; those
+        given where the first is not.
+    """
+    while sigmas[0] > max(PURE_NOISE, 4 * sigmas[1]):
+        highest = max(USUAL_SIGMAS[0], 4 * sigmas[1])
+        start = max(np.searchsorted(schedule.sigmas, highest, side="right") - 1, 0)
+        if schedule.sigmas[start] > sigmas[1]:
+            timesteps, sigmas = timesteps.copy(), sigmas.copy()
+            timesteps[0], sigmas[0] = start, schedule.sigmas[start]
+            break
+        if sigmas[1] < USUAL_SIGMAS[0]:  # no timestep lies between
+            break
+        timesteps, sigmas = timesteps[1:], sigmas[1:]
+    return timesteps, sigmas

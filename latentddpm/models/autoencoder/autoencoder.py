@@ -16,7 +16,7 @@ The loss is in `training.step.autoencoder_trainer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -25,8 +25,11 @@ from keras import ops
 
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+from latentddpm.models.autoencoder.inputs import as_images
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.layers import PACKAGE
+from latentddpm.utils.images.sizes import check_multiple
+from latentddpm.utils.pixels import from_pixels
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -47,10 +50,15 @@ class Autoencoder(keras.Model):
         latent_statistics: count, mean and std of the raw latents of the training set, all and
             per channel, from which the scaling factor was computed. Saved with the model.
 
+    `predict`, `fit` and `evaluate` also take images alone, see `inputs.as_images`. The last two
+    compare them with their reconstruction by the loss given to `compile`, such as "mse". Without
+    the KL term this is a plain autoencoder; `AutoencoderTrainer` has the whole loss.
+
     Call arguments:
         inputs: `{"images": (B, H, W, 3) in [-1, 1]}` and, for a sample of the posterior instead
             of its mode, `"noise"`: (B, h, w, c), standard normal. Noise is an input, so the
-            model is a deterministic function.
+            model is a deterministic function. Without noise the images alone will do; whole
+            numbers are pixels 0 … 255.
 
     Returns:
         `{"reconstruction": (B, H, W, 3), "mean": (B, h, w, c), "logvar": (B, h, w, c)}`, with
@@ -128,16 +136,14 @@ class Autoencoder(keras.Model):
         Raises:
             UserError: it is not; the message has the nearest valid sizes.
         """
-        factor = self.downsample_factor
         for name, size in (("height", height), ("width", width)):
-            if size is not None and (size < factor or size % factor):
-                near = sorted({max(size // factor, 1) * factor, (size // factor + 1) * factor})
-                raise UserError(
-                    f"{name} {size} is not a multiple of the autoencoder's downsample factor "
-                    f"{factor}; nearest valid: {' or '.join(map(str, near))}"
-                )
+            if size is not None:
+                of = "the autoencoder's downsample factor"
+                check_multiple(name, size, self.downsample_factor, of)
 
     def call(self, inputs, training=None):
+        if not isinstance(inputs, Mapping):
+            inputs = {"images": inputs}
         mean, logvar = self._moments(inputs["images"], training)
         raw_latents = mean
         if "noise" in inputs:
@@ -146,6 +152,8 @@ class Autoencoder(keras.Model):
         return {"reconstruction": reconstruction, "mean": mean, "logvar": logvar}
 
     def _moments(self, images: Any, training: bool | None = None) -> tuple[Any, Any]:
+        if "int" in keras.backend.standardize_dtype(images.dtype):
+            images = from_pixels(images, ops.cast)
         self.check_size(*images.shape[1:3])
         mean, logvar = ops.split(self.encoder(images, training=training), 2, axis=-1)
         return mean, ops.clip(logvar, *LOGVAR_RANGE)
@@ -154,20 +162,22 @@ class Autoencoder(keras.Model):
         """Posterior of images: mean and log-variance of their raw latents.
 
         Args:
-            images: float (B, H, W, 3) in [-1, 1]; H and W are multiples of f.
+            images: float (B, H, W, 3) in [-1, 1], or as of `inputs.as_images`; H and W are
+                multiples of f.
 
         Returns:
             mean and logvar, (B, h, w, c) each, unscaled.
 
         Raises:
-            UserError: not a batch of floating point images, or a height or width that is not a
-                multiple of f.
+            UserError: no images, or a height or width that is not a multiple of f.
         """
-        dtype = keras.backend.standardize_dtype(images.dtype)
-        if len(images.shape) != 4 or "float" not in dtype:
+        images = as_images(images)
+        dtype = keras.backend.standardize_dtype(getattr(images, "dtype", "string"))
+        if len(getattr(images, "shape", ())) != 4 or "float" not in dtype:
+            found = f"{dtype} {tuple(images.shape)}" if hasattr(images, "shape") else type(images)
             raise UserError(
-                f"images: {dtype} {tuple(images.shape)}, expected floating point (B, H, W, "
-                f"{self.image_channels}) in [-1, 1]"
+                f"images: {found}, expected floating point (B, H, W, {self.image_channels}) in "
+                "[-1, 1], uint8, or PIL images"
             )
         return self._moments(ops.convert_to_tensor(images, "float32"))
 
@@ -211,6 +221,25 @@ class Autoencoder(keras.Model):
         latents = ops.convert_to_tensor(latents, "float32")
         return self.decoder(LatentSpace(self.scaling_factor).to_raw(latents))
 
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        return super().predict(as_images(x), *args, **kwargs)
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().fit(*_with_targets(x, y), *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return super().evaluate(*_with_targets(x, y), *args, **kwargs)
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
+        if loss is not None and not isinstance(loss, Mapping | list | tuple):
+            loss = {"reconstruction": loss}
+        super().compile(optimizer, loss, **kwargs)
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        shape = (None, None, None, self.image_channels)
+        signature = [{"images": keras.InputSpec(shape=shape, dtype="float32")}]
+        super().export(filepath, *args, **{"input_signature": signature, **kwargs})
+
     def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -225,3 +254,11 @@ class Autoencoder(keras.Model):
             "image_channels": self.image_channels,
             "latent_statistics": self.latent_statistics,
         }
+
+
+def _with_targets(x: Any, y: Any) -> tuple[Any, Any]:
+    """Inputs and targets of images: themselves, unless there are others."""
+    x = as_images(x)
+    if y is None and isinstance(x, np.ndarray):
+        return {"images": x}, {"reconstruction": x}
+    return x, y

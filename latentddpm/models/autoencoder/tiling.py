@@ -24,10 +24,8 @@ from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.autoencoder.strips import run_in_strips
 from latentddpm.models.functional import rebuild
 from latentddpm.models.inference import compiled, has_replicas
+from latentddpm.utils.images.sizes import AUTO, OFF, Tile, check_tile
 from latentddpm.utils.memory import available_memory, is_out_of_memory
-
-AUTO, OFF = "auto", "off"
-Tile = str | int
 
 MAPS_OF_ONE_PASS = 8
 """Memory of one pass beside its weights, in float32 feature maps of the widest block at full size;
@@ -146,37 +144,10 @@ def images_in_memory(autoencoder: Autoencoder, height: int, width: int) -> int |
     return max(free // half.bytes_of_one_pass((1, height, width)), 0)
 
 
-def check_tile(tile: Any) -> Tile:
-    """Check a `tile`, which may be text, and return it as `decode` takes it.
-
-    Raises:
-        UserError: neither "auto", "off" nor a positive whole number.
-    """
-    if tile in (AUTO, OFF):
-        return tile
-    try:
-        height = int(str(tile))  # by its text, so that 64.5 is refused
-    except ValueError:
-        height = 0
-    if height < 1:
-        raise UserError(
-            f"tile: {tile!r}, expected 'auto', 'off' or the height of a strip in pixels"
-        )
-    return height
-
-
 def _rows(tile: Tile, factor: int) -> int | None:
     """Height of a strip in rows of latents; None for "auto" and "off"."""
-    tile = check_tile(tile)
-    if isinstance(tile, str):
-        return None
-    if tile % factor:
-        low = max(tile // factor, 1) * factor
-        raise UserError(
-            f"tile: {tile} is not a multiple of the autoencoder's downsample factor {factor}; "
-            f"nearest valid: {low} or {low + factor}"
-        )
-    return tile // factor
+    tile = check_tile(tile, factor)
+    return None if isinstance(tile, str) else tile // factor
 
 
 class AutoencoderHalf:

@@ -1,0 +1,46 @@
+"""Notes on a plan: what is drawn is what was asked for, but perhaps not what was meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from latentddpm.clip.prompts import foreign_syntax
+from latentddpm.pipeline.init_image import InitImage
+from latentddpm.pipeline.settings import GenerationSettings, ModelFacts
+
+SHOWN = 3
+"""Pieces of other tools' syntax that a note quotes."""
+
+
+def notes_on(
+    facts: ModelFacts,
+    settings: GenerationSettings,
+    start: InitImage | None,
+    prompts: Sequence[str],
+    negative_prompts: Iterable[str],
+) -> Iterator[str]:
+    """Sentences for people, one for each thing that they may want to know before they wait.
+
+    Args:
+        facts: of the model.
+        settings: of the images.
+        start: picture to start from; None for noise.
+        prompts, negative_prompts: of the images.
+    """
+    if facts.has_text and not any(prompts):
+        yield "no --prompt: the model is told nothing and draws anything"
+    if found := foreign_syntax([*prompts, *negative_prompts]):
+        shown = ", ".join(found[:SHOWN]) + (", …" if found[SHOWN:] else "")
+        lora = any(re.match("<(lora|lyco)", one, re.IGNORECASE) for one in found)
+        yield (
+            f"{shown}: other tools' syntax is taken literally, word for word"
+            + ("; a LoRA is given by --lora FILE:SCALE" if lora else "")
+        )
+    if facts.image_size and settings.size != facts.image_size:
+        own, size = (f"{width}×{height}" for height, width in (facts.image_size, settings.size))
+        yield f"{size} pixels: the model was trained at {own}, where it draws best"
+    if start is not None and start.uniform == "white":
+        yield "--mask: white everywhere (as transparent is), so all of the picture is repainted"
+    if start is not None and start.uniform == "black":
+        yield "--mask: black everywhere, so nothing of the picture is repainted"

@@ -1,0 +1,158 @@
+"""Files of generated pictures: where they go, and that they take no other file's place.
+
+    --out FILE.png   that file
+    --out FOLDER     PROMPT-SEED.png in it, or PROMPT-SEED-grid.png
+    (none)           the same in the working directory
+
+A name that is taken gets a number, `apple_2.png`, unless the file is to be replaced: with
+`--overwrite`, or where `--out` names the very picture that is made again (`--from`). Two processes
+that write the same name at once get two names: a file is linked to its name, which fails where
+there is one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentddpm.errors import UserError
+from latentddpm.utils.pixels import save_png
+
+
+def check_out(out: Path | None, count: int) -> None:
+    """Refuse an output that is neither a folder nor, for a single picture, a PNG file.
+
+    Args:
+        out: as given; None for the working directory.
+        count: number of pictures.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not _is_file_name(out):
+        return
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: images are written as .png; name a .png file or a folder")
+    if count > 1:
+        raise UserError(f"{out}: one file for {count} images; name a folder, or --grid")
+
+
+def targets(
+    out: Path | None, prompts: Sequence[str], seeds: Sequence[int], grid: bool
+) -> list[Path]:
+    """Files to write, as they are named before any of them is found to be taken.
+
+    Args:
+        out: as given, checked by `check_out`.
+        prompts, seeds: of each image.
+        grid: write one picture of all.
+    """
+    if _is_file_name(out):
+        return [out]
+    names = [f"{_slug(text)}-{seed}.png" for text, seed in zip(prompts, seeds, strict=True)]
+    if grid:
+        names = [f"{_slug(prompts[0])}-{seeds[0]}-grid.png"]
+    return [(out or Path()) / name for name in names]
+
+
+def check_writable(files: Iterable[Path], inputs: Iterable[Path | None], replace: bool) -> None:
+    """Check, without writing anything, that files can be written.
+
+    Args:
+        files: all in one folder, which need not exist.
+        inputs: files that are read, and must not be replaced.
+        replace: whether the files may be replaced.
+
+    Raises:
+        UserError: something other than a folder is in the way, a folder is in the place of a file,
+            or an input would be replaced.
+        OSError: the folder cannot be written, or a name is not possible.
+    """
+    files = list(files)
+    inputs = [path for path in inputs if path is not None and path.exists()]
+    for file in files:
+        try:
+            os.lstat(file)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if replace and file.is_dir():
+            raise UserError(f"--overwrite: {file} is a folder; name another file with --out")
+        if replace and any(file.exists() and file.samefile(path) for path in inputs):
+            raise UserError(f"--overwrite: {file} is read; name another file with --out")
+    folder = files[0].parent
+    place = folder
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"--out {folder}: {place} is not a folder; name another place")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        error.filename = str(folder)
+        raise
+
+
+def write_picture(file: Path, pixels: np.ndarray, metadata: dict[str, Any], replace: bool) -> Path:
+    """Write a picture, beside a file of the same name unless that is to be replaced.
+
+    Args:
+        file: to write.
+        pixels: uint8 (H, W, 3).
+        metadata: see `save_png`.
+        replace: whether the file may be replaced.
+
+    Returns:
+        The file that was written, `file` or one with a number.
+
+    Raises:
+        OSError: it cannot be written; a file that was there is still there.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if replace:
+        save_png(file, pixels, metadata)
+        return file
+    for name in _numbered(file):
+        if os.path.lexists(name):
+            continue
+        try:
+            save_png(name, pixels, metadata, replace=False)
+        except FileExistsError:  # since a moment
+            continue
+        return name
+
+
+def note_of_names(wanted: Sequence[Path], written: Sequence[Path]) -> str | None:
+    """Sentence about files that got a number, or None where none did.
+
+    Args:
+        wanted: names of the files before any was found to be taken.
+        written: their names.
+    """
+    moved = [pair for pair in zip(wanted, written, strict=True) if pair[0] != pair[1]]
+    if not moved:
+        return None
+    old, new = moved[0]
+    more = f", and {len(moved) - 1} more" if moved[1:] else ""
+    return f"{old} is there already and is kept: written to {new}{more} (--overwrite replaces)"
+
+
+def _is_file_name(out: Path | None) -> bool:
+    return out is not None and bool(out.suffix) and not out.is_dir()
+
+
+def _numbered(file: Path) -> Iterable[Path]:
+    """Names for a file: its own, then with the numbers 2, 3, …"""
+    yield file
+    for number in itertools.count(2):
+        yield file.with_name(f"{file.stem}_{number}{file.suffix}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:48] or "image"

@@ -1,0 +1,66 @@
+"""Facts of a model folder that decide which settings it accepts, read without Keras.
+
+They are in its manifest, and in the arguments of its networks, which each archive holds as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+
+from latentddpm.errors import check_type
+from latentddpm.pipeline.model_folder import MANIFEST, ModelFolder
+from latentddpm.pipeline.settings import DEFAULTS, FIELDS, ModelFacts
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def facts_of(folder: ModelFolder) -> ModelFacts:
+    """Facts of the model in a folder, without loading its networks or importing Keras.
+
+    Where an archive cannot be read, its downsample factor is None; loading the model names the
+    error.
+
+    Args:
+        folder: of the model.
+
+    Raises:
+        UserError: a folder without a UNet, or a default of the wrong type in its manifest.
+    """
+    own, unet = (_downsample_factor(folder.file(part)) for part in ("vae", "unet"))
+    total = (folder.schedule or {}).get("num_train_timesteps")
+    for name, kind in FIELDS.items():
+        value = folder.defaults.get(name)
+        if value is not None:
+            check_type(f"{folder.path / MANIFEST}: defaults: {name}", value, kind)
+    return ModelFacts(
+        defaults=({**DEFAULTS, **folder.defaults},),
+        image_size=folder.image_size,
+        has_text="text_encoder" in folder.parts,
+        num_train_timesteps=total if type(total) is int else None,
+        size_multiple=None if own is None or unet is None else own * unet,
+        downsample_factor=own,
+    )
+
+
+def _downsample_factor(archive: Path) -> int | None:
+    """Downsample factor of a network, from its archive; None where it cannot be read."""
+    try:
+        with zipfile.ZipFile(archive) as members, members.open("config.json") as config:
+            arguments = json.loads(config.read(MAX_CONFIG_BYTES))["config"]
+    # RuntimeError: an encrypted member, an unknown compression, JSON nested without end.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        OSError,
+        EOFError,
+        RuntimeError,
+    ):
+        return None
+    levels = arguments.get("channel_multipliers") if isinstance(arguments, dict) else None
+    return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else None

@@ -1,0 +1,1 @@
+"""Pictures as people have them, and their sizes; without Keras."""

@@ -27,7 +27,7 @@ def test_training_switches_it_on_where_tensorflow_would_not(flags):
         ({"fpu", "sse4_2"}, {}),
         (set(), {}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)),
 )
 def test_else_nothing_is_changed(training, flags, environment):
     added = kernels.choose_kernels(training, flags, environment)

@@ -38,15 +38,6 @@ def find_shards(place: str) -> Shards | None:
     return source if isinstance(source, Shards) else None
 
 
-def is_latents_cache(path: Path) -> bool:
-    """True for a folder that holds a latents cache, complete or not.
-
-    Args:
-        path: of the folder.
-    """
-    return any((path / name).is_file() for name in ("index.json", "partial.json"))
-
-
 def is_catalog(path: Path) -> bool:
     """True for a folder that is a catalog, or a version of one.
 

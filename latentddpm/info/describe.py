@@ -17,14 +17,14 @@ from latentddpm.data.sources.kinds import PICTURES_READ
 from latentddpm.errors import UserError, nearest
 from latentddpm.info import data, runs, weights
 from latentddpm.pipeline.model_folder import is_model, ready_model, ready_names
-from latentddpm.pipeline.recognise import holds_pictures, is_run, recognise
+from latentddpm.pipeline.recognise import holds_pictures, is_latents_cache, is_run, recognise
 from latentddpm.training.run.contract import COMMANDS
 from latentddpm.utils.pixels import METADATA_KEY, read_metadata
 
 Lines = Iterable[str]
 
 
-def describe(path: str, quiet: bool = False) -> str:
+def describe(path: str | Path, quiet: bool = False) -> str:
     """Describe whatever a path is.
 
     Args:
@@ -37,7 +37,7 @@ def describe(path: str, quiet: bool = False) -> str:
     Raises:
         UserError: there is nothing, it is damaged, or nothing that any command takes.
     """
-    place = Path(path)
+    path, place = str(path), Path(path)
     if ready := ready_model(place):
         return "\n".join(weights.describe_model(ready))
     if "{" in path or "://" in path:
@@ -139,7 +139,7 @@ KINDS = (
     ("a run", is_run, lambda path, quiet: runs.describe_run(path)),
     ("a model folder", _is_model, lambda path, quiet: weights.describe_model(path)),
     ("a checkpoint", runs.is_checkpoint, lambda path, quiet: runs.describe_checkpoint(path)),
-    ("a latents cache", data.is_latents_cache, lambda path, quiet: data.describe_latents(path)),
+    ("a latents cache", is_latents_cache, lambda path, quiet: data.describe_latents(path)),
     ("a catalog", data.is_catalog, lambda path, quiet: data.describe_catalog(path)),
     ("shards", lambda path: data.find_shards(str(path)) is not None, _shards),
     ("a diffusers folder", weights.is_diffusers, lambda p, quiet: weights.describe_diffusers(p)),

@@ -134,6 +134,8 @@ def is_run(path: Path) -> bool:
     Args:
         path: of the folder.
     """
+    if is_latents_cache(path):
+        return False
     if any((path / name).exists() for name in ("log.jsonl", "config.yaml", "checkpoints")):
         return not (path / MANIFEST).is_file()
     return (path / ".lock").exists() and any(
@@ -166,8 +168,17 @@ def _checkpoint(path: Path) -> Thing | None:
     )
 
 
+def is_latents_cache(path: Path) -> bool:
+    """True for the folder of a latents cache, also of one that is not finished.
+
+    Args:
+        path: of the folder.
+    """
+    return any((path / name).is_file() for name in ("index.json", "partial.json"))
+
+
 def _cache(path: Path) -> Thing | None:
-    if any((path / name).is_file() for name in ("index.json", "partial.json")):
+    if is_latents_cache(path):
         return Thing("a latents cache", "train-diffusion takes it with --latents")
     if (path / "catalog.json").is_file() or any(path.glob("version-??????")):
         return Thing("a catalog of images", "commands that read data take it with --catalog")

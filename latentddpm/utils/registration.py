@@ -47,8 +47,9 @@ class AfterKeras(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             run(module)
             # Where a network's own module is what imports Keras, it is half made; it registers
-            # its classes itself.
-            with contextlib.suppress(ImportError):
+            # its classes itself. An error in ours must not make the import of Keras fail: who
+            # uses the networks will see it.
+            with contextlib.suppress(Exception):
                 importlib.import_module(NETWORKS)
 
         spec.loader.exec_module = exec_module

@@ -412,7 +412,7 @@ def test_the_command_refuses_in_one_line(options, message, tmp_path):
         (["--steps", 0], "--steps: expected a whole number from 1 to 1000, got 0"),
         (["--sampler", "ddin"], "--sampler: 'ddin' is not known (did you mean 'ddim'?)"),
         (["--guidance-scale", 2], "--guidance-scale: 2.0, but this model is unconditional"),
-        (["--sweep", "guidance=1,2"], "guidance_scale: 2.0, but this model is unconditional"),
+        (["--sweep", "guidance=1,2"], "--guidance-scale: 2.0, but this model is unconditional"),
         (["--resolution", 20], "height 20 is not a multiple of 16"),
     ],
 )

@@ -210,7 +210,7 @@ def test_bad_weights_are_refused(tmp_path, write_folder):
     weights = clip_weights()
     for change, message in (
         ({name: np.zeros(7, "float32")}, r"is \(7,\), .*config.json makes it \(16,\)"),
-        ({name: np.zeros(16, "int8")}, "'I8' is not known"),
+        ({name: np.zeros(16, "int8")}, "is I8, 8-bit integers"),
     ):
         write_folder(tmp_path, weights=weights | change)
         with pytest.raises(UserError, match=message):
@@ -305,7 +305,9 @@ def test_golden_outputs_of_transformers(activation):
     encoder, tokenizer = read_text_encoder(folder / "text_encoder", folder / "tokenizer")
     golden = load_file(folder / "outputs.safetensors")
     texts = json.loads((folder / "prompts.json").read_text("utf-8"))
-    with pytest.warns(PromptTooLong, match="1 of 5"):  # the cut is part of what is compared
+    with pytest.warns(
+        PromptTooLong, match="prompt too long"
+    ):  # the cut is part of what is compared
         token_ids = tokenizer(texts)
     np.testing.assert_array_equal(token_ids, golden["token_ids"], "transformers has other ids")
     np.testing.assert_allclose(

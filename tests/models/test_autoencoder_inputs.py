@@ -61,6 +61,8 @@ def test_what_is_no_picture_is_refused(given, words, autoencoder):
 def test_the_range_that_is_meant_is_asked_for(autoencoder):
     with pytest.warns(UserWarning, match=r"taken as \[-1, 1\].*give 2 \* x - 1"):
         autoencoder.encode(PIXELS / 255)
+    with pytest.warns(UserWarning, match="from -2 to 2 is taken as"):
+        autoencoder.encode(np.linspace(-2, 2, 192).reshape(1, 8, 8, 3))
 
 
 def test_it_is_compiled_and_fitted_on_pictures():

@@ -319,8 +319,9 @@ def test_what_it_advises_exists_and_may_be_changed(kind, batch_size, recompute):
 )
 def test_exit_codes(error, code, words):
     @click.command()
+    @click.option("--batch-size", type=int)
     @command
-    def fails(quiet):
+    def fails(quiet, batch_size):
         raise error
 
     done = CliRunner().invoke(fails, [])

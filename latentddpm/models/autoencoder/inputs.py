@@ -19,8 +19,8 @@ from latentddpm.errors import UserError
 from latentddpm.utils.images.pictures import as_picture
 from latentddpm.utils.pixels import from_pixels
 
-MARGIN = 1e-2
-"""Values beyond [-1, 1] that resampling leaves."""
+MARGIN = 0.5
+"""How far beyond [-1, 1] resampling and decoders go."""
 
 
 def as_images(images: Any) -> Any:
@@ -59,15 +59,17 @@ def as_images(images: Any) -> Any:
 
 def _in_range(images: np.ndarray) -> np.ndarray:
     low, high = (float(end(images)) if images.size else 0.0 for end in (np.min, np.max))
-    if not (low >= -1 - MARGIN and high <= 1 + MARGIN):  # NaN too
-        hint = ", which looks like 0 … 255; give uint8" if low >= 0 and high <= 255 else ""
+    finite = np.isfinite([low, high]).all()
+    if not finite or (low >= 0 and high > 1 + MARGIN):
+        hint = ", which looks like 0 … 255; give uint8" if finite and high <= 255 else ""
         raise UserError(
             f"images: expected floating point in [-1, 1], got {low:.4g} to {high:.4g}{hint}"
         )
-    if low >= 0 and high > 0:
+    positive = low >= 0 and high > 0
+    if positive or low < -1 - MARGIN or high > 1 + MARGIN:
+        hint = ", where 0 is gray; for [0, 1] give 2 * x - 1" if positive else ""
         warnings.warn(
-            f"images: floating point from {low:.4g} to {high:.4g} is taken as [-1, 1], where 0 is "
-            "gray; for [0, 1] give 2 * x - 1",
+            f"images: floating point from {low:.4g} to {high:.4g} is taken as [-1, 1]{hint}",
             stacklevel=3,
         )
     return images.astype(np.float32, copy=False)

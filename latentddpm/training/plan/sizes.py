@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from latentddpm.choices import SAMPLERS
 from latentddpm.config import (
     AutoencoderConfig,
     DiffusionData,
@@ -202,8 +203,6 @@ def check_schedule(schedule: ScheduleConfig, samples: SamplesConfig) -> None:
             f"schedule.beta_end: with {one.beta_end:g} over {one.num_train_timesteps} timesteps "
             "no signal is left at the last one; expected smaller betas or fewer timesteps"
         )
-    from latentddpm.choices import SAMPLERS
-
     check_choice("samples.sampler", samples.sampler, SAMPLERS)
     try:
         check_num_steps(samples.num_steps, one.num_train_timesteps)

@@ -149,7 +149,10 @@ def check_lora(path: str | Path) -> None:
         raise UserError(f"{path}: a pickle {NEVER}; take the .safetensors version of this LoRA")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    layout = layout_of(read_header(path))
+    header = read_header(path)
+    layout = layout_of(header)
+    if layout is None and (names := [name for name in header if name != "__metadata__"]):
+        raise UserError(f"{path}: {names[0]!r} is not of a LoRA")
     if layout is not None and layout.command == READ:
         raise UserError(f"{path}: is {layout.what}, no LoRA; {convert_line(path)} converts it")
 

@@ -33,6 +33,7 @@ def place(tmp_path_factory):
     tiny_lora(folder / "lora.safetensors")
     save_file(compvis.whole(), folder / "sd.safetensors")
     save_file({"conditioner.embedders.0.a": np.zeros(1, "float32")}, folder / "xl.safetensors")
+    save_file({"conv_in.weight": np.zeros(1, "float32")}, folder / "others.safetensors")
     (folder / "sd.ckpt").write_bytes(b"PK")
     (folder / "lfs.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     shutil.copytree(GOLDEN / "diffusers" / "pipeline", folder / "sd15")
@@ -45,6 +46,7 @@ def test_what_is_wrong_with_a_path_is_said_before_keras_is_imported(place):
         "generate --model sd15 --prompt a",
         "generate --model m --lora sd.safetensors --prompt a",
         "generate --model m --lora lfs.safetensors --prompt a",
+        "generate --model m --lora others.safetensors --prompt a",
         "evaluate --model sd.safetensors --data m",
         "export --model sd.safetensors --out o",
         "export --model m --out m",

@@ -96,6 +96,9 @@ SHORT = (
     (r"--(height|width) 2048", r"--\1 64"),
     (r"generate (--model runs/sd15)", r"generate --steps 2 \1"),
     (r"--num-images (184|64)", "--num-images 6"),
+    (r"steps=10,20", "steps=1,2"),
+    (r" --nll", " --nll --limit 2"),
+    (r" --latents", " --latents --limit 16"),
     (r"--validation-fraction 0.03", "--validation-fraction 0.2"),
 )
 """Patterns in a block of Python, or a command line → what makes it short."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import call, pixels, refused, refused_before, start, succeeds
 from PIL import Image
-from tiny import SIZE, quick_model
+from tiny import SIZE, quick_model, step_by_step
 
 from latentddpm import choices
 from latentddpm.diffusion import samplers
@@ -193,6 +193,7 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
 # --- Nothing is lost -----------------------------------------------------------------------
 
 
+@step_by_step()
 def test_a_picture_that_is_there_is_kept(model, tmp_path):
     """Of the same prompt and seed, too: another guidance draws another picture."""
     options = ("--seed", 7, "--steps", 1, "--out", tmp_path)
@@ -245,6 +246,7 @@ def test_each_prompt_has_its_own_negative_prompt(grid, model, tmp_path):
     assert read_metadata(again) == read_metadata(made[-1]), "expected the same metadata"
 
 
+@step_by_step()
 def test_what_may_be_meant_otherwise_is_said_once(model, bare, pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     Image.new("L", SIZE, "white").save("white.png")

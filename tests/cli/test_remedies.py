@@ -7,6 +7,7 @@ import shlex
 import pytest
 import remedies
 from command_line import call, refused, succeeds
+from tiny import step_by_step
 
 TABLES = [
     importlib.import_module(f"remedies.{module.name}")
@@ -17,6 +18,7 @@ CASES = [remedy for table in TABLES for remedy in table.REMEDIES]
 
 
 @pytest.mark.parametrize("remedy", CASES, ids=lambda remedy: remedy.name)
+@step_by_step()
 def test_a_message_s_advice_succeeds(remedy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     remedy.prepare(tmp_path)

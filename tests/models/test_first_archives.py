@@ -66,11 +66,15 @@ def test_keras_loads_every_archive_in_a_new_process(imports, tmp_path):
                  tmp_path / "unet.keras")  # fmt: skip
     sizes = {"channels": 4, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 2}
     save_archive(Autoencoder(**sizes), tmp_path / "vae.keras")
-    archives = [*sorted(FIRST.rglob("*.keras")), *sorted(tmp_path.glob("*.keras"))]
+    archives = sorted(tmp_path.glob("*.keras"))
+    expected = ["UNet", "Autoencoder"]
+    if imports == "import keras, latentddpm":  # once is enough for all
+        archives = [*sorted(FIRST.rglob("*.keras")), *archives]
+        first = "UNet Decoder PatchDiscriminator Encoder TextEncoder UNet Autoencoder"
+        expected = [*first.split(), *expected]
     done = subprocess.run(
         [sys.executable, "-c", LOAD.format(imports=imports), *map(str, archives)],
         env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"after `{imports}`: {done.stderr[-2000:]}"
-    expected = "UNet Decoder PatchDiscriminator Encoder TextEncoder UNet Autoencoder"
-    assert done.stdout.split() == [*expected.split(), "UNet", "Autoencoder"]
+    assert done.stdout.split() == expected, f"after `{imports}`: other classes"

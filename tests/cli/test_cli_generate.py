@@ -242,7 +242,9 @@ def test_each_prompt_has_its_own_negative_prompt(grid, model, tmp_path):
         assert found == ["red", "red", "blue", "blue"], f"expected each its own, got {found}"
     again = tmp_path / "again.png"
     done = succeeds(call("generate", "--from", made[-1], "--out", again))
-    assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
+    # One of four drawn together, and now alone: a level may be rounded to the other side.
+    same = "every pixel as in" in done.stderr or "by at most 1 of 255" in done.stderr
+    assert same, f"expected the same picture: {done.stderr}"
     assert read_metadata(again) == read_metadata(made[-1]), "expected the same metadata"
 
 

@@ -295,6 +295,7 @@ def test_the_config_is_complete():
     assert again.get_config() == config, "from_config(get_config()) has another config"
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("cls", [Encoder, Decoder])
 def test_the_config_of_a_part_is_complete(cls, tmp_path):
     unscaled = ("scaling_factor", "latent_statistics")

@@ -286,6 +286,7 @@ def test_timesteps_may_be_fractional(unet):
     assert np.abs(middle - high).max() > 0, "timestep 400.5 counts as 401"
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_timesteps_stay_whole_under_a_global_policy():
     """bfloat16 cannot tell timestep 999 from 1000, so they must not be cast on the way in."""
     keras.config.set_dtype_policy("mixed_bfloat16")

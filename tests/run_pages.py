@@ -1,6 +1,7 @@
 """Runs what the pages show: every command line and every block of Python, at small sizes.
 
     python tests/run_pages.py [PAGE …]
+    python tests/run_pages.py 1/2          the README and every second page; 2/2 the others
 
 The pages share a folder with the files that their reader has: images with captions, the
 configurations, finished runs, a ready model, other programs' weights. All of them are tiny; the
@@ -139,7 +140,8 @@ def files_of_a_reader(world):
         model.save(world / name)
     latentddpm.interop.save_diffusers(model, world / "stable-diffusion-v1-5")
     save_file(random_vgg16(), world / "vgg16.safetensors")
-    for name in ("lora.safetensors", "others.safetensors"):
+    (world / "runs/style").mkdir()
+    for name in ("lora.safetensors", "others.safetensors", "runs/style/lora.safetensors"):
         tiny_lora(world / name, width=16)
     shutil.copytree(TESTS / "golden/clip_towers/model", world / "clip-vit-base-patch32")
     picture = next((EMOJI / "images/noto").glob("*.png"))
@@ -297,6 +299,14 @@ def run_page(page, done):
             yield f"{page}: {line}\n    {failed}"
 
 
+def chosen(arguments):
+    """Pages that are named, or a share of all; the README makes what the others use."""
+    if not arguments or "/" not in arguments[0] or not arguments[0][0].isdigit():
+        return arguments or PAGES
+    number, count = map(int, arguments[0].split("/"))
+    return [PAGES[0], *PAGES[number::count]]
+
+
 def main(pages):
     """Run the pages; returns the exit code."""
     failures, done = [], set()
@@ -304,7 +314,7 @@ def main(pages):
         world = Path(world)
         files_of_a_reader(world)
         os.chdir(world)
-        for page in pages or PAGES:
+        for page in chosen(pages):
             failures += run_page(page, done)
             if page == "README.md":
                 shutil.copytree("runs/ldm", "runs/other")

@@ -45,7 +45,7 @@ ELSEWHERE = {
 """Words of a line that is not run here → why, and where what it shows is tested."""
 
 BEFORE = {
-    "saved_model.load": "export --model emoji-128 --format saved-model --out exported",
+    "saved_model.load": "export --model runs/vae --format saved-model --out exported",
 }
 """Words of a block of Python → the command that makes what it reads."""
 

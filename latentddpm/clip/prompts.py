@@ -36,7 +36,7 @@ FOREIGN = (
     r"(?<!\w)BREAK(?!\w)",
     r"(?<=[a-z,.)] )AND(?= [a-z(])",  # in a text that is not in capitals throughout
 )
-"""What has a meaning in prompts of other tools."""
+"""Patterns of what has a meaning in prompts of other tools."""
 
 
 def read_texts(name: str, value: Any) -> list[str]:

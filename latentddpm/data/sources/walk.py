@@ -42,7 +42,7 @@ OWN_WORK = (
     ("an evaluation", ("evaluation.json",)),
     ("images of an evaluation", ("setting.json",)),
 )
-"""What latentddpm makes → names that are together in a folder of it."""
+"""Work of latentddpm → names that are together in a folder of it."""
 
 CATALOG_VERSION = re.compile(r"version-\d{6}")
 """Name of a folder in a catalog."""

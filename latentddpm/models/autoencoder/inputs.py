@@ -20,7 +20,7 @@ from latentddpm.utils.images.pictures import as_picture
 from latentddpm.utils.pixels import from_pixels
 
 MARGIN = 0.5
-"""How far beyond [-1, 1] resampling and decoders go."""
+"""Margin beyond [-1, 1] that resampling and decoders reach."""
 
 
 def as_images(images: Any) -> Any:

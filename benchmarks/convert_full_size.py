@@ -87,7 +87,7 @@ def convert(work: Path) -> dict[str, float]:
 def load(work: Path) -> dict[str, float]:
     """From the model folder into memory, digest of the file checked, then one step."""
     from latentddpm.models.archive import load_archive
-    from latentddpm.models.unet import UNet
+    from latentddpm.models.denoisers.unet import UNet
     from latentddpm.pipeline.model_folder import read_model_folder
 
     start, cpu = time.perf_counter(), time.process_time()

@@ -53,7 +53,7 @@ def network_jobs(batch):
     from latentddpm.config import AutoencoderRun, DiffusionRun
     from latentddpm.config_file import load_config
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
-    from latentddpm.models.unet import UNet
+    from latentddpm.models.denoisers.unet import UNet
 
     vae = load_config(AutoencoderRun, CONFIGS / "small-64-vae.yaml").autoencoder.model_dump()
     unet = load_config(DiffusionRun, CONFIGS / "small-64-diffusion.yaml").unet.model_dump()

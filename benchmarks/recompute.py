@@ -27,7 +27,7 @@ def cell(options: argparse.Namespace, recompute: bool) -> dict[str, float]:
     import numpy as np
 
     from latentddpm.diffusion.schedule import NoiseSchedule
-    from latentddpm.models.unet import UNet
+    from latentddpm.models.denoisers.unet import UNet
     from latentddpm.training.step.denoising_trainer import DenoisingTrainer
     from latentddpm.training.step.optimizer import FlatAdamW
 

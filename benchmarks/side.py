@@ -69,7 +69,7 @@ def prepare(folder: Path) -> dict[str, str]:
     from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.interop import save_diffusers
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
-    from latentddpm.models.unet import UNet
+    from latentddpm.models.denoisers.unet import UNet
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
     keras.utils.set_random_seed(0)

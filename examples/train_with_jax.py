@@ -43,10 +43,10 @@ from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.interop.vgg import CAFFE
 from latentddpm.models.autoencoder.autoencoder import Autoencoder, GaussianKL
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
 from latentddpm.models.perceptual import PerceptualDistance
-from latentddpm.models.unet import UNet
 
 STEPS = 100  # of one scan
 AUTOENCODER = {

@@ -33,7 +33,7 @@ _HOMES = {
     "NoiseSchedule": "latentddpm.diffusion.schedule",
     "PatchDiscriminator": "latentddpm.models.discriminator",
     "TextEncoder": "latentddpm.clip.text_encoder",
-    "UNet": "latentddpm.models.unet",
+    "UNet": "latentddpm.models.denoisers.unet",
     "UserError": "latentddpm.errors",
     "export": "latentddpm.export",
     "interop": "latentddpm.interop",
@@ -84,8 +84,8 @@ if TYPE_CHECKING:
     from latentddpm.errors import UserError
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+    from latentddpm.models.denoisers.unet import UNet
     from latentddpm.models.discriminator import PatchDiscriminator
-    from latentddpm.models.unet import UNet
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
     from latentddpm.training.autoencoder import train_vae
     from latentddpm.training.diffusion import train_diffusion

@@ -263,8 +263,8 @@ def test_sections_fit_the_constructors_they_feed():
 
     from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
+    from latentddpm.models.denoisers.unet import UNet
     from latentddpm.models.discriminator import PatchDiscriminator
-    from latentddpm.models.unet import UNet
     from latentddpm.training.step.adversarial import Adversary
 
     of_its_optimizer = {"learning_rate", "betas"}

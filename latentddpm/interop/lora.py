@@ -36,8 +36,8 @@ from latentddpm.interop.diffusers.networks import rows_of
 from latentddpm.interop.diffusers.weight_map import to_ours
 from latentddpm.interop.diffusers.weights import variable
 from latentddpm.interop.lora_file import OF_TEXT, OF_UNET, LoraFile
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import freeze
-from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.utils.files import atomic_path, file_digest
 

@@ -8,9 +8,9 @@ any order, see `utils.registration`.
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.models.perceptual import PerceptualDistance
-from latentddpm.models.unet import UNet
 
 __all__ = [
     "Autoencoder",

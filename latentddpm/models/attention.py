@@ -3,8 +3,8 @@
     attention       softmax(q kᵀ / √d) v,  head by head                (Vaswani et al. 2017, eq. 1)
     AttentionBlock  h = inputs + out(attention(q, k, v)),  q, k, v from norm(inputs)
 
-as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). `models.transformer` uses
-the same `attention`.
+as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). The blocks with
+cross-attention, in `models.denoisers.transformer`, use the same `attention`.
 """
 
 from __future__ import annotations

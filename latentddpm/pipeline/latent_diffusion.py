@@ -26,7 +26,7 @@ from latentddpm.errors import UserError, check_choice
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.tiling import decode
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
     FILES,

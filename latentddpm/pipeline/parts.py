@@ -11,7 +11,7 @@ from typing import Any
 
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 

@@ -18,8 +18,8 @@ from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.tiling import encode
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.inference import compiled
-from latentddpm.models.unet import UNet
 from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils.pixels import from_pixels

@@ -15,8 +15,8 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import freeze, rebuild
-from latentddpm.models.unet import UNet
 from latentddpm.training.finetune import base_networks
 from latentddpm.training.plan.sizes import check_text
 from latentddpm.training.plan.sources import Sources

@@ -13,8 +13,8 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
 from latentddpm.interop.lora import add_lora, save_lora
 from latentddpm.models.archive import load_archive
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import freeze, rebuild
-from latentddpm.models.unet import UNet
 from latentddpm.pipeline.model_folder import TOKENIZER, ModelFolder
 
 

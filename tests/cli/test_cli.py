@@ -35,7 +35,7 @@ from tiny import QUICK_AUTOENCODER, quick_model, tiny_autoencoder
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.run import checkpoint

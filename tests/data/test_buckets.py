@@ -34,7 +34,7 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.plan.sizes import check_sides

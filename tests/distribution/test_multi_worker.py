@@ -25,7 +25,7 @@ from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.distribution.strategy import check_tf_config, is_lost, make_strategy
 from latentddpm.errors import UserError
 from latentddpm.models.archive import load_archive
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.run import checkpoint
 from latentddpm.utils.files import read_json_lines

@@ -22,7 +22,7 @@ from latentddpm.interop.diffusers.weights import variable, write
 from latentddpm.interop.diffusers.write_config import unet_config
 from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 

@@ -21,7 +21,7 @@ from latentddpm.interop.diffusers.folder import INDEX, STEM, read_folder
 from latentddpm.interop.diffusers.networks import validate
 from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_config
 from latentddpm.interop.tensors import RenamedTensors, TensorFiles
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "diffusers"
 WEIGHTS = f"{STEM}.safetensors"

@@ -21,8 +21,8 @@ from latentddpm.generation.loras import read_loras
 from latentddpm.interop.lora import add_lora, merge_lora, save_lora
 from latentddpm.interop.lora_file import read_lora_metadata
 from latentddpm.models.archive import load_archive
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import rebuild
-from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.diffusion import train_diffusion

@@ -13,7 +13,7 @@ from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.errors import UserError
 from latentddpm.models.archive import load_archive, read_config, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.utils.files import MAX_CONFIG_BYTES
 
 SIZES = {

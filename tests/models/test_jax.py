@@ -17,7 +17,7 @@ from tiny import tiny_model
 
 from latentddpm.models.archive import save_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("LATENTDDPM_JAX_PYTHON", sys.executable)

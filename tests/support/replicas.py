@@ -37,7 +37,7 @@ from latentddpm.distribution.replicas import split_over_replicas
 from latentddpm.distribution.strategy import distribute_dataset
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.callbacks import EverySteps

@@ -17,7 +17,7 @@ from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 AUTOENCODER = {

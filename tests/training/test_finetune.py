@@ -16,7 +16,7 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.interop.convert import convert_from
 from latentddpm.models.archive import load_archive
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training import autoencoder_networks, diffusion

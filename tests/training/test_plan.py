@@ -15,9 +15,9 @@ from latentddpm.config_file import dump_config, load_config, parse_config
 from latentddpm.data.dataset import open_dataset
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.models.perceptual import SMALLEST_SIDE
-from latentddpm.models.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.plan import resolve, sizes
 from latentddpm.training.plan.cost import Cost, cost_of, plan_note, smaller_plan

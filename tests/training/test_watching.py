@@ -23,7 +23,7 @@ from latentddpm.config import DiffusionRun
 from latentddpm.config_file import parse_config
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.training.diffusion import train_diffusion
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.loop import open_log

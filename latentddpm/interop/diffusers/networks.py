@@ -24,8 +24,8 @@ from latentddpm.interop.diffusers.weight_map import TensorMapping, autoencoder_r
 from latentddpm.interop.diffusers.weights import fill, match
 from latentddpm.interop.tensors import Tensors
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.layers import blank_weights
-from latentddpm.models.unet import UNet
 
 AUTOENCODER_SIZES = (
     "channels",

@@ -20,7 +20,7 @@ from latentddpm.interop.diffusers.known_keys import (
     Config,
     validate,
 )
-from latentddpm.models.unet import NORM_EPSILON
+from latentddpm.models.denoisers.unet import NORM_EPSILON
 
 
 def autoencoder_arguments(config: Config, source: str) -> dict[str, Any]:

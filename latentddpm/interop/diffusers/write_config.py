@@ -16,7 +16,7 @@ from latentddpm.interop.diffusers.known_keys import (
     Config,
 )
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.unet import NORM_EPSILON, UNet
+from latentddpm.models.denoisers.unet import NORM_EPSILON, UNet
 
 
 def autoencoder_config(

@@ -18,7 +18,7 @@ from keras import ops
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.models.unet import UNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.training.step.trainer import Term, Trainer, on_tensorflow
 
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")

@@ -20,6 +20,7 @@ import numpy as np
 from keras import layers, ops
 
 from latentddpm.models.attention import AttentionBlock
+from latentddpm.models.denoisers.transformer import TransformerBlock
 from latentddpm.models.functional import FunctionalModel, constructor_arguments
 from latentddpm.models.layers import (
     PACKAGE,
@@ -30,7 +31,6 @@ from latentddpm.models.layers import (
     dense,
     group_norm,
 )
-from latentddpm.models.transformer import TransformerBlock
 
 NORM_EPSILON = 1e-5
 MAX_PERIOD = 10_000.0

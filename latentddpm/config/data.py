@@ -1,0 +1,49 @@
+"""Settings of the data: images, captions, and the split into training and validation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+
+from latentddpm.config.section import Section
+
+
+class DataConfig(Section):
+    """Data: size and preparation of images, captions, and the split into training and validation.
+
+    `DiffusionData` adds the settings of `train-diffusion`.
+    """
+
+    resolution: pydantic.PositiveInt | None = Field(
+        None,
+        description="side of the square, in pixels; null: that of the autoencoder's training, "
+        "else the data's own, at most 256",
+    )
+    background: Literal["white", "random"] = Field(
+        "white", description="colour behind transparent pixels; the latents cache uses white"
+    )
+    flip: bool = Field(False, description="mirror half of the images, drawn per use")
+    caption_templates: list[str] = Field(
+        [],
+        description='such as "{text}, {style} style", with columns of the metadata, or "{folder}"',
+    )
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of validation images")
+    validation_by: Literal["path", "caption"] = Field(
+        "path",
+        description="a hash of the image's path, or of its first caption, decides; by caption all "
+        "pictures of the same thing are validation images, or none",
+    )
+
+
+class DiffusionData(DataConfig):
+    """Data settings of `train-diffusion`: those of both commands, and aspect buckets."""
+
+    aspect_buckets: bool = Field(
+        False, description="crop to the nearest of several shapes with the square's area"
+    )
+    bucket_step: int = Field(64, gt=0, description="sides of these shapes are multiples of it")
+    bucket_max_ratio: float = Field(
+        2.0, ge=1, description="greatest ratio of the longer side to the shorter side"
+    )

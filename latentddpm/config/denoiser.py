@@ -1,0 +1,74 @@
+"""Settings of the denoiser: the UNet, its text encoder, and a LoRA of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+
+from latentddpm.config.section import Multipliers, Section
+
+
+class UNetConfig(Section):
+    """Sizes of the UNet; the defaults (about 90 M parameters) train on one GPU."""
+
+    channels: int = Field(128, gt=0, description="width at the latents' resolution")
+    channel_multipliers: Multipliers | None = Field(
+        None,
+        description="width of each level, in units of channels; null: [1, 2, 3, 4], or fewer "
+        "where the latents are small",
+    )
+    num_res_blocks: int = Field(2, gt=0, description="blocks per level, one more on the way up")
+    attention_levels: list[int] | None = Field(
+        None,
+        description="levels with attention; 0 has the latents' resolution; null: 1, 2 and 3, as "
+        "far as they exist",
+    )
+    num_heads: pydantic.PositiveInt | Multipliers = Field(
+        8, description="of attention: a number, or one for each level"
+    )
+    norm_groups: int = Field(32, gt=0, description="of every group norm; divides all widths")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
+    recompute: bool = Field(
+        False, description="compute blocks again in the backward pass: less memory, more time"
+    )
+
+
+class TextConfig(Section):
+    """Text encoder: its source and, from scratch, its sizes."""
+
+    source: Literal["auto", "none", "scratch", "clip", "preset", "init"] = Field(
+        "auto",
+        description="auto: scratch where the data has captions, else none; none: unconditional; "
+        "scratch: trained along with the UNet; clip, preset: CLIP, of path; init: of the model "
+        "that init names",
+    )
+    trainable: bool | None = Field(
+        None, description="train it along with the UNet; null: only from scratch"
+    )
+    path: str = Field("", description="CLIP folder, or KerasHub preset name")
+    context_length: int = Field(24, ge=3, le=77, description="tokens, for source scratch")
+    hidden_dim: int = Field(256, gt=0, description="width, for source scratch")
+    num_layers: int = Field(4, gt=0, description="transformer blocks, for source scratch")
+    num_heads: int = Field(4, gt=0, description="of attention; divides hidden_dim")
+
+    @property
+    def trained(self) -> bool:
+        """True where the text encoder trains along with the UNet."""
+        return self.source == "scratch" if self.trainable is None else self.trainable
+
+
+Projection = Literal["query", "key", "value", "out", "proj_in", "proj_out", "ff_in", "ff_out"]
+
+
+class LoraConfig(Section):
+    """LoRA: a low-rank change of the attention of a finished model (`init`), trained alone."""
+
+    rank: int = Field(0, ge=0, description="of the change of each projection; 0: no LoRA")
+    alpha: float = Field(
+        0.0, ge=0, description="the change is multiplied by alpha / rank; 0: by 1"
+    )
+    targets: list[Projection] = Field(
+        ["query", "key", "value", "out"], min_length=1, description="projections that change"
+    )

@@ -1,0 +1,1 @@
+"""Denoisers: the networks that are told noisy latents and a timestep, and predict."""

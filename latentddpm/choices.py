@@ -27,6 +27,9 @@ SAMPLER_OPTIONS = {
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 SIGMA_SPACINGS = ("timesteps", "karras")
 
+FIRST_STAGES = ("autoencoder", "none")
+"""What is between pixels and latents; with "none" the model diffuses pixels."""
+
 STORAGE = ("float32", "float16")
 """Precisions in which weights are stored."""
 

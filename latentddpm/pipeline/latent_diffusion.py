@@ -25,7 +25,8 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.autoencoder.tiling import decode
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
+from latentddpm.models.autoencoder.tiling import FirstStage, decode
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
@@ -58,7 +59,7 @@ class LatentDiffusion:
     replicas in its process.
 
     Args:
-        autoencoder: turns images into latents and back.
+        autoencoder: turns images into latents and back; a `PixelSpace` for a model of pixels.
         unet: denoiser of latents; None for an autoencoder alone, which generates nothing.
         schedule: noise schedule that the UNet was trained with; None without a UNet.
         text_encoder, tokenizer: of the prompts; both, or None for an unconditional model.
@@ -81,7 +82,7 @@ class LatentDiffusion:
 
     def __init__(
         self,
-        autoencoder: Autoencoder,
+        autoencoder: FirstStage,
         unet: UNet | None,
         schedule: NoiseSchedule | None,
         text_encoder: TextEncoder | None = None,
@@ -112,14 +113,17 @@ class LatentDiffusion:
             UserError: see `model_folder.read_model_folder`; or the folder holds no UNet.
         """
         found = read_model_folder(folder)
-        unet_file = found.file("unet")
+        unet = load_archive(found.file("unet"), UNet)
+        first_stage = PixelSpace(unet.input["noisy_latents"].shape[-1])
+        if found.first_stage != "none":
+            first_stage = load_archive(found.file("vae"), Autoencoder)
         text_encoder = tokenizer = None
         if "text_encoder" in found.parts:
             text_encoder = load_archive(found.file("text_encoder"), TextEncoder)
             tokenizer = CLIPTokenizer.load(found.path / TOKENIZER)
         return cls(
-            load_archive(found.file("vae"), Autoencoder),
-            load_archive(unet_file, UNet),
+            first_stage,
+            unet,
             NoiseSchedule.from_config(found.schedule or {}),
             text_encoder,
             tokenizer,
@@ -144,8 +148,10 @@ class LatentDiffusion:
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder}: holds other files and no {MANIFEST}; name a new folder")
-        parts = {"vae": self.autoencoder, "unet": self.unet, "text_encoder": self.text_encoder}
-        vae_digest = weights_digest(self.autoencoder)
+        pixels = isinstance(self.autoencoder, PixelSpace)
+        vae = None if pixels else self.autoencoder
+        parts = {"vae": vae, "unet": self.unet, "text_encoder": self.text_encoder}
+        beside = {} if pixels else {"vae_digest": weights_digest(vae)}
         with atomic_folder(folder) as staged:
             entries = {}
             for name, part in parts.items():
@@ -153,7 +159,7 @@ class LatentDiffusion:
                     continue
                 file = staged / FILES[name]
                 save_archive(part, file, storage)
-                extra = {"vae_digest": vae_digest} if name == "unet" else {}
+                extra = beside if name == "unet" else {}
                 entries[name] = describe_part(file, weights_digest(part), **extra)
             if self.tokenizer is not None:
                 self.tokenizer.save(staged / TOKENIZER)
@@ -167,6 +173,7 @@ class LatentDiffusion:
                 self.image_size,
                 self.defaults if self.unet is not None else {},
                 latentddpm.__version__,
+                "none" if pixels else "autoencoder",
             )
         return read_model_folder(folder)
 

@@ -29,7 +29,8 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
     Raises:
         UserError: a folder without a UNet, or a default of the wrong type in its manifest.
     """
-    own, unet = (_downsample_factor(folder.file(part)) for part in ("vae", "unet"))
+    own = 1 if folder.first_stage == "none" else _downsample_factor(folder.file("vae"))
+    unet = _downsample_factor(folder.file("unet"))
     total = (folder.schedule or {}).get("num_train_timesteps")
     for name, kind in FIELDS.items():
         value = folder.defaults.get(name)

@@ -5,7 +5,8 @@
     vae.keras  unet.keras  text_encoder.keras  tokenizer/  README.md
 
 Reading it needs neither Keras nor TensorFlow. The manifest names the autoencoder whose latents
-the UNet was trained on; a folder that pairs the UNet with another one is refused.
+the UNet was trained on; a folder that pairs the UNet with another one is refused. A model that
+diffuses pixels has no `vae.keras`, and `first_stage` "none".
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentddpm.errors import UserError, nearest
+from latentddpm.choices import FIRST_STAGES
+from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.pipeline.recognise import MANIFEST, recognise
 from latentddpm.pipeline.weight_files import (
     NEVER,
@@ -48,6 +50,7 @@ class ModelFolder:
         schedule: arguments of `NoiseSchedule`; None for an autoencoder alone.
         image_size: (height, width) in pixels that the model was trained at.
         defaults: default settings, by the names of `settings.GenerationSettings`.
+        first_stage: "autoencoder", or "none" for a model that diffuses pixels.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class ModelFolder:
     schedule: dict[str, Any] | None = None
     image_size: tuple[int, int] | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
+    first_stage: str = FIRST_STAGES[0]
 
     @property
     def digest(self) -> str:
@@ -206,7 +210,9 @@ def read_model_folder(path: str | Path, verify: bool = True) -> ModelFolder:
             manifest.get("schedule"),
             tuple(map(int, size)) if size else None,
             dict(manifest.get("defaults", {})),
+            manifest.get("first_stage", FIRST_STAGES[0]),
         )
+        check_choice("first_stage", folder.first_stage, FIRST_STAGES)
         for name, part in parts.items():
             _check_entry(name, part)
     except UserError as error:
@@ -268,6 +274,7 @@ def write_manifest(
     image_size: tuple[int, int] | None,
     defaults: dict[str, Any],
     version: str,
+    first_stage: str = FIRST_STAGES[0],
 ) -> None:
     """Write `pipeline.json`, the last file of a model folder.
 
@@ -278,6 +285,7 @@ def write_manifest(
         image_size: (height, width) in pixels; None for none.
         defaults: default settings by name.
         version: of latentddpm.
+        first_stage: one of `choices.FIRST_STAGES`.
     """
     write_json(
         path / MANIFEST,
@@ -288,5 +296,6 @@ def write_manifest(
             "schedule": schedule,
             "image_size": list(image_size) if image_size else None,
             "defaults": defaults,
+            **({} if first_stage == FIRST_STAGES[0] else {"first_stage": first_stage}),
         },
     )

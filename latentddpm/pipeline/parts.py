@@ -26,7 +26,7 @@ def load_parts(folder: str | Path) -> LatentDiffusion:
         UserError: see `model_folder.read_model_folder`.
     """
     found = read_model_folder(folder)
-    if {"vae", "unet"} <= set(found.parts):
+    if "unet" in found.parts and ("vae" in found.parts or found.first_stage == "none"):
         return LatentDiffusion.load(folder)
     parts: dict[str, Any] = {
         name: load_archive(found.file(name), kind) if name in found.parts else None

@@ -16,8 +16,7 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.autoencoder.tiling import encode
+from latentddpm.models.autoencoder.tiling import FirstStage, encode
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.inference import compiled
 from latentddpm.pipeline.init_image import InitImage
@@ -82,7 +81,7 @@ def guided_denoiser(
 
 
 def start_latents(
-    autoencoder: Autoencoder,
+    autoencoder: FirstStage,
     start: InitImage | None,
     sampler: samplers.Sampler,
     noise: np.ndarray,

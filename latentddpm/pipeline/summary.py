@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
+
 
 def describe_model(model: Any) -> str:
     """Description of a model in a few lines, as `print(model)` shows it.
@@ -18,7 +20,9 @@ def describe_model(model: Any) -> str:
 def _lines(model: Any) -> Iterator[str]:
     size = "×".join(map(str, model.image_size)) + " pixels" if model.image_size else "any size"
     yield f"LatentDiffusion, {size}" + (f", digest {model.digest}" if model.digest else "")
-    if (autoencoder := model.autoencoder) is not None:
+    if isinstance(autoencoder := model.autoencoder, PixelSpace):
+        yield f"  pixels        of {autoencoder.image_channels} channels, no autoencoder"
+    elif autoencoder is not None:
         facts = f"{autoencoder.downsample_factor}× smaller latents of "
         yield _row("autoencoder", autoencoder, f"{facts}{autoencoder.latent_channels} channels")
     if (unet := model.unet) is not None:

@@ -21,6 +21,7 @@ import numpy as np
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.strips import run_in_strips
 from latentddpm.models.functional import rebuild
 from latentddpm.models.inference import compiled, has_replicas
@@ -34,13 +35,17 @@ STRIP_PIXELS = 1 << 15
 """Pixels of a strip: at 256 channels a feature map of 32 MiB, of which there are about ten."""
 
 
+FirstStage = Autoencoder | PixelSpace
+"""What turns images into latents and back."""
+
+
 def decode(
-    autoencoder: Autoencoder, latents: Any, tile: Tile = AUTO, progress: bool = False
+    autoencoder: FirstStage, latents: Any, tile: Tile = AUTO, progress: bool = False
 ) -> np.ndarray:
     """Images of latents.
 
     Args:
-        autoencoder: with the decoder.
+        autoencoder: with the decoder, or a pixel space.
         latents: scaled, (B, h, w, c).
         tile: "auto", "off" or the height of a strip in pixels, a multiple of f.
         progress: show a progress bar on stderr while strips are decoded.
@@ -52,9 +57,11 @@ def decode(
         UserError: an invalid `tile`, or "off" and not enough memory.
         ArithmeticError: the decoder gives numbers that are not finite, in float32 too.
     """
-    decoder, factor = autoencoder.decoder, autoencoder.downsample_factor
-    rows = _rows(tile, factor)
+    rows = _rows(tile, autoencoder.downsample_factor)
     latents = np.asarray(latents, np.float32)
+    if isinstance(autoencoder, PixelSpace):
+        return _finite(latents)
+    decoder, factor = autoencoder.decoder, autoencoder.downsample_factor
     raw = LatentSpace(autoencoder.scaling_factor).to_raw(latents)
 
     def run(network: keras.Model) -> np.ndarray:
@@ -72,22 +79,16 @@ def decode(
             stacklevel=2,
         )
         images = run(rebuild(decoder, dtype="float32"))
-    if not np.isfinite(images).all():
-        count = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
-        raise ArithmeticError(
-            f"decode: {count} of {len(images)} images hold numbers that are not finite; the "
-            "latents or the autoencoder's weights are broken"
-        )
-    return images
+    return _finite(images)
 
 
 def encode(
-    autoencoder: Autoencoder, images: Any, tile: Tile = AUTO, progress: bool = False
+    autoencoder: FirstStage, images: Any, tile: Tile = AUTO, progress: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Posterior of images: mean and log-variance of their raw latents.
 
     Args:
-        autoencoder: with the encoder.
+        autoencoder: with the encoder, or a pixel space.
         images: float (B, H, W, 3) in [-1, 1]; H and W are multiples of f.
         tile: "auto", "off" or the height of a strip in pixels, a multiple of f.
         progress: show a progress bar on stderr while strips are encoded.
@@ -100,9 +101,11 @@ def encode(
             memory.
         ArithmeticError: the encoder gives numbers that are not finite, in float32 too.
     """
-    encoder, factor = autoencoder.encoder, autoencoder.downsample_factor
-    rows = _rows(tile, factor)
+    rows = _rows(tile, autoencoder.downsample_factor)
     images = np.asarray(images, np.float32)
+    if isinstance(autoencoder, PixelSpace):
+        return autoencoder.encode_on_batch(images)
+    encoder, factor = autoencoder.encoder, autoencoder.downsample_factor
     autoencoder.check_size(*images.shape[1:3])
 
     def run(network: keras.Model) -> np.ndarray:
@@ -238,6 +241,17 @@ class AutoencoderHalf:
         batch, height, width = inputs.shape[:3]
         size = f"{width * self.scale}×{height * self.scale} pixels"
         return f"{batch} images of {size}" if batch > 1 else size
+
+
+def _finite(images: np.ndarray) -> np.ndarray:
+    """Images, after a check that their numbers are finite."""
+    if not np.isfinite(images).all():
+        count = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
+        raise ArithmeticError(
+            f"decode: {count} of {len(images)} images hold numbers that are not finite; the "
+            "latents or the autoencoder's weights are broken"
+        )
+    return images
 
 
 def _unusable(images: np.ndarray) -> np.ndarray:

@@ -24,8 +24,10 @@ _HOMES = {
     "Adversary": "latentddpm.training.step.adversarial",
     "Autoencoder": "latentddpm.models.autoencoder.autoencoder",
     "AutoencoderTrainer": "latentddpm.training.step.autoencoder_trainer",
+    "BasicUNet": "latentddpm.models.denoisers.basic",
     "CLIPTokenizer": "latentddpm.clip.tokenizer",
     "ClassifierFreeGuidance": "latentddpm.diffusion.guidance",
+    "ClassicUNet": "latentddpm.models.denoisers.classic",
     "Decoder": "latentddpm.models.autoencoder.encoder_decoder",
     "DenoisingTrainer": "latentddpm.training.step.denoising_trainer",
     "Encoder": "latentddpm.models.autoencoder.encoder_decoder",
@@ -51,7 +53,9 @@ __all__ = [
     "Adversary",
     "Autoencoder",
     "AutoencoderTrainer",
+    "BasicUNet",
     "CLIPTokenizer",
+    "ClassicUNet",
     "ClassifierFreeGuidance",
     "Decoder",
     "DenoisingTrainer",
@@ -84,6 +88,8 @@ if TYPE_CHECKING:
     from latentddpm.errors import UserError
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+    from latentddpm.models.denoisers.basic import BasicUNet
+    from latentddpm.models.denoisers.classic import ClassicUNet
     from latentddpm.models.denoisers.unet import UNet
     from latentddpm.models.discriminator import PatchDiscriminator
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion

@@ -30,6 +30,19 @@ SIGMA_SPACINGS = ("timesteps", "karras")
 FIRST_STAGES = ("autoencoder", "none")
 """What is between pixels and latents; with "none" the model diffuses pixels."""
 
+DENOISERS = {
+    "unet": (
+        *("channels", "channel_multipliers", "num_res_blocks", "attention_levels", "num_heads"),
+        *("norm_groups", "dropout", "recompute"),
+    ),
+    "classic": ("channels", "channel_multipliers"),
+    "basic": (),
+}
+"""Kind of each network that denoises, `unet.kind` → the settings of `unet:` that it takes. Their
+classes are in `models.denoisers.kinds`; a test compares the two."""
+CONDITIONAL = ("unet",)
+"""Kinds of networks that take text."""
+
 STORAGE = ("float32", "float16")
 """Precisions in which weights are stored."""
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
+from pydantic_core import PydanticCustomError
 
+from latentddpm.choices import DENOISERS
 from latentddpm.config.section import Multipliers, Section
 
 
 class UNetConfig(Section):
-    """Sizes of the UNet; the defaults (about 90 M parameters) train on one GPU."""
+    """Kind and sizes of the UNet; the defaults (about 90 M parameters) train on one GPU."""
 
+    kind: Literal["unet", "classic", "basic"] = Field(
+        "unet",
+        description="unet: residual blocks and attention; classic: Ronneberger's, takes channels "
+        "and channel_multipliers; basic: six convolutions without timestep, takes no sizes; only "
+        "unet takes text",
+    )
     channels: int = Field(128, gt=0, description="width at the latents' resolution")
     channel_multipliers: Multipliers | None = Field(
         None,
-        description="width of each level, in units of channels; null: [1, 2, 3, 4], or fewer "
-        "where the latents are small",
+        description="width of each level, in units of channels; null: [1, 2, 3, 4], for classic "
+        "[1, 2, 4, 8, 16], or fewer where the latents are small",
     )
     num_res_blocks: int = Field(2, gt=0, description="blocks per level, one more on the way up")
     attention_levels: list[int] | None = Field(
@@ -33,6 +41,35 @@ class UNetConfig(Section):
     recompute: bool = Field(
         False, description="compute blocks again in the backward pass: less memory, more time"
     )
+
+    @pydantic.model_validator(mode="after")
+    def _only_what_the_kind_takes(self) -> UNetConfig:
+        taken = ("kind", *DENOISERS[self.kind])
+        for key in self.model_fields_set.difference(taken):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise PydanticCustomError("kind", "{text}", {"text": not_taken(self.kind, key)})
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _what_the_kind_takes(self, handler: Any) -> dict[str, Any]:
+        taken = ("kind", *DENOISERS[self.kind])
+        return {key: value for key, value in handler(self).items() if key in taken}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the network's class."""
+        return {key: getattr(self, key) for key in DENOISERS[self.kind]}
+
+
+def not_taken(kind: str, key: str) -> str:
+    """Message on a setting that a kind of network does not take.
+
+    Args:
+        kind: of the network.
+        key: of the section `unet:`.
+    """
+    taken = ", ".join(f"unet.{one}" for one in DENOISERS[kind]) or "none"
+    return f"unet.{key} is not a setting of unet.kind={kind}; it takes {taken}"
 
 
 class TextConfig(Section):

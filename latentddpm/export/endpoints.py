@@ -163,7 +163,8 @@ def examples(endpoint: Endpoint, model: LatentDiffusion) -> Iterator[Arrays]:
     """Random inputs of an endpoint, by name: one image of the model's size, then two small ones.
 
     The small size is not square. It is two and three times the smallest that the strides of the
-    networks allow, so that not all positions are at an edge.
+    networks allow, so that not all positions are at an edge, and a little more, which the strides
+    of the UNet do not divide.
 
     Args:
         endpoint: of the model.
@@ -175,7 +176,7 @@ def examples(endpoint: Endpoint, model: LatentDiffusion) -> Iterator[Arrays]:
     numbers = np.random.default_rng(0)
     for batch, (height, width), tokens in (
         (1, model.image_size or DEFAULT_SIZE, length),
-        (2, (2 * coarsest, 3 * coarsest), 7),
+        (2, (2 * coarsest, 3 * coarsest + factor), 7),
     ):
         axes = {
             "batch": batch,

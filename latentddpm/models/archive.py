@@ -50,12 +50,12 @@ def save_archive(model: keras.Model, path: str | Path, storage: str = "float32")
             _halve(temporary)
 
 
-def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
+def load_archive(path: str | Path, *kinds: type[keras.Model]) -> keras.Model:
     """Network in a `.keras` archive, loaded in safe mode.
 
     Args:
         path: of the archive.
-        kind: class of the network.
+        kinds: class of the network, or the classes that it may have.
 
     Raises:
         UserError: no such file, not an archive of Keras, one of another class, or with weights
@@ -64,7 +64,7 @@ def load_archive(path: str | Path, kind: type[keras.Model]) -> keras.Model:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    read_config(path, kind)
+    read_config(path, *kinds)
     with zipfile.ZipFile(path) as archive:
         stored = archive.getinfo(WEIGHTS).file_size
     try:
@@ -95,17 +95,17 @@ def check_weights(model: keras.Model, path: str | Path) -> None:
         check_finite(keras.ops.convert_to_numpy(variable), path, variable.path)
 
 
-def read_config(path: str | Path, kind: type[keras.Model]) -> dict[str, Any]:
+def read_config(path: str | Path, *kinds: type[keras.Model]) -> dict[str, Any]:
     """Arguments of the network in an archive, read without building it.
 
     Args:
         path: of the archive.
-        kind: class of the network.
+        kinds: class of the network, or the classes that it may have.
 
     Raises:
-        UserError: it is not an archive of a `kind`.
+        UserError: it is not an archive of one of them.
     """
-    return read_arguments(path, keras.saving.get_registered_name(kind))
+    return read_arguments(path, *map(keras.saving.get_registered_name, kinds))
 
 
 def _halve(path: Path) -> None:

@@ -19,7 +19,7 @@ from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class AttentionBlock(Recomputable, layers.Layer):
-    """Attention block: self-attention over the H·W positions of a feature map, plus its input.
+    """Attention block: self-attention over the positions of a feature map, plus its input.
 
     Args:
         num_heads: number of heads; the autoencoder has one.
@@ -27,7 +27,7 @@ class AttentionBlock(Recomputable, layers.Layer):
         zero_init: start as the identity, with the kernel of the output projection at zero.
 
     Call arguments:
-        inputs: (B, H, W, C) → the same shape.
+        inputs: (B, …, C) → the same shape.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class AttentionBlock(Recomputable, layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        batch, height, width, channels = ops.shape(inputs)
-        hidden = ops.reshape(self.norm(inputs), (batch, height * width, channels))
+        shape = ops.shape(inputs)
+        hidden = ops.reshape(self.norm(inputs), (shape[0], -1, shape[-1]))
         hidden = self.out(
             attention(self.query(hidden), self.key(hidden), self.value(hidden), self.num_heads)
         )
-        return inputs + ops.reshape(hidden, (batch, height, width, channels))
+        return inputs + ops.reshape(hidden, shape)
 
     def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape

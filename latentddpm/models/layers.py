@@ -2,8 +2,12 @@
 
     ResnetBlock     h = inputs + conv(silu(norm(conv(silu(norm(inputs))) + time)))
 
-as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). Images and latents are
-channels-last, (B, H, W, C). Attention has a module of its own, `models.attention`.
+as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). Attention has a module of
+its own, `models.attention`; so has what enlarges a feature map, `models.resample`.
+
+Everything is channels-last, and works in one, two and three dimensions: (B, L, C), (B, H, W, C)
+and (B, D, H, W, C). The rank of its input tells a layer which. `PaddedConv2D` is named after two,
+because archives number layers by the names of their classes.
 
 Every block has `build` and `compute_output_shape`, so that a network is built by arithmetic on
 shapes. Without them Keras traces the `call` of each block once more while building, which took
@@ -29,7 +33,7 @@ Shape = tuple[int | None, ...]
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
 class GroupNormalization(layers.GroupNormalization):
-    """Group normalisation over the last axis of (B, H, W, C), faster than Keras's own.
+    """Group normalisation over the last axis of (B, …, C), faster than Keras's own.
 
     `keras.layers.GroupNormalization` computes the moments of (B, H, W, G, C/G) over three axes at
     once, which TensorFlow does slowly on a CPU, and inexactly in float32: at 256×256×128 with an
@@ -95,20 +99,36 @@ def blank_weights() -> Iterator[None]:
         _blank.reset(token)
 
 
-def zeros_or_default(zero_init: bool = False) -> Any:
-    """Kernel initializer: Glorot uniform, or zeros.
+def zeros_or_default(zero_init: bool = False, default: str = "glorot_uniform") -> Any:
+    """Kernel initializer: Glorot uniform or another default, or zeros.
 
     Args:
         zero_init: zeros. A residual block whose last kernel is zero is the identity.
+        default: name of the initializer without `zero_init`.
     """
     if _blank.get():
         return _counted_zeros
-    return "zeros" if zero_init else "glorot_uniform"
+    return "zeros" if zero_init else default
 
 
 def _counted_zeros(shape: Shape, dtype: Any = None) -> Any:
     count_weights(math.prod(shape))
     return ops.zeros(shape, dtype)
+
+
+def of_rank(name: str, dims: int) -> type[layers.Layer]:
+    """Keras's layer class for a number of dimensions.
+
+    Args:
+        name: of the class, with braces for the number, such as "Conv{}D".
+        dims: 1, 2 or 3.
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    if dims not in (1, 2, 3):
+        raise ValueError(f"spatial_dims={dims}, expected 1, 2 or 3")
+    return getattr(layers, name.format(dims))
 
 
 def dense(units: int, zero_init: bool = False, **kwargs: Any) -> layers.Layer:
@@ -128,21 +148,21 @@ class PaddedConv2D(layers.Layer):
 
     Args:
         channels: output channels.
-        kernel: side of the square kernel.
-        padding: rows and columns of zeros, one number for all sides or
-            `((top, bottom), (left, right))`.
+        kernel: side of the kernel, equal in all dimensions.
+        padding: zeros before and after, one number for all sides or a pair for each dimension,
+            such as `((top, bottom), (left, right))`.
         stride: step of the convolution.
         zero_init: start from a zero kernel.
 
     Call arguments:
-        inputs: (B, H, W, C).
+        inputs: (B, L, C), (B, H, W, C) or (B, D, H, W, C).
     """
 
     def __init__(
         self,
         channels: int,
         kernel: int = 3,
-        padding: int | tuple[tuple[int, int], tuple[int, int]] = 0,
+        padding: int | tuple[tuple[int, int], ...] = 0,
         stride: int = 1,
         zero_init: bool = False,
         **kwargs: Any,
@@ -153,36 +173,45 @@ class PaddedConv2D(layers.Layer):
         self.padding = padding if isinstance(padding, int) else tuple(map(tuple, padding))
         self.stride = stride
         self.zero_init = zero_init
-        sides = ((padding, padding),) * 2 if isinstance(padding, int) else self.padding
+        self.sides: tuple[tuple[int, int], ...] = ()
+        self.same = False
+
+    def build(self, input_shape: Shape) -> None:
+        dims = len(input_shape) - 2
+        self.sides = self._sides(dims)
         # With stride 1 and (kernel - 1) / 2 zeros on every side, "same" is the identical
         # convolution without the copy that an explicit padding makes.
-        same = stride == 1 and kernel % 2 == 1 and sides == ((kernel // 2,) * 2,) * 2
-        self.pad = None
-        if not same and sides != ((0, 0), (0, 0)):
-            self.pad = layers.ZeroPadding2D(sides, name="pad", dtype=self.dtype_policy)
-        self.conv = layers.Conv2D(
-            channels,
-            kernel,
-            strides=stride,
-            padding="same" if same else "valid",
-            kernel_initializer=zeros_or_default(zero_init),
+        half = (self.kernel // 2,) * 2
+        self.same = self.stride == 1 and self.kernel % 2 == 1 and self.sides == (half,) * dims
+        self.conv = of_rank("Conv{}D", dims)(
+            self.channels,
+            self.kernel,
+            strides=self.stride,
+            padding="same" if self.same else "valid",
+            kernel_initializer=zeros_or_default(self.zero_init),
             name="conv",
             dtype=self.dtype_policy,
         )
-
-    def build(self, input_shape: Shape) -> None:
-        if self.pad is not None:
-            input_shape = self.pad.compute_output_shape(input_shape)
         self.conv.build(input_shape)
         self.built = True
 
     def call(self, inputs):
-        return self.conv(inputs if self.pad is None else self.pad(inputs))
+        if not self.same and any(map(any, self.sides)):
+            inputs = ops.pad(inputs, ((0, 0), *self.sides, (0, 0)))
+        return self.conv(inputs)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        if self.pad is not None:
-            input_shape = self.pad.compute_output_shape(input_shape)
-        return self.conv.compute_output_shape(input_shape)
+        batch, *sides, _ = input_shape
+        sides = (
+            None if side is None else (side + sum(zeros) - self.kernel) // self.stride + 1
+            for side, zeros in zip(sides, self._sides(len(sides)), strict=True)
+        )
+        return (batch, *sides, self.channels)
+
+    def _sides(self, dims: int) -> tuple[tuple[int, int], ...]:
+        """Zeros before and after each of `dims` dimensions."""
+        padding = self.padding
+        return ((padding, padding),) * dims if isinstance(padding, int) else padding
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -193,50 +222,6 @@ class PaddedConv2D(layers.Layer):
             "stride": self.stride,
             "zero_init": self.zero_init,
         }
-
-
-@keras.saving.register_keras_serializable(package=PACKAGE)
-class Upsample(layers.Layer):
-    """Upsampling: nearest neighbour ×2, then a 3×3 convolution.
-
-    Every input pixel becomes four equal ones, so the weights of the kernel that multiply the same
-    input pixel can be added up first. That gives a transposed convolution of stride 2 with the
-    kernel
-
-        K₄[u, v] = Σ_{a, b ∈ {0, 1}} K₃[u − a, v − b]      (K₃ turned by 180°, zero outside)
-
-    The output is the same, with 16 instead of 36 multiplications per input pixel and without the
-    enlarged input in memory. The layer's weights are those of the 3×3 convolution.
-
-    Args:
-        channels: output channels.
-
-    Call arguments:
-        inputs: (B, h, w, c) → (B, 2h, 2w, channels).
-    """
-
-    def __init__(self, channels: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.channels = channels
-        self.conv = PaddedConv2D(channels, 3, padding=1, name="conv", dtype=self.dtype_policy)
-
-    def build(self, input_shape: Shape) -> None:
-        self.conv.build((*self.compute_output_shape(input_shape)[:-1], input_shape[-1]))
-        self.built = True
-
-    def call(self, inputs):
-        kernel = ops.flip(self.conv.conv.kernel, axis=(0, 1))  # (3, 3, c, channels)
-        shifts = [((a, 1 - a), (b, 1 - b), (0, 0), (0, 0)) for a in (0, 1) for b in (0, 1)]
-        kernel = sum(ops.pad(kernel, shift) for shift in shifts)
-        kernel = ops.swapaxes(kernel, 2, 3)  # (4, 4, channels, c)
-        return ops.conv_transpose(inputs, kernel, 2, "same") + self.conv.conv.bias
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, *sides, _ = input_shape
-        return (batch, *(None if side is None else 2 * side for side in sides), self.channels)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "channels": self.channels}
 
 
 class Recomputable:
@@ -264,7 +249,7 @@ class ResnetBlock(Recomputable, layers.Layer):
         zero_init: start as the identity, with the kernel of the last convolution at zero.
 
     Call arguments:
-        inputs: (B, H, W, C) → (B, H, W, channels).
+        inputs: (B, …, C) → (B, …, channels).
         time_embedding: (B, E); SiLU and a dense layer project it to (B, channels), which is added
             at every position. The autoencoder has none.
     """
@@ -318,7 +303,8 @@ class ResnetBlock(Recomputable, layers.Layer):
     def call(self, inputs, time_embedding=None, training=None):
         hidden = self.conv1(ops.silu(self.norm1(inputs)))
         if time_embedding is not None:
-            hidden = hidden + self.time(ops.silu(time_embedding))[:, None, None, :]
+            time = self.time(ops.silu(time_embedding))
+            hidden = hidden + ops.expand_dims(time, tuple(range(1, len(inputs.shape) - 1)))
         hidden = ops.silu(self.norm2(hidden))
         if self.dropout is not None:
             hidden = self.dropout(hidden, training=training)

@@ -27,7 +27,8 @@ from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import FirstStage, decode
-from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.denoisers.base import Denoiser
+from latentddpm.models.denoisers.kinds import load_denoiser
 from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
     FILES,
@@ -83,7 +84,7 @@ class LatentDiffusion:
     def __init__(
         self,
         autoencoder: FirstStage,
-        unet: UNet | None,
+        unet: Denoiser | None,
         schedule: NoiseSchedule | None,
         text_encoder: TextEncoder | None = None,
         tokenizer: CLIPTokenizer | None = None,
@@ -113,8 +114,8 @@ class LatentDiffusion:
             UserError: see `model_folder.read_model_folder`; or the folder holds no UNet.
         """
         found = read_model_folder(folder)
-        unet = load_archive(found.file("unet"), UNet)
-        first_stage = PixelSpace(unet.input["noisy_latents"].shape[-1])
+        unet = load_denoiser(found.file("unet"))
+        first_stage = PixelSpace(unet.latent_channels)
         if found.first_stage != "none":
             first_stage = load_archive(found.file("vae"), Autoencoder)
         text_encoder = tokenizer = None
@@ -194,7 +195,7 @@ class LatentDiffusion:
             image_size=self.image_size,
             has_text=self.text_encoder is not None,
             num_train_timesteps=self.schedule.num_train_timesteps,
-            size_multiple=self.autoencoder.downsample_factor * self.unet.downsample_factor,
+            size_multiple=self.autoencoder.downsample_factor,
             downsample_factor=self.autoencoder.downsample_factor,
         )
 

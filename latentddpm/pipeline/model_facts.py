@@ -20,8 +20,8 @@ MAX_CONFIG_BYTES = 1 << 20
 def facts_of(folder: ModelFolder) -> ModelFacts:
     """Facts of the model in a folder, without loading its networks or importing Keras.
 
-    Where an archive cannot be read, its downsample factor is None; loading the model names the
-    error.
+    Where the autoencoder's archive cannot be read, its downsample factor is None; loading the
+    model names the error.
 
     Args:
         folder: of the model.
@@ -30,7 +30,7 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
         UserError: a folder without a UNet, or a default of the wrong type in its manifest.
     """
     own = 1 if folder.first_stage == "none" else _downsample_factor(folder.file("vae"))
-    unet = _downsample_factor(folder.file("unet"))
+    folder.file("unet")
     total = (folder.schedule or {}).get("num_train_timesteps")
     for name, kind in FIELDS.items():
         value = folder.defaults.get(name)
@@ -41,7 +41,7 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
         image_size=folder.image_size,
         has_text="text_encoder" in folder.parts,
         num_train_timesteps=total if type(total) is int else None,
-        size_multiple=None if own is None or unet is None else own * unet,
+        size_multiple=own,
         downsample_factor=own,
     )
 

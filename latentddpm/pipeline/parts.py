@@ -11,7 +11,7 @@ from typing import Any
 
 from latentddpm.models.archive import load_archive
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.denoisers.kinds import KINDS
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 
@@ -29,8 +29,8 @@ def load_parts(folder: str | Path) -> LatentDiffusion:
     if "unet" in found.parts and ("vae" in found.parts or found.first_stage == "none"):
         return LatentDiffusion.load(folder)
     parts: dict[str, Any] = {
-        name: load_archive(found.file(name), kind) if name in found.parts else None
-        for name, kind in (("vae", Autoencoder), ("unet", UNet))
+        name: load_archive(found.file(name), *kinds) if name in found.parts else None
+        for name, kinds in (("vae", (Autoencoder,)), ("unet", KINDS.values()))
     }
     return LatentDiffusion(
         parts["vae"], parts["unet"], None, image_size=found.image_size, digest=found.digest

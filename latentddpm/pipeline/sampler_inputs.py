@@ -17,7 +17,7 @@ from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.models.autoencoder.tiling import FirstStage, encode
-from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.models.inference import compiled
 from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.settings import GenerationSettings
@@ -54,7 +54,7 @@ def text_contexts(
 
 
 def guided_denoiser(
-    unet: UNet, contexts: Contexts | None, settings: GenerationSettings
+    unet: Denoiser, contexts: Contexts | None, settings: GenerationSettings
 ) -> samplers.Denoiser:
     """Denoiser of one batch, with classifier-free guidance where there are contexts.
 

@@ -186,7 +186,7 @@ class ModelFacts:
                 )
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse an image size that the networks' downsample factors do not divide.
+        """Refuse an image size that the autoencoder's downsample factor does not divide.
 
         Args:
             height, width: in pixels.
@@ -195,7 +195,7 @@ class ModelFacts:
             UserError: naming the nearest valid sizes.
         """
         if self.size_multiple is not None:
-            of = "the autoencoder's times the UNet's downsample factor"
+            of = "the autoencoder's downsample factor"
             for name, pixels in (("height", height), ("width", width)):
                 check_multiple(name, pixels, self.size_multiple, of)
         if height * width > MAX_PIXELS:

@@ -15,7 +15,8 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
-from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.denoisers.base import Denoiser
+from latentddpm.models.denoisers.kinds import make_denoiser
 from latentddpm.models.functional import freeze, rebuild
 from latentddpm.training.finetune import base_networks
 from latentddpm.training.plan.sizes import check_text
@@ -46,7 +47,7 @@ def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, CLIPTokenizer 
 
 def build_networks(
     config: DiffusionRun, sources: Sources
-) -> tuple[UNet, TextEncoder | None, CLIPTokenizer | None]:
+) -> tuple[Denoiser, TextEncoder | None, CLIPTokenizer | None]:
     """UNet, text encoder and tokenizer of a run: new, with weights from the seed, or of a model.
 
     Args:
@@ -70,8 +71,9 @@ def build_networks(
     if text_encoder is not None and not config.text.trained:
         freeze(text_encoder)
     try:
-        unet = UNet(
-            **config.unet.model_dump(),
+        unet = make_denoiser(
+            config.unet.kind,
+            **config.unet.arguments,
             latent_channels=sources.vae_config["latent_channels"],
             context_dim=None if text_encoder is None else text_encoder.hidden_dim,
             dtype=dtype,

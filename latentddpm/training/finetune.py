@@ -13,12 +13,13 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
 from latentddpm.interop.lora import add_lora, save_lora
 from latentddpm.models.archive import load_archive
-from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.denoisers.base import Denoiser
+from latentddpm.models.denoisers.kinds import load_denoiser
 from latentddpm.models.functional import freeze, rebuild
 from latentddpm.pipeline.model_folder import TOKENIZER, ModelFolder
 
 
-def save_trained_lora(unet: UNet, path: Path, config: DiffusionRun, base: ModelFolder) -> None:
+def save_trained_lora(unet: Denoiser, path: Path, config: DiffusionRun, base: ModelFolder) -> None:
     """Write a run's LoRA, with metadata that identifies it and its model.
 
     Args:
@@ -45,7 +46,7 @@ def save_trained_lora(unet: UNet, path: Path, config: DiffusionRun, base: ModelF
 
 def base_networks(
     config: DiffusionRun, base: ModelFolder, dtype: str
-) -> tuple[UNet, TextEncoder | None, CLIPTokenizer | None]:
+) -> tuple[Denoiser, TextEncoder | None, CLIPTokenizer | None]:
     """UNet, text encoder and tokenizer of a model, ready for fine-tuning.
 
     With `lora.rank` only a LoRA of the UNet is trainable. The text encoder is frozen unless
@@ -59,9 +60,9 @@ def base_networks(
     Returns:
         (UNet, text encoder, tokenizer); the last two are None for an unconditional model.
     """
-    unet = load_archive(base.file("unet"), UNet)
-    how = {"dropout": config.unet.dropout, "recompute": config.unet.recompute}
-    unet = rebuild(unet, dtype=dtype, **how)
+    taken = config.unet.arguments
+    how = {key: taken[key] for key in ("dropout", "recompute") if key in taken}
+    unet = rebuild(load_denoiser(base.file("unet")), dtype=dtype, **how)
     lora = config.lora
     if lora.rank:
         add_lora(unet, lora.rank, lora.alpha or lora.rank, lora.targets)

@@ -250,18 +250,38 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_EXPANSION = 200
 """Largest ratio of sizes after and before decompression; only a zip bomb compresses more."""
 
-AUTOENCODER, UNET, TEXT_ENCODER = (
-    f"latentddpm>{name}" for name in ("Autoencoder", "UNet", "TextEncoder")
-)
-"""Names under which Keras knows the networks of a model folder."""
+AUTOENCODER, TEXT_ENCODER = "latentddpm>Autoencoder", "latentddpm>TextEncoder"
+"""Names under which Keras knows networks of a model folder."""
+DENOISERS = {
+    "latentddpm>UNet": "unet",
+    "latentddpm>ClassicUNet": "classic",
+    "latentddpm>BasicUNet": "basic",
+}
+"""Names under which Keras knows the networks that denoise → their kinds."""
 
 
-def read_arguments(path: str | Path, name: str) -> dict[str, Any]:
+def read_arguments(path: str | Path, *names: str) -> dict[str, Any]:
     """Arguments of the network in an archive.
 
     Args:
         path: of the archive.
-        name: of the network's class, as Keras registers it.
+        names: of the network's class, as Keras registers it, or of those that it may have.
+
+    Raises:
+        UserError: it is not an archive of such a network.
+    """
+    return read_network(path, *names)[1]
+
+
+def read_network(path: str | Path, *names: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the network in an archive.
+
+    Args:
+        path: of the archive.
+        names: of the network's class, as Keras registers it, or of those that it may have.
+
+    Returns:
+        (which of the names it has, arguments of its constructor).
 
     Raises:
         UserError: it is not an archive of such a network.
@@ -288,8 +308,9 @@ def read_arguments(path: str | Path, name: str) -> dict[str, Any]:
     found = None
     if isinstance(config, dict):
         found = config.get("registered_name") or config.get("class_name")
-    if found != name:
-        raise UserError(f"{path}: holds {str(found)[:100]!r}, expected {name!r}")
+    if found not in names:
+        expected = " or ".join(map(repr, names))
+        raise UserError(f"{path}: holds {str(found)[:100]!r}, expected {expected}")
     if not isinstance(config.get("config"), dict):
         raise UserError(f"{path}: not a .keras archive: config.json lacks its arguments")
-    return config["config"]
+    return found, config["config"]

@@ -11,9 +11,9 @@ from latentddpm.models.layers import (
     GroupNormalization,
     PaddedConv2D,
     ResnetBlock,
-    Upsample,
     blank_weights,
 )
+from latentddpm.models.resample import Upsample
 
 DOWN = ((0, 1), (0, 1))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from latentddpm.errors import check_choice
+from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.diffusers.checkpoint import CheckpointPart
 from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES
 from latentddpm.interop.diffusers.read_config import (
@@ -111,4 +111,8 @@ def _rows(
 ) -> Iterator[TensorMapping]:
     if kind is Autoencoder:
         return autoencoder_rows(**{key: arguments[key] for key in AUTOENCODER_SIZES})
-    return unet_rows(**{key: arguments[key] for key in UNET_SIZES}, linear=linear)
+    if kind is not UNet or arguments.get("spatial_dims", 2) != 2:
+        raise UserError(f"diffusers and LoRAs know no {kind.__name__} like this; expected a UNet")
+    sizes = {key: arguments[key] for key in UNET_SIZES}
+    own = arguments.get("learned_variance", False)
+    return unet_rows(**sizes, linear=linear, learned_variance=own)

@@ -66,7 +66,7 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
     kind = validate(config, source, (UNET, CONDITIONAL_UNET))
     conditional = kind == CONDITIONAL_UNET
     channels = _whole(config, source, "in_channels", 4 if conditional else 3)
-    _same(config, source, "out_channels", channels, "in_channels")
+    learned_variance = _learned_variance(config, source, channels)
     widths = _widths(config, source)
     attention_levels = _levels(config, source, kind, len(widths))
     norm_groups = _groups(config, source, widths)
@@ -93,6 +93,7 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
         "norm_groups": norm_groups,
         "dropout": float(dropout),
         "norm_epsilon": float(epsilon),
+        "learned_variance": learned_variance,
     }
 
 
@@ -148,6 +149,17 @@ def _same(config: Config, source: str, key: str, expected: int, reason: str) -> 
             f"{source}: {key}: {config[key]!r:.80} is not supported; expected "
             f"{expected} ({reason})"
         )
+
+
+def _learned_variance(config: Config, source: str, channels: int) -> bool:
+    """True where `out_channels` are twice the input's: the second half is about the variance."""
+    found = config.get("out_channels", channels)
+    if isinstance(found, bool) or found not in (channels, 2 * channels):
+        raise UserError(
+            f"{source}: out_channels: {found!r:.80} is not supported; expected {channels} "
+            f"(in_channels), or {2 * channels} with a learned variance"
+        )
+    return found == 2 * channels
 
 
 def _uniform(config: Config, source: str, key: str, default: int, levels: int) -> int:

@@ -124,6 +124,7 @@ def unet_rows(
     context_dim: int | None,
     latent_channels: int,
     linear: bool = False,
+    learned_variance: bool = False,
 ) -> Iterator[TensorMapping]:
     """Weight map of `UNet2DModel` or, with `context_dim`, `UNet2DConditionModel`, and `UNet`.
 
@@ -132,6 +133,7 @@ def unet_rows(
             latent_channels: see `UNet`.
         linear: the projections of transformer blocks are stored as dense layers
             (`use_linear_projection`), not as 1×1 convolutions.
+        learned_variance: see `UNet`.
     """
     widths = [channels * multiplier for multiplier in channel_multipliers]
     last = len(widths) - 1
@@ -184,7 +186,8 @@ def unet_rows(
         if level > 0:
             yield from _conv(f"{theirs}.upsamplers.0.conv", f"{ours}_upsample/conv", width, width)
     yield from _norm("conv_norm_out", "norm_out", width)
-    yield from _conv("conv_out", "conv_out", width, latent_channels)
+    outputs = (1 + learned_variance) * latent_channels
+    yield from _conv("conv_out", "conv_out", width, outputs)
 
 
 def _conv(

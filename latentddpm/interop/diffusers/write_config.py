@@ -69,6 +69,9 @@ def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, An
     Raises:
         UserError: neither of the two can be such a network; the message names the argument.
     """
+    if not isinstance(unet, UNet) or unet.spatial_dims != 2:
+        what = f"{type(unet).__name__} of {unet.spatial_dims} dimensions"
+        raise UserError(f"unet: diffusers has no network like a {what}; expected a UNet of 2")
     ours = unet.get_config()
     _starts_at_one(ours, "unet")
     kind = UNET if unet.context_dim is None else CONDITIONAL_UNET
@@ -86,7 +89,7 @@ def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, An
         "mid_block_type": FIXED[kind]["mid_block_type"][0],
         "layers_per_block": ours["num_res_blocks"],
         "in_channels": ours["latent_channels"],
-        "out_channels": ours["latent_channels"],
+        "out_channels": (1 + unet.learned_variance) * ours["latent_channels"],
         "norm_num_groups": ours["norm_groups"],
         "norm_eps": ours.get("norm_epsilon", NORM_EPSILON),
         "dropout": ours["dropout"],

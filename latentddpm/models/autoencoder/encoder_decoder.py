@@ -18,7 +18,8 @@ from keras import layers
 
 from latentddpm.models.attention import AttentionBlock
 from latentddpm.models.functional import FunctionalModel, constructor_arguments
-from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, Upsample, group_norm
+from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, group_norm
+from latentddpm.models.resample import Upsample
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

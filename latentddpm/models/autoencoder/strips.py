@@ -26,7 +26,8 @@ from keras import layers, ops
 from tqdm import tqdm
 
 from latentddpm.models.attention import AttentionBlock, attention
-from latentddpm.models.layers import GroupNormalization, PaddedConv2D, ResnetBlock, Upsample
+from latentddpm.models.layers import GroupNormalization, PaddedConv2D, ResnetBlock
+from latentddpm.models.resample import Upsample
 
 MOST_SCORES = 1 << 24
 """Attention scores computed at a time: TensorFlow does not give memory back to the system."""

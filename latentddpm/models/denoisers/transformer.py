@@ -1,6 +1,6 @@
 """Transformer block: cross-attention from a feature map to text (Rombach et al. 2022, §3.3).
 
-    tokens = proj_in(norm(inputs))                       (B, H·W, C)
+    tokens = proj_in(norm(inputs))                       (B, L, C)
     tokens += self_attention(norm(tokens))
     tokens += cross_attention(norm(tokens), context)     queries from tokens, keys from text
     tokens += out(a · gelu(b)),  a, b = in(norm(tokens)) GEGLU (Shazeer 2020)
@@ -77,7 +77,7 @@ class TransformerBlock(Recomputable, layers.Layer):
         zero_init: start as the identity, with the kernel of `proj_out` at zero.
 
     Call arguments:
-        inputs: (B, H, W, C) → the same shape.
+        inputs: (B, …, C) → the same shape.
         context: text encodings, (B, L, D).
     """
 
@@ -121,15 +121,15 @@ class TransformerBlock(Recomputable, layers.Layer):
         self.built = True
 
     def call(self, inputs, context):
-        batch, height, width, channels = ops.shape(inputs)
-        tokens = ops.reshape(self.norm(inputs), (batch, height * width, channels))
+        shape = ops.shape(inputs)
+        tokens = ops.reshape(self.norm(inputs), (shape[0], -1, shape[-1]))
         tokens = self.proj_in(tokens)
         tokens = tokens + self.self_attention(self.norm1(tokens))
         tokens = tokens + self.cross_attention(self.norm2(tokens), context)
         hidden, gate = ops.split(self.ff_in(self.norm3(tokens)), 2, axis=-1)
         tokens = tokens + self.ff_out(hidden * ops.gelu(gate, approximate=False))
         tokens = self.proj_out(tokens)
-        return inputs + ops.reshape(tokens, (batch, height, width, channels))
+        return inputs + ops.reshape(tokens, shape)
 
     def compute_output_shape(self, inputs_shape: Shape, context_shape: Shape) -> Shape:
         return inputs_shape

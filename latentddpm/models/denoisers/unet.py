@@ -5,73 +5,33 @@ A U-Net of ResnetBlocks with attention at some levels (Ho et al. 2020, appendix 
 one has transformer blocks with cross-attention, as the `UNet2DConditionModel` of Stable Diffusion
 1.x. The schedule says what it predicts: noise, v or the clean latents.
 
-    timestep embedding: [cos(t·f), sin(t·f)],  f_i = 10000^(−i / (d/2)),  i = 0 .. d/2 − 1
-                        → Dense → SiLU → Dense, added in every ResnetBlock
+Each level has half the positions of the one above it, ⌈n/2⌉ of n; on the way up the size is that
+of the skip connection. So any size is taken, as by diffusers' `UNet2DConditionModel`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from latentddpm.models.attention import AttentionBlock
+from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs, embed_time
 from latentddpm.models.denoisers.transformer import TransformerBlock
-from latentddpm.models.functional import FunctionalModel, constructor_arguments
-from latentddpm.models.layers import (
-    PACKAGE,
-    PaddedConv2D,
-    ResnetBlock,
-    Shape,
-    Upsample,
-    dense,
-    group_norm,
-)
+from latentddpm.models.functional import constructor_arguments
+from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, group_norm
+from latentddpm.models.resample import Upsample
 
 NORM_EPSILON = 1e-5
-MAX_PERIOD = 10_000.0
+LATER = {"norm_epsilon": NORM_EPSILON, "learned_variance": False, "spatial_dims": 2}
+"""Arguments that older models lack, with their defaults, which are not saved: so they keep their
+digest."""
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class TimestepEmbedding(layers.Layer):
-    """Timestep embedding: cosines, then sines, of the timestep times geometric frequencies.
-
-    Args:
-        dim: width of the embedding, an even number.
-
-    Call arguments:
-        timesteps: (B,) → float32 (B, dim).
-
-    Raises:
-        ValueError: an odd `dim`.
-    """
-
-    def __init__(self, dim: int, **kwargs: Any) -> None:
-        kwargs["dtype"] = "float32"
-        super().__init__(**kwargs)
-        if dim % 2:
-            raise ValueError(f"dim={dim} of a timestep embedding must be even")
-        self.dim = dim
-        exponents = -math.log(MAX_PERIOD) * np.arange(dim // 2) / (dim // 2)
-        self.frequencies = np.exp(exponents).astype(np.float32)
-
-    def call(self, timesteps):
-        angles = ops.cast(timesteps, "float32")[:, None] * self.frequencies[None, :]
-        return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
-
-    def compute_output_shape(self, timesteps_shape: Shape) -> Shape:
-        return (*timesteps_shape, self.dim)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "dim": self.dim}
-
-
-@keras.saving.register_keras_serializable(package=PACKAGE)
-class UNet(FunctionalModel):
+class UNet(Denoiser):
     """UNet: the denoiser of latents, unconditional or conditioned on text.
 
     Args:
@@ -89,6 +49,10 @@ class UNet(FunctionalModel):
         dropout: rate inside the ResnetBlocks.
         zero_init: start with zeros as the output of every residual branch and of the network.
         norm_epsilon: of the group norms, except those in transformer blocks (1e-6).
+        learned_variance: predict 2c channels: first the prediction, then the fraction v in [-1, 1]
+            of the reverse process's log-variance between its two bounds (Nichol & Dhariwal 2021,
+            eq. 15). Such a network is sampled, not trained here.
+        spatial_dims: 1 for signals (B, L, c), 2 for images, 3 for volumes (B, D, H, W, c).
         recompute: compute activations again in the backward pass instead of keeping them. In
             training an example takes a third of the memory and a step a fifth more time
             (measured, see docs/benchmarks.md). Not saved with the model.
@@ -97,15 +61,16 @@ class UNet(FunctionalModel):
 
     Call arguments:
         inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}` and, with `context_dim`,
-            `"context"`: (B, L, context_dim). h and w are multiples of 2 ** (levels − 1).
-            Timesteps are whole numbers, or float32 numbers between them as some samplers need.
+            `"context"`: (B, L, context_dim). Timesteps are whole numbers, or float32 numbers
+            between them as some samplers need.
 
     Returns:
-        The prediction, float32 (B, h, w, c).
+        The prediction, float32 (B, h, w, c); with `learned_variance` (B, h, w, 2c).
 
     Raises:
         ValueError: `norm_groups` or `num_heads` does not divide a width, an attention level
-            does not exist, or `num_heads` is a list without a number for each level.
+            does not exist, `num_heads` is a list without a number for each level, or
+            `spatial_dims` is not 1, 2 or 3.
 
     Example:
         >>> unet = latentddpm.UNet(  # Stable Diffusion 1.x: 320 channels, context_dim=768
@@ -130,13 +95,16 @@ class UNet(FunctionalModel):
         dropout: float = 0.0,
         zero_init: bool = True,
         norm_epsilon: float = NORM_EPSILON,
+        learned_variance: bool = False,
+        spatial_dims: int = 2,
         recompute: bool = False,
         dtype: Any = None,
         name: str = "unet",
     ) -> None:
         config = constructor_arguments(locals())
-        if norm_epsilon == NORM_EPSILON:
-            del config["norm_epsilon"]  # older models, without this argument, keep their digest
+        for key, default in LATER.items():
+            if config[key] == default:
+                del config[key]
         del config["recompute"]  # it changes the training, not the network
         num_levels = len(channel_multipliers)
         heads = [num_heads] * num_levels if isinstance(num_heads, int) else list(num_heads)
@@ -150,17 +118,8 @@ class UNet(FunctionalModel):
                 f"attention_levels {unknown} do not exist; levels are 0 … {num_levels - 1}"
             )
 
-        # === Inputs ===
-        inputs = {
-            "noisy_latents": keras.Input(
-                (None, None, latent_channels), name="noisy_latents", dtype="float32"
-            ),
-            "timesteps": keras.Input((), name="timesteps", dtype="float32"),
-        }
-        context = None
-        if context_dim is not None:
-            context = keras.Input((None, context_dim), name="context", dtype="float32")
-            inputs["context"] = context
+        inputs = denoiser_inputs(latent_channels, spatial_dims, context_dim)
+        context = inputs.get("context")
 
         # === Blocks ===
         def make(kind: Any, *arguments: Any, name: str) -> Any:
@@ -185,16 +144,7 @@ class UNet(FunctionalModel):
             return layer(hidden)
 
         # === Graph ===
-        time_embedding = TimestepEmbedding(channels, name="timestep_embedding")(
-            inputs["timesteps"]
-        )
-        for layer in (
-            dense(4 * channels, dtype=dtype, name="time_0"),
-            layers.Activation("silu", dtype=dtype, name="time_act"),
-            dense(4 * channels, dtype=dtype, name="time_1"),
-        ):
-            time_embedding = layer(time_embedding)
-
+        time_embedding = embed_time(inputs["timesteps"], channels, 4 * channels, "silu", dtype)
         hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(
             inputs["noisy_latents"]
         )
@@ -227,24 +177,17 @@ class UNet(FunctionalModel):
                 if level in attention_levels:
                     hidden = attend(hidden, level, f"up_{level}_attention_{block}")
             if level > 0:
-                hidden = Upsample(width, dtype=dtype, name=f"up_{level}_upsample")(hidden)
+                hidden = Upsample(width, dtype=dtype, name=f"up_{level}_upsample")(
+                    hidden, skips[-1]
+                )
         assert not skips, "every skip connection is used"
 
         hidden = group_norm(channels, norm_groups, norm_epsilon, dtype=dtype, name="norm_out")(
             hidden
         )
         hidden = layers.Activation("silu", dtype=dtype, name="act_out")(hidden)
+        outputs = (1 + learned_variance) * latent_channels
         prediction = PaddedConv2D(
-            latent_channels, 3, padding=1, zero_init=zero_init, dtype="float32", name="conv_out"
+            outputs, 3, padding=1, zero_init=zero_init, dtype="float32", name="conv_out"
         )(hidden)
         super().__init__(inputs, prediction, config, name=name)
-
-    @property
-    def downsample_factor(self) -> int:
-        """Positions of the latents per position at the lowest resolution, along a side."""
-        return 2 ** (len(self._arguments["channel_multipliers"]) - 1)
-
-    @property
-    def context_dim(self) -> int | None:
-        """Width of the text encodings; None for an unconditional network."""
-        return self._arguments["context_dim"]

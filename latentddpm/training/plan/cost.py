@@ -55,12 +55,12 @@ def cost_of(config: AutoencoderRun | DiffusionRun, factor: int = 1) -> Cost:
     """
     if isinstance(config, AutoencoderRun):
         side, own = config.data.resolution, config.autoencoder
-        up, attention = 2, ()
+        blocks_of = _blocks(own, side, 2, ())
     else:
         side, own = config.data.resolution // factor, config.unet
-        up, attention = 3, own.attention_levels
+        blocks_of = BLOCKS[own.kind](own, side)
     adds = numbers = 0.0
-    for width, area, blocks, inputs, attends in _blocks(own, side, up, attention):
+    for width, area, blocks, inputs, attends in blocks_of:
         adds += blocks * area * 9 * (inputs * width + width**2)
         numbers += blocks * MAPS_OF_A_BLOCK * area * width
         if attends:
@@ -83,6 +83,32 @@ def _blocks(
         yield width, area, count + 1, width * (up - 1), level in attention
         below = width
     yield below, area, 2, below, True
+
+
+def _unet_blocks(own: UNetConfig, side: int) -> Iterator[tuple[int, int, int, int, bool]]:
+    return _blocks(own, side, 3, own.attention_levels)
+
+
+def _classic_blocks(own: UNetConfig, side: int) -> Iterator[tuple[int, int, int, int, bool]]:
+    """Pairs of convolutions of each level; those on the way up see twice the width."""
+    below = own.channels
+    *widths, bottom = (own.channels * multiplier for multiplier in own.channel_multipliers)
+    for level, width in enumerate(widths):
+        area = (side >> level) ** 2
+        yield width, area, 1, below, False
+        yield width, area, 1, 2 * width, False
+        below = width
+    yield bottom, (side >> len(widths)) ** 2, 1, below, False
+
+
+def _basic_blocks(own: UNetConfig, side: int) -> Iterator[tuple[int, int, int, int, bool]]:
+    """The six 5×5 convolutions, by the multiply-adds of as many pairs of 3×3 ones."""
+    for level, width in enumerate((32, 64, 96)):
+        yield width, (side >> level) ** 2, 1, width, False
+
+
+BLOCKS = {"unet": _unet_blocks, "classic": _classic_blocks, "basic": _basic_blocks}
+"""Kind of a UNet → its residual blocks, as of `_blocks`."""
 
 
 def matrix_speed() -> float:
@@ -140,7 +166,9 @@ def smaller_plan(config: AutoencoderRun | DiffusionRun) -> str:
         file, ways = "small-64-vae", ["data.resolution=64"] * large_images
         ways += ["autoencoder.channels=32"] * (config.autoencoder.channels > 32)
     else:
-        file, ways = "small-64-diffusion", ["unet.channels=64"] * (config.unet.channels > 64)
+        file, ways = "small-64-diffusion", []
+        if config.unet.arguments.get("channels", 0) > 64:
+            ways.append("unet.channels=64")
     if not ways or config.init:
         return f"shorter: --set training.num_steps={max(config.training.num_steps // 10, 1)}"
     return f"smaller: --config configs/{file}.yaml, or --set {' --set '.join(ways)}"

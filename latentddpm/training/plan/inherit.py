@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from latentddpm.choices import DENOISERS
 from latentddpm.config import AutoencoderRun, DiffusionRun, ScheduleConfig, Section
+from latentddpm.config.denoiser import not_taken
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
 from latentddpm.training.plan.resolve import is_open
-from latentddpm.utils.files import AUTOENCODER, TEXT_ENCODER, UNET, read_arguments
+from latentddpm.utils.files import AUTOENCODER, TEXT_ENCODER, read_arguments, read_network
+from latentddpm.utils.files import DENOISERS as NETWORKS
 
 OWN_SOURCES = ("init", "scratch")
 """Values of `text.source` allowed with an `init` that has a text encoder."""
@@ -36,9 +39,11 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
         UserError: the model has no UNet, or the configuration sets another value where weights
             depend on it; key, value and the model's value are named.
     """
-    unet = read_arguments(base.file("unet"), UNET)
+    name, unet = read_network(base.file("unet"), *NETWORKS)
     sizes = {key: unet[key] for key in type(config.unet).model_fields if key in unet}
-    sizes.pop("dropout")
+    sizes |= {"kind": NETWORKS[name]}
+    sizes.pop("dropout", None)
+    _check_trainable(config, sizes["kind"], unet, base)
     text = {"source": "none"}
     if "text_encoder" in base.parts:
         encoder = read_arguments(base.file("text_encoder"), TEXT_ENCODER)
@@ -105,6 +110,24 @@ def check_autoencoder(base: ModelFolder, vae: ModelFolder) -> None:
         raise UserError(
             f"{vae.path}: another autoencoder (digest {found[:12]}) than the one whose latents "
             f"{base.path} was trained on ({known[:12]}); leave --vae out to take its own"
+        )
+
+
+def _check_trainable(
+    config: DiffusionRun, kind: str, unet: Mapping[str, Any], base: ModelFolder
+) -> None:
+    """Refuse a network that is not trained here, and settings that its kind does not take."""
+    if unet.get("learned_variance"):
+        raise UserError(
+            f"init: {base.path} predicts a variance too (learned_variance); such a network is "
+            "sampled and converted, not trained"
+        )
+    for key in sorted(_given(config.unet).difference(("kind", *DENOISERS[kind]))):
+        raise UserError(f"{not_taken(kind, key)} ({base.path})")
+    if config.lora.rank and "attention_levels" not in DENOISERS[kind]:
+        raise UserError(
+            f"lora.rank: a LoRA changes attention, and {base.path} has none (kind {kind}); leave "
+            "lora.rank out"
         )
 
 

@@ -24,11 +24,11 @@ Config = TypeVar("Config", AutoencoderRun, DiffusionRun)
 LARGEST = 256
 """Resolution at most, where nothing but the data says one."""
 AUTOENCODER_LEVELS = (1, 2, 4, 4)
-UNET_LEVELS = (1, 2, 3, 4)
+LEVELS = {"unet": ((1, 2, 3, 4), 4), "classic": ((1, 2, 4, 8, 16), 1)}
+"""Kind of a UNet → width multipliers of its levels, and the side of the lowest one, at least,
+where there are several."""
 SMALLEST_LATENTS = {4: 24, 3: 12}
 """Number of an autoencoder's levels → side of its latents, at least; two levels have no limit."""
-SMALLEST_LEVEL = 4
-"""Side of a UNet's lowest level, at least, where it has several."""
 
 OPEN = (
     ("data", "resolution"),
@@ -95,17 +95,18 @@ def autoencoder_levels(resolution: int) -> list[int]:
     return list(AUTOENCODER_LEVELS[:2])
 
 
-def unet_levels(latents: int) -> list[int]:
+def unet_levels(latents: int, kind: str = "unet") -> list[int]:
     """Width multipliers of a UNet's levels for latents of a size.
 
     Args:
         latents: their side.
+        kind: of the UNet.
     """
-    for count in range(len(UNET_LEVELS), 1, -1):
-        factor = 2 ** (count - 1)
-        if latents % factor == 0 and latents // factor >= SMALLEST_LEVEL:
-            return list(UNET_LEVELS[:count])
-    return list(UNET_LEVELS[:1])
+    levels, smallest = LEVELS[kind]
+    count = len(levels)
+    while count > 1 and latents < smallest * 2 ** (count - 1):
+        count -= 1
+    return list(levels[:count])
 
 
 def attention_levels(count: int) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from latentddpm.choices import CONDITIONAL, DENOISERS
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.data.buckets import buckets_of
 from latentddpm.data.dataset import Dataset, open_dataset
@@ -99,7 +100,7 @@ def complete_diffusion(
     Raises:
         UserError: settings that do not fit the resolution of the data.
     """
-    source = "scratch" if captioned else "none"
+    source = "scratch" if captioned and config.unet.kind in CONDITIONAL else "none"
     config = resolve.fill(config, {"text": {"source": source}})
     if config.data.resolution is None:
         multiple = sources.downsample_factor
@@ -199,15 +200,13 @@ def check_diffusion(config: DiffusionRun, sources: Sources) -> None:
     """
     if sources.base is None:
         sizes.check_unet(config.unet)
-        sizes.check_text(config.text)
+        sizes.check_text(config.text, config.unet.kind)
         if config.text.source == "clip" and not Path(config.text.path).is_dir():
             raise UserError(f"text.path: {config.text.path}: no such folder of a CLIP model")
     sizes.check_schedule(config.schedule, config.samples)
-    if config.data.resolution is None or config.unet.channel_multipliers is None:
-        return
-    factor = sources.downsample_factor * sizes.factor_of(config.unet.channel_multipliers)
-    sizes.check_sides(config.data, factor)
-    buckets_of(config.data)
+    if config.data.resolution is not None:
+        sizes.check_sides(config.data, sources.downsample_factor)
+        buckets_of(config.data)
 
 
 def _with_autoencoder_levels(config: AutoencoderRun) -> AutoencoderRun:
@@ -217,11 +216,11 @@ def _with_autoencoder_levels(config: AutoencoderRun) -> AutoencoderRun:
 
 
 def _with_unet_levels(config: DiffusionRun, sources: Sources) -> DiffusionRun:
-    side = config.data.resolution
-    if side is not None:
-        levels = resolve.unet_levels(side // sources.downsample_factor)
+    side, kind = config.data.resolution, config.unet.kind
+    if side is not None and "channel_multipliers" in DENOISERS[kind]:
+        levels = resolve.unet_levels(side // sources.downsample_factor, kind)
         config = resolve.fill(config, {"unet": {"channel_multipliers": levels}})
-    if config.unet.channel_multipliers is not None:
+    if config.unet.channel_multipliers is not None and "attention_levels" in DENOISERS[kind]:
         attention = resolve.attention_levels(len(config.unet.channel_multipliers))
         config = resolve.fill(config, {"unet": {"attention_levels": attention}})
     return config

@@ -3,7 +3,7 @@
 The networks themselves refuse such sizes too; a test compares both.
 
     norm_groups, num_heads    divide every width that they are used at
-    data.resolution           a multiple of the downsample factors, 2^(levels − 1) of each network
+    data.resolution           a multiple of the autoencoder's downsample factor, 2^(levels − 1)
     attention_levels          0 … levels − 1
 
 A size that is null is not known yet and passes.
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from latentddpm.choices import SAMPLERS
+from latentddpm.choices import CONDITIONAL, DENOISERS, SAMPLERS
 from latentddpm.config import (
     AutoencoderConfig,
     DiffusionData,
@@ -65,16 +65,16 @@ def check_multiple(key: str, size: int, factor: int, whose: str) -> None:
 
 
 def check_sides(data: DiffusionData, factor: int) -> None:
-    """Refuse a resolution, or a bucket step, that the networks' factors do not divide.
+    """Refuse a resolution, or a bucket step, that the autoencoder's factor does not divide.
 
     Args:
         data: the section `data:` of a configuration.
-        factor: downsample factor of the autoencoder, times that of the UNet.
+        factor: downsample factor of the autoencoder.
 
     Raises:
         UserError: naming the nearest valid sizes.
     """
-    whose = "the autoencoder's times the UNet's downsample factor"
+    whose = "the autoencoder's downsample factor"
     for key in ("resolution", "bucket_step")[: 1 + data.aspect_buckets]:
         check_multiple(f"data.{key}", getattr(data, key), factor, whose)
 
@@ -94,7 +94,7 @@ def check_autoencoder(sizes: AutoencoderConfig) -> None:
 
 
 def check_unet(sizes: UNetConfig) -> None:
-    """Refuse sizes of a UNet that do not fit each other.
+    """Refuse sizes of a UNet that do not fit each other, as far as its kind takes them.
 
     Args:
         sizes: of it.
@@ -103,15 +103,17 @@ def check_unet(sizes: UNetConfig) -> None:
         UserError: `norm_groups` or `num_heads` does not divide a width, an attention level does
             not exist, `num_heads` is a list of another length, or `channels` is odd.
     """
-    if sizes.channels % 2:
+    taken = DENOISERS[sizes.kind]
+    if "channels" in taken and sizes.channels % 2:
         near = " or ".join(str(n) for n in (sizes.channels - 1, sizes.channels + 1) if n)
         raise UserError(f"unet.channels: {sizes.channels} is odd; nearest valid: {near}")
     multipliers = sizes.channel_multipliers or [1]
     widths = [sizes.channels * m for m in multipliers]
-    _check_divides("unet.norm_groups", sizes.norm_groups, [sizes.channels, *widths])
-    # Skip connections are concatenated, so the norm of an upward block sees sums of widths; these
-    # are multiples of the groups too.
-    if sizes.channel_multipliers is None:
+    if "norm_groups" in taken:
+        # Skip connections are concatenated, so the norm of an upward block sees sums of widths;
+        # these are multiples of the groups too.
+        _check_divides("unet.norm_groups", sizes.norm_groups, [sizes.channels, *widths])
+    if "num_heads" not in taken or sizes.channel_multipliers is None:
         return
     count, heads = len(multipliers), sizes.num_heads
     if isinstance(heads, int):
@@ -131,15 +133,21 @@ def check_unet(sizes: UNetConfig) -> None:
         _check_divides("unet.num_heads", heads[level], [widths[level]])
 
 
-def check_text(text: TextConfig) -> None:
-    """Refuse settings of a text encoder that do not fit each other.
+def check_text(text: TextConfig, kind: str = "unet") -> None:
+    """Refuse settings of a text encoder that do not fit each other, or the UNet.
 
     Args:
         text: its section.
+        kind: `unet.kind`.
 
     Raises:
         UserError: naming the setting.
     """
+    if kind not in CONDITIONAL and text.source not in ("auto", "none"):
+        raise UserError(
+            f"text.source: {text.source!r}, but unet.kind={kind} takes no text; expected 'none', "
+            f"or unet.kind={' or '.join(CONDITIONAL)}"
+        )
     if text.source == "scratch":
         if not text.trained:
             raise UserError(

@@ -138,7 +138,7 @@ def less_memory(config: AutoencoderRun | DiffusionRun, replicas: int = 1) -> str
             f"({math.ceil(held / 2)} examples at a time)"
         )
         other.append(f"training.batch_size={max(settings.batch_size // 2, 1)}")
-    if isinstance(config, DiffusionRun) and not config.unet.recompute:
+    if isinstance(config, DiffusionRun) and config.unet.arguments.get("recompute") is False:
         same.append("unet.recompute=true (a fifth more time)")
     if settings.precision == "float32":
         other.append("training.precision=bfloat16 (about half)")

@@ -18,7 +18,7 @@ from keras import ops
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.training.step.trainer import Term, Trainer, on_tensorflow
 
 QUARTILES = ("loss_q1", "loss_q2", "loss_q3", "loss_q4")
@@ -50,7 +50,8 @@ class DenoisingTrainer(Trainer):
         The UNet's prediction, float32 (B, h, w, c).
 
     Raises:
-        ValueError: the text encoder's width is not the UNet's `context_dim`.
+        ValueError: the text encoder's width is not the UNet's `context_dim`, or the UNet predicts
+            a variance, for which there is no loss here.
 
     Example:
         >>> unet = latentddpm.UNet(
@@ -68,7 +69,7 @@ class DenoisingTrainer(Trainer):
 
     def __init__(
         self,
-        unet: UNet,
+        unet: Denoiser,
         schedule: NoiseSchedule,
         text_encoder: TextEncoder | None = None,
         **kwargs: Any,
@@ -79,6 +80,11 @@ class DenoisingTrainer(Trainer):
             raise ValueError(
                 f"text_encoder: its states are {text_encoder.hidden_dim} wide, the UNet takes a "
                 f"context_dim of {unet.context_dim}"
+            )
+        if unet.learned_variance:
+            raise ValueError(
+                "unet: learned_variance needs the hybrid loss of Nichol & Dhariwal 2021, which is "
+                "not here; expected learned_variance=False"
             )
         self.schedule = schedule
         # The order matters: checkpoints name variables by their position.

@@ -1,0 +1,136 @@
+"""Denoiser: what all networks that denoise share, their inputs and the embedding of a timestep.
+
+    embedding  [cos(t·f), sin(t·f)],  f_i = 10000^(−i / (d/2)),  i = 0 .. d/2 − 1
+               → Dense → activation → Dense
+
+as in Vaswani et al. 2017 (§3.5) and Ho et al. 2020 (appendix B), with the cosines first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from latentddpm.models.functional import FunctionalModel
+from latentddpm.models.layers import PACKAGE, Shape, dense
+
+MAX_PERIOD = 10_000.0
+
+
+class Denoiser(FunctionalModel):
+    """Denoiser: base class of the networks from noisy latents and timesteps to a prediction.
+
+    Its properties are those arguments of a network that others ask for. See `denoiser_inputs` for
+    its call arguments.
+    """
+
+    @property
+    def downsample_factor(self) -> int:
+        """Positions of the latents per position at the lowest resolution, along a side."""
+        return 2 ** (len(self._arguments["channel_multipliers"]) - 1)
+
+    @property
+    def context_dim(self) -> int | None:
+        """Width of the text encodings; None for an unconditional network."""
+        return self._arguments.get("context_dim")
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the noisy latents."""
+        return self._arguments["latent_channels"]
+
+    @property
+    def learned_variance(self) -> bool:
+        """True where a second half of the prediction's channels is about the variance."""
+        return self._arguments.get("learned_variance", False)
+
+    @property
+    def spatial_dims(self) -> int:
+        """Dimensions of the latents: 1 for signals, 2 for images, 3 for volumes."""
+        return self._arguments.get("spatial_dims", 2)
+
+
+def denoiser_inputs(
+    latent_channels: int, spatial_dims: int = 2, context_dim: int | None = None
+) -> dict[str, Any]:
+    """Inputs of a denoiser, as Keras tensors of any size.
+
+    Args:
+        latent_channels: c, of the noisy latents.
+        spatial_dims: 1, 2 or 3.
+        context_dim: d, width of the text encodings; None for none.
+
+    Returns:
+        `"noisy_latents"`, (B, …, c), `"timesteps"`, (B,), and, with `context_dim`, `"context"`,
+        (B, L, d); all float32.
+
+    Raises:
+        ValueError: another `spatial_dims`.
+    """
+    if spatial_dims not in (1, 2, 3):
+        raise ValueError(f"spatial_dims={spatial_dims}, expected 1, 2 or 3")
+    shapes = {"noisy_latents": (*[None] * spatial_dims, latent_channels), "timesteps": ()}
+    if context_dim is not None:
+        shapes["context"] = (None, context_dim)
+    return {name: keras.Input(shape, name=name, dtype="float32") for name, shape in shapes.items()}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class TimestepEmbedding(layers.Layer):
+    """Timestep embedding: cosines, then sines, of the timestep times geometric frequencies.
+
+    Args:
+        dim: width of the embedding, an even number.
+
+    Call arguments:
+        timesteps: (B,) → float32 (B, dim).
+
+    Raises:
+        ValueError: an odd `dim`.
+    """
+
+    def __init__(self, dim: int, **kwargs: Any) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        if dim % 2:
+            raise ValueError(f"dim={dim} of a timestep embedding must be even")
+        self.dim = dim
+        exponents = -math.log(MAX_PERIOD) * np.arange(dim // 2) / (dim // 2)
+        self.frequencies = np.exp(exponents).astype(np.float32)
+
+    def call(self, timesteps):
+        angles = ops.cast(timesteps, "float32")[:, None] * self.frequencies[None, :]
+        return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
+
+    def compute_output_shape(self, timesteps_shape: Shape) -> Shape:
+        return (*timesteps_shape, self.dim)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "dim": self.dim}
+
+
+def embed_time(timesteps: Any, dim: int, width: int, activation: str, dtype: Any) -> Any:
+    """Embedding of timesteps, followed by two dense layers.
+
+    Args:
+        timesteps: Keras tensor (B,).
+        dim: of the cosines and sines, an even number.
+        width: of the dense layers.
+        activation: between them, such as "silu".
+        dtype: dtype or dtype policy of the layers.
+
+    Returns:
+        Keras tensor (B, width).
+    """
+    embedding = TimestepEmbedding(dim, name="timestep_embedding")(timesteps)
+    for layer in (
+        dense(width, dtype=dtype, name="time_0"),
+        layers.Activation(activation, dtype=dtype, name="time_act"),
+        dense(width, dtype=dtype, name="time_1"),
+    ):
+        embedding = layer(embedding)
+    return embedding

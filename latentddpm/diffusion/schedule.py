@@ -263,6 +263,24 @@ class NoiseSchedule:
         table = np.log(self._finite_sigmas())
         return np.interp(np.log(sigmas), table, np.arange(self.num_train_timesteps))
 
+    def alphas_cumprod_at(self, timesteps: np.ndarray) -> np.ndarray:
+        """Levels ᾱ of whole timesteps, float64.
+
+        Args:
+            timesteps: int, of any shape, in 0 .. T−1.
+        """
+        return self.alphas_cumprod[timesteps]
+
+    def scale(self, alpha_cumprod: float) -> float:
+        """Scale of x at a level ᾱ: 1, because this process keeps the variance.
+
+        x = scale · (√ᾱ · x0 + √(1 − ᾱ) · ε). Samplers ask for it; see `FlowSchedule.scale`.
+
+        Args:
+            alpha_cumprod: ᾱ, 0 .. 1.
+        """
+        return 1.0
+
     def _finite_sigmas(self) -> np.ndarray:
         alphas_cumprod = self.alphas_cumprod.copy()
         if alphas_cumprod[-1] == 0:  # still less than all others

@@ -1,9 +1,17 @@
 """Sampler: the base class of all samplers, with the noise levels and the loop over steps.
 
-A sampler visits timesteps t_0 > t_1 > … > t_{n−1}, each with its noise level ᾱ, and ends at
-ᾱ = 1, which is x0 itself. A step goes from one level to the next. Between steps the latents
-are always variance preserving, x = √ᾱ · x0 + √(1 − ᾱ) · ε, as the network was trained. A method
-written for x̂ = x0 + σ · ε, with σ = √(1 − ᾱ) / √ᾱ, computes x̂ = x / √ᾱ.
+A sampler visits timesteps t_0 > t_1 > … > t_{n−1}, each with its noise level, and ends without
+noise, at x0 itself. A step goes from one level to the next. A level is a pair of rates, and the
+latents of a level are x = signal_rate · x0 + noise_rate · ε, as the network was trained:
+
+    ᾱ = signal_rate² / (signal_rate² + noise_rate²)          the share of the signal
+    σ = noise_rate / signal_rate = √(1 − ᾱ) / √ᾱ
+    signal_rate, noise_rate = scale · √ᾱ, scale · √(1 − ᾱ)     scale = `schedule.scale(ᾱ)`
+
+ᾱ and σ say how noisy a level is, whatever the process; the scale says how large x is there. It is
+1 where the variance is kept (`NoiseSchedule`) and 1 / (√ᾱ + √(1 − ᾱ)) where the rates add up to
+one (`FlowSchedule`). A method written for x̂ = x0 + σ · ε computes x̂ = x / signal_rate, and one
+written for kept variance x / scale.
 
 `Sampler` owns the levels and the loop; a subclass owns `step`. A sampler has no state that
 changes: it can be shared, and `sample` is a function of its arguments. Latents are float32,
@@ -91,7 +99,7 @@ class Sampler:
             skip_lowest=self.skip_lowest,
             fractional=not self.whole_timesteps,
         )
-        end = 1.0 if self.set_alpha_to_one else schedule.alphas_cumprod[0]
+        end = 1.0 if self.set_alpha_to_one else schedule.alphas_cumprod_at(0)
         timesteps, alphas_cumprod = self._levels(timesteps)
         alphas_cumprod = np.append(alphas_cumprod, end)
         self.left_out = None
@@ -109,7 +117,7 @@ class Sampler:
 
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Timesteps as the network is given them, and ᾱ of each: both (num_steps,)."""
-        return timesteps, self.schedule.alphas_cumprod[timesteps]
+        return timesteps, self.schedule.alphas_cumprod_at(timesteps)
 
     @property
     def stochastic(self) -> bool:
@@ -185,7 +193,7 @@ class Sampler:
 
         Args:
             step_index: 0 .. num_steps−1; `rates` and `sigma` give its level and the next.
-            latents: float32 (B, h, w, c), x at this step's level, variance preserving.
+            latents: float32 (B, h, w, c), x at this step's level, with the rates of it.
             denoise: `denoise(latents, step_index) -> x0, epsilon`, both float32 (B, h, w, c):
                 one call of the network, at the level of that step. A method of higher order
                 may call it more than once.
@@ -209,7 +217,7 @@ class Sampler:
             step_index: 0 .. num_steps; num_steps is the end, without noise.
 
         Returns:
-            x, (B, h, w, c), variance preserving for every sampler.
+            x, (B, h, w, c), with the rates of the level, for every sampler.
 
         Raises:
             UserError: a step out of range.
@@ -223,19 +231,26 @@ class Sampler:
         return float(self.alphas_cumprod[step_index]), float(self.alphas_cumprod[step_index + 1])
 
     def rates(self, step_index: int) -> tuple[float, float]:
-        """Rates √ᾱ and √(1 − ᾱ) of the level that `step_index` starts from; 1, 0 at num_steps."""
-        alpha_cumprod = float(self.alphas_cumprod[step_index])
-        return math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod)
+        """Rates of signal and noise that step `step_index` starts from; 1, 0 at num_steps."""
+        alpha_cumprod, scale = float(self.alphas_cumprod[step_index]), self.scale(step_index)
+        return scale * math.sqrt(alpha_cumprod), scale * math.sqrt(1 - alpha_cumprod)
+
+    def scale(self, step_index: int) -> float:
+        """Scale of x where step `step_index` starts: 1 for a process that keeps the variance."""
+        return self.schedule.scale(float(self.alphas_cumprod[step_index]))
 
     def sigma(self, step_index: int) -> float:
-        """Noise level σ = √(1 − ᾱ) / √ᾱ that step `step_index` starts from; 0 at num_steps."""
+        """Noise level σ = noise_rate / signal_rate that a step starts from; 0 at num_steps.
+
+        It is ∞ where there is no signal.
+        """
         signal_rate, noise_rate = self.rates(step_index)
-        return noise_rate / signal_rate
+        return noise_rate / signal_rate if signal_rate else math.inf
 
     def along_x0(self, step_index: int, latents: Array, x0: Array) -> Array:
         """Latents at the next level, where x0 stays what it is on the way; finite at any level.
 
-            x' = √(1−ᾱ') / √(1−ᾱ) · x + √ᾱ' (1 − σ'/σ) · x0
+            x' = noise_rate' / noise_rate · x + signal_rate' (1 − σ'/σ) · x0
 
         Args:
             step_index: 0 .. num_steps−1.

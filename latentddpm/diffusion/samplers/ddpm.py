@@ -12,7 +12,8 @@ of training, and β̃ is Ho 2020, eq. 7):
     DDIM   x' = √ᾱ' · x0 + √(1 − ᾱ' − σ²) · ε + σ · z,   σ = η √β̃     (Song 2021, eq. 12, 16)
 
 where z is fresh noise. DDIM is deterministic with η = 0 and is DDPM with η = 1. Neither divides
-by ᾱ, so with zero terminal SNR both start from ᾱ = 0 itself.
+by ᾱ, so with zero terminal SNR both start from ᾱ = 0 itself. Here x is that of a process that
+keeps the variance; that of another one is `scale` times as large (see `samplers.base`).
 
 Here ᾱ' is always the level of the next timestep that is given to the network. In diffusers DDIM
 goes to the level ⌊T/n⌋ timesteps below instead. That is the same for "leading" spacing, and for
@@ -67,10 +68,12 @@ class DDPMSampler(Sampler):
         alpha = alpha_cumprod / next_alpha_cumprod
         x0_weight = math.sqrt(next_alpha_cumprod) * (1 - alpha) / (1 - alpha_cumprod)
         latents_weight = math.sqrt(alpha) * (1 - next_alpha_cumprod) / (1 - alpha_cumprod)
-        latents = x0_weight * x0 + latents_weight * latents
+        scale = self.scale(step_index + 1)
+        latents_weight *= scale / self.scale(step_index)
+        latents = scale * x0_weight * x0 + latents_weight * latents
         variance = posterior_variance(alpha_cumprod, next_alpha_cumprod)
         if variance > 0:
-            latents = latents + math.sqrt(variance) * noise(step_index)
+            latents = latents + scale * math.sqrt(variance) * noise(step_index)
         return latents, x0, None
 
 
@@ -121,9 +124,10 @@ class DDIMSampler(Sampler):
         alpha_cumprod, next_alpha_cumprod = self.alphas_cumprod_at(step_index)
         sigma = self.eta * math.sqrt(posterior_variance(alpha_cumprod, next_alpha_cumprod))
         direction = math.sqrt(max(1 - next_alpha_cumprod - sigma**2, 0.0))
-        latents = math.sqrt(next_alpha_cumprod) * x0 + direction * epsilon
+        scale = self.scale(step_index + 1)
+        latents = scale * math.sqrt(next_alpha_cumprod) * x0 + scale * direction * epsilon
         if sigma > 0:
-            latents = latents + sigma * noise(step_index)
+            latents = latents + scale * sigma * noise(step_index)
         return latents, x0, None
 
 

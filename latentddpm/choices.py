@@ -5,12 +5,14 @@ those of sampling is defined in `diffusion.samplers`; a test compares the two.
 """
 
 SAMPLERS = {
-    "ddpm": ("steps_offset",),
-    "ddim": ("steps_offset", "eta", "set_alpha_to_one"),
+    "ddpm": ("steps_offset", "variance", "clip_sample"),
+    "ddim": ("steps_offset", "eta", "set_alpha_to_one", "variance", "clip_sample"),
     "dpmpp_2m": ("steps_offset", "sigma_spacing"),
+    "dpmpp_2m_sde": ("steps_offset", "sigma_spacing", "clip_sample"),
     "euler": ("steps_offset", "sigma_spacing"),
     "euler_ancestral": ("steps_offset", "sigma_spacing"),
     "heun": ("steps_offset", "sigma_spacing"),
+    "pc": ("steps_offset", "variance", "clip_sample", "corrector_steps", "snr"),
     "pndm": ("steps_offset", "set_alpha_to_one"),
     "unipc": ("steps_offset", "sigma_spacing"),
 }
@@ -18,11 +20,22 @@ SAMPLERS = {
 
 SAMPLER_OPTIONS = {
     "steps_offset": int,
-    "eta": float,
+    "eta": float | list,
     "set_alpha_to_one": bool,
+    "variance": str,
+    "clip_sample": bool,
     "sigma_spacing": str,
+    "corrector_steps": int,
+    "snr": float,
 }
-"""Type of each sampler option."""
+"""Type of each sampler option; of two types either."""
+
+VARIANCES = {
+    "ddpm": ("small", "large", "learned_range"),
+    "ddim": ("small", "large"),
+    "pc": ("small", "large", "learned_range"),
+}
+"""Name of each sampler with the option `variance` → the values of it."""
 
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 SIGMA_SPACINGS = ("timesteps", "karras")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 
 class UserError(ValueError):
@@ -77,17 +77,19 @@ def check_type(name: str, value: Any, kind: type) -> Any:
     Args:
         name: of the option or key, for the message.
         value: what was given.
-        kind: one of `TYPES`.
+        kind: one of `TYPES`, or a union of several.
 
     Raises:
         UserError: it has another type.
     """
-    accepted, words = TYPES[kind]
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{name}: expected {words}, got {value!r:.80}")
-    return value if type(value) in (kind, int) else kind(value)
+    kinds = get_args(kind) or (kind,)
+    for one in kinds:
+        if isinstance(value, TYPES[one][0]) and (one is bool or not isinstance(value, bool)):
+            return value if type(value) in (one, int) else one(value)
+    words = " or ".join(TYPES[one][1] for one in kinds)
+    raise UserError(f"{name}: expected {words}, got {value!r:.80}")
 
 
 def one_line(error: object, limit: int | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
-from latentddpm.cli.options import FOLDER, lora_option, strategy_option
+from latentddpm.cli.options import FOLDER, NUMBERS, lora_option, strategy_option
 from latentddpm.cli.usage import command
 
 
@@ -26,7 +26,14 @@ from latentddpm.cli.usage import command
 @click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's].")
 @click.option("--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's].")
 @click.option("--sigma-spacing", help=f"Of samplers in sigma: {', '.join(SIGMA_SPACINGS)}.")
-@click.option("--eta", type=float, help="Of ddim: 0 draws no noise, 1 as much as ddpm.")
+@click.option(
+    "--eta", type=NUMBERS, help="Of ddim: 0 draws no noise, 1 as much as ddpm; a,b,… one a step."
+)
+@click.option("--variance", help="Of ddpm, ddim, pc: small, large, learned_range (not ddim).")
+@click.option("--clip-sample/--no-clip-sample", default=None, help="Clip each clean estimate.")
+@click.option("--corrector-steps", type=int, help="Of pc: Langevin steps a level [default: 1].")
+@click.option("--snr", type=float, help="Of pc: size of a Langevin step [default: 0.16].")
+@click.option("--start-step", type=int, help="First of the steps, from noise [default: 0].")
 @click.option("--guidance-scale", type=float, help="1 = none [default: the model's].")
 @click.option("--guidance-rescale", type=float, help="0 = none, 0.7 against overexposure.")
 @click.option("--init-image", type=FOLDER, help="Picture to start from.")

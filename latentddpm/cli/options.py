@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 FOLDER = click.Path(path_type=Path)
+
+
+class Numbers(click.ParamType):
+    """Option that is a number, or several with commas between them: `0.5` or `1,0.5,0`."""
+
+    name = "number[,number…]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | list[float]:
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = [float(word) for word in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a number, nor numbers with commas between them", param)
+        return numbers if len(numbers) > 1 else numbers[0]
+
+
+NUMBERS = Numbers()
 
 data_option = click.option(
     "--data",

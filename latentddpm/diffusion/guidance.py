@@ -104,10 +104,13 @@ class ClassifierFreeGuidance:
             self.context,
         )
         unconditional, conditional = keras.ops.split(keras.ops.cast(prediction, "float32"), 2)
+        channels = noisy_latents.shape[-1]
+        variance = conditional[..., channels:]  # a learned one is not guided
+        unconditional, conditional = unconditional[..., :channels], conditional[..., :channels]
         guided = unconditional + self.guidance_scale * (conditional - unconditional)
-        if self.guidance_rescale == 0:
-            return guided
-        return _rescale(guided, conditional, self.guidance_rescale)
+        if self.guidance_rescale != 0:
+            guided = _rescale(guided, conditional, self.guidance_rescale)
+        return keras.ops.concatenate([guided, variance], axis=-1)
 
 
 def _rescale(guided: Array, conditional: Array, share: float) -> Array:

@@ -47,6 +47,8 @@ class Inpainting(Sampler):
         self.timesteps = sampler.timesteps
         self.left_out = sampler.left_out
         self.alphas_cumprod = sampler.alphas_cumprod
+        self.clip_sample = sampler.clip_sample
+        self.learned_variance = sampler.learned_variance
         self.known_latents = ops.cast(known_latents, "float32")
         self.repaint = ops.cast(repaint, "float32")
 
@@ -64,11 +66,12 @@ class Inpainting(Sampler):
                 f"got {tuple(self.known_latents.shape[-3:])}"
             )
 
-        def denoise_partly(latents: Array, step_index: int) -> tuple[Array, Array]:
-            x0, epsilon = denoise(latents, step_index)
+        def denoise_partly(latents: Array, step_index: int) -> tuple[Array, ...]:
+            x0, epsilon, *variance = denoise(latents, step_index)
             signal_rate, noise_rate = self.rates(step_index)
             implied = (latents - signal_rate * self.known_latents) / noise_rate
-            return self._mix(x0, self.known_latents), self._mix(epsilon, implied)
+            kept = self._mix(x0, self.known_latents), self._mix(epsilon, implied)
+            return *kept, *variance
 
         latents, x0, history = self.sampler.step(
             step_index, latents, denoise_partly, noise, history

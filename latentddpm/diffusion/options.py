@@ -7,11 +7,11 @@ refuses a wrong option with the same message before it loads a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from numbers import Integral
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
-from latentddpm.choices import SAMPLER_OPTIONS, SAMPLERS, SIGMA_SPACINGS
+from latentddpm.choices import SAMPLER_OPTIONS, SAMPLERS, SIGMA_SPACINGS, VARIANCES
 from latentddpm.errors import UserError, check_choice, check_type, nearest
 
 
@@ -54,17 +54,95 @@ def check_guidance_rescale(guidance_rescale: float) -> None:
         )
 
 
-def check_eta(eta: float) -> None:
-    """Check DDIM's share of noise: 0 .. 1.
+def check_eta(eta: float | Sequence[float], num_steps: int | None = None) -> list[float]:
+    """Check DDIM's share of noise: 0 .. 1, one for all steps or a list with that of each.
+
+    Args:
+        eta: a number, or a list.
+        num_steps: of the sampler; None for one that is not known yet.
+
+    Returns:
+        That of each step; one of all steps without `num_steps`.
 
     Raises:
-        UserError: `eta` is outside of that.
+        UserError: a number outside of that, or a list of another length than `num_steps`.
     """
-    if not 0 <= eta <= 1:
-        raise UserError(f"eta: expected 0 (deterministic) to 1 (DDPM), got {eta!r}")
+    several = not isinstance(eta, Real)
+    for one in eta if several else [eta]:
+        if not isinstance(one, Real) or not 0 <= one <= 1:
+            raise UserError(f"eta: expected 0 (deterministic) to 1 (DDPM), got {one!r}")
+    if not several:
+        return [float(eta)] * (num_steps or 1)
+    if num_steps is not None and len(eta) != num_steps:
+        raise UserError(
+            f"eta: {len(eta)} values for {num_steps} steps; expected one for each, or a number"
+        )
+    return [float(one) for one in eta]
 
 
-def check_sampler_options(sampler: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_variance(sampler: str, variance: str, eta: float | Sequence[float] = 1.0) -> str:
+    """Check the variance of the noise of a sampler, and return it.
+
+    Args:
+        sampler: its name, one of `choices.VARIANCES`.
+        variance: one of `choices.VARIANCES` of that sampler.
+        eta: of DDIM; 1 of others.
+
+    Raises:
+        UserError: an unknown one; or "large" where there is no noise that could be larger.
+    """
+    check_choice("variance", variance, VARIANCES[sampler])
+    if variance != "small" and not any(check_eta(eta)):
+        raise UserError(
+            f"variance: {variance!r} with eta 0, which draws no noise; expected eta 1, or another "
+            "above 0"
+        )
+    return variance
+
+
+def check_corrector_steps(corrector_steps: int) -> int:
+    """Check a number of Langevin steps at each level, at least 0, and return it.
+
+    Raises:
+        UserError: `corrector_steps` is negative, or not a whole number.
+    """
+    if not isinstance(corrector_steps, Integral) or corrector_steps < 0:
+        raise UserError(
+            f"corrector_steps: expected a whole number of at least 0, got {corrector_steps!r}"
+        )
+    return int(corrector_steps)
+
+
+def check_snr(snr: float) -> float:
+    """Check the ratio of signal to noise of a Langevin step, above 0 and below 1, and return it.
+
+    Raises:
+        UserError: `snr` is outside of that: steps of 1 and more do not settle.
+    """
+    if not 0 < snr < 1:
+        raise UserError(f"snr: expected above 0 and below 1, such as 0.16, got {snr!r}")
+    return float(snr)
+
+
+def check_start_step(start_step: int, num_steps: int) -> None:
+    """Check the step that a sampler starts at: 0 .. num_steps − 1.
+
+    Args:
+        start_step: 0 for the first.
+        num_steps: of the sampler.
+
+    Raises:
+        UserError: `start_step` is outside of that.
+    """
+    if not 0 <= start_step < num_steps:
+        raise UserError(
+            f"start_step: expected 0 to {num_steps - 1} for {num_steps} steps, got {start_step!r}"
+        )
+
+
+def check_sampler_options(
+    sampler: str, options: Mapping[str, Any], num_steps: int | None = None
+) -> dict[str, Any]:
     """Check the options of a sampler.
 
     The largest `steps_offset` depends on the number of steps; the sampler itself checks that.
@@ -72,6 +150,7 @@ def check_sampler_options(sampler: str, options: Mapping[str, Any]) -> dict[str,
     Args:
         sampler: its name, one of `choices.SAMPLERS`.
         options: name → value.
+        num_steps: of the sampler; None for one that is not known yet.
 
     Returns:
         The options, with values of Python's own types.
@@ -91,7 +170,14 @@ def check_sampler_options(sampler: str, options: Mapping[str, Any]) -> dict[str,
             )
         checked[option] = check_type(option, value, SAMPLER_OPTIONS[option])
     if "eta" in checked:
-        check_eta(checked["eta"])
+        check_eta(checked["eta"], num_steps)
+    if "variance" in checked:
+        eta = checked.get("eta", 0.0 if "eta" in known else 1.0)
+        check_variance(sampler, checked["variance"], eta)
+    if "corrector_steps" in checked:
+        check_corrector_steps(checked["corrector_steps"])
+    if "snr" in checked:
+        check_snr(checked["snr"])
     if "sigma_spacing" in checked:
         check_choice("sigma_spacing", checked["sigma_spacing"], SIGMA_SPACINGS)
     return checked

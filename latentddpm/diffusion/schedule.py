@@ -221,6 +221,21 @@ class NoiseSchedule:
         """
         return self.split(prediction, noisy_latents, *self._rates(timesteps, noisy_latents))[1]
 
+    def score(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
+        """Score ∇ log p(x_t) = −ε / √(1 − ᾱ_t) that follows from `prediction` (Song 2021b, §4).
+
+        Args:
+            prediction, noisy_latents, timesteps: see `predict_x0`.
+
+        Returns:
+            The shape of `noisy_latents`.
+
+        Raises:
+            UserError: NumPy timesteps outside 0 .. T−1.
+        """
+        rates = self._rates(timesteps, noisy_latents)
+        return -self.split(prediction, noisy_latents, *rates)[1] / rates[1]
+
     def split(
         self, prediction: Array, noisy_latents: Array, signal_rate: Array, noise_rate: Array
     ) -> tuple[Array, Array]:

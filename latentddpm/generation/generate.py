@@ -38,7 +38,7 @@ from latentddpm.generation.provenance import (
     read_generation_metadata,
     remembered_settings,
 )
-from latentddpm.pipeline.init_image import InitImage, read_init_image
+from latentddpm.pipeline.init_image import InitImage, first_step, read_init_image
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.pipeline.seeds import image_seeds
@@ -213,8 +213,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
     facts.check_prompts(prompts, negatives)
     facts.check_tile(options["tile"])
     start = read_init_image(files["init_image"], files["mask"], strength, settings.size)
-    if start is not None:
-        start.first_step(settings.num_steps)
+    first_step(start, settings.num_steps, settings.start_step)
     same = out is not None and source is not None and out.exists() and out.samefile(source)
     wanted, replace = targets(out, each, seeds, grid), options["overwrite"] or same
     check_writable(wanted, files.values(), replace)

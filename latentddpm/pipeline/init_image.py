@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from latentddpm.data.images import UnreadableImage, read_image, read_whole
+from latentddpm.diffusion.options import check_start_step
 from latentddpm.errors import UserError
 from latentddpm.utils.images.pictures import Picture, as_picture
 
@@ -145,6 +146,31 @@ def read_init_image(
         )
     repaint = None if mask is None else _read_mask(mask, size)
     return InitImage(read_image(picture, size), repaint, float(strength))
+
+
+def first_step(start: InitImage | None, num_steps: int, start_step: int) -> int:
+    """First step of a sampler: that of a picture's strength, or else `start_step`.
+
+    Args:
+        start: picture to start from; None for noise.
+        num_steps: of the sampler.
+        start_step: of the settings; 0 with a picture.
+
+    Returns:
+        Index of the step, 0 … num_steps − 1.
+
+    Raises:
+        UserError: no step would be left, or a `start_step` beside a picture.
+    """
+    if start is None:
+        check_start_step(start_step, num_steps)
+        return start_step
+    if start_step:
+        raise UserError(
+            f"start_step: {start_step} beside init_image, where strength says how many steps are "
+            "run; expected start_step 0"
+        )
+    return start.first_step(num_steps)
 
 
 def _own_size(name: str, picture: Path | Image.Image) -> tuple[int, int]:

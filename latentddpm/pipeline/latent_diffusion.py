@@ -241,6 +241,7 @@ class LatentDiffusion:
         guidance_rescale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        start_step: int | None = None,
         settings: GenerationSettings | None = None,
         init_image: Picture | None = None,
         strength: float | None = None,
@@ -253,8 +254,8 @@ class LatentDiffusion:
     ) -> np.ndarray:
         """Generate images from noise, from a picture, or inside a picture.
 
-        `GenerationSettings` describes the settings `negative_prompt` and `num_steps` … `width`;
-        one that is None has the model's default.
+        `GenerationSettings` describes the settings `negative_prompt` and `num_steps` …
+        `start_step`; one that is None has the model's default.
 
         Args:
             prompt: one, or a list; "" or None for none. Each prompt gives `num_images` images, in
@@ -266,7 +267,7 @@ class LatentDiffusion:
                 each image; None draws the first.
             num_steps, sampler, timestep_spacing, sampler_options: see `GenerationSettings`. A
                 `Sampler` object comes with its own steps, spacing and options.
-            guidance_scale, guidance_rescale, height, width: see `GenerationSettings`.
+            guidance_scale, guidance_rescale, height, width, start_step: see `GenerationSettings`.
             settings: returned by `model.settings`, instead of single settings.
             init_image: picture to start from: a file or PIL image, scaled and cropped to the
                 size, or an array of that size, uint8 or floating point in [0, 1].
@@ -312,7 +313,7 @@ class LatentDiffusion:
         noise = starting_noise(seeds, self._latent_shape(settings.size), latents)
         with activity("encoding the picture", quiet or start is None):
             starts, sampler, first_step = start_latents(
-                self.autoencoder, start, sampler, noise, tile
+                self.autoencoder, start, sampler, noise, tile, settings.start_step
             )
         with timed("text encoder"), activity("encoding the prompts", quiet):
             contexts = text_contexts(self.text_encoder, self.tokenizer, prompts, negatives)

@@ -19,7 +19,7 @@ from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.models.autoencoder.tiling import FirstStage, encode
 from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.models.inference import compiled
-from latentddpm.pipeline.init_image import InitImage
+from latentddpm.pipeline.init_image import InitImage, first_step
 from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils.pixels import from_pixels
 from latentddpm.utils.timing import timed
@@ -86,6 +86,7 @@ def start_latents(
     sampler: samplers.Sampler,
     noise: np.ndarray,
     tile: str | int = "auto",
+    start_step: int = 0,
 ) -> tuple[np.ndarray, samplers.Sampler, int]:
     """Latents to start from: the noise itself, or those of a picture with noise added.
 
@@ -95,22 +96,24 @@ def start_latents(
         sampler: of the settings.
         noise: standard normal, float32 (N, h, w, c).
         tile: see `models.autoencoder.tiling.encode`.
+        start_step: first step from noise, which from 1 on is scaled as that level expects it.
 
     Returns:
         Noisy latents (N, h, w, c), the sampler, which with a mask keeps the rest of the picture,
         and the step that it starts at.
 
     Raises:
-        UserError: the strength leaves no step to run.
+        UserError: the strength leaves no step to run, or a `start_step` beside a picture.
     """
+    first = first_step(start, sampler.num_steps, start_step)
     if start is None:
-        return noise, sampler, 0
-    first_step = start.first_step(sampler.num_steps)
+        starts = sampler.add_noise(np.zeros_like(noise), noise, first) if first else noise
+        return starts, sampler, first
     with timed("encoder"):
         mean, _ = encode(autoencoder, from_pixels(start.init_image)[None], tile)
         known = np.asarray(autoencoder.to_latents(mean))
-    starts = sampler.add_noise(known, noise, first_step)
+    starts = sampler.add_noise(known, noise, first)
     if start.mask is not None:
         weights = repaint_weights(start.repaint, autoencoder.downsample_factor)
         sampler = Inpainting(sampler, known, weights)
-    return starts, sampler, first_step
+    return starts, sampler, first

@@ -1,7 +1,8 @@
 """Seeds and noise: image k of seed s is the image of seed s + k, whatever else is in its batch.
 
 A counter-based generator (Philox; Salmon et al. 2011) with the key (seed, step) gives each image
-its own noise at each step, the same on every backend and machine.
+its own noise at each step, the same on every backend and machine. A step that draws more than once
+counts its draws in the highest word of the counter, which no draw reaches from below.
 """
 
 from __future__ import annotations
@@ -89,22 +90,20 @@ def starting_noise(
     return latents
 
 
-def step_noise(seeds: Sequence[int], shape: tuple[int, ...], step: int) -> np.ndarray:
+def step_noise(
+    seeds: Sequence[int], shape: tuple[int, ...], step: int, draw: int = 0
+) -> np.ndarray:
     """Standard normal noise that a stochastic sampler adds in a step.
 
     Args:
         seeds: of the N images.
         shape: of one image's latents.
         step: index of the sampler's step, 0 …
+        draw: which of the draws of that step, 0 …
 
     Returns:
         float32 (N, *shape).
     """
-    return np.stack(
-        [
-            np.random.Generator(np.random.Philox(key=[seed, step + 1])).standard_normal(
-                shape, np.float32
-            )
-            for seed in seeds
-        ]
-    )
+    counter = [0, 0, 0, draw]
+    bits = [np.random.Philox(key=[seed, step + 1], counter=counter) for seed in seeds]
+    return np.stack([np.random.Generator(one).standard_normal(shape, np.float32) for one in bits])

@@ -20,6 +20,7 @@ from latentddpm.diffusion.options import (
     check_guidance_scale,
     check_num_steps,
     check_sampler_options,
+    check_start_step,
 )
 from latentddpm.errors import UserError, check_choice, check_type
 from latentddpm.utils.images.sizes import Tile, check_multiple, check_tile
@@ -30,7 +31,12 @@ DEFAULTS = {
     "timestep_spacing": "trailing",
     "guidance_scale": 4.0,
 }
-OTHER_DEFAULTS = {"sampler_options": {}, "guidance_rescale": 0.0, "negative_prompt": ""}
+OTHER_DEFAULTS = {
+    "sampler_options": {},
+    "guidance_rescale": 0.0,
+    "negative_prompt": "",
+    "start_step": 0,
+}
 WITHOUT_TEXT = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "negative_prompt": ""}
 """Settings of an unconditional model: no guidance."""
 
@@ -54,6 +60,9 @@ class GenerationSettings:
         sampler_options: further arguments of the sampler, such as `{"eta": 0.5}`.
         guidance_rescale: φ in [0, 1], 0 for none; see `diffusion.guidance`.
         negative_prompt: text that guidance leads away from, "" for none.
+        start_step: the sampler's step that is the first, 0 … num_steps − 1. Later ones start at
+            their own noise level, from noise around an x0 of zero: √(1 − ᾱ) · ε (truncated
+            diffusion, Zheng 2022, with the mean of the latents in place of a learned start).
     """
 
     height: int
@@ -65,6 +74,7 @@ class GenerationSettings:
     sampler_options: dict[str, Any] = field(hash=False)
     guidance_rescale: float
     negative_prompt: str
+    start_step: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -157,7 +167,8 @@ class ModelFacts:
         check_choice("timestep_spacing", settings.timestep_spacing, TIMESTEP_SPACINGS)
         if self.num_train_timesteps is not None:
             check_num_steps(settings.num_steps, self.num_train_timesteps)
-        check_sampler_options(settings.sampler, settings.sampler_options)
+        check_sampler_options(settings.sampler, settings.sampler_options, settings.num_steps)
+        check_start_step(settings.start_step, settings.num_steps)
         check_guidance_scale(settings.guidance_scale)
         check_guidance_rescale(settings.guidance_rescale)
         for name, none in () if self.has_text else WITHOUT_TEXT.items():

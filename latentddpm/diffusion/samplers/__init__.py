@@ -2,12 +2,14 @@
 
 | name | class | calls of the network per step | |
 |---|---|---|---|
-| ddpm | `DDPMSampler` | 1 | stochastic |
+| ddpm | `DDPMSampler` | 1 | stochastic, with either variance of Ho 2020 or a learned one |
 | ddim | `DDIMSampler` | 1 | first order, deterministic with eta = 0 |
 | dpmpp_2m | `DPMSolverMultistepSampler` | 1 | second order |
+| dpmpp_2m_sde | `DPMSolverMultistepSDESampler` | 1 | second order, stochastic |
 | euler | `EulerSampler` | 1 | first order |
 | euler_ancestral | `EulerAncestralSampler` | 1 | stochastic |
 | heun | `HeunSampler` | 2 (last step 1) | second order |
+| pc | `PredictorCorrectorSampler` | 2 (1 + corrector steps) | stochastic, corrects each level |
 | pndm | `PNDMSampler` | 1 (first step 2) | multistep, combines up to four predictions |
 | unipc | `UniPCSampler` | 1 | second order, corrects each step with the next prediction |
 
@@ -20,9 +22,13 @@ from __future__ import annotations
 from latentddpm.choices import SIGMA_SPACINGS, TIMESTEP_SPACINGS
 from latentddpm.diffusion.samplers.base import Denoiser, Noise, Sampler
 from latentddpm.diffusion.samplers.ddpm import DDIMSampler, DDPMSampler, posterior_variance
-from latentddpm.diffusion.samplers.dpm_solver import DPMSolverMultistepSampler
+from latentddpm.diffusion.samplers.dpm_solver import (
+    DPMSolverMultistepSampler,
+    DPMSolverMultistepSDESampler,
+)
 from latentddpm.diffusion.samplers.euler import EulerAncestralSampler, EulerSampler, HeunSampler
 from latentddpm.diffusion.samplers.pndm import PNDMSampler
+from latentddpm.diffusion.samplers.predictor_corrector import PredictorCorrectorSampler
 from latentddpm.diffusion.samplers.sigma import SigmaSampler
 from latentddpm.diffusion.samplers.unipc import UniPCSampler
 from latentddpm.errors import check_choice
@@ -33,6 +39,7 @@ __all__ = [
     "TIMESTEP_SPACINGS",
     "DDIMSampler",
     "DDPMSampler",
+    "DPMSolverMultistepSDESampler",
     "DPMSolverMultistepSampler",
     "Denoiser",
     "EulerAncestralSampler",
@@ -40,6 +47,7 @@ __all__ = [
     "HeunSampler",
     "Noise",
     "PNDMSampler",
+    "PredictorCorrectorSampler",
     "Sampler",
     "SigmaSampler",
     "UniPCSampler",
@@ -51,9 +59,11 @@ _SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPMSampler,
     "ddim": DDIMSampler,
     "dpmpp_2m": DPMSolverMultistepSampler,
+    "dpmpp_2m_sde": DPMSolverMultistepSDESampler,
     "euler": EulerSampler,
     "euler_ancestral": EulerAncestralSampler,
     "heun": HeunSampler,
+    "pc": PredictorCorrectorSampler,
     "pndm": PNDMSampler,
     "unipc": UniPCSampler,
 }

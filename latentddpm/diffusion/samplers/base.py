@@ -35,8 +35,8 @@ from latentddpm.errors import UserError, check_choice
 
 Array = Any
 Denoiser = Callable[[Array, Array], Array]  # (noisy_latents, timesteps) -> prediction
-Denoise = Callable[[Array, int], tuple[Array, Array]]  # (latents, step_index) -> x0, epsilon
-Noise = Callable[[int], Array]  # step_index -> standard normal, the shape of the latents
+Denoise = Callable[[Array, int], tuple[Array, ...]]  # (latents, step_index) -> x0, epsilon
+Noise = Callable[..., Array]  # (step_index[, draw]) -> standard normal, the latents' shape
 
 
 class Sampler:
@@ -79,6 +79,8 @@ class Sampler:
     skip_lowest = False  # leave out the lowest of n + 1 timesteps: see `spaced_timesteps`
     whole_timesteps = True  # visit only whole timesteps, none between them
     set_alpha_to_one = True  # end without noise, ᾱ = 1; False: end at ᾱ of timestep 0
+    clip_sample = False  # clip each x0 to [-1, 1]
+    learned_variance = False  # `denoise` returns what the network says of the variance, too
 
     def __init__(
         self,
@@ -137,11 +139,13 @@ class Sampler:
         Args:
             denoiser: `denoiser(noisy_latents, timesteps) -> prediction`, called with float32
                 (B, h, w, c) and (B,), int32, or float32 where `timesteps` are fractional; the
-                prediction has the shape of `noisy_latents`.
+                prediction has the shape of `noisy_latents`, or twice the channels: those of a
+                learned variance (`DDPMSampler`), which other samplers leave aside.
             latents: (B, h, w, c) at the noise level of `first_step`, as `add_noise` makes them;
                 for step 0 that is standard normal noise, for every sampler.
             noise: `noise(step_index) -> (B, h, w, c)`, the standard normal noise of one step.
-                Stochastic samplers call it at most once per step; others do not need it.
+                Stochastic samplers call it at most once per step; others do not need it. One that
+                needs more (`pc`) calls `noise(step_index, draw)` for those with draw = 1, 2, …
             callback: `callback(step_index, timestep, latents, x0)` after each step, with the
                 timestep it started from, the new latents, and its estimate of the clean ones.
             first_step: the step to start from, 0 .. num_steps; with num_steps there is nothing to
@@ -173,11 +177,14 @@ class Sampler:
                 self.timesteps[step_index].item(),
                 dtype="int32" if whole else "float32",
             )
-            prediction = _like(latents, denoiser(latents, timesteps), "the denoiser's prediction")
-            return self.schedule.split(prediction, latents, *self.rates(step_index))
+            prediction, variance = _halves(latents, denoiser(latents, timesteps))
+            x0, epsilon = self.schedule.split(prediction, latents, *self.rates(step_index))
+            if self.clip_sample:
+                x0 = keras.ops.clip(x0, -1, 1)
+            return (x0, epsilon, variance) if self.learned_variance else (x0, epsilon)
 
-        def draw(step_index: int) -> Array:
-            return _like(latents, noise(step_index), "noise(step_index)")
+        def draw(step_index: int, *more: int) -> Array:
+            return _like(latents, noise(step_index, *more), "noise(step_index)")
 
         history = None
         for step_index in range(first_step, self.num_steps):
@@ -196,8 +203,8 @@ class Sampler:
             latents: float32 (B, h, w, c), x at this step's level, with the rates of it.
             denoise: `denoise(latents, step_index) -> x0, epsilon`, both float32 (B, h, w, c):
                 one call of the network, at the level of that step. A method of higher order
-                may call it more than once.
-            noise: `noise(step_index)`, standard normal, float32 (B, h, w, c).
+                may call it more than once. With `learned_variance` a third follows, or None.
+            noise: `noise(step_index[, draw])`, standard normal, float32 (B, h, w, c).
             history: memory of a multistep method: None at the first step of `sample`, then the
                 history that the step before returned.
 
@@ -283,6 +290,15 @@ class Sampler:
             raise UserError(
                 f"{name}: expected a whole number from 0 to {self.num_steps}, got {step_index!r}"
             )
+
+
+def _halves(latents: Array, prediction: Array) -> tuple[Array, Array | None]:
+    """A prediction, and the channels after it that are of a learned variance; None for none."""
+    what, variance = "the denoiser's prediction", None
+    if tuple(prediction.shape) == (*latents.shape[:-1], 2 * latents.shape[-1]):
+        prediction, variance = keras.ops.split(prediction, 2, axis=-1)
+        variance = _like(latents, variance, what)
+    return _like(latents, prediction, what), variance
 
 
 def _like(latents: Array, values: Array, what: str) -> Array:

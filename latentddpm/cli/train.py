@@ -90,8 +90,10 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
     if not process_group(devices).is_chief:
         return
     if settings.training.train == "all":
-        std, scale = model.latent_statistics["std"], model.scaling_factor
-        say(f"latent std {std:.4f}: scaling_factor {scale:.5f} is stored in the model", quiet)
+        std, scale = model.latent_statistics["std"], model.latent_space.scaling_factor
+        scaling = f"scaling_factor {scale:.5f} is" if isinstance(scale, float) else None
+        scaling = scaling or "mean and standard deviation of each channel are"
+        say(f"latent std {std:.4f}: {scaling} stored in the model", quiet)
     click.echo(out / "model")
 
 

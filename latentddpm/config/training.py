@@ -74,6 +74,11 @@ class AutoencoderTraining(TrainingConfig):
     kl_weight: float = Field(
         1e-6, ge=0, description="of the KL term, summed over the latents of an image"
     )
+    latent_normalization: Literal["scale", "channels"] = Field(
+        "scale",
+        description="measured at the end: scale: one factor for all latents; channels: mean and "
+        "standard deviation of each channel",
+    )
 
 
 class DiffusionTraining(TrainingConfig):

@@ -156,7 +156,7 @@ def _measure(
     mean, logvar = encode(model.autoencoder, from_pixels(pixels))
     latents = np.asarray(model.autoencoder.to_latents(mean, logvar, normal()))
     spread = logvar.mean(axis=(1, 2, 3), dtype="float64") / 2
-    spread += np.log(model.autoencoder.scaling_factor)
+    spread += model.autoencoder.latent_space.log_scale
     entropy = BITS * (np.log(2 * np.pi * np.e) / 2 + spread)
     timesteps = np.stack([draw.integers(edges[:-1], edges[1:]) for draw in generators])
     errors = np.empty(timesteps.shape)

@@ -5,8 +5,8 @@
     onnx, litert  a file for each part, and other files that a server needs:
 
     encoder.onnx  unet.onnx  decoder.onnx  text_encoder.onnx     (or .tflite)
-    pipeline.json    names, shapes and digests of the files, the scaling factor, the noise
-                     levels, the image size and the defaults of `generate`
+    pipeline.json    names, shapes and digests of the files, scaling and shift of the latents,
+                     the noise levels, the image size and the defaults of `generate`
     tokenizer/       vocabulary and merges, as files of Hugging Face
 
 What was written is run and compared with the model before it gets its final name.
@@ -159,7 +159,7 @@ def _manifest(model: LatentDiffusion, format: str, parts: dict[str, Any]) -> dic
         "latentddpm": latentddpm.__version__,
         "model_digest": model.digest,
         "parts": parts,
-        "scaling_factor": model.autoencoder.scaling_factor,
+        **asdict(model.autoencoder.latent_space),
         "downsample_factor": model.autoencoder.downsample_factor,
         "latent_channels": model.autoencoder.latent_channels,
         "schedule": schedule,

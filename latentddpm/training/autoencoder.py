@@ -6,14 +6,16 @@ At the end the moments of all training images give
 
     scaling_factor = 1 / std(raw latents)        over samples, so var = E[σ²] + Var[μ]
 
-(Rombach et al. 2022, appendix D.1), which the model stores with statistics of each channel. Where
-only the decoder is trained, latents and scaling factor stay the same, so a UNet trained on these
-latents fits the new autoencoder too.
+(Rombach et al. 2022, appendix D.1), which the model stores with statistics of each channel. With
+`latent_normalization` "channels" each channel has a factor of its own, and its mean is subtracted.
+Where only the decoder is trained, latents and their scaling stay the same, so a UNet trained on
+these latents fits the new autoencoder too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.evaluation.metrics.similarity import WINDOW, psnr, ssim
 from latentddpm.interop.vgg import describe
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.autoencoder_networks import (
@@ -169,7 +172,9 @@ def train_planned(plan: Plan) -> Autoencoder:
         if config.training.train == "all":
             with activity("measuring the latents of all training images", run.silent):
                 statistics = measure_latents(autoencoder, batches.in_order(dataset.training))
-            autoencoder.scaling_factor = 1.0 / statistics["std"]
+            space = measured_space(statistics, config.training.latent_normalization)
+            autoencoder.scaling_factor = space.scaling_factor
+            autoencoder.shift_factor = space.shift_factor
             autoencoder.latent_statistics = statistics
         whole_model(config, autoencoder).save(out / "model")
     run.processes.barrier()
@@ -297,6 +302,20 @@ def reconstruction_grid(originals: list[np.ndarray], decoded: list[np.ndarray]) 
     half = max(len(pairs[0]) // 2, 1)
     rows = [part[i : i + half] for i in range(0, len(pairs[0]), half) for part in pairs]
     return labelled_grid(rows, [*LABELS, *[""] * (len(rows) - len(LABELS))])
+
+
+def measured_space(statistics: Mapping[str, Any], normalization: str = "scale") -> LatentSpace:
+    """Latent space in which latents of some statistics have unit variance.
+
+    Args:
+        statistics: returned by `measure_latents`.
+        normalization: "scale": one factor for all latents, which keeps their mean; "channels":
+            each channel has mean 0 and variance 1.
+    """
+    if normalization == "scale":
+        return LatentSpace(1.0 / statistics["std"])
+    scales = [1.0 / std for std in statistics["channel_std"]]
+    return LatentSpace(scales, statistics["channel_mean"])
 
 
 def measure_latents(autoencoder: Autoencoder, dataset: tf.data.Dataset) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
         quiet=run.silent,
         processes=run.processes,
     )
-    latent_space = LatentSpace(sources.vae_config["scaling_factor"])
+    latent_space = LatentSpace.of(sources.vae_config)
     batches = LatentBatches(images, cache, schedule, latent_space, tokens, config, strategy)
 
     # === Fit ===

@@ -84,7 +84,37 @@ AUTOENCODERS = {
         "latent_channels": 3,
         "norm_num_groups": 4,
     },
+    "as in Stable Diffusion 3": {
+        **TWO,
+        "block_out_channels": [8, 16],
+        "latent_channels": 16,
+        "norm_num_groups": 4,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+    "mean and std of each channel": {
+        **TWO,
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "scaling_factor": 0.5,
+        "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+        "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+    },
 }
+
+
+def normalized(config, raw):
+    """Latents (B, c, h, w) as pipelines of diffusers make them of raw ones, in float64."""
+    raw = raw.double()
+    if config.latents_mean is not None:  # StableDiffusionXLImg2ImgPipeline.prepare_latents
+        mean, std = (
+            torch.tensor(values).double().view(1, -1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return (raw - mean) * config.scaling_factor / std
+    return (raw - (config.shift_factor or 0)) * config.scaling_factor  # StableDiffusion3Img2Img
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
@@ -98,9 +128,15 @@ def test_autoencoder(name, tmp_path):
     mean, logvar = ours.encode(nhwc(images))
     assert_close(mean, nhwc(moments.mean), "mean")
     assert_close(logvar, nhwc(moments.logvar), "logvar")
-    latents = torch.randn(2, model.config.latent_channels, 6, 4)
-    decoded = model.decode(latents / model.config.scaling_factor).sample
-    assert_close(ours.decode(nhwc(latents)), nhwc(decoded), "decode")
+    raw = torch.randn(2, model.config.latent_channels, 6, 4)
+    latents = nhwc(normalized(model.config, raw).float())
+    assert_close(ours.to_latents(nhwc(raw)), latents, "latents", 1e-5)
+    assert_close(ours.decode(latents), nhwc(model.decode(raw).sample), "decode")
+    interop.save_diffusers(LatentDiffusion(ours, None, None), tmp_path / "again")
+    again = diffusers.AutoencoderKL.from_pretrained(tmp_path / "again" / "vae")
+    assert_close(nhwc(again.decode(raw).sample), nhwc(model.decode(raw).sample), "written")
+    back = nhwc(normalized(again.config, raw).float())
+    assert_close(back, latents, "latents of what was written", 1e-5)
 
 
 FOUR = {**SMALL, "block_out_channels": [16, 32, 64, 64], "layers_per_block": 2}

@@ -68,9 +68,10 @@ VAE, PLAIN, TEXT = "vae-sharded", "unet-one-head", "unet-heads-int"
     ("name", "key", "value"),
     [
         (VAE, "act_fn", "relu"),
-        (VAE, "shift_factor", 0.1),
-        (VAE, "latents_mean", [0.0, 0.0, 0.0, 0.0]),
-        (VAE, "use_quant_conv", False),
+        (VAE, "shift_factor", "0.1"),
+        (VAE, "latents_mean", [0.0, 0.0, 0.0, 0.0]),  # without latents_std
+        (VAE, "use_quant_conv", False),  # and use_post_quant_conv true
+        (VAE, "use_quant_conv", 0),
         (VAE, "mid_block_add_attention", False),
         (VAE, "scaling_factor", 0),
         (VAE, "scaling_factor", "large"),

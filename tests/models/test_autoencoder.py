@@ -13,8 +13,11 @@ import tensorflow as tf
 
 from latentddpm.data.images import read_image
 from latentddpm.errors import UserError
+from latentddpm.models.autoencoder import tiling
 from latentddpm.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.training.autoencoder import measure_latents, measured_space
 from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer, GaussianKL
 from latentddpm.training.step.optimizer import FlatAdamW
 
@@ -148,6 +151,66 @@ def test_the_scale_changes_latents_only():
     )
 
 
+def test_each_channel_has_its_own_mean_and_scale():
+    """(raw − mean) · scale by channel, in NumPy, Keras and the config that training reads."""
+    scale, shift = [2.0, 0.5, 4.0], [1.0, -1.0, 0.0]
+    model = tiny(scaling_factor=scale, shift_factor=shift)
+    mean, logvar, noise = (normal(2, 4, 6, 3, seed=seed) for seed in range(3))
+    sample = mean + np.exp(logvar / 2) * noise
+    for raw, moments in ((mean, (mean,)), (sample, (mean, logvar, noise))):
+        expected = (raw - np.float32(shift)) * np.float32(scale)
+        np.testing.assert_allclose(model.to_latents(*moments), expected, atol=1e-6)
+    back = model.decode(model.to_latents(mean))
+    np.testing.assert_allclose(
+        back, model.decoder(mean), atol=1e-5, err_msg="decode is no inverse"
+    )
+    tiled = tiling.decode(model, model.to_latents(mean))
+    np.testing.assert_allclose(tiled, back, atol=1e-5, err_msg="tiling has another scaling")
+    space = LatentSpace.of(json.loads(json.dumps(model.get_config())))
+    assert space == model.latent_space, f"the config means {space}"
+    assert space.log_scale == pytest.approx(math.log(4) / 3), "expected the mean of log scale"
+
+
+def test_one_number_for_all_channels_is_the_same_as_one_for_each():
+    one, each = LatentSpace(0.7, 0.2), LatentSpace([0.7] * 3, [0.2] * 3)
+    mean = normal(2, 4, 6, 3)
+    np.testing.assert_allclose(each.to_latents(mean), one.to_latents(mean), rtol=1e-6)
+    np.testing.assert_allclose(each.to_raw(mean), one.to_raw(mean), rtol=1e-6)
+
+
+def test_the_measured_channels_have_mean_0_and_variance_1():
+    """Over posterior samples of the images it was measured on."""
+    model, images = tiny(), pictures(16, 8, 8, 3)
+    statistics = measure_latents(model, [{"images": images}])
+    mean, logvar = model.encode(images)
+    noise = normal(200, *mean.shape)
+    space = measured_space(statistics, "channels")
+    latents = np.asarray(space.to_latents(mean, logvar, noise)).reshape(-1, 3)
+    np.testing.assert_allclose(latents.mean(0), 0, atol=0.01)
+    np.testing.assert_allclose(latents.std(0), 1, atol=0.01)
+    assert measured_space(statistics) == LatentSpace(1 / statistics["std"]), "another default"
+
+
+def test_models_without_shift_have_the_config_they_always_had():
+    new = {"shift_factor", "quant_conv"}
+    for part in (tiny(), tiny().encoder, tiny().decoder):
+        assert not new & part.get_config().keys(), "another digest of an old model"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scaling_factor": [1.0, 0.0, 1.0]}, "scaling_factor"),
+        ({"scaling_factor": [1.0, 2.0]}, "scaling_factor: 2 numbers for 3 latent_channels"),
+        ({"shift_factor": float("nan")}, "shift_factor=nan"),
+    ],
+    ids=["zero", "two numbers", "nan"],
+)
+def test_a_latent_space_that_is_none_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        tiny(**change)
+
+
 def test_a_posterior_sample_is_mean_plus_sigma_noise(autoencoder):
     mean, logvar, noise = (normal(2, 4, 6, 3, seed=seed) for seed in range(3))
     expected = (mean + np.exp(logvar / 2) * noise) * 0.7
@@ -277,11 +340,13 @@ EVERY_ARGUMENT = {
     "channel_multipliers": [1, 2, 1],
     "num_res_blocks": 2,
     "latent_channels": 5,
-    "scaling_factor": 0.3,
+    "scaling_factor": [0.3, 1.0, 2.0, 0.5, 4.0],
     "norm_groups": 2,
     "norm_epsilon": 1e-3,
     "image_channels": 1,
     "latent_statistics": {"count": 40, "mean": 0.5, "std": 2.0, "channel_std": [1.0, 3.0]},
+    "shift_factor": 0.25,
+    "quant_conv": False,
     "name": "mine",
     "dtype": "mixed_bfloat16",
 }
@@ -298,7 +363,7 @@ def test_the_config_is_complete():
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("cls", [Encoder, Decoder])
 def test_the_config_of_a_part_is_complete(cls, tmp_path):
-    unscaled = ("scaling_factor", "latent_statistics")
+    unscaled = ("scaling_factor", "shift_factor", "latent_statistics")
     arguments = {k: v for k, v in EVERY_ARGUMENT.items() if k not in unscaled}
     model = cls(**arguments)
     assert model.get_config() == arguments, "get_config is not what the constructor was given"

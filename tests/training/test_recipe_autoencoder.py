@@ -172,8 +172,12 @@ def test_the_finished_model_may_be_the_best_one(run, data, tmp_path):
     best = again / "checkpoints" / "best"
     shutil.rmtree(best)
     shutil.copytree(again / "checkpoints" / "step-00000001", best / "step-00000001")
-    train_step_by_step(data, again, settings(training__keep_best=True), resume=True)
-    found = load_archive(again / "model" / "vae.keras", Autoencoder).get_weights()
+    config = settings(training__keep_best=True, training__latent_normalization="channels")
+    train_step_by_step(data, again, config, resume=True, allow_changes=True)
+    model = load_archive(again / "model" / "vae.keras", Autoencoder)
+    found, statistics = model.get_weights(), model.latent_statistics
+    assert model.shift_factor == statistics["channel_mean"], "expected the channels' means"
+    assert model.scaling_factor == pytest.approx([1 / std for std in statistics["channel_std"]])
     # After one step the average of the weights are the weights.
     for place, weight in enumerate(found):
         np.testing.assert_array_equal(weight, state(run, 1)[f"model/{place}"])
@@ -220,6 +224,10 @@ def test_a_new_decoder_comes_with_the_rest_of_its_model(tmp_path):
     ("changes", "parts"),
     [
         ({"training__train": "decoder"}, ("training.train=decoder", "init")),
+        (
+            {"training__train": "decoder", "training__latent_normalization": "channels"},
+            ("training.latent_normalization=channels", "train=decoder", "training.train=all"),
+        ),
         (
             {"training__best_metric": "perceptual"},
             ("training.best_metric=perceptual", "perceptual.source"),

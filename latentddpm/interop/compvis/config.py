@@ -91,8 +91,8 @@ def vae_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """
     if "quant_conv.weight" not in shapes or "post_quant_conv.weight" not in shapes:
         raise UserError(
-            f"{source}: an autoencoder without quant_conv (as Stable Diffusion 3's and Flux') "
-            "is not supported"
+            f"{source}: an autoencoder without quant_conv (as Stable Diffusion 3's and Flux'): "
+            "such a file does not name the scaling of its latents; convert its diffusers folder"
         )
     widths: list[int] = []
     while (key := f"encoder.down.{len(widths)}.block.0.conv1.weight") in shapes:

@@ -22,11 +22,6 @@ AUTOENCODER_EPSILON = 1e-6
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     AUTOENCODER: {
         "act_fn": ("silu", "swish"),
-        "shift_factor": (None,),
-        "latents_mean": (None,),
-        "latents_std": (None,),
-        "use_quant_conv": (True,),
-        "use_post_quant_conv": (True,),
         "mid_block_add_attention": (True,),
     },
     UNET: {
@@ -84,6 +79,11 @@ READ = {
         "layers_per_block",
         "norm_num_groups",
         "scaling_factor",
+        "shift_factor",
+        "latents_mean",
+        "latents_std",
+        "use_quant_conv",
+        "use_post_quant_conv",
         "sample_size",
     ),
     UNET: (

@@ -33,6 +33,7 @@ AUTOENCODER_SIZES = (
     "num_res_blocks",
     "latent_channels",
     "image_channels",
+    "quant_conv",
 )
 UNET_SIZES = (
     "channels",
@@ -110,7 +111,7 @@ def _rows(
     kind: type[keras.Model], arguments: Mapping[str, Any], linear: bool = False
 ) -> Iterator[TensorMapping]:
     if kind is Autoencoder:
-        return autoencoder_rows(**{key: arguments[key] for key in AUTOENCODER_SIZES})
+        return autoencoder_rows(**{k: arguments[k] for k in AUTOENCODER_SIZES if k in arguments})
     if kind is not UNet or arguments.get("spatial_dims", 2) != 2:
         raise UserError(f"diffusers and LoRAs know no {kind.__name__} like this; expected a UNet")
     sizes = {key: arguments[key] for key in UNET_SIZES}

@@ -38,15 +38,14 @@ def autoencoder_arguments(config: Config, source: str) -> dict[str, Any]:
     _same(config, source, "out_channels", image_channels, "in_channels")
     widths = _widths(config, source)
     _levels(config, source, kind, len(widths))
-    scaling_factor = config.get("scaling_factor", 0.18215)
-    if not _is_number(scaling_factor) or not 0 < scaling_factor < math.inf:
-        raise UserError(f"{source}: scaling_factor: {scaling_factor!r}, expected a number above 0")
+    channels = _whole(config, source, "latent_channels", 4)
     return {
         "channels": widths[0],
         "channel_multipliers": [width // widths[0] for width in widths],
         "num_res_blocks": _whole(config, source, "layers_per_block", 1),
-        "latent_channels": _whole(config, source, "latent_channels", 4),
-        "scaling_factor": float(scaling_factor),
+        "latent_channels": channels,
+        **_latent_space(config, source, channels),
+        "quant_conv": _quant_conv(config, source),
         "norm_groups": _groups(config, source, widths),
         "norm_epsilon": AUTOENCODER_EPSILON,
         "image_channels": image_channels,
@@ -130,6 +129,57 @@ def sample_size(config: Config, source: str) -> tuple[int, int] | None:
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
         raise UserError(f"{source}: sample_size: {size!r}, expected one or two whole numbers")
     return sides[0], sides[1]
+
+
+def _latent_space(config: Config, source: str, channels: int) -> dict[str, Any]:
+    """Scaling and shift of an `AutoencoderKL`, of one number each or of one for each channel.
+
+    latents = (raw − shift_factor) · scaling_factor                 or
+    latents = (raw − latents_mean) · scaling_factor / latents_std
+    """
+    scale, shift = config.get("scaling_factor", 0.18215), config.get("shift_factor")
+    if not _is_number(scale) or not 0 < scale < math.inf:
+        raise UserError(f"{source}: scaling_factor: {scale!r}, expected a number above 0")
+    if shift is not None and not (_is_number(shift) and math.isfinite(shift)):
+        raise UserError(f"{source}: shift_factor: {shift!r}, expected a number or null")
+    keys = ("latents_mean", "latents_std")
+    given = [key for key in keys if config.get(key) is not None]
+    if not given:
+        return {"scaling_factor": float(scale), "shift_factor": float(shift or 0)}
+    if len(given) == 1 or shift:
+        other = next((key for key in keys if key not in given), None)
+        wanted = f"{other} too" if other else "no shift_factor beside it, which is null or 0"
+        raise UserError(f"{source}: {given[0]} needs {wanted}")
+    for key, lowest in zip(keys, (-math.inf, 0), strict=True):
+        values = config[key]
+        numbers = isinstance(values, list) and all(
+            _is_number(one) and lowest < one < math.inf for one in values
+        )
+        if not numbers or len(values) != channels:
+            above = "" if lowest else " above 0"
+            raise UserError(
+                f"{source}: {key}: {values!r:.80}, expected {channels} numbers{above}, one for "
+                "each of latent_channels"
+            )
+    return {
+        "scaling_factor": [scale / std for std in config["latents_std"]],
+        "shift_factor": [float(mean) for mean in config["latents_mean"]],
+    }
+
+
+def _quant_conv(config: Config, source: str) -> bool:
+    """True where 1×1 convolutions are on both sides of the latents, false where on neither."""
+    keys = ("use_quant_conv", "use_post_quant_conv")
+    values = [config.get(key, True) for key in keys]
+    for key, value in zip(keys, values, strict=True):
+        if not isinstance(value, bool):
+            raise UserError(f"{source}: {key}: {value!r:.80}, expected true or false")
+    if values[0] != values[1]:
+        raise UserError(
+            f"{source}: {keys[1]}: {values[1]!r} is not supported beside {keys[0]} "
+            f"{values[0]!r}; expected the same"
+        )
+    return values[0]
 
 
 def _is_number(value: Any) -> bool:

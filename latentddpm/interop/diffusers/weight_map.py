@@ -74,12 +74,13 @@ def autoencoder_rows(
     num_res_blocks: int,
     latent_channels: int,
     image_channels: int,
+    quant_conv: bool = True,
 ) -> Iterator[TensorMapping]:
     """Weight map of `AutoencoderKL` and `Autoencoder`.
 
     Args:
-        channels, channel_multipliers, num_res_blocks, latent_channels, image_channels: see
-            `Autoencoder`.
+        channels, channel_multipliers, num_res_blocks, latent_channels, image_channels,
+            quant_conv: see `Autoencoder`.
     """
     widths = [channels * multiplier for multiplier in channel_multipliers]
     last = len(widths) - 1
@@ -97,9 +98,11 @@ def autoencoder_rows(
     yield from _autoencoder_middle("encoder", width)
     yield from _norm("encoder.conv_norm_out", "encoder/norm_out", width)
     yield from _conv("encoder.conv_out", "encoder/conv_out", width, moments)
-    yield from _conv("quant_conv", "encoder/quant", moments, moments, 1)
+    if quant_conv:
+        yield from _conv("quant_conv", "encoder/quant", moments, moments, 1)
+        own = latent_channels
+        yield from _conv("post_quant_conv", "decoder/post_quant", own, own, 1)
 
-    yield from _conv("post_quant_conv", "decoder/post_quant", latent_channels, latent_channels, 1)
     width = widths[-1]
     yield from _conv("decoder.conv_in", "decoder/conv_in", latent_channels, width)
     yield from _autoencoder_middle("decoder", width)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from latentddpm.errors import UserError
 from latentddpm.interop.diffusers.known_keys import (
     AUTOENCODER,
@@ -51,9 +53,11 @@ def autoencoder_config(
         "latent_channels": ours["latent_channels"],
         "layers_per_block": ours["num_res_blocks"],
         "norm_num_groups": ours["norm_groups"],
-        "scaling_factor": ours["scaling_factor"],
+        **_latent_space(autoencoder),
         "force_upcast": False,
     }
+    if not autoencoder.quant_conv:
+        config |= {"use_quant_conv": False, "use_post_quant_conv": False}
     if image_size is not None:
         config["sample_size"] = max(image_size)
     return config
@@ -108,6 +112,20 @@ def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, An
         height, width = latent_size
         config["sample_size"] = height if height == width else [height, width]
     return config
+
+
+def _latent_space(autoencoder: Autoencoder) -> dict[str, Any]:
+    """Scaling and shift as `AutoencoderKL` has them: one number each, or statistics by channel."""
+    space = autoencoder.latent_space
+    scale, shift = space.scaling_factor, space.shift_factor
+    if not isinstance(scale, tuple) and not isinstance(shift, tuple):
+        return {"scaling_factor": scale, **({"shift_factor": shift} if shift else {})}
+    ones = np.ones(autoencoder.latent_channels)
+    return {
+        "scaling_factor": 1.0,
+        "latents_mean": (shift * ones).tolist(),
+        "latents_std": (1 / (scale * ones)).tolist(),
+    }
 
 
 def _starts_at_one(ours: Config, name: str) -> None:

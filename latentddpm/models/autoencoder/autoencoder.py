@@ -5,11 +5,11 @@ maps raw latents back to an image (Kingma & Welling 2014; Rombach et al. 2022, �
 appendix G):
 
     q(raw_latents | image) = N(mean, exp(logvar))
-    latents                = raw_latents · scaling_factor
+    latents                = (raw_latents − shift_factor) · scaling_factor
 
-Diffusion sees latents of about unit variance. `LatentSpace` multiplies by the scaling factor;
-callers never do. 0.18215 is that of Stable Diffusion's weights. The factor of a model trained here
-is measured over its training set.
+Diffusion sees latents of about unit variance. `LatentSpace` shifts and scales; callers never do.
+0.18215 is the factor of Stable Diffusion's weights, which have no shift. Those of a model trained
+here are measured over its training set.
 
 The loss is in `training.step.autoencoder_trainer`.
 """
@@ -17,6 +17,7 @@ The loss is in `training.step.autoencoder_trainer`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -26,12 +27,15 @@ from keras import ops
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
 from latentddpm.models.autoencoder.inputs import as_images
-from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.models.autoencoder.latent_space import Factor, LatentSpace
 from latentddpm.models.layers import PACKAGE
 from latentddpm.utils.images.sizes import check_multiple
 from latentddpm.utils.pixels import from_pixels
 
 LOGVAR_RANGE = (-30.0, 20.0)
+LATER = {"shift_factor": 0.0, "quant_conv": True}
+"""Defaults of arguments that older models do not have: left out of the config, which keeps their
+digest."""
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -44,11 +48,16 @@ class Autoencoder(keras.Model):
             halves the resolution, so the `downsample_factor` f is 2 ** (levels − 1).
         num_res_blocks: ResnetBlocks per level; the decoder has one more.
         latent_channels: channels c of the latents.
-        scaling_factor: multiplies raw latents. The default is that of Stable Diffusion.
+        scaling_factor: multiplies raw latents; one number, or one for each channel. The default
+            is that of Stable Diffusion.
         norm_groups, norm_epsilon: of every group norm.
         image_channels: 3 for RGB.
         latent_statistics: count, mean and std of the raw latents of the training set, all and
             per channel, from which the scaling factor was computed. Saved with the model.
+        shift_factor: subtracted from raw latents before they are scaled; one number, or one for
+            each channel.
+        quant_conv: have a 1×1 convolution on both sides of the latents. Stable Diffusion 1 and 2
+            have it, 3 and Flux do not.
 
     `predict`, `fit` and `evaluate` also take images alone, see `inputs.as_images`. The last two
     compare them with their reconstruction by the loss given to `compile`, such as "mse". Without
@@ -65,8 +74,8 @@ class Autoencoder(keras.Model):
         mean and log-variance unscaled.
 
     Raises:
-        ValueError: no level, a scaling factor that is not positive, or `norm_groups` that do not
-            divide a width.
+        ValueError: no level, a scaling factor that is not positive, scaling or shift of another
+            number of channels, or `norm_groups` that do not divide a width.
 
     Example:
         >>> autoencoder = latentddpm.Autoencoder(
@@ -85,11 +94,13 @@ class Autoencoder(keras.Model):
         channel_multipliers: Sequence[int] = (1, 2, 4, 4),
         num_res_blocks: int = 2,
         latent_channels: int = 4,
-        scaling_factor: float = 0.18215,
+        scaling_factor: Factor = 0.18215,
         norm_groups: int = 32,
         norm_epsilon: float = 1e-6,
         image_channels: int = 3,
         latent_statistics: dict[str, Any] | None = None,
+        shift_factor: Factor = 0.0,
+        quant_conv: bool = True,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("name", "autoencoder")
@@ -97,13 +108,13 @@ class Autoencoder(keras.Model):
         super().__init__(autocast=False, **kwargs)
         if not channel_multipliers:
             raise ValueError("channel_multipliers: empty, expected one number a level")
-        if not scaling_factor > 0:
-            raise ValueError(f"scaling_factor={scaling_factor}, expected a positive number")
         self.channels = channels
         self.channel_multipliers = tuple(channel_multipliers)
         self.num_res_blocks = num_res_blocks
         self.latent_channels = latent_channels
         self.scaling_factor = scaling_factor
+        self.shift_factor = shift_factor
+        self.quant_conv = quant_conv
         self.norm_groups = norm_groups
         self.norm_epsilon = norm_epsilon
         self.image_channels = image_channels
@@ -116,8 +127,14 @@ class Autoencoder(keras.Model):
             "norm_groups": norm_groups,
             "norm_epsilon": norm_epsilon,
             "image_channels": image_channels,
+            "quant_conv": quant_conv,
             "dtype": self.dtype_policy,
         }
+        for name, value in asdict(self.latent_space).items():
+            if np.ndim(value) and len(value) != latent_channels:
+                raise ValueError(
+                    f"{name}: {len(value)} numbers for {latent_channels} latent_channels"
+                )
         self.encoder = Encoder(**sizes)
         self.decoder = Decoder(**sizes)
         self.built = True
@@ -126,6 +143,11 @@ class Autoencoder(keras.Model):
     def downsample_factor(self) -> int:
         """Pixels per position of the latents, along a side: 8 with four levels."""
         return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """Shift and scaling between raw latents and those of diffusion."""
+        return LatentSpace(self.scaling_factor, self.shift_factor)
 
     def check_size(self, height: int | None, width: int | None) -> None:
         """Check that the size of an image is a multiple of `downsample_factor`.
@@ -207,7 +229,7 @@ class Autoencoder(keras.Model):
         Returns:
             (B, h, w, c), scaled.
         """
-        return LatentSpace(self.scaling_factor).to_latents(mean, logvar, noise)
+        return self.latent_space.to_latents(mean, logvar, noise)
 
     def decode(self, latents: Any) -> Any:
         """Images of latents.
@@ -219,7 +241,7 @@ class Autoencoder(keras.Model):
             float32 (B, h·f, w·f, 3), about [-1, 1].
         """
         latents = ops.convert_to_tensor(latents, "float32")
-        return self.decoder(LatentSpace(self.scaling_factor).to_raw(latents))
+        return self.decoder(self.latent_space.to_raw(latents))
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         return super().predict(as_images(x), *args, **kwargs)
@@ -241,6 +263,10 @@ class Autoencoder(keras.Model):
         super().export(filepath, *args, **{"input_signature": signature, **kwargs})
 
     def get_config(self) -> dict[str, Any]:
+        later = {"shift_factor": _plain(self.shift_factor), "quant_conv": self.quant_conv}
+        for name, default in LATER.items():
+            if later[name] == default:
+                del later[name]
         return {
             "name": self.name,
             "dtype": self.dtype_policy.name,
@@ -248,12 +274,18 @@ class Autoencoder(keras.Model):
             "channel_multipliers": list(self.channel_multipliers),
             "num_res_blocks": self.num_res_blocks,
             "latent_channels": self.latent_channels,
-            "scaling_factor": self.scaling_factor,
+            "scaling_factor": _plain(self.scaling_factor),
             "norm_groups": self.norm_groups,
             "norm_epsilon": self.norm_epsilon,
             "image_channels": self.image_channels,
             "latent_statistics": self.latent_statistics,
+            **later,
         }
+
+
+def _plain(factor: Factor) -> Factor:
+    """Factor of a latent space as plain JSON types."""
+    return [float(one) for one in factor] if np.ndim(factor) else factor
 
 
 def _with_targets(x: Any, y: Any) -> tuple[Any, Any]:

@@ -34,6 +34,7 @@ class Encoder(FunctionalModel):
         latent_channels: channels of the latents.
         norm_groups, norm_epsilon: of every group norm.
         image_channels: 3 for RGB.
+        quant_conv: end with a 1×1 convolution of the moments.
         dtype: dtype or dtype policy of the layers.
         name: of the Keras model.
 
@@ -61,10 +62,13 @@ class Encoder(FunctionalModel):
         norm_groups: int = 32,
         norm_epsilon: float = 1e-6,
         image_channels: int = 3,
+        quant_conv: bool = True,
         dtype: Any = None,
         name: str = "encoder",
     ) -> None:
         config = constructor_arguments(locals())
+        if quant_conv:
+            del config["quant_conv"]  # older models, without this argument, keep their digest
         norm = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dtype": dtype}
         inputs = keras.Input((None, None, image_channels), name="images", dtype="float32")
         hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(inputs)
@@ -85,10 +89,10 @@ class Encoder(FunctionalModel):
         hidden = _middle(hidden, width, norm)
         hidden = group_norm(width, norm_groups, norm_epsilon, dtype=dtype, name="norm_out")(hidden)
         hidden = layers.Activation("silu", dtype=dtype, name="act_out")(hidden)
-        hidden = PaddedConv2D(2 * latent_channels, 3, padding=1, dtype=dtype, name="conv_out")(
-            hidden
-        )
-        moments = PaddedConv2D(2 * latent_channels, 1, dtype="float32", name="quant")(hidden)
+        count, own = 2 * latent_channels, dtype if quant_conv else "float32"
+        moments = PaddedConv2D(count, 3, padding=1, dtype=own, name="conv_out")(hidden)
+        if quant_conv:
+            moments = PaddedConv2D(count, 1, dtype="float32", name="quant")(moments)
         super().__init__(inputs, moments, config, name=name)
 
 
@@ -104,6 +108,7 @@ class Decoder(FunctionalModel):
         latent_channels: channels of the latents.
         norm_groups, norm_epsilon: of every group norm.
         image_channels: 3 for RGB.
+        quant_conv: begin with a 1×1 convolution of the raw latents.
         dtype: dtype or dtype policy of the layers.
         name: of the Keras model.
 
@@ -131,13 +136,18 @@ class Decoder(FunctionalModel):
         norm_groups: int = 32,
         norm_epsilon: float = 1e-6,
         image_channels: int = 3,
+        quant_conv: bool = True,
         dtype: Any = None,
         name: str = "decoder",
     ) -> None:
         config = constructor_arguments(locals())
+        if quant_conv:
+            del config["quant_conv"]  # older models, without this argument, keep their digest
         norm = {"norm_groups": norm_groups, "norm_epsilon": norm_epsilon, "dtype": dtype}
         inputs = keras.Input((None, None, latent_channels), name="raw_latents", dtype="float32")
-        hidden = PaddedConv2D(latent_channels, 1, dtype=dtype, name="post_quant")(inputs)
+        hidden = inputs
+        if quant_conv:
+            hidden = PaddedConv2D(latent_channels, 1, dtype=dtype, name="post_quant")(hidden)
         width = channels * channel_multipliers[-1]
         hidden = PaddedConv2D(width, 3, padding=1, dtype=dtype, name="conv_in")(hidden)
         hidden = _middle(hidden, width, norm)

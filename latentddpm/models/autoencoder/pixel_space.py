@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from latentddpm.models.autoencoder.latent_space import LatentSpace
+
 
 class PixelSpace:
     """Pixel space: images are their own latents.
@@ -25,6 +27,7 @@ class PixelSpace:
         latent_channels: the same.
         downsample_factor: pixels per position of the latents, 1.
         scaling_factor: of the latents, 1.
+        latent_space: neither shifts nor scales.
 
     Raises:
         ValueError: no channel.
@@ -39,6 +42,7 @@ class PixelSpace:
 
     downsample_factor = 1
     scaling_factor = 1.0
+    latent_space = LatentSpace(1.0)
 
     def __init__(self, channels: int = 3) -> None:
         if channels < 1:

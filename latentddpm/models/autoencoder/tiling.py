@@ -20,7 +20,6 @@ import numpy as np
 
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
-from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.strips import run_in_strips
 from latentddpm.models.functional import rebuild
@@ -62,7 +61,7 @@ def decode(
     if isinstance(autoencoder, PixelSpace):
         return _finite(latents)
     decoder, factor = autoencoder.decoder, autoencoder.downsample_factor
-    raw = LatentSpace(autoencoder.scaling_factor).to_raw(latents)
+    raw = autoencoder.latent_space.to_raw(latents)
 
     def run(network: keras.Model) -> np.ndarray:
         return AutoencoderHalf(network, autoencoder, "decode", 1, factor).run(

@@ -34,6 +34,11 @@ def settle_vae(config: AutoencoderRun) -> tuple[AutoencoderRun, ModelFolder | No
     Raises:
         UserError: settings that do not fit each other, or `init`.
     """
+    if config.training.train == "decoder" and config.training.latent_normalization != "scale":
+        raise UserError(
+            "training.latent_normalization=channels: with train=decoder the latents stay as they "
+            "are; leave it out, or set training.train=all"
+        )
     base = read_model_folder(config.init) if config.init else None
     if base is not None:
         config = inherit_autoencoder_config(config, base)

@@ -51,7 +51,8 @@ def convert_from(
     check_convertible(path, variant)
     check_new(out)
     checkpoint = read_folder(path, variant) if path.is_dir() else read_single_file(path)
-    if checkpoint.vae is None and checkpoint.text is None and checkpoint.unet is not None:
+    needs_more = checkpoint.vae is None and checkpoint.text is None and not checkpoint.of_pixels
+    if checkpoint.unet is not None and needs_more:
         say(f"{path}: holds a UNet alone; --to diffusers takes what is made of it", quiet)
         _convert_unet(checkpoint.unet, out, storage, quiet)
         return

@@ -26,6 +26,8 @@ from latentddpm.pipeline.weight_files import (
     DOWNLOAD,
     LORA,
     NEVER,
+    OTHER_PIPELINES,
+    PIPELINES,
     READ,
     SUFFIX,
     TRUSTED,
@@ -39,14 +41,6 @@ from latentddpm.pipeline.weight_files import (
 )
 
 MANIFEST = "pipeline.json"
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionInpaintPipelineLegacy",
-)
-"""Classes of diffusers in a `model_index.json` that `convert` reads."""
-
 ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """LoRA in the folder that PEFT or diffusers saved."""
 
@@ -188,7 +182,9 @@ def _cache(path: Path) -> Thing | None:
 def _diffusers(path: Path) -> Thing | None:
     kind = _json(path / "model_index.json").get("_class_name")
     if kind is not None and kind not in PIPELINES:
-        return Thing(f"a diffusers folder ({kind!s:.60})", "it is not supported")
+        reason = OTHER_PIPELINES.get(str(kind))
+        advice = "it is not supported" + (f": {reason}" if reason else "")
+        return Thing(f"a diffusers folder ({kind!s:.60})", advice)
     if kind is not None or any(
         (path / part / "config.json").is_file() for part in ("vae", "unet")
     ):

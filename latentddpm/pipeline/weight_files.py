@@ -247,6 +247,25 @@ def is_pickle(path: str | os.PathLike) -> bool:
 
 # --- Folders of diffusers and their variants ------------------------------------------------
 
+PIXEL_PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+"""Classes of diffusers without an autoencoder: their UNet denoises pixels."""
+
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInpaintPipelineLegacy",
+    *PIXEL_PIPELINES,
+)
+"""Classes of diffusers in a `model_index.json` that `convert` reads."""
+
+OTHER_PIPELINES = {
+    "LDMPipeline": "its autoencoder is a VQ-VAE (vqvae), and only those of the KL kind are read",
+    "LDMTextToImagePipeline": "its text encoder is a BERT, and only those of CLIP are read",
+    "PNDMPipeline": "save its unet and scheduler as a DDIMPipeline with diffusers",
+}
+"""Classes of diffusers that are not read → the reason, or what to do."""
+
 NAMES = re.compile(
     r"(?:\.(?P<before>[\w-]+))?\.safetensors(?P<index>\.index(?:\.(?P<after>[\w-]+))?\.json)?"
 )

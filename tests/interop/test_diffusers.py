@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
-from tiny import perturb, tiny_autoencoder, tiny_model
+from tiny import perturb, pixel_model, step_by_step, tiny_autoencoder, tiny_model
 
 from latentddpm import interop
 from latentddpm.cli import main
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
-from latentddpm.interop.diffusers.folder import STEM, read_folder
+from latentddpm.interop.diffusers.folder import INDEX, STEM, read_folder
 from latentddpm.interop.diffusers.networks import rows_of, validate
 from latentddpm.interop.diffusers.read_config import unet_arguments
 from latentddpm.interop.diffusers.weight_map import to_ours, to_theirs
@@ -261,6 +261,50 @@ def test_a_model_made_here_comes_back(text, tmp_path):
     if text:
         ours, theirs = model.tokenizer("red apple"), again.tokenizer("red apple")
         np.testing.assert_array_equal(theirs, ours, err_msg="other token ids")
+
+
+@step_by_step()
+def test_a_model_of_pixels_comes_back(tmp_path):
+    """As a pipeline without an autoencoder, through the command and our own folder as well."""
+    model = pixel_model(sampler="ddpm", num_steps=1000, timestep_spacing="leading")
+    model.save(tmp_path / "ours")
+    for arguments in (
+        ["--to", "diffusers", "--model", tmp_path / "ours", "--out", tmp_path / "theirs"],
+        ["--from", tmp_path / "theirs", "--out", tmp_path / "again"],
+    ):
+        result = CliRunner().invoke(main, ["convert", *map(str, arguments)])
+        assert result.exit_code == 0, f"convert {arguments}: {result.output}"
+    index = json.loads((tmp_path / "theirs" / INDEX).read_text())
+    assert index["_class_name"] == "DDPMPipeline", f"another pipeline: {index}"
+    assert sorted(path.name for path in (tmp_path / "theirs").iterdir() if path.is_dir()) == [
+        "scheduler",
+        "unet",
+    ], "other parts"
+    again = LatentDiffusion.load(tmp_path / "again")
+    assert again.facts == model.facts, "other facts or defaults"
+    settings = {"seed": 0, "num_steps": 2, "output": "latents"}
+    np.testing.assert_array_equal(again.generate(**settings), model.generate(**settings))
+
+    # Early folders have the files of both parts at the top.
+    top = tmp_path / "theirs"
+    for file in [*top.glob("*/*.json"), *top.glob("*/*.safetensors")]:
+        file.rename(top / file.name)
+    for part in ("scheduler", "unet"):
+        (top / part).rmdir()
+    assert interop.load_diffusers(top).facts == model.facts, "other facts from the top"
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+def test_another_sampler_of_pixels_becomes_ddim(sampler, tmp_path):
+    """diffusers' pipelines of pixels know DDPM and DDIM alone."""
+    options = {"sigma_spacing": "karras"} if sampler == "euler" else {}
+    model = pixel_model(sampler=sampler, num_steps=7, sampler_options=options)
+    interop.save_diffusers(model, tmp_path / "theirs")
+    index = json.loads((tmp_path / "theirs" / INDEX).read_text())
+    assert index["_class_name"] == "DDIMPipeline", f"another pipeline: {index}"
+    defaults = interop.load_diffusers(tmp_path / "theirs").defaults
+    assert (defaults["sampler"], defaults["num_steps"]) == ("ddim", 50), f"got {defaults}"
+    assert not defaults.get("sampler_options"), f"options of another sampler: {defaults}"
 
 
 def test_heads_and_epsilon_of_every_level_come_back():

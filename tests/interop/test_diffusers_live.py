@@ -253,6 +253,45 @@ def test_a_pipeline_made_here(tmp_path):
     assert_close(images, made["np"], "images", 1e-3)
 
 
+SCHEDULERS = {
+    "DDPMPipeline": diffusers.DDPMScheduler(clip_sample=False),
+    "DDIMPipeline": diffusers.DDPMScheduler(clip_sample=False, beta_schedule="squaredcos_cap_v2"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pipeline_of_pixels(name, channels, tmp_path):
+    """Read here, written again, opened there: DDIM draws the same from the same noise."""
+    config = {**UNETS["unconditional, attention in the middle only"][1]}
+    config.update(in_channels=channels, out_channels=channels, norm_num_groups=4)
+    unet = randomize(diffusers.UNet2DModel(**config))
+    getattr(diffusers, name)(unet=unet, scheduler=SCHEDULERS[name]).save_pretrained(tmp_path / "a")
+    read = interop.load_diffusers(tmp_path / "a")
+    assert read.defaults["sampler"] == ("ddpm" if name == "DDPMPipeline" else "ddim")
+    interop.save_diffusers(read, tmp_path / "b")
+    assert type(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "b")).__name__ == name
+    again = interop.load_diffusers(tmp_path / "b")
+    assert again.facts == read.facts, "other facts after a round trip"
+    theirs = diffusers.DDIMPipeline.from_pretrained(tmp_path / "b")
+    theirs.set_progress_bar_config(disable=True)
+    drawn = theirs(
+        2, torch.Generator().manual_seed(0), num_inference_steps=5, output_type="np"
+    ).images
+    noise = torch.randn(2, channels, *config["sample_size"], generator=torch.manual_seed(0))
+    ours = again.generate(
+        num_images=2,
+        num_steps=5,
+        sampler="ddim",
+        timestep_spacing="leading",
+        sampler_options={"steps_offset": 0},
+        latents=nhwc(noise),
+        output="latents",
+    )
+    assert_close(np.clip(ours / 2 + 0.5, 0, 1), drawn, "images")
+    assert drawn.std() > 0.1, "the images say little"
+
+
 def test_parts_made_here(tmp_path):
     """A model without text: every part opens by itself."""
     model = tiny_model(text=False)

@@ -240,6 +240,27 @@ def test_parts_that_do_not_fit_are_refused(pipeline, part, changes, words):
         assert word in str(caught.value), f"expected {word!r} in: {caught.value}"
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vae": ["diffusers", "AutoencoderKL"]}, ["part of a DDPMPipeline", "'vae'"]),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, ["unet", "UNet2DModel"]),
+        ({"unet": [None, None]}, ["names no unet"]),
+        ({"scheduler": [None, None]}, ["no scheduler/scheduler_config.json"]),
+    ],
+)
+def test_a_pipeline_of_pixels_has_a_unet_and_a_scheduler(tmp_path, changes, words):
+    shutil.copytree(GOLDEN / PLAIN, tmp_path / "unet")
+    shutil.copytree(GOLDEN / "pipeline" / "scheduler", tmp_path / "scheduler")
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (tmp_path / INDEX).write_text(json.dumps({**index, **changes}))
+    with pytest.raises(UserError) as caught:
+        interop.load_diffusers(tmp_path)
+    for word in words:
+        assert word in str(caught.value), f"expected {word!r} in: {caught.value}"
+
+
 @pytest.mark.parametrize("part", ["vae", "unet", "scheduler", "text_encoder", "tokenizer"])
 def test_a_missing_part_is_named(pipeline, part):
     shutil.rmtree(pipeline / part)

@@ -3,27 +3,13 @@
 import numpy as np
 import pytest
 
-from latentddpm import LatentDiffusion, NoiseSchedule, UNet
+from latentddpm import LatentDiffusion
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import decode, encode
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import read_model_folder
-from tests.support.tiny import perturb, step_by_step
-
-
-def pixel_model(channels=1):
-    unet = UNet(
-        8,
-        channel_multipliers=(1, 2),
-        num_res_blocks=1,
-        attention_levels=(),
-        num_heads=2,
-        latent_channels=channels,
-        norm_groups=4,
-    )
-    perturb(unet)
-    return LatentDiffusion(PixelSpace(channels), unet, NoiseSchedule(), image_size=(12, 12))
+from tests.support.tiny import pixel_model, step_by_step
 
 
 def test_pixel_space_is_the_identity():

@@ -96,6 +96,14 @@ CONTENTS = {
 }
 
 
+def test_a_pipeline_that_is_not_read_says_why(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LDMPipeline"}')
+    with pytest.raises(
+        UserError, match=r"LDMPipeline.*not supported: its autoencoder is a VQ-VAE"
+    ):
+        check_convertible(tmp_path)
+
+
 @pytest.mark.parametrize("words", CONTENTS)
 def test_another_file_under_this_name_is_named_with_what_to_do(tmp_path, words):
     path = tmp_path / "model.safetensors"

@@ -17,6 +17,7 @@ from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
@@ -91,6 +92,23 @@ def quick_model(seed=0, text=True, **autoencoder_changes):
     autoencoder = tiny_autoencoder(seed, **{**QUICK_AUTOENCODER, **autoencoder_changes})
     perturb(autoencoder, seed)
     return assemble(autoencoder, seed, text, QUICK_UNET)
+
+
+def pixel_model(channels=1, **defaults):
+    """A model that denoises pixels of 12×12, without an autoencoder."""
+    unet = UNet(
+        8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_levels=(),
+        num_heads=2,
+        latent_channels=channels,
+        norm_groups=4,
+    )
+    perturb(unet)
+    return LatentDiffusion(
+        PixelSpace(channels), unet, NoiseSchedule(), image_size=(12, 12), defaults=defaults
+    )
 
 
 def perturb(network, seed=0, size=0.1):

@@ -13,6 +13,7 @@ from typing import Any
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.interop.tensors import Tensors
+from latentddpm.pipeline.weight_files import PIXEL_PIPELINES
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Checkpoint:
         scheduler: configuration as in `scheduler_config.json`.
         scheduler_source: its file, for messages.
         text: function that reads the text encoder and its tokenizer.
+        pipeline: class of the pipeline in diffusers; None where it is not known.
     """
 
     source: str
@@ -50,3 +52,9 @@ class Checkpoint:
     scheduler: dict[str, Any] | None = None
     scheduler_source: str = "scheduler"
     text: Callable[[], tuple[TextEncoder, CLIPTokenizer]] | None = None
+    pipeline: str | None = None
+
+    @property
+    def of_pixels(self) -> bool:
+        """True for a pipeline without an autoencoder, whose UNet denoises pixels."""
+        return self.pipeline in PIXEL_PIPELINES

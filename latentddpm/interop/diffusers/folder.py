@@ -5,6 +5,9 @@
     scheduler/scheduler_config.json
     text_encoder/ tokenizer/              see `interop.clip`
 
+A `DDPMPipeline` or `DDIMPipeline` has a UNet and a scheduler alone and becomes a model of pixels.
+Their first folders, such as google/ddpm-cifar10-32, hold the files of both at the top.
+
 Everything is checked before a weight is read: the classes, every key of every configuration, the
 fit of the parts to each other, the names and shapes of all tensors.
 """
@@ -26,9 +29,9 @@ from latentddpm.interop.diffusers.scheduler import KINDS, OTHERS, read_scheduler
 from latentddpm.interop.diffusers.weights import write
 from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_config
 from latentddpm.interop.tensors import TensorFiles
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.pipeline.recognise import PIPELINES
-from latentddpm.pipeline.weight_files import STEMS, variants
+from latentddpm.pipeline.weight_files import PIPELINES, PIXEL_PIPELINES, STEMS, variants
 from latentddpm.utils.files import atomic_folder, check_new, read_json, write_json
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -42,21 +45,24 @@ PARTS = {
 }
 # Parts of a pipeline that do not change the generated image; they are ignored.
 LEFT_OUT = ("safety_checker", "feature_extractor")
-# Defaults of `StableDiffusionPipeline`.
+DDPM, DDIM = PIXEL_PIPELINES
+# Defaults of the pipelines of diffusers; of the others `StableDiffusionPipeline`'s.
 GUIDED = {"num_steps": 50, "guidance_scale": 7.5}
+NUM_STEPS = {DDPM: 1000, DDIM: 50}
 
 
 def load_diffusers(
     folder: str | Path, *, variant: str | None = None, quiet: bool = True
 ) -> LatentDiffusion:
-    """Load a diffusers pipeline with the networks of Stable Diffusion 1.x, in any size.
+    """Load a diffusers pipeline: Stable Diffusion 1.x in any size, or a `DDPMPipeline`.
 
     Weights are float32, float16 or bfloat16 and become float32, exactly. Settings of the scheduler
     that no sampler here has give a `SchedulerNote`, a warning.
 
     Args:
         folder: with `model_index.json`, or with `vae/`, `unet/` and `scheduler/`; or the folder
-            of an autoencoder alone, which gives a model without UNet.
+            of an autoencoder alone, which gives a model without UNet. A `DDPMPipeline` or
+            `DDIMPipeline` gives a model of pixels.
         variant: of the weight files, such as "fp16", in every part that has it; the plain files
             of the others are read, with a warning. By default the files without a variant, or
             those of the only one.
@@ -83,8 +89,10 @@ def save_diffusers(
 ) -> None:
     """Save a model as a folder for diffusers, atomically.
 
-    A model with text becomes a `StableDiffusionPipeline`. diffusers has no pipeline for a model
-    without text: its parts are written, each of which opens with `from_pretrained`.
+    A model with text becomes a `StableDiffusionPipeline`. A model of pixels becomes a
+    `DDPMPipeline` if its default sampler is "ddpm", else a `DDIMPipeline`, which draws with DDIM
+    whatever the default sampler. diffusers has no pipeline for a model of latents without text:
+    its parts are written, each of which opens with `from_pretrained`.
 
     Args:
         model: to save.
@@ -110,9 +118,14 @@ def save_diffusers(
             (staged / name).mkdir()
             write_json(staged / name / (SCHEDULER if name == "scheduler" else CONFIG), config)
         for name, network in (("vae", model.autoencoder), ("unet", model.unet)):
-            if network is not None:
+            if name in configs:
                 file = staged / name / f"{STEM}.safetensors"
                 write(network, rows_of(network), file, name, storage, quiet)
+        index: dict[str, Any] = {
+            name: ["diffusers", config["_class_name"]] for name, config in configs.items()
+        }
+        if isinstance(model.autoencoder, PixelSpace):
+            write_json(staged / INDEX, {"_class_name": _pixel_pipeline(model), **index})
         if model.text_encoder is not None:
             clip.write_text_encoder(
                 model.text_encoder,
@@ -120,9 +133,6 @@ def save_diffusers(
                 staged / "text_encoder",
                 staged / "tokenizer",
             )
-            index = {
-                name: ["diffusers", config["_class_name"]] for name, config in configs.items()
-            }
             for name in ("text_encoder", "tokenizer"):
                 index[name] = ["transformers", PARTS[name][0]]
             for name in LEFT_OUT:
@@ -150,34 +160,38 @@ def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
         )
         _check_variant(folder, {folder: STEM}, variant)
         return Checkpoint(str(folder), **{"vae" if kind == AUTOENCODER else "unet": part})
-    parts = [name for name in PARTS if (folder / name).is_dir()]
+    parts, kind = [name for name in PARTS if (folder / name).is_dir()], None
     if (folder / INDEX).is_file():
-        parts = _read_index(folder / INDEX)
+        parts, kind = _read_index(folder / INDEX)
     elif not {"vae", "unet"} & set(parts):
         raise UserError(
             f"{folder}: no {INDEX}, no {CONFIG}, no vae/ or unet/; expected a diffusers folder"
         )
     for name, what in (("vae", "autoencoder"), ("unet", "UNet")):
-        if name not in parts and len(parts) > 1:
+        if name not in parts and len(parts) > 1 and kind not in PIXEL_PIPELINES:
             raise UserError(
                 f"{folder}: has no {what} ({name}/), and no model without it; for a single "
                 f"network name its folder, such as {folder / parts[0]}"
             )
-    stems = {folder / name: stem for name, stem in STEMS.items() if name in parts}
-    _check_variant(folder, stems, variant)
+    places = {name: _place(folder, name, kind) for name in parts}
+    _check_variant(folder, {places[n]: stem for n, stem in STEMS.items() if n in parts}, variant)
     text = scheduler = None
     if "text_encoder" in parts and "tokenizer" in parts:
-        places = folder / "text_encoder", folder / "tokenizer"
-        text = partial(clip.read_text_encoder, *places, variant)
+        text = partial(
+            clip.read_text_encoder, places["text_encoder"], places["tokenizer"], variant
+        )
     if "scheduler" in parts:
-        scheduler = _read(folder / "scheduler" / SCHEDULER)
+        scheduler = _read(places["scheduler"] / SCHEDULER)
+        if kind == DDIM:  # it makes a DDIM scheduler of any other, by its configuration
+            scheduler["_class_name"] = "DDIMScheduler"
     return Checkpoint(
         str(folder),
-        vae=_part(folder / "vae", variant) if "vae" in parts else None,
-        unet=_part(folder / "unet", variant) if "unet" in parts else None,
+        vae=_part(places["vae"], variant) if "vae" in parts else None,
+        unet=_part(places["unet"], variant) if "unet" in parts else None,
         scheduler=scheduler,
-        scheduler_source=str(folder / "scheduler" / SCHEDULER),
+        scheduler_source=str(places.get("scheduler", folder) / SCHEDULER),
         text=text,
+        pipeline=kind,
     )
 
 
@@ -202,31 +216,35 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
     """Build the model of a checkpoint, which may have an autoencoder alone.
 
     Args:
-        checkpoint: with an autoencoder at least.
+        checkpoint: with an autoencoder at least, or of a pipeline that has none.
         quiet: show no progress bars.
 
     Raises:
         UserError: see `load_diffusers`; or there is no autoencoder.
     """
-    if checkpoint.vae is None:
+    if checkpoint.vae is None and not checkpoint.of_pixels:
         raise UserError(f"{checkpoint.source}: has no autoencoder (vae), which a model needs")
     if checkpoint.unet is None:
         size = sample_size(checkpoint.vae.config, checkpoint.vae.source)
         return LatentDiffusion(validate(checkpoint.vae).build(quiet), None, None, image_size=size)
     # Fast checks first: of the configurations, then of the headers, before weights are read.
-    sizes = {name: arguments_of(getattr(checkpoint, name)) for name in ("vae", "unet")}
-    _check_fit(checkpoint, sizes["vae"], sizes["unet"])
+    of_vae, of_unet = (part and arguments_of(part) for part in (checkpoint.vae, checkpoint.unet))
+    _check_fit(checkpoint, of_vae, of_unet)
     schedule, defaults = read_scheduler(checkpoint.scheduler, checkpoint.scheduler_source)
     latent_size = sample_size(checkpoint.unet.config, checkpoint.unet.source)
-    vae, unet = validate(checkpoint.vae), validate(checkpoint.unet)
+    vae, unet = (part and validate(part) for part in (checkpoint.vae, checkpoint.unet))
     text_encoder = tokenizer = None
     if checkpoint.text is not None:
         text_encoder, tokenizer = checkpoint.text()
-        _check_width(checkpoint, sizes["unet"]["context_dim"], text_encoder.hidden_dim)
+        _check_width(checkpoint, of_unet["context_dim"], text_encoder.hidden_dim)
         defaults = {**GUIDED, **defaults}
-    factor = 2 ** (len(sizes["vae"]["channel_multipliers"]) - 1)
+    if checkpoint.of_pixels:
+        steps = min(NUM_STEPS[checkpoint.pipeline], schedule.num_train_timesteps)
+        defaults = {"num_steps": steps, **defaults}
+    first_stage = vae.build(quiet) if vae else PixelSpace(of_unet["latent_channels"])
+    factor = first_stage.downsample_factor
     return LatentDiffusion(
-        vae.build(quiet),
+        first_stage,
         unet.build(quiet),
         schedule,
         text_encoder,
@@ -238,33 +256,52 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
 
 def _configs(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
     """Configurations of autoencoder, UNet and scheduler, by the name of the part."""
-    configs, latent_size = {}, None
-    if model.autoencoder is not None:
+    configs, latent_size, defaults = {}, None, model.defaults
+    pixels = isinstance(model.autoencoder, PixelSpace)
+    if model.autoencoder is not None and not pixels:
         configs["vae"] = autoencoder_config(model.autoencoder, model.image_size)
-        if model.image_size is not None:
-            factor = model.autoencoder.downsample_factor
-            latent_size = (model.image_size[0] // factor, model.image_size[1] // factor)
+    if model.autoencoder is not None and model.image_size is not None:
+        factor = model.autoencoder.downsample_factor
+        latent_size = (model.image_size[0] // factor, model.image_size[1] // factor)
     if model.unet is not None:
         configs["unet"] = unet_config(model.unet, latent_size)
+    if pixels and _pixel_pipeline(model) == DDIM and defaults["sampler"] != "ddim":
+        defaults = {**defaults, "sampler": "ddim", "sampler_options": {}}
     if model.schedule is not None:
-        configs["scheduler"] = scheduler_config(model.schedule, model.defaults)
+        configs["scheduler"] = scheduler_config(model.schedule, defaults)
     return configs
 
 
-def _read_index(path: Path) -> list[str]:
-    """Names of the parts in a `model_index.json`, after a check of their classes and folders."""
+def _pixel_pipeline(model: LatentDiffusion) -> str:
+    """Class of diffusers for a model of pixels."""
+    return DDPM if model.defaults["sampler"] == "ddpm" else DDIM
+
+
+def _place(folder: Path, part: str, pipeline: str | None) -> Path:
+    """Folder of a part of a pipeline: its own, or the top in early folders of models of pixels."""
+    own = folder / part
+    return folder if pipeline in PIXEL_PIPELINES and not own.is_dir() else own
+
+
+def _read_index(path: Path) -> tuple[list[str], str]:
+    """Names of the parts in a `model_index.json`, checked, and the class of the pipeline."""
     index = read_json(path)
-    check_choice(f"{path}: _class_name", str(index.get("_class_name")), PIPELINES)
+    kind = check_choice(f"{path}: _class_name", str(index.get("_class_name")), PIPELINES)
+    known = {**PARTS, **dict.fromkeys(LEFT_OUT, ())}
+    if kind in PIXEL_PIPELINES:
+        known = {"unet": (UNET,), "scheduler": PARTS["scheduler"]}
     parts = []
     for name, value in index.items():
         if not isinstance(value, list) or value == [None, None] or name in LEFT_OUT:
             continue
-        check_choice(f"{path}: part", name, (*PARTS, *LEFT_OUT))
-        check_choice(f"{path}: {name}", str(value[-1] if value else None), PARTS[name])
-        if not (path.parent / name).is_dir():
+        check_choice(f"{path}: part of a {kind}", name, known)
+        check_choice(f"{path}: {name}", str(value[-1] if value else None), known[name])
+        if not _place(path.parent, name, kind).is_dir():
             raise UserError(f"{path.parent / name}: missing, but named in {path.name}")
         parts.append(name)
-    return parts
+    if kind in PIXEL_PIPELINES and "unet" not in parts:
+        raise UserError(f"{path}: names no unet, which a {kind} needs")
+    return parts, kind
 
 
 def _part(folder: Path, variant: str | None) -> CheckpointPart:
@@ -281,9 +318,11 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _check_fit(checkpoint: Checkpoint, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
+def _check_fit(
+    checkpoint: Checkpoint, vae: Mapping[str, Any] | None, unet: Mapping[str, Any]
+) -> None:
     """Check that the parts of a checkpoint fit together."""
-    if vae["latent_channels"] != unet["latent_channels"]:
+    if vae is not None and vae["latent_channels"] != unet["latent_channels"]:
         raise UserError(
             f"{checkpoint.unet.source}: in_channels is {unet['latent_channels']}, but the "
             f"autoencoder's latents have {vae['latent_channels']}"

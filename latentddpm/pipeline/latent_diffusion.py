@@ -357,7 +357,8 @@ class LatentDiffusion:
         for name in ("num_steps", "timestep_spacing", "sampler_options"):
             if name in given:
                 raise UserError(f"{name}: {given[name]!r} beside a sampler that has its own")
-        return self.facts.settings(**{**given, "sampler": None}), sampler
+        own = {"sampler": None, "num_steps": sampler.num_steps}
+        return self.facts.settings(**{**given, **own}), sampler
 
     def _latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Shape (h, w, c) of the latents of one image."""

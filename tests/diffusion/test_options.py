@@ -12,7 +12,16 @@ from latentddpm.errors import UserError
 
 SCHEDULE = NoiseSchedule()
 EVERY_SAMPLER = ("schedule", "num_steps", "timestep_spacing")
-VALUES = {"steps_offset": 0, "eta": 0.5, "set_alpha_to_one": False, "sigma_spacing": "karras"}
+VALUES = {
+    "steps_offset": 0,
+    "eta": 0.5,
+    "set_alpha_to_one": False,
+    "variance": "small",
+    "clip_sample": True,
+    "sigma_spacing": "karras",
+    "corrector_steps": 2,
+    "snr": 0.1,
+}
 
 
 @pytest.mark.parametrize("name", samplers.NAMES)
@@ -23,7 +32,9 @@ def test_the_list_names_what_the_sampler_takes(name):
     hints = typing.get_type_hints(made.__init__)
     for option in taken:
         kinds = {*typing.get_args(hints[option]), hints[option]}
-        assert SAMPLER_OPTIONS[option] in kinds, f"{option}: expected one of {kinds}"
+        kinds = {list if typing.get_origin(kind) else kind for kind in kinds} | {hints[option]}
+        listed = {*typing.get_args(SAMPLER_OPTIONS[option])} or {SAMPLER_OPTIONS[option]}
+        assert listed <= kinds, f"{option}: {listed}, expected of {kinds}"
 
 
 def test_the_lists_are_of_the_same_samplers():
@@ -53,7 +64,12 @@ def test_what_passes_the_check_is_what_the_sampler_takes(name, option):
     [
         ("ddim", {"eta": -0.1}),
         ("ddim", {"eta": float("nan")}),
+        ("ddim", {"eta": [0.5, 2.0]}),
+        ("ddim", {"variance": "large"}),
+        ("ddpm", {"variance": "larg"}),
         ("euler", {"sigma_spacing": "karas"}),
+        ("pc", {"corrector_steps": -1}),
+        ("pc", {"snr": 1.0}),
     ],
 )
 def test_a_wrong_value_is_refused_in_the_same_words(name, options):

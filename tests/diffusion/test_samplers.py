@@ -11,9 +11,13 @@ from latentddpm.errors import UserError
 
 SCHEDULE = NoiseSchedule()
 SHAPE = (2, 2, 2, 4)
-IN_SIGMA = ("dpmpp_2m", "euler", "euler_ancestral", "heun", "unipc")
+IN_SIGMA = ("dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "unipc")
 FRACTIONAL = ("euler", "euler_ancestral", "heun")
-SKIP_LOWEST = ("dpmpp_2m", "unipc")  # space n + 1 timesteps, and leave out the lowest
+SKIP_LOWEST = (
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "unipc",
+)  # space n + 1 timesteps, and leave out the lowest
 
 
 def run(sampler, seed=0, shape=SHAPE, denoiser=None, **arguments):
@@ -23,7 +27,7 @@ def run(sampler, seed=0, shape=SHAPE, denoiser=None, **arguments):
 
 def num_calls(name, steps):
     """Calls of the network in so many steps, by the papers of Heun's and of PNDM's method."""
-    more = {"heun": steps - 1, "pndm": 1 if steps > 1 else 0}.get(name, 0)
+    more = {"heun": steps - 1, "pc": steps, "pndm": 1 if steps > 1 else 0}.get(name, 0)
     return max(steps + more, 0)
 
 
@@ -122,13 +126,13 @@ def test_an_image_does_not_depend_on_its_batch(name):
     sampler = samplers.get(name)(SCHEDULE, 6)
     latents, noise = normal(0, shape), step_noise(shape)
     whole = sampler.sample(denoiser, latents, noise)
-    one = sampler.sample(denoiser, latents[3:4], lambda step_index: noise(step_index)[3:4])
+    one = sampler.sample(denoiser, latents[3:4], lambda *which: noise(*which)[3:4])
     np.testing.assert_allclose(
         to_numpy(one), to_numpy(whole)[3:4], rtol=1e-6, atol=1e-6, err_msg="expected image 3"
     )
 
 
-@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral"])
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde", "euler_ancestral"])
 def test_noise_is_asked_once_a_step_and_decides_the_result(name):
     sampler, asked = samplers.get(name)(SCHEDULE, 6), []
 
@@ -177,7 +181,7 @@ def test_first_step_goes_on_where_a_run_was(name):
     whole = run(sampler, callback=lambda index, t, latents, x0: reached.update({index: latents}))
     denoiser, noise = GaussianDenoiser(SCHEDULE, 0.3, 0.5), step_noise(SHAPE)
     half = to_numpy(sampler.sample(denoiser, reached[9], noise, first_step=10))
-    tolerance = 0.02 if name in ("dpmpp_2m", "pndm", "unipc") else 0
+    tolerance = 0.02 if name in ("dpmpp_2m", "dpmpp_2m_sde", "pndm", "unipc") else 0
     np.testing.assert_allclose(
         half, whole, rtol=0, atol=tolerance, err_msg="expected the same latents"
     )
@@ -237,9 +241,11 @@ def test_get_knows_every_name():
         "ddpm": samplers.DDPMSampler,
         "ddim": samplers.DDIMSampler,
         "dpmpp_2m": samplers.DPMSolverMultistepSampler,
+        "dpmpp_2m_sde": samplers.DPMSolverMultistepSDESampler,
         "euler": samplers.EulerSampler,
         "euler_ancestral": samplers.EulerAncestralSampler,
         "heun": samplers.HeunSampler,
+        "pc": samplers.PredictorCorrectorSampler,
         "pndm": samplers.PNDMSampler,
         "unipc": samplers.UniPCSampler,
     }
@@ -261,6 +267,13 @@ def test_get_knows_every_name():
         ("euler", {"steps_offset": 1, "timestep_spacing": "trailing"}, "only 'leading' spacing"),
         ("ddim", {"eta": 1.5}, "eta: expected 0"),
         ("ddim", {"eta": -0.1}, "eta: expected 0"),
+        ("ddim", {"eta": [1.0, 0.5]}, "eta: 2 values for 5 steps; expected one for each"),
+        ("ddim", {"eta": [1.0, 0.5, 0, 0, 2]}, "eta: expected 0 .* got 2"),
+        ("ddim", {"variance": "large"}, "variance: 'large' with eta 0, .*; expected eta 1"),
+        ("ddim", {"variance": "learned_range", "eta": 1.0}, "variance: .* 'small', 'large'$"),
+        ("ddpm", {"variance": "larg"}, "variance.*did you mean 'large'"),
+        ("pc", {"corrector_steps": -1}, "corrector_steps: expected a whole number of at least 0"),
+        ("pc", {"snr": 0.0}, "snr: expected above 0"),
         ("heun", {"sigma_spacing": "karas"}, "sigma_spacing.*did you mean 'karras'"),
     ],
 )
@@ -275,7 +288,9 @@ def test_a_stochastic_sampler_asks_for_noise():
     denoiser = GaussianDenoiser(SCHEDULE, 0.3, 0.5)
     made = {name: samplers.get(name)(SCHEDULE, 5) for name in samplers.NAMES}
     stochastic = [name for name, sampler in made.items() if sampler.stochastic]
-    assert stochastic == ["ddpm", "euler_ancestral"], "expected the others to be deterministic"
+    assert stochastic == ["ddpm", "dpmpp_2m_sde", "euler_ancestral", "pc"], (
+        "expected the others to be deterministic"
+    )
     for sampler in (*map(made.get, stochastic), DDIMSampler(SCHEDULE, 5, eta=0.1)):
         assert sampler.stochastic, "expected DDIM with eta > 0 to be stochastic"
         with pytest.raises(UserError, match=r"noise: .*Sampler draws noise"):

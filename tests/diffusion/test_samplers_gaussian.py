@@ -9,6 +9,7 @@ from analytic import (
     ddim_solution,
     exact_solution,
     normal,
+    sde_solution,
     step_noise,
     to_numpy,
 )
@@ -16,6 +17,7 @@ from analytic import (
 from latentddpm.diffusion import NoiseSchedule, samplers
 from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS, DDIMSampler, DDPMSampler
 from latentddpm.diffusion.schedule import PREDICTION_TYPES
+from latentddpm.errors import UserError
 
 SCHEDULE = NoiseSchedule()
 KARRAS = {"sigma_spacing": "karras"}
@@ -33,7 +35,7 @@ def close(actual, expected, what, tolerance):
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("spacing", TIMESTEP_SPACINGS)
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, [0.0, 0.5, 1.0] * 4], ids=["0", "½", "1", "each"])
 def test_ddim_is_the_closed_form_of_a_gaussian(prediction_type, spacing, eta):
     """Sample by sample: with this denoiser the result is linear in the drawn numbers."""
     mean, std, shape = 0.3, 0.5, (64, 2, 1, 3)
@@ -46,6 +48,91 @@ def test_ddim_is_the_closed_form_of_a_gaussian(prediction_type, spacing, eta):
     expected = mean + start * (latents - schedule.signal_rate[sampler.timesteps[0]] * mean)
     expected += sum(weight * noise(index) for index, weight in enumerate(weights))
     close(actual, expected, "expected the closed form", 2e-5)
+
+
+@pytest.mark.parametrize("count", [12, 1])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddpm", {}),
+        ("ddpm", {"variance": "large"}),
+        ("ddim", {"variance": "large", "eta": 1.0}),
+        ("ddim", {"variance": "large", "eta": 0.3}),
+        ("dpmpp_2m_sde", {}),
+        ("dpmpp_2m_sde", KARRAS),
+    ],
+    ids=str,
+)
+def test_random_samplers_are_the_closed_form_of_a_gaussian(name, options, count):
+    """Sample by sample, as above; Song's σ̂ in DDIM is the large variance of DDPM."""
+    mean, std, shape = 0.3, 0.5, (64, 2, 1, 3)
+    sampler = samplers.get(name)(SCHEDULE, count, "trailing", **options)
+    latents, noise, levels = normal(1, shape), step_noise(shape), sampler.alphas_cumprod
+    if name == "dpmpp_2m_sde":
+        start, weights = sde_solution(levels, std)
+    else:
+        start, weights = ddim_solution(levels, std, options.get("eta", 1.0), "variance" in options)
+    expected = mean + start * (latents - np.sqrt(levels[0]) * mean)
+    expected += sum(weight * noise(index) for index, weight in enumerate(weights))
+    tolerance = 1e-3 if options == KARRAS else 2e-5  # the network is told the nearest timestep
+    denoiser = GaussianDenoiser(SCHEDULE, mean, std)
+    close(sampler.sample(denoiser, latents, noise), expected, "expected its form", tolerance)
+
+
+def test_a_learned_variance_is_between_the_two():
+    """In logarithms: v = −1 is β̃, 1 is β, 0 their geometric mean (Nichol 2021, eq. 15)."""
+    shape = (3, 2, 2, 4)
+    denoiser, latents, noise = (
+        GaussianDenoiser(SCHEDULE, 0.3, 0.5),
+        normal(8, shape),
+        normal(9, shape),
+    )
+
+    def added(variance, learned=None):
+        """What the first of five steps adds for z = 1, above what it adds for z = 0."""
+        sampler = DDPMSampler(SCHEDULE, 5, variance=variance)
+
+        def predict(noisy_latents, timesteps):
+            prediction = denoiser(noisy_latents, timesteps)
+            rest = [] if learned is None else [np.full(shape, learned, "float32")]
+            return np.concatenate([to_numpy(prediction), *rest], axis=-1)
+
+        reached = []
+        for scale in (0.0, 1.0):
+            draw, first = (lambda _, scale=scale: scale * noise), {}
+            sampler.sample(
+                predict, latents, draw, lambda i, t, x, x0, at=first: at.setdefault(0, to_numpy(x))
+            )
+            reached.append(first[0])
+        return reached[1] - reached[0]
+
+    small, large = added("small"), added("large")
+    close(added("learned_range", -1.0), small, "expected β̃", 1e-5)
+    close(added("learned_range", 1.0), large, "expected β", 1e-5)
+    both = np.sign(small) * np.sqrt(small * large)
+    close(added("learned_range", 0.0), both, "expected their geometric mean", 1e-5)
+    close(added("large", 0.7), large, "expected the second half to be left aside", 1e-6)
+    assert np.abs(large).mean() > 1.02 * np.abs(small).mean(), "expected β above β̃"
+    with pytest.raises(UserError, match="'learned_range' needs a network that predicts twice"):
+        added("learned_range")
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m_sde", "pc"])
+def test_clipped_estimates_stay_between_black_and_white(name):
+    shape, seen = (8, 2, 2, 4), {}
+    for clip in (False, True):
+        sampler = samplers.get(name)(SCHEDULE, 5, clip_sample=clip)
+        latents = sampler.sample(
+            GaussianDenoiser(SCHEDULE, 0.9, 0.5),
+            normal(8, shape),
+            step_noise(shape),
+            lambda index, t, latents, x0, clip=clip: seen.setdefault(clip, []).append(
+                to_numpy(x0)
+            ),
+        )
+        seen[clip].append(to_numpy(latents))
+    assert np.abs(seen[False]).max() > 1.1, "expected estimates to clip"
+    assert np.abs(seen[True]).max() <= 1, "expected every x0 in [-1, 1]"
 
 
 @pytest.mark.parametrize("cls", [DDIMSampler, DDPMSampler])
@@ -125,7 +212,7 @@ def test_many_steps_come_to_the_exact_solution(name, spacing, options):
         close(actual, expected, f"{prediction_type}: expected the exact solution", tolerance)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral"])
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde", "euler_ancestral"])
 def test_many_random_steps_come_to_the_data_distribution(name):
     mean, std, shape = 0.4, 0.5, (16384, 1, 1, 1)
     sampler = samplers.get(name)(SCHEDULE, 300, "trailing")
@@ -207,9 +294,11 @@ def test_karras_levels_serve_multistep_solvers():
 @pytest.mark.parametrize("name", samplers.NAMES)
 def test_pure_noise_is_a_start_like_any_other(name, prediction_type, options):
     """From ᾱ = 0 at t = 999: at 100 steps the exact solution, or DDPM's variance on the way."""
-    if options and name in ("ddim", "ddpm", "pndm"):
+    if options and name in ("ddim", "ddpm", "pc", "pndm"):
         pytest.skip("has no Karras sigmas")
     mean, std, shape = 0.4, 0.5, (4096, 1, 1, 1)
+    if name == "pc":  # a Langevin step is as long as the norms over many numbers say
+        shape = (1, 64, 64, 1)
     schedule = NoiseSchedule(prediction_type=prediction_type, rescale_zero_terminal_snr=True)
     sampler = samplers.get(name)(schedule, 100, "trailing", **options)
     assert sampler.timesteps[0] == 999, "expected a start at the last timestep"
@@ -220,8 +309,9 @@ def test_pure_noise_is_a_start_like_any_other(name, prediction_type, options):
     )
     if sampler.stochastic:
         assert result.mean() == pytest.approx(mean, abs=0.03), "expected the data's mean"
-        start, weights = ddim_solution(sampler.alphas_cumprod, std, eta=1.0)
-        expected = np.sqrt(start**2 + (weights**2).sum())
+        levels = sampler.alphas_cumprod
+        solution = sde_solution(levels, std) if "sde" in name else ddim_solution(levels, std, 1.0)
+        expected = std if name == "pc" else np.sqrt(solution[0] ** 2 + (solution[1] ** 2).sum())
         assert result.std() == pytest.approx(expected, rel=0.05), "expected the closed form"
     else:
         close(result, mean + std * latents, "expected the exact solution", 0.05)
@@ -302,6 +392,10 @@ def test_multistep_solvers_begin_and_end_as_ddim():
     ddim = DDIMSampler(SCHEDULE, 2, "trailing").sample(denoiser, latents)
     dpm = samplers.get("dpmpp_2m")(SCHEDULE, 2, "trailing").sample(denoiser, latents)
     close(dpm, to_numpy(ddim), "expected DPM-Solver++ of first order to be DDIM", 2e-5)
+    noise = step_noise(latents.shape)
+    ddpm = DDPMSampler(SCHEDULE, 2, "trailing").sample(denoiser, latents, noise)
+    sde = samplers.get("dpmpp_2m_sde")(SCHEDULE, 2, "trailing").sample(denoiser, latents, noise)
+    close(sde, to_numpy(ddpm), "expected SDE-DPM-Solver++ of first order to be DDPM", 2e-5)
 
 
 def test_ddpm_step_is_equation_11():

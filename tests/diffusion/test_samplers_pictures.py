@@ -43,7 +43,7 @@ def expected(draw):
 @pytest.mark.parametrize("name", samplers.NAMES)
 def test_twenty_steps_are_near_fifty_of_ddim(draw, expected, name):
     pictures = draw(name, 20)
-    if name in ("ddpm", "euler_ancestral"):
+    if name in ("ddpm", "dpmpp_2m_sde", "euler_ancestral", "pc"):
         for what, measure in (("mean colour", np.mean), ("contrast", np.std)):
             found, wanted = (measure(one, axis=(1, 2, 3)) for one in (pictures, expected))
             distance = np.abs(found - wanted).max()

@@ -9,6 +9,7 @@ from analytic import (
     ddim_solution,
     exact_solution,
     normal,
+    sde_solution,
     step_noise,
     to_numpy,
 )
@@ -32,7 +33,7 @@ ENDING_WITH_SIGNAL = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
 }
 DETERMINISTIC = ("ddim", "dpmpp_2m", "euler", "heun", "pndm", "unipc")
-STOCHASTIC = ("ddpm", "euler_ancestral")
+STOCHASTIC = ("ddpm", "dpmpp_2m_sde", "euler_ancestral")  # pc: test_samplers_score.py
 KARRAS = {"sigma_spacing": "karras"}
 TOLERANCE = {5: 0.35, 20: 0.1}  # of methods of first order; the data's deviation is 0.5
 started_lower = pytest.mark.filterwarnings("ignore:starting at timestep:UserWarning")
@@ -88,11 +89,13 @@ def test_random_samplers_have_the_mean_and_the_closed_form_of_the_variance(name,
     for count, spacing, options in runs(name):
         sampler = samplers.get(name)(schedule, count, spacing, **options)
         result = to_numpy(sampler.sample(erring(denoiser, 0.003), latents, step_noise(shape)))
-        start, weights = ddim_solution(sampler.alphas_cumprod, STD, eta=1.0)
+        levels = sampler.alphas_cumprod
+        solution = sde_solution(levels, STD) if "sde" in name else ddim_solution(levels, STD, 1.0)
+        start, weights = solution
         expected = np.sqrt(start**2 + (weights**2).sum())
         case = f"{count} {spacing} steps, {options}"
         assert result.mean() == pytest.approx(MEAN, abs=0.05), f"{case}: expected the data's mean"
-        assert result.std() == pytest.approx(expected, rel=0.06), f"{case}: expected eta = 1"
+        assert result.std() == pytest.approx(expected, rel=0.06), f"{case}: expected its form"
 
 
 @started_lower
@@ -155,7 +158,9 @@ def test_ordinary_schedules_are_walked_as_ever(name, kind, prediction_type):
 
 
 @pytest.mark.parametrize("kind", ["cosine v", "zero v"])
-@pytest.mark.parametrize("name", ["dpmpp_2m", "euler", "euler_ancestral", "heun", "unipc"])
+@pytest.mark.parametrize(
+    "name", ["dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "unipc"]
+)
 def test_karras_levels_are_not_spent_on_pure_noise(name, kind):
     schedule = NoiseSchedule(**ENDING_IN_NOISE[kind])
     for count in (5, 20, 50):

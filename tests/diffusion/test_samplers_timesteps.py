@@ -8,9 +8,13 @@ from latentddpm.diffusion import NoiseSchedule, samplers
 from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS, DDPMSampler
 
 SCHEDULE = NoiseSchedule()
-IN_SIGMA = ("dpmpp_2m", "euler", "euler_ancestral", "heun", "unipc")
+IN_SIGMA = ("dpmpp_2m", "dpmpp_2m_sde", "euler", "euler_ancestral", "heun", "unipc")
 FRACTIONAL = ("euler", "euler_ancestral", "heun")
-SKIP_LOWEST = ("dpmpp_2m", "unipc")  # space n + 1 timesteps, and leave out the lowest
+SKIP_LOWEST = (
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "unipc",
+)  # space n + 1 timesteps, and leave out the lowest
 COUNTS = range(1, 1001)
 # Where the original LDM code crashes, and the ends.
 ODD_COUNTS = (1, 2, 3, 9, 27, 36, 37, 101, 103, 107, 111, 999, 1000)

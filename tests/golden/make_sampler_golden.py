@@ -27,7 +27,13 @@ from safetensors.numpy import save_file
 TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(TESTS / "support"))
 
-from toy_denoiser import SHAPE, toy_denoiser, toy_noise  # noqa: E402
+from toy_denoiser import (  # noqa: E402
+    SHAPE,
+    toy_denoiser,
+    toy_etas,
+    toy_noise,
+    with_variance,
+)
 
 GOLDEN = TESTS / "golden" / "samplers.safetensors"
 
@@ -35,6 +41,7 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 KARRAS = {"use_karras_sigmas": True}
 ZERO = {"rescale_betas_zero_snr": True}
 LAST = {"set_alpha_to_one": False}  # as Stable Diffusion's own files have it
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "v_prediction")
 COUNTS = (5, 10, 23, 50)
@@ -62,7 +69,16 @@ SAMPLERS = {
     "euler zero": ("EulerDiscreteScheduler", ZERO),
     "euler_ancestral zero": ("EulerAncestralDiscreteScheduler", ZERO),
     "unipc zero": ("UniPCMultistepScheduler", ZERO),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", SDE),
+    "dpmpp_2m_sde karras": ("DPMSolverMultistepScheduler", {**SDE, **KARRAS}),
+    "dpmpp_2m_sde zero": ("DPMSolverMultistepScheduler", {**SDE, **ZERO}),
+    "ddpm large": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
+    "ddpm learned": ("DDPMScheduler", {"clip_sample": False, "variance_type": "learned_range"}),
+    "ddpm clip": ("DDPMScheduler", {"clip_sample": True}),
+    "ddim etas": ("DDIMScheduler", {"clip_sample": False}),
+    "ddim clip": ("DDIMScheduler", {"clip_sample": True}),
 }
+ONCE = ("large", "learned", "clip", "etas")  # options that do not meet spacing and prediction
 IN_SIGMA = ("euler", "euler_ancestral", "heun")
 
 
@@ -70,13 +86,15 @@ def cases():
     """(sampler, spacing, prediction, count) of everything that is frozen."""
     for case in itertools.product(SAMPLERS, SPACINGS, PREDICTIONS, COUNTS):
         sampler, spacing, prediction, _ = case
-        karras_whole = sampler in ("dpmpp_2m karras", "unipc karras")
+        karras_whole = sampler in ("dpmpp_2m karras", "dpmpp_2m_sde karras", "unipc karras")
         if karras_whole and spacing != "leading":
             continue  # the spacing of the timesteps plays no part
         if sampler.endswith("last") and (prediction != "epsilon" or spacing != "leading"):
             continue  # Stable Diffusion 1.x, as it comes
         if sampler.endswith("zero") and (prediction == "epsilon" or spacing != "trailing"):
             continue  # ε is refused; only "trailing" is sure to start at the last timestep
+        if sampler.endswith(ONCE) and (prediction, spacing) != ("epsilon", "trailing"):
+            continue
         yield case
 
 
@@ -96,10 +114,13 @@ def trajectory(sampler, spacing, prediction, count, as_it_comes=False):
         scheduler.register_to_config(steps_offset=1)
     scheduler.set_timesteps(count)
     denoiser = toy_denoiser(model_predicts, "zero" in sampler)
-    return drive(scheduler, sampler.split()[0], "eta" in sampler, denoiser, count, as_it_comes)
+    if "learned" in sampler:
+        denoiser = with_variance(denoiser)
+    etas = toy_etas(count) if "etas" in sampler else [1.0] * count if "eta" in sampler else None
+    return drive(scheduler, sampler.split()[0], etas, denoiser, count, as_it_comes)
 
 
-def drive(scheduler, kind, stochastic, denoiser, count, as_it_comes):
+def drive(scheduler, kind, etas, denoiser, count, as_it_comes):
     """Run diffusers' loop over a scheduler that is set up."""
     heun, pndm = kind == "heun", kind == "pndm"
     in_sigma = kind in IN_SIGMA
@@ -117,11 +138,14 @@ def drive(scheduler, kind, stochastic, denoiser, count, as_it_comes):
             denoiser(scaled.permute(0, 2, 3, 1).numpy(), float(t))
         ).permute(0, 3, 1, 2)
         options = {}
-        if stochastic:
+        if etas or kind == "dpmpp_2m_sde":
             noise = torch.from_numpy(toy_noise(step)).permute(0, 3, 1, 2)
-            options = {"eta": 1.0, "variance_noise": noise}
+            options = {"variance_noise": noise} | ({"eta": etas[step]} if etas else {})
         if kind in ("ddpm", "euler_ancestral"):
-            options = {"generator": Recorded(step)}
+            # DDPMScheduler adds noise in the last step unless that starts at t = 0: next to none
+            # with "fixed_small", √β of it otherwise. Algorithm 2 of Ho 2020 adds none.
+            last = scheduler.config.get("variance_type") != "fixed_small" and step == count - 1
+            options = {"generator": Recorded(step, 0.0 if kind == "ddpm" and last else 1.0)}
         if kind in ("ddim", "pndm") and not as_it_comes:
             # DDIMScheduler and PNDMScheduler go T // n timesteps down, wherever the next
             # timestep is ("linspace", and "trailing" where n does not divide T). The distance
@@ -149,8 +173,8 @@ def drive(scheduler, kind, stochastic, denoiser, count, as_it_comes):
 class Recorded:
     """Stands for a torch.Generator of which the noise of one step is drawn."""
 
-    def __init__(self, step):
-        self.noise = torch.from_numpy(toy_noise(step)).permute(0, 3, 1, 2)
+    def __init__(self, step, scale=1.0):
+        self.noise = scale * torch.from_numpy(toy_noise(step)).permute(0, 3, 1, 2)
 
 
 @contextlib.contextmanager

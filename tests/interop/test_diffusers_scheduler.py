@@ -33,6 +33,9 @@ STABLE_DIFFUSION = {
 }
 
 
+OURS_ALONE = {"pc"}  # samplers that diffusers does not have: they become DDIM there
+
+
 def test_stable_diffusions_own():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -45,7 +48,9 @@ def test_stable_diffusions_own():
 
 def test_every_scheduler_is_a_sampler_here():
     mapped = [kind.sampler for kind in KINDS.values()]
-    assert sorted(mapped) == sorted(samplers.NAMES), f"mapped {mapped}, here {samplers.NAMES}"
+    mapped += [kind.stochastic for kind in KINDS.values() if kind.stochastic]
+    here = [*{*samplers.NAMES} - OURS_ALONE]
+    assert sorted(mapped) == sorted(here), f"mapped {mapped}, here {here}"
 
 
 @pytest.mark.parametrize("spacing", samplers.TIMESTEP_SPACINGS)
@@ -58,6 +63,8 @@ def test_there_and_back(sampler, spacing):
         warnings.simplefilter("error")
         found, again = read_scheduler(config, SOURCE)
     assert found.get_config() == schedule.get_config(), f"{sampler}: schedule {found}"
+    if sampler in OURS_ALONE:
+        defaults["sampler"] = "ddim"
     assert again == defaults, f"{sampler}: defaults {again}, expected {defaults}"
 
 
@@ -68,6 +75,36 @@ def test_the_level_at_the_end_comes_back(sampler):
     config = scheduler_config(NoiseSchedule(), defaults)
     assert config["set_alpha_to_one"] is False, f"config {config}"
     assert read_scheduler(config, SOURCE)[1] == defaults, "other defaults after a round trip"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "theirs"),
+    [
+        ("ddpm", {"variance": "large"}, {"variance_type": "fixed_large"}),
+        ("ddpm", {"variance": "learned_range"}, {"variance_type": "learned_range"}),
+        ("ddpm", {"clip_sample": True}, {"clip_sample": True}),
+        ("ddim", {"clip_sample": True}, {"clip_sample": True}),
+        ("dpmpp_2m_sde", {"steps_offset": 0}, {"algorithm_type": "sde-dpmsolver++"}),
+    ],
+)
+def test_what_a_step_adds_and_clips_comes_back(sampler, options, theirs):
+    defaults = {"sampler": sampler, "timestep_spacing": "leading", "sampler_options": options}
+    config = scheduler_config(NoiseSchedule(), defaults)
+    assert {key: config[key] for key in theirs} == theirs, f"config {config}"
+    found = read_scheduler(config, SOURCE, pixels=True)[1]
+    assert found == defaults, f"defaults {found}, expected {defaults}"
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1.0, {"clip_sample": True}), (2.0, {})])
+def test_a_model_of_pixels_clips_as_diffusers_does(limit, expected):
+    config = {"_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample_range": limit}
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        _, defaults = read_scheduler(config, SOURCE, pixels=True)
+    found = defaults.get("sampler_options", {})
+    assert found == expected, f"options {found}, expected {expected}"
+    said = [str(note.message) for note in notes]
+    assert bool(said) == (limit != 1), f"{said}, expected one of a range that is not 1"
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler", "unipc"])
@@ -86,7 +123,7 @@ def test_zero_terminal_snr_comes_back(sampler):
     defaults = {"sampler": sampler, "timestep_spacing": "trailing"}
     found, again = read_scheduler(scheduler_config(schedule, defaults), SOURCE)
     np.testing.assert_array_equal(found.alphas_cumprod, schedule.alphas_cumprod, err_msg=sampler)
-    expected = "ddim" if sampler in ("pndm", "heun") else sampler
+    expected = "ddim" if sampler in ("pndm", "heun", *OURS_ALONE) else sampler
     assert again["sampler"] == expected, f"{sampler} became {again['sampler']}"
 
 
@@ -111,12 +148,12 @@ def test_what_a_file_leaves_out_is_diffusers_default(name, spacing, beta_end):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("DDIMScheduler", {}, r"clip_sample: True \(here False\)"),
+        ("DDIMScheduler", {}, r"clip_sample: True \(here False for latents\)"),
         ("DDIMScheduler", {"clip_sample": False, "thresholding": True}, "thresholding: True"),
         ("PNDMScheduler", {}, r"skip_prk_steps: False \(here True\)$"),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}, r"solver_order: 3 \(here 2\)"),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver"),
-        ("DDPMScheduler", {"variance_type": "fixed_large"}, "fixed_large"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver"}, "sde-dpmsolver"),
+        ("DDPMScheduler", {"variance_type": "fixed_large_log"}, "fixed_large_log"),
         ("DDPMScheduler", {"use_karras_sigmas": True}, "use_karras_sigmas"),
         ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "bh1"),
         ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas"),

@@ -37,6 +37,7 @@ OTHER = {
     "sampler_options": {"eta": 0.5},
     "guidance_rescale": 0.7,
     "negative_prompt": "dog",
+    "start_step": 3,
 }
 """Of each setting, a value that is not the model's own."""
 
@@ -81,7 +82,7 @@ def refused(facts, *words, **given):
 
 
 def test_nothing_is_left_to_defaults():
-    expected = GenerationSettings(64, 96, "ddim", 20, "trailing", 4.0, {}, 0.0, "")
+    expected = GenerationSettings(64, 96, "ddim", 20, "trailing", 4.0, {}, 0.0, "", 0)
     assert FACTS.settings() == expected, f"{FACTS.settings()!r}, expected {expected!r}"
     given_none = FACTS.settings(**dict.fromkeys(FIELDS))
     assert given_none == expected, "expected None to mean: not given"
@@ -212,7 +213,7 @@ def test_words_without_text_are_refused():
         ({"sampler_options": {"etta": 1}}, ("etta: ", "'ddim'", "did you mean 'eta'")),
         ({"sampler": "ddpm", "sampler_options": {"eta": 1}}, ("eta: ", "'ddpm'")),
         ({"sampler_options": {"eta": 2}}, ("eta: ", "0 (deterministic) to 1", "got 2")),
-        ({"sampler_options": {"eta": "much"}}, ("eta: expected a number, got 'much'",)),
+        ({"sampler_options": {"eta": "much"}}, ("eta: expected a number or a list, got 'much'",)),
         ({"sampler_options": ["eta"]}, ("sampler_options: expected names with values",)),
         ({"guidance_scale": -1}, ("guidance_scale: ", "at least 0", "got -1")),
         ({"guidance_scale": float("nan")}, ("guidance_scale: ", "got nan")),

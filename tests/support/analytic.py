@@ -19,7 +19,8 @@ def normal(seed, shape):
 
 
 def step_noise(shape):
-    return lambda step_index: normal((7, step_index), shape)
+    """`noise(step_index, draw)`, of which most samplers want the draw 0 alone."""
+    return lambda step_index, draw=0: normal((7, step_index, draw), shape)
 
 
 class GaussianDenoiser:
@@ -62,17 +63,37 @@ def exact_solution(latents, mean, std, level, next_level=1.0):
     return np.sqrt(next_level) * mean + next_spread / spread * (latents - np.sqrt(level) * mean)
 
 
-def ddim_solution(levels, std, eta):
+def ddim_solution(levels, std, eta, large=False):
     """How DDIM(eta) with that denoiser maps noise to latents, in float64.
 
     `levels` are ᾱ of the steps and 1, a sampler's `alphas_cumprod`. Written for
     y = x − √ᾱ·mean, where each step is y' = gain·y + sigma·z. Returns the factor of the
-    starting y, and the factor of each step's z.
+    starting y, and the factor of each step's z. `eta` may be a list; `large` draws β, not β̃.
     """
     start, weights = 1.0, []
-    for bar, after in itertools.pairwise(levels):
-        sigma = eta * np.sqrt((1 - after) / (1 - bar) * (1 - bar / after))
+    etas = np.broadcast_to(eta, len(levels) - 1)
+    for (bar, after), share in zip(itertools.pairwise(levels), etas, strict=True):
+        sigma = share * np.sqrt((1 - after) / (1 - bar) * (1 - bar / after))
         gain = np.sqrt(bar * after) * std**2 + np.sqrt(max(1 - after - sigma**2, 0) * (1 - bar))
         gain /= bar * std**2 + 1 - bar
-        start, weights = start * gain, [weight * gain for weight in weights] + [sigma]
+        drawn = share * np.sqrt(1 - bar / after) if large and after < 1 else sigma
+        start, weights = start * gain, [weight * gain for weight in weights] + [drawn]
     return start, np.array(weights)
+
+
+def sde_solution(levels, std):
+    """The same for SDE-DPM-Solver++ 2M: a recursion of two terms (Lu 2022, appendix D)."""
+    drawn = np.eye(len(levels))
+    y, last = drawn[0], None  # in factors of the starting y and of each step's z
+    for step, (bar, after) in enumerate(itertools.pairwise(levels), start=1):
+        x0 = np.sqrt(bar) * std**2 / (bar * std**2 + 1 - bar) * y
+        direction, ratio = x0, np.sqrt((1 / after - 1) / (1 / bar - 1))
+        if after < 1:
+            h = -np.log(ratio)
+            if last is not None:
+                direction = x0 + h / (2 * last[1]) * (x0 - last[0])
+            last = x0, h
+        y = np.sqrt((1 - after) / (1 - bar)) * ratio * y
+        y = y + np.sqrt(after) * (1 - ratio**2) * direction
+        y = y + np.sqrt((1 - after) * (1 - ratio**2)) * drawn[step]
+    return y[0], y[1:]

@@ -46,6 +46,21 @@ def toy_denoiser(prediction_type, rescale_zero_terminal_snr=False):
     return denoiser
 
 
+def toy_etas(count):
+    """An eta for each step: from all of DDPM's noise to none, and some in the middle."""
+    return [abs(1 - 2 * step / count) for step in range(count)]
+
+
+def with_variance(denoiser):
+    """`denoiser` with a learned variance beside it, in as many channels more."""
+
+    def predict(noisy_latents, timestep):
+        prediction = denoiser(noisy_latents, timestep)
+        return np.concatenate([prediction, np.tanh(prediction)], axis=-1)
+
+    return predict
+
+
 def toy_noise(step_index, shape=SHAPE):
     """Standard normal numbers of one step; −1 for the start. float32, `shape`."""
     return np.random.default_rng([7, step_index + 1]).standard_normal(shape).astype("float32")

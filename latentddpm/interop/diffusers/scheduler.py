@@ -4,6 +4,7 @@ A scheduler of diffusers is three things: the noise levels that the network was 
 sampler with its options, and the spacing of its timesteps. Noise levels that are not supported are
 refused. Options of the sampler or the spacing that are not supported give a warning, and the
 nearest sampler becomes the default. It is only a default: every sampler works with the model.
+`clip_sample` is for models of pixels, whose values end at −1 and 1; those of latents do not.
 
 The betas are the same, but float32 in diffusers and float64 here: "linear", "scaled_linear", and
 "squaredcos_cap_v2", which is "cosine" here.
@@ -33,6 +34,12 @@ MAX_TIMESTEPS = 1_000_000
 ZERO_SNR = "rescale_betas_zero_snr"
 KARRAS = "use_karras_sigmas"
 ALPHA_TO_ONE = "set_alpha_to_one"  # with the same name and meaning here
+CLIP = "clip_sample"  # the same
+CLIP_RANGE = "clip_sample_range"  # here always 1
+VARIANCE = "variance_type"
+VARIANCES = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned_range"}
+ALGORITHM = "algorithm_type"
+STOCHASTIC = "sde-dpmsolver++"
 # Options that no sampler here has: key → the value that turns them off.
 OFF = {
     "thresholding": False,
@@ -55,6 +62,8 @@ class Kind:
         beta_end: its default.
         zero_snr: True if it has the key `rescale_betas_zero_snr`.
         set_alpha_to_one: default; None if it has no such key.
+        clip_sample: the same.
+        stochastic: the sampler here of `algorithm_type: sde-dpmsolver++`; None if it has no such.
     """
 
     sampler: str
@@ -64,17 +73,15 @@ class Kind:
     beta_end: float = 0.02
     zero_snr: bool = True
     set_alpha_to_one: bool | None = None
+    clip_sample: bool | None = None
+    stochastic: str | None = None
 
 
 KINDS = {
     "DDPMScheduler": Kind(
-        "ddpm",
-        "leading",
-        {"clip_sample": (True, False), "variance_type": ("fixed_small", "fixed_small")},
+        "ddpm", "leading", {VARIANCE: ("fixed_small", "fixed_small")}, clip_sample=True
     ),
-    "DDIMScheduler": Kind(
-        "ddim", "leading", {"clip_sample": (True, False)}, set_alpha_to_one=True
-    ),
+    "DDIMScheduler": Kind("ddim", "leading", set_alpha_to_one=True, clip_sample=True),
     "PNDMScheduler": Kind(
         "pndm",
         "leading",
@@ -86,13 +93,14 @@ KINDS = {
         "dpmpp_2m",
         "linspace",
         {
-            "algorithm_type": ("dpmsolver++", "dpmsolver++"),
+            ALGORITHM: ("dpmsolver++", "dpmsolver++"),
             "solver_order": (2, 2),
             "solver_type": ("midpoint", "midpoint"),
             "euler_at_final": (False, False),
             "final_sigmas_type": ("zero", "zero"),
             "lambda_min_clipped": (-math.inf, -math.inf),
         },
+        stochastic="dpmpp_2m_sde",
     ),
     "EulerDiscreteScheduler": Kind(
         "euler",
@@ -109,7 +117,7 @@ KINDS = {
     "HeunDiscreteScheduler": Kind(
         "heun",
         "linspace",
-        {"clip_sample": (False, False)},
+        {CLIP: (False, False)},
         beta_start=0.00085,
         beta_end=0.012,
         zero_snr=False,
@@ -147,7 +155,9 @@ class SchedulerNote(UserWarning):
     """Warning about a setting of a scheduler that is not supported."""
 
 
-def read_scheduler(config: Config, source: str) -> tuple[NoiseSchedule, dict[str, Any]]:
+def read_scheduler(
+    config: Config, source: str, pixels: bool = False
+) -> tuple[NoiseSchedule, dict[str, Any]]:
     """Noise schedule and default sampler of a scheduler.
 
     Settings of the sampler that are not supported give a `SchedulerNote`, a warning.
@@ -155,6 +165,7 @@ def read_scheduler(config: Config, source: str) -> tuple[NoiseSchedule, dict[str
     Args:
         config: of diffusers.
         source: its file, for messages.
+        pixels: the model has no autoencoder: `clip_sample` applies.
 
     Returns:
         The schedule, and defaults of `generate`: `sampler`, `timestep_spacing` and, if there are
@@ -173,13 +184,25 @@ def read_scheduler(config: Config, source: str) -> tuple[NoiseSchedule, dict[str
     for key, value in OFF.items():
         if config.get(key, value) not in (value, None):
             left_out.append(f"{key}: {config[key]!r:.40}")
-    for key, (default, ours) in (kind.options if kind else {}).items():
-        if config.get(key, default) != ours:
-            left_out.append(f"{key}: {config.get(key, default)!r:.40} (here {ours!r})")
     sampler = kind.sampler if kind else FALLBACK
+    options: dict[str, Any] = {}
+    for key, (default, ours) in (kind.options if kind else {}).items():
+        value = config.get(key, default)
+        if key == ALGORITHM and value == STOCHASTIC:
+            sampler = kind.stochastic
+        elif key == VARIANCE and value in VARIANCES:
+            options |= {} if value == ours else {"variance": VARIANCES[value]}
+        elif value != ours:
+            left_out.append(f"{key}: {value!r:.40} (here {ours!r})")
+    if kind and kind.clip_sample is not None and config.get(CLIP, kind.clip_sample):
+        if not pixels:
+            left_out.append(f"{CLIP}: True (here False for latents)")
+        elif (limit := config.get(CLIP_RANGE, 1)) != 1:
+            left_out.append(f"{CLIP_RANGE}: {limit!r:.40} (here 1)")
+        else:
+            options[CLIP] = True
     spacing = config.get("timestep_spacing", kind.spacing if kind else "leading")
     check_choice(f"{source}: timestep_spacing", spacing, samplers.TIMESTEP_SPACINGS)
-    options = {}
     if spacing == "leading" and config.get("steps_offset", 0) != 1:  # 1 is the default here
         options["steps_offset"] = _steps_offset(config, source, schedule.num_train_timesteps)
     knows_end = kind is not None and kind.set_alpha_to_one is not None
@@ -203,7 +226,8 @@ def read_scheduler(config: Config, source: str) -> tuple[NoiseSchedule, dict[str
 def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Configuration of the scheduler of diffusers for a schedule and a default sampler.
 
-    A sampler without zero terminal SNR in diffusers becomes DDIM for such a schedule.
+    A sampler that diffusers does not have, or has without zero terminal SNR for such a schedule,
+    becomes DDIM.
 
     Args:
         schedule: of the model.
@@ -211,8 +235,9 @@ def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> di
     """
     sampler = defaults["sampler"]
     names = {kind.sampler: name for name, kind in KINDS.items()}
-    kind = KINDS[names[sampler]]
-    if schedule.rescale_zero_terminal_snr and not kind.zero_snr:
+    names |= {kind.stochastic: name for name, kind in KINDS.items() if kind.stochastic}
+    kind = KINDS.get(names.get(sampler))
+    if kind is None or (schedule.rescale_zero_terminal_snr and not kind.zero_snr):
         sampler = FALLBACK
     name = names[sampler]
     kind = KINDS[name]
@@ -232,6 +257,12 @@ def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> di
     for key, (_, value) in kind.options.items():
         if value is not None and value != -math.inf:  # those are the defaults, and −∞ is not JSON
             config[key] = value
+    if sampler == kind.stochastic:
+        config[ALGORITHM] = STOCHASTIC
+    if "variance" in options and VARIANCE in kind.options:
+        config[VARIANCE] = {v: k for k, v in VARIANCES.items()}[options["variance"]]
+    if kind.clip_sample is not None:
+        config[CLIP] = options.get(CLIP, False)
     if kind.zero_snr:
         config[ZERO_SNR] = schedule.rescale_zero_terminal_snr
     if options.get("sigma_spacing") == "karras":

@@ -50,6 +50,20 @@ def generate(model, *arguments):
     return call("generate", "--model", model, "--prompt", "red apple", *arguments)
 
 
+@step_by_step()
+def test_a_picture_keeps_the_options_of_its_sampler(model, tmp_path):
+    out, again = tmp_path / "out.png", tmp_path / "again.png"
+    given = ("--steps", 3, "--eta", "1,0.5,0", "--variance", "large", "--clip-sample")
+    succeeds(generate(model, "--seed", 7, "--out", out, *given, "--start-step", 1))
+    made = read_metadata(out)
+    expected = {"eta": [1.0, 0.5, 0.0], "variance": "large", "clip_sample": True}
+    assert made["sampler_options"] == expected, f"metadata {made}, expected {expected}"
+    assert made["start_step"] == 1, f"metadata {made}"
+    done = succeeds(call("generate", "--from", out, "--out", again))
+    assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
+    assert read_metadata(again) == made, "expected the same metadata"
+
+
 # --- From a picture ------------------------------------------------------------------------
 
 
@@ -163,6 +177,15 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
         ("--timestep-spacing", "leding"),
         ("--sampler", "ddpm", "--eta", "0.5"),
         ("--eta", "2"),
+        ("--eta", "1,a"),
+        ("--eta", "1,0.5"),
+        ("--variance", "large"),
+        ("--sampler", "ddpm", "--variance", "larg"),
+        ("--sampler", "pc", "--snr", "0"),
+        ("--sampler", "unipc", "--corrector-steps", "2"),
+        ("--sampler", "euler", "--clip-sample"),
+        ("--start-step", "1000"),
+        ("--start-step", "1", "--init-image", str(photo)),
         ("--sigma-spacing", "karras"),
         ("--guidance-scale", "-1"),
         ("--height", "33"),

@@ -1,5 +1,6 @@
 """Where all parts meet: prompts and seeds to pixels, and the model folder they come from."""
 
+import itertools
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from checks import one_line
-from tiny import SIZE, perturb, quick_model, shared_model, tiny_autoencoder
+from tiny import SIZE, perturb, quick_model, shared_model, step_by_step, tiny_autoencoder
 
 from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.errors import UserError
@@ -98,10 +99,12 @@ def test_without_a_seed_images_differ(model):
     assert levels(*images) > 5, "expected a fresh seed at every call without one"
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize(
+    ("sampler", "batch_size"),
+    [*itertools.product(("ddim", "ddpm"), (1, 2, 16)), ("pc", 2)],
+)
 def test_image_k_of_seed_s_is_the_image_of_seed_s_plus_k(model, sampler, batch_size):
-    options = {"sampler": sampler, "num_steps": 3}
+    options = {"sampler": sampler, "num_steps": 1 if sampler == "pc" else 3}
     together = model.generate("red apple", num_images=3, seed=5, batch_size=batch_size, **options)
     alone = np.concatenate([model.generate("red apple", seed=5 + k, **options) for k in range(3)])
     worst = levels(together, alone)
@@ -144,6 +147,36 @@ def test_step_noise_is_a_function_of_seed_and_step():
     assert noise.dtype == np.float32, f"expected float32, got {noise.dtype}"
     assert np.array_equal(noise[1:], step_noise([8], (4, 4, 4), 0)), "expected rows by seed"
     assert not np.array_equal(noise, step_noise([7, 8], (4, 4, 4), 1)), "expected rows by step"
+    more = [step_noise([7], (64, 64), 0, draw).ravel() for draw in range(3)]
+    between = np.abs(np.corrcoef(more) - np.eye(3)).max()
+    assert between < 5 / 64, f"expected draws of a step that know nothing of each other: {between}"
+
+
+@step_by_step()
+def test_a_start_in_the_middle_is_noise_of_that_level(quick):
+    """x = √ᾱ · 0 + √(1 − ᾱ) · ε, and from there on the sampler's own steps."""
+    given = {"num_steps": 4, "seed": 3, "output": "latents"}
+    found = quick.generate("red apple", start_step=2, **given)
+    sampler = quick.make_sampler(quick.settings(num_steps=4))
+    noise = step_noise([3], found.shape[1:], -1)
+    level = np.sqrt(1 - sampler.alphas_cumprod[2]).astype("float32")
+    starts = []
+
+    class Watched(DDIMSampler):
+        def sample(self, denoiser, latents, *args, **kwargs):
+            starts.append((latents, kwargs["first_step"]))
+            return super().sample(denoiser, latents, *args, **kwargs)
+
+    watched = Watched(quick.schedule, 4, sampler.timestep_spacing)
+    given.pop("num_steps")
+    again = quick.generate("red apple", start_step=2, sampler=watched, **given)
+    np.testing.assert_allclose(starts[0][0], level * noise, rtol=1e-6, atol=1e-7)
+    assert starts[0][1] == 2, f"expected step 2 to be the first, got {starts[0][1]}"
+    np.testing.assert_array_equal(found, again, err_msg="expected the sampler of the settings")
+    whole = quick.generate("red apple", start_step=0, num_steps=4, **given)
+    plain = quick.generate("red apple", num_steps=4, **given)
+    np.testing.assert_array_equal(whole, plain, err_msg="expected 0 to be the first step")
+    assert np.abs(whole - found).max() > 1e-3, "expected other latents from another start"
 
 
 def test_seeds_count_up():
@@ -192,6 +225,16 @@ def test_each_prompt_may_have_its_own_negative_prompt(model):
         ({"num_steps": 1001}, ("num_steps", "1 to 1000", "1001")),
         ({"sampler": "ddin"}, ("'ddin'", "did you mean 'ddim'", "'ddpm'")),
         ({"guidance_scale": -1.0}, ("guidance_scale", "-1")),
+        ({"num_steps": 5, "start_step": 5}, ("start_step: expected 0 to 4 for 5 steps, got 5",)),
+        ({"start_step": -1}, ("start_step", "got -1")),
+        (
+            {"start_step": 1, "init_image": np.zeros((32, 32, 3), np.uint8)},
+            ("start_step: 1 beside init_image", "expected start_step 0"),
+        ),
+        (
+            {"num_steps": 3, "sampler_options": {"eta": [1, 0]}},
+            ("eta: 2 values for 3 steps",),
+        ),
         ({"guidance_scale": float("nan")}, ("guidance_scale", "nan")),
         ({"num_images": 0}, ("num_images", "0")),
         ({"batch_size": 0}, ("batch_size", "0")),

@@ -82,7 +82,7 @@ def ddim_solution(levels, std, eta, large=False):
 
 
 def sde_solution(levels, std):
-    """The same for SDE-DPM-Solver++ 2M: a recursion of two terms (Lu 2022, appendix D)."""
+    """The same for SDE-DPM-Solver++ 2M: a recursion of two terms, in λ = −log σ."""
     drawn = np.eye(len(levels))
     y, last = drawn[0], None  # in factors of the starting y and of each step's z
     for step, (bar, after) in enumerate(itertools.pairwise(levels), start=1):

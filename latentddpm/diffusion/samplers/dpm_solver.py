@@ -11,7 +11,7 @@ where x0_last and h_last belong to the step before. The first step has none befo
 one goes to σ' = 0, h = ∞, so both are of first order. (diffusers: algorithm "dpmsolver++", solver
 "midpoint", order 2, `final_sigmas_type="zero"`.)
 
-SDE-DPM-Solver++ 2M solves the stochastic equation with the same D (Lu 2022, §5, appendix D). With
+SDE-DPM-Solver++ 2M (Lu 2022, under that name) solves the stochastic equation with the same D. With
 e^{−h} = σ'/σ that is the posterior of DDPM with D in place of x0:
 
     x' = √(1−ᾱ') / √(1−ᾱ) · e^{−h} · x + √ᾱ' (1 − e^{−2h}) · D + √(1−ᾱ') √(1 − e^{−2h}) · z
@@ -122,7 +122,7 @@ class DPMSolverMultistepSDESampler(DPMSolverMultistepSampler):
     def step(
         self, step_index: int, latents: Array, denoise: Denoise, noise: Noise, history: Any
     ) -> tuple[Array, Array, Any]:
-        """Step of SDE-DPM-Solver++ 2M (Lu 2022, appendix D)."""
+        """Step of SDE-DPM-Solver++ 2M: the posterior of DDPM with D in place of x0."""
         x0, _ = denoise(latents, step_index)
         rates, next_rates = self.rates(step_index), self.rates(step_index + 1)
         direction = self._direction(step_index, x0, history)

@@ -130,6 +130,7 @@ def squared_errors(
     """
     noisy = schedule.add_noise(latents, noise, timesteps)
     prediction = keras.ops.convert_to_numpy(denoiser(noisy, timesteps))
+    prediction = prediction[..., : latents.shape[-1]]  # without a learned variance
     # In float64: at little noise x0 and x̂0 agree in most digits, and their difference counts.
     exact = noisy.astype("float64"), timesteps
     error = schedule.predict_x0(prediction.astype("float64"), *exact) - latents

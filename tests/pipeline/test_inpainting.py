@@ -27,8 +27,8 @@ def normal(seed, shape=SHAPE):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
-def noise(step_index):
-    return normal([7, step_index])
+def noise(step_index, draw=0):
+    return normal([7, step_index, draw])
 
 
 @pytest.fixture(scope="module")

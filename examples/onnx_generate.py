@@ -97,7 +97,9 @@ def generate(folder, prompt, seed=0, num_steps=None, guidance_scale=None):
         else:
             noise, clean = (latents - a * prediction) / s, prediction
         latents = np.float32(following**0.5) * clean + np.float32((1 - following) ** 0.5) * noise
-    (images,) = parts["decoder"](latents=latents)
+    images = latents
+    if "decoder" in parts:  # a model of pixels has none
+        (images,) = parts["decoder"](latents=latents)
     return np.clip(np.rint((images[0] + 1) * 127.5), 0, 255).astype(np.uint8)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from latentddpm.cli.evaluate_options import check_used, drawing_options
+from latentddpm.cli.evaluate_options import check_used, default_parts, drawing_options
 from latentddpm.cli.options import FOLDER, data_option, lora_option, model_option
 from latentddpm.cli.usage import command
 
@@ -19,7 +19,11 @@ from latentddpm.cli.usage import command
 @click.option(
     "--autoencoder", is_flag=True, help="PSNR, SSIM and more of reconstructions [default]."
 )
-@click.option("--nll", is_flag=True, help="Variational bound, in bits per dimension.")
+@click.option(
+    "--nll",
+    is_flag=True,
+    help="Variational bound, in bits per dimension [default of a model of pixels].",
+)
 @click.option("--latents", is_flag=True, help="Pictures of the latents, projected to the plane.")
 @click.option(
     "--generator", is_flag=True, help="Generated images against training images, by features."
@@ -89,9 +93,8 @@ def evaluate(
     """
     from latentddpm.evaluation.evaluate import evaluate_model, plan_evaluation
 
-    autoencoder = autoencoder or not (nll or latents or generator)
     wanted = {"autoencoder": autoencoder, "nll": nll, "latents": latents, "generator": generator}
-    parts = frozenset(part for part in wanted if wanted[part])
+    parts = frozenset(part for part in wanted if wanted[part]) or default_parts(options["model"])
     check_used(set(parts))
 
     def tell(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
@@ -10,6 +11,7 @@ from click.core import ParameterSource
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
 from latentddpm.cli.options import FOLDER
 from latentddpm.errors import UserError
+from latentddpm.pipeline.model_folder import read_model_folder
 
 USED_BY = {
     "loras": ("generator", "nll"),
@@ -66,6 +68,19 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
     ):
         function = option(function)
     return function
+
+
+def default_parts(model: Path) -> frozenset[str]:
+    """Parts that are measured where none is asked for; the bound for a model of pixels.
+
+    Args:
+        model: folder, or name of a model that ships.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    pixels = read_model_folder(model, verify=False).first_stage == "none"
+    return frozenset({"nll" if pixels else "autoencoder"})
 
 
 def check_used(parts: set[str]) -> None:

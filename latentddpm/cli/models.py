@@ -138,7 +138,8 @@ def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None
 
     check_request(out, kind, storage)
     folder = read_model_folder(model, verify=False)
-    folder.file("vae")
+    if folder.first_stage != "none":
+        folder.file("vae")
     import_keras()
     from latentddpm.export.export import export_model
     from latentddpm.pipeline.parts import load_parts

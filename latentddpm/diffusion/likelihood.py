@@ -22,6 +22,13 @@ Latents are continuous, so L_0 is a density, where Ho et al. have the probabilit
 levels. The bound is one on the differential entropy of the latents. It may be negative, it changes
 by log₂ of the factor when latents are scaled, and it compares only models of the same autoencoder.
 
+Pixels are levels −1, −1 + 2δ, …, 1. For a model of pixels L_0 is the probability of the level, as
+in Ho et al. (eq. 13), with δ_± = ±δ but for the outermost levels, which reach to ±∞:
+
+    L_0          −log (Φ((x0 + δ_+ − x̂0) / √β_0) − Φ((x0 + δ_− − x̂0) / √β_0))
+
+That bound is never negative, and compares models of pixels with each other and with codecs.
+
 A pass of the network for each of a thousand timesteps is expensive. So the timesteps are cut into
 bands, and a single timestep, drawn from its band, counts for all of them. That is unbiased for any
 bands. The bands here hold equal shares of the sum for Gaussian latents of unit variance, whose
@@ -31,6 +38,7 @@ the estimate from 46 such bands scatters sixty times less than that from 46 band
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +94,48 @@ def step_terms(schedule: NoiseSchedule) -> dict[str, tuple[np.ndarray, np.ndarra
     return terms
 
 
+def level_term(
+    schedule: NoiseSchedule, images: np.ndarray, predicted: np.ndarray, levels: int
+) -> np.ndarray:
+    """Term L_0 of pixels: −log₂ of the probability of their levels, given x̂0 at timestep 0.
+
+    Args:
+        schedule: of the denoiser.
+        images: x0, (N, ...), at levels from −1 to 1.
+        predicted: x̂0, (N, ...).
+        levels: their number, such as 256.
+
+    Returns:
+        Bits per dimension of each image, float64 (N,).
+    """
+    half, sigma = 1 / (levels - 1), np.sqrt(schedule.betas[0])
+    images = images.astype("float64")
+    error = images - predicted
+    # Φ(b) − Φ(a) = Φ(−a) − Φ(−b): where both are negative the difference is exact.
+    away = -np.abs(error)
+    upper, lower = (log_normal_cdf((away + side) / sigma) for side in (half, -half))
+    inside = upper + np.log1p(-np.exp(lower - upper))
+    lowest, highest = images < half - 1, images > 1 - half
+    outside = log_normal_cdf((half + np.where(lowest, error, -error)) / sigma)
+    nats = np.where(lowest | highest, outside, inside)
+    return -BITS * nats.mean(axis=tuple(range(1, nats.ndim)))
+
+
+def log_normal_cdf(values: np.ndarray) -> np.ndarray:
+    """Logarithm of the standard normal distribution function Φ, also far below zero.
+
+    Args:
+        values: float64, of any shape.
+    """
+    far = np.minimum(values, -30.0)
+    tail = -(far**2) / 2 - np.log(-far * np.sqrt(2 * np.pi)) + np.log1p(-(far**-2) + 3 * far**-4)
+    near = np.maximum(values, -30.0)
+    return np.where(values < -30, tail, np.log(_erfc(-near / np.sqrt(2)) / 2))
+
+
+_erfc = np.vectorize(math.erfc, otypes=["float64"])
+
+
 def timestep_bands(schedule: NoiseSchedule, count: int | None = None) -> np.ndarray:
     """Edges of bands of timesteps; timestep 0, whose term is L_0, is a band of its own.
 
@@ -110,14 +160,14 @@ def timestep_bands(schedule: NoiseSchedule, count: int | None = None) -> np.ndar
     return np.unique([0, 1, *inner, last])
 
 
-def squared_errors(
+def predicted_x0(
     schedule: NoiseSchedule,
     denoiser: Callable[[Any, Any], Any],
     latents: np.ndarray,
     noise: np.ndarray,
     timesteps: np.ndarray,
 ) -> np.ndarray:
-    """Squared errors (x0 − x̂0)², the mean over the dimensions of each of the latents.
+    """Predictions x̂0 of a network from noisy latents.
 
     Args:
         schedule: of the denoiser.
@@ -126,12 +176,25 @@ def squared_errors(
         timesteps: int32 (B,).
 
     Returns:
-        float64 (B,).
+        float64 (B, ...).
     """
     noisy = schedule.add_noise(latents, noise, timesteps)
     prediction = keras.ops.convert_to_numpy(denoiser(noisy, timesteps))
     prediction = prediction[..., : latents.shape[-1]]  # without a learned variance
     # In float64: at little noise x0 and x̂0 agree in most digits, and their difference counts.
     exact = noisy.astype("float64"), timesteps
-    error = schedule.predict_x0(prediction.astype("float64"), *exact) - latents
+    return schedule.predict_x0(prediction.astype("float64"), *exact)
+
+
+def squared_errors(latents: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Squared errors (x0 − x̂0)², the mean over the dimensions of each of the latents.
+
+    Args:
+        latents: x0, float32 (B, ...).
+        predicted: x̂0, float64 (B, ...).
+
+    Returns:
+        float64 (B,).
+    """
+    error = predicted - latents
     return np.mean(np.square(error), axis=tuple(range(1, error.ndim)))

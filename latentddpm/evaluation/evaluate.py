@@ -75,7 +75,7 @@ class EvaluationPlan:
     @property
     def draws(self) -> bool:
         """True where the whole model is needed, not its autoencoder alone."""
-        return bool(self.parts & {"nll", "generator"})
+        return bool(self.parts & {"nll", "generator"}) or self.folder.first_stage == "none"
 
 
 def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> EvaluationPlan:
@@ -106,6 +106,11 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     open_source(options["data"])
     loras = read_loras(options["loras"])
     folder = read_model_folder(options["model"])
+    if "autoencoder" in parts and folder.first_stage == "none":
+        raise UserError(
+            "--autoencoder: this model diffuses pixels and has no autoencoder; expected --nll, "
+            "--latents or --generator"
+        )
     size = _size(folder, options["resolution"])
     data, data_from = _data_settings(folder, options)
     settings = []

@@ -1,4 +1,4 @@
-"""Variational bound of a model on images, in bits per dimension of their latents.
+"""Variational bound of a model on images, in bits per dimension of their latents or pixels.
 
     image ─► a sample x0 of the posterior, as in training ─► prior + KL terms + L_0
 
@@ -12,6 +12,9 @@ entropy of the posterior does not:
     rate = bound − H(q(x0 | image)) ≥ KL(q(x0 | image) ‖ p(x0)),
 
 the bits of information about an image that its latents carry (Vahdat et al. 2021, §3).
+
+A model of pixels has no posterior to sample from. Its pixels are levels, and the bound is one of
+their probability: the bits an image costs, and so the rate itself.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ import numpy as np
 
 from latentddpm.diffusion.likelihood import (
     BITS,
+    level_term,
+    predicted_x0,
     prior_term,
     squared_errors,
     step_terms,
@@ -35,6 +40,7 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.report import Report, aligned, shown
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import encode
 from latentddpm.models.inference import compiled
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -45,6 +51,8 @@ from latentddpm.utils.pixels import from_pixels
 
 BATCH = 32
 PLOT = "bound.png"
+LEVELS = 256
+"""Levels of a pixel of 8 bits."""
 VARIANCES = {"posterior": "σ² = β̃", "beta": "σ² = β"}
 """Keys of `step_terms`, with their names in the table."""
 
@@ -58,12 +66,15 @@ class Measured:
         entropy: of the posterior, bits per dimension, float64 (N,).
         timesteps: of the network's predictions, int64 (N, K).
         errors: mean (x0 − x̂0)² at these timesteps, float64 (N, K).
+        level: L_0 of images whose pixels are levels, float64 (N,); NaN where it is that of a
+            density, which follows from the error.
     """
 
     prior: np.ndarray
     entropy: np.ndarray
     timesteps: np.ndarray
     errors: np.ndarray
+    level: np.ndarray
 
 
 @signals.listening()
@@ -76,7 +87,7 @@ def evaluate_bound(
     out: Path | None = None,
     quiet: bool = False,
 ) -> Report:
-    """Variational bound on the latents of images, in bits per dimension, with its terms.
+    """Variational bound on the latents or pixels of images, in bits per dimension, with its terms.
 
     Args:
         model: with a UNet.
@@ -112,6 +123,7 @@ def evaluate_bound(
         "unit": "bits per dimension",
         "images": len(images),
         "dimensions": int(np.prod(shape)),
+        "levels": _levels(model),
         "timesteps_per_image": len(edges) - 1,
         "seed": seed,
         "caption_templates": None if prompts is None else images.dataset.config.caption_templates,
@@ -153,17 +165,28 @@ def _measure(
     def denoise(noisy_latents: Any, timesteps: Any) -> Any:
         return network({"noisy_latents": noisy_latents, "timesteps": timesteps, **context})
 
+    levels = _levels(model)
     mean, logvar = encode(model.autoencoder, from_pixels(pixels))
     latents = np.asarray(model.autoencoder.to_latents(mean, logvar, normal()))
-    spread = logvar.mean(axis=(1, 2, 3), dtype="float64") / 2
-    spread += model.autoencoder.latent_space.log_scale
-    entropy = BITS * (np.log(2 * np.pi * np.e) / 2 + spread)
+    entropy, level = np.zeros(len(latents)), np.full(len(latents), np.nan)
+    if levels is None:
+        spread = logvar.mean(axis=(1, 2, 3), dtype="float64") / 2
+        spread += model.autoencoder.latent_space.log_scale
+        entropy = BITS * (np.log(2 * np.pi * np.e) / 2 + spread)
     timesteps = np.stack([draw.integers(edges[:-1], edges[1:]) for draw in generators])
     errors = np.empty(timesteps.shape)
     for band, chosen in enumerate(timesteps.T.astype("int32")):
         signals.check()
-        errors[:, band] = squared_errors(model.schedule, denoise, latents, normal(), chosen)
-    return prior_term(model.schedule, latents), entropy, timesteps, errors
+        predicted = predicted_x0(model.schedule, denoise, latents, normal(), chosen)
+        errors[:, band] = squared_errors(latents, predicted)
+        if band == 0 and levels is not None:
+            level = level_term(model.schedule, latents, predicted, levels)
+    return prior_term(model.schedule, latents), entropy, timesteps, errors, level
+
+
+def _levels(model: LatentDiffusion) -> int | None:
+    """Levels of a model's pixels; None for a model of latents, which are continuous."""
+    return LEVELS if isinstance(model.autoencoder, PixelSpace) else None
 
 
 def summary(schedule: NoiseSchedule, edges: np.ndarray, measured: Measured) -> dict[str, Any]:
@@ -184,6 +207,7 @@ def summary(schedule: NoiseSchedule, edges: np.ndarray, measured: Measured) -> d
     bands = [{"first": int(a), "last": int(b) - 1} for a, b in pairwise(edges)]
     for name, (offset, slope) in step_terms(schedule).items():
         terms = offset[measured.timesteps] + slope[measured.timesteps] * measured.errors
+        terms[:, 0] = np.where(np.isnan(measured.level), terms[:, 0], measured.level)
         l0, kl = terms[:, 0], terms[:, 1:] @ widths[1:]
         bound = measured.prior + kl + l0
         values[name] = {
@@ -202,16 +226,22 @@ def _table(values: dict[str, Any]) -> str:
     columns = [values[name] for name in VARIANCES]
     rows = [["bits per dimension", *VARIANCES.values()]]
     rows.append(["prior", *[shown(values["prior"])] * len(columns)])
-    for key, label in (("kl", "KL terms"), ("l0", "L_0 (density)"), ("bound", "bound")):
+    levels = values["levels"]
+    kind = "probability" if levels else "density"
+    for key, label in (("kl", "KL terms"), ("l0", f"L_0 ({kind})"), ("bound", "bound")):
         rows.append([label, *(shown(column[key]) for column in columns)])
     rows.append(["  ± standard error", *(shown(column["standard_error"]) for column in columns)])
-    rows.append(["rate: bound − H(posterior)", *(shown(column["rate"]) for column in columns)])
+    last = f"pixels of {levels} levels: the bound is one of their probability"
+    if not levels:
+        rates = (shown(column["rate"]) for column in columns)
+        rows.append(["rate: bound − H(posterior)", *rates])
+        last = "continuous latents: the bound is one of a density and may be negative"
     bare = values["without_caption"]
     return (
         f"{aligned(rows)}\n"
         f"{values['dimensions']} dimensions, {values['timesteps_per_image']} timesteps an image; "
         f"{bare or 'none'} of {values['images']} images without a caption\n"
-        "continuous latents: the bound is one of a density and may be negative"
+        f"{last}"
     )
 
 

@@ -1,5 +1,7 @@
 """Projection of latents into the plane: each image is a point, near those with similar latents.
 
+The latents of a model of pixels are the pixels themselves.
+
     image ─► mode of its latents ─► first 50 principal components ─► t-SNE or UMAP ─► the plane
 
 t-SNE (van der Maaten & Hinton 2008) and UMAP (McInnes et al. 2018) keep neighbours together; the
@@ -26,8 +28,8 @@ from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.metrics.pairwise import check_count
 from latentddpm.evaluation.report import Report, shown
 from latentddpm.models.archive import weights_digest
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.autoencoder.tiling import encode
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
+from latentddpm.models.autoencoder.tiling import FirstStage, encode
 from latentddpm.utils import signals
 from latentddpm.utils.figures import new_figure
 from latentddpm.utils.files import atomic_path
@@ -49,10 +51,10 @@ class Modes:
         autoencoder: to encode with.
     """
 
-    label = "latents"
-
-    def __init__(self, autoencoder: Autoencoder) -> None:
-        self.autoencoder, self.digest = autoencoder, weights_digest(autoencoder)
+    def __init__(self, autoencoder: FirstStage) -> None:
+        pixels = isinstance(autoencoder, PixelSpace)
+        self.autoencoder, self.label = autoencoder, "pixels" if pixels else "latents"
+        self.digest = "" if pixels else weights_digest(autoencoder)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Flattened latents of images.
@@ -69,7 +71,7 @@ class Modes:
 
 @signals.listening()
 def project_latents(
-    autoencoder: Autoencoder,
+    autoencoder: FirstStage,
     images: ImageSet,
     out: Path,
     *,
@@ -101,7 +103,8 @@ def project_latents(
     groups, by = image_groups(images, group_by)
     flatten = _projection(projection, seed, len(images))
     new_figure(1, 1)  # a missing matplotlib is an error now, not after everything is encoded
-    latents = kept_features(Modes(autoencoder), images, out / FEATURES, "latents", quiet)
+    modes = Modes(autoencoder)
+    latents = kept_features(modes, images, out / FEATURES, modes.label, quiet)
     known = np.array(groups) != NONE
     same, chance = agreement(latents[known], [name for name in groups if name != NONE])
     places = flatten(latents)
@@ -109,7 +112,8 @@ def project_latents(
     _draw_points(out / POINTS, places, groups, by)
     _draw_images(out / PICTURES, places, images)
     text = (
-        f"{projection} of {len(latents)} latents of {latents.shape[1]} numbers, seed {seed}\n"
+        f"{projection} of {len(latents)} {modes.label} of {latents.shape[1]} numbers, "
+        f"seed {seed}\n"
         f"{len(counts)} groups by {by}: of an image's {NEIGHBOURS} nearest latents "
         f"{shown(100 * same)} % are of its own group, by chance {shown(100 * chance)} %\n"
         f"{out / POINTS}, {out / PICTURES}"

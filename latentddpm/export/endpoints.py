@@ -6,7 +6,8 @@
     encode_text  token_ids                           → context
 
 An endpoint is a function of named tensors, its signature, and the network that it runs. The batch
-size, the height and width, and the length of a context are free. What was written is run and
+size, the height and width, and the length of a context are free. A model of pixels has neither
+`encode` nor `decode`: its latents are its images. What was written is run and
 compared with the function, for two batch sizes and two sizes of images, before it gets its final
 name.
 """
@@ -21,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 TOLERANCE = 1e-4
@@ -73,7 +75,6 @@ class Endpoint:
 def endpoints(model: LatentDiffusion) -> dict[str, Endpoint]:
     """Endpoints of a `model`, by name: those whose networks it has."""
     autoencoder, unet, text_encoder = model.autoencoder, model.unet, model.text_encoder
-    images = _floats("images", autoencoder.image_channels)
 
     def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
         mean, logvar = autoencoder.encode(images)
@@ -94,11 +95,15 @@ def endpoints(model: LatentDiffusion) -> dict[str, Endpoint]:
     def encode_text(token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"context": text_encoder({"token_ids": token_ids})}
 
-    latents = _floats("latents", autoencoder.latent_channels)
-    found = [
-        Endpoint("encode", "encoder", autoencoder.encoder, encode, (images,), ("mean", "logvar")),
-        Endpoint("decode", "decoder", autoencoder.decoder, decode, (latents,), ("images",)),
-    ]
+    found = []
+    if not isinstance(autoencoder, PixelSpace):
+        images = _floats("images", autoencoder.image_channels)
+        latents = _floats("latents", autoencoder.latent_channels)
+        encoder, decoder = autoencoder.encoder, autoencoder.decoder
+        found = [
+            Endpoint("encode", "encoder", encoder, encode, (images,), ("mean", "logvar")),
+            Endpoint("decode", "decoder", decoder, decode, (latents,), ("images",)),
+        ]
     if unet is not None:
         noisy = _floats("noisy_latents", autoencoder.latent_channels)
         timesteps = tf.TensorSpec((None,), unet.input["timesteps"].dtype, "timesteps")

@@ -4,7 +4,7 @@
     saved-model   a TensorFlow SavedModel with the endpoints of `export.endpoints`
     onnx, litert  a file for each part, and other files that a server needs:
 
-    encoder.onnx  unet.onnx  decoder.onnx  text_encoder.onnx     (or .tflite)
+    encoder.onnx  unet.onnx  decoder.onnx  text_encoder.onnx     (or .tflite), those there are
     pipeline.json    names, shapes and digests of the files, scaling and shift of the latents,
                      the noise levels, the image size and the defaults of `generate`
     tokenizer/       vocabulary and merges, as files of Hugging Face
@@ -30,6 +30,7 @@ from latentddpm.errors import UserError
 from latentddpm.export.endpoints import AXES, Endpoint, check, endpoints
 from latentddpm.export.request import check_request, needs_tools
 from latentddpm.export.saved_model import save_saved_model
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import MANIFEST, TOKENIZER
 from latentddpm.utils.console import held_stderr
@@ -160,6 +161,7 @@ def _manifest(model: LatentDiffusion, format: str, parts: dict[str, Any]) -> dic
         "model_digest": model.digest,
         "parts": parts,
         **asdict(model.autoencoder.latent_space),
+        **({"first_stage": "none"} if isinstance(model.autoencoder, PixelSpace) else {}),
         "downsample_factor": model.autoencoder.downsample_factor,
         "latent_channels": model.autoencoder.latent_channels,
         "schedule": schedule,

@@ -215,6 +215,10 @@ def plan_images(options: dict[str, Any]) -> Plan:
     start = read_init_image(files["init_image"], files["mask"], strength, settings.size)
     first_step(start, settings.num_steps, settings.start_step)
     same = out is not None and source is not None and out.exists() and out.samefile(source)
+    told = [*distinct, settings.negative_prompt]
+    notes = list(notes_on(facts, settings, start, prompts, told))
+    if folder.first_stage == "none" and options["tile"] != "auto":
+        notes.append("--tile: of no effect, since this model has no autoencoder")
     wanted, replace = targets(out, each, seeds, grid), options["overwrite"] or same
     check_writable(wanted, files.values(), replace)
     return Plan(
@@ -232,7 +236,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
         common_metadata(
             folder, settings, start, num_images=num_images, files=files, order=options
         ),
-        list(notes_on(facts, settings, start, prompts, [*distinct, settings.negative_prompt])),
+        notes,
     )
 
 

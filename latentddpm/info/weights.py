@@ -53,6 +53,8 @@ def describe_model(path: Path) -> Iterator[str]:
     yield f"model      {folder.path} ({folder.digest})"
     if folder.image_size:
         yield f"image size {folder.image_size[0]}×{folder.image_size[1]}"
+    if folder.first_stage == "none":
+        yield "pixels     no autoencoder: the UNet denoises the pixels themselves"
     for name, part in folder.parts.items():
         yield f"{name:<10} {part['bytes'] / 1e6:.1f} MB, digest {part['digest'][:12]}"
     for key, value in (folder.schedule or {}).items():
@@ -61,7 +63,7 @@ def describe_model(path: Path) -> Iterator[str]:
         yield f"default    {key}: {value}"
     if "unet" not in folder.parts:
         yield "use        train-diffusion --vae; export"
-    elif "vae" not in folder.parts:
+    elif "vae" not in folder.parts and folder.first_stage != "none":
         yield "use        convert --to diffusers"
 
 

@@ -79,7 +79,8 @@ class ModelFolder:
         """
         if part not in self.parts:
             has = ", ".join(self.parts) or "nothing"
-            raise UserError(f"{self.path}: has no {FILES[part]} (it holds {has})")
+            kind = ", a model of pixels," if self.first_stage == "none" else ""
+            raise UserError(f"{self.path}:{kind} has no {FILES[part]} (it holds {has})")
         return self.path / self.parts[part]["file"]
 
 

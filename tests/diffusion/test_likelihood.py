@@ -11,6 +11,9 @@ from gaussian import gaussian_bound, least_error
 
 from latentddpm.diffusion import NoiseSchedule
 from latentddpm.diffusion.likelihood import (
+    level_term,
+    log_normal_cdf,
+    predicted_x0,
     prior_term,
     squared_errors,
     step_terms,
@@ -95,10 +98,45 @@ def test_errors_of_the_best_network(prediction_type):
     for timestep in (0, 1, 10, 500, 999):
         latents, noise = STD * normal(1, (64, 8, 8, 4)), normal(2, (64, 8, 8, 4))
         timesteps = np.full(64, timestep, "int32")
-        actual = squared_errors(schedule, denoiser, latents, noise, timesteps)
+        predicted = predicted_x0(schedule, denoiser, latents, noise, timesteps)
+        actual = squared_errors(latents, predicted)
         assert actual.shape == (64,)
         expected = least_error(schedule, STD)[timestep]
         assert actual.mean() == pytest.approx(expected, rel=0.03), f"at timestep {timestep}"
+
+
+# ---- Levels
+
+
+@pytest.mark.parametrize("guess", [-1.3, -0.998, 0.1, 0.999, 4.0])
+def test_levels_share_a_probability_of_one(guess):
+    schedule, levels = NoiseSchedule("linear"), 256
+    images = np.linspace(-1, 1, levels, dtype="float32")[:, None, None, None]
+    bits = level_term(schedule, images, np.full(images.shape, guess), levels)
+    assert bits.shape == (levels,)
+    assert np.isfinite(bits).all(), "expected a probability above zero, however far"
+    assert (bits > -1e-9).all(), "expected none above one"
+    assert np.exp2(-bits).sum() == pytest.approx(1, abs=1e-6), f"probabilities for x̂0 = {guess}"
+    nearest = np.abs(images.ravel() - guess).argmin()
+    assert bits.argmin() == nearest, "expected the nearest level to be the likeliest"
+
+
+def test_fine_levels_have_the_density_times_their_width():
+    schedule, levels = NoiseSchedule(), 1 << 16
+    images = (np.array([[-30000], [0], [31000]]) / 32767.5 + 1 / 65535).astype("float64")
+    predicted = images + np.array([[0.01], [-0.05], [0.12]])
+    variance = schedule.betas[0]
+    density = (np.log(2 * np.pi * variance) + (images - predicted) ** 2 / variance) / 2
+    expected = (density - np.log(2 / (levels - 1)))[:, 0] / np.log(2)
+    actual = level_term(schedule, images, predicted, levels)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_the_normal_distribution_far_from_its_middle():
+    special = pytest.importorskip("scipy.special")
+    values = np.concatenate([np.linspace(-250, 8, 1000), [-30.0, -29.999, -30.001]])
+    expected = special.log_ndtr(values)
+    np.testing.assert_allclose(log_normal_cdf(values), expected, rtol=1e-8, atol=1e-15)
 
 
 # ---- Bands

@@ -54,7 +54,9 @@ def test_a_sample_of_the_timesteps_estimates_the_bound():
     errors = least_error(schedule, std)[timesteps] * spread  # those of 64 numbers an image
     bar = schedule.alphas_cumprod[-1]
     prior = np.full(count, (bar * (std**2 - 1) - np.log(1 - bar)) / 2 / np.log(2))
-    found = summary(schedule, edges, Measured(prior, np.zeros(count), timesteps, errors))
+    none = np.full(count, np.nan)
+    measured = Measured(prior, np.zeros(count), timesteps, errors, none)
+    found = summary(schedule, edges, measured)
     for variance in ("posterior", "beta"):
         expected, _ = gaussian_bound(schedule, std, variance)
         value, error = found[variance]["bound"], found[variance]["standard_error"]

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from limits import file_size_limit
-from tiny import SIZE, endpoint_inputs, perturb, quick_model, tiny_autoencoder
+from tiny import SIZE, endpoint_inputs, perturb, pixel_model, quick_model, tiny_autoencoder
 
 from latentddpm.choices import EXPORTS
 from latentddpm.cli import main
@@ -105,6 +105,12 @@ def test_every_endpoint_agrees_at_export_time(written):
 def test_an_autoencoder_alone_has_its_two_endpoints(alone):
     assert arguments(alone) == {"encode": ["images"], "decode": ["latents"]}, (
         "expected an autoencoder to encode and decode"
+    )
+
+
+def test_a_model_of_pixels_has_one_endpoint():
+    assert arguments(pixel_model()) == {"denoise": ["noisy_latents", "timesteps"]}, (
+        "expected nothing to encode or decode"
     )
 
 

@@ -100,14 +100,16 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
 @click.command("train-diffusion")
 @training_options
 @click.option(
-    "--vae", type=FOLDER, help="Model folder or finished train-vae run [default: that of --init]."
+    "--vae",
+    metavar="PATH|none",
+    help="Model folder or finished train-vae run; none: on pixels [default: that of --init].",
 )
 @click.option("--latents", type=FOLDER, help="Latents cache [default: OUT/latents].")
 @command
 def train_diffusion(
-    vae: Path | None, out: Path, strategy: str, dry_run: bool, quiet: bool, **options: Any
+    vae: str | None, out: Path, strategy: str, dry_run: bool, quiet: bool, **options: Any
 ) -> None:
-    """Train the UNet (and its text encoder) in the latent space."""
+    """Train the UNet (and its text encoder) on latents or pixels."""
     from latentddpm.config import DiffusionRun
 
     settings, run = _settings(DiffusionRun, **options)

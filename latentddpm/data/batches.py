@@ -19,6 +19,7 @@ from latentddpm.data.catalog.split import Selection
 from latentddpm.data.dataset import Dataset
 from latentddpm.data.examples import diffusion_examples, image_examples, share, shared
 from latentddpm.data.latents.cache import LatentsCache
+from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
@@ -103,7 +104,7 @@ class LatentBatches:
 
     Args:
         images: training and validation images, two dictionaries: shape of a bucket → its images.
-        cache: moments of all images.
+        cache: moments of all images; for a UNet of pixels the images themselves.
         schedule: of the UNet.
         latent_space: of the autoencoder that made the cache.
         tokens: of the captions; None for an unconditional UNet.
@@ -114,7 +115,7 @@ class LatentBatches:
     def __init__(
         self,
         images: tuple[Mapping[Shape, Selection], Mapping[Shape, Selection]],
-        cache: LatentsCache,
+        cache: LatentsCache | PixelLatents,
         schedule: NoiseSchedule,
         latent_space: LatentSpace,
         tokens: CaptionTokens | None,
@@ -130,7 +131,8 @@ class LatentBatches:
         """Batches of the steps `start` … `stop` − 1, each with images of one shape."""
         recipe = {name: getattr(self.config.training, name) for name in RECIPE}
         images = self.training_images
-        part = self._part(images, "train-diffusion", **recipe)
+        background = {"random_background": self.cache.transparent}
+        part = self._part(images, "train-diffusion", **recipe, **background)
         batches = interleave(images, start, stop, self.batch_size, part)
         return distribute_dataset(self.strategy, batches)
 

@@ -23,6 +23,7 @@ from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.images import WHITE, UnreadableImage, read_image
 from latentddpm.data.latents.cache import LatentsCache
+from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
@@ -163,7 +164,7 @@ def image_examples(
 
 
 def diffusion_examples(
-    cache: LatentsCache,
+    cache: LatentsCache | PixelLatents,
     selection: Selection,
     schedule: NoiseSchedule,
     latent_space: LatentSpace,
@@ -176,6 +177,7 @@ def diffusion_examples(
     min_snr_gamma: float = 0.0,
     offset_noise: float = 0.0,
     input_perturbation: float = 0.0,
+    random_background: bool = False,
 ) -> tf.data.Dataset:
     """Batches of noisy latents with their targets, for the UNet.
 
@@ -183,7 +185,7 @@ def diffusion_examples(
     timestep, noise, a caption and its dropout are drawn.
 
     Args:
-        cache: moments of the images.
+        cache: moments of the images; for a UNet of pixels the images themselves.
         selection: the images of the cache to draw from.
         schedule: of the UNet.
         latent_space: of the autoencoder that made the cache.
@@ -198,6 +200,8 @@ def diffusion_examples(
             2023).
         input_perturbation: a; the latents get the noise ε + a · ε'', while the target is that of
             ε (Ning 2023, algorithm 1).
+        random_background: draw a colour behind transparent pixels, of a `cache` that is
+            `transparent`.
 
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)]},
@@ -221,19 +225,23 @@ def diffusion_examples(
             drawn["noise"] += offset_noise * shift
         if input_perturbation:
             drawn["extra"] = input_perturbation * stream.normal("perturbation", position, shape)
+        if random_background:
+            drawn["background"] = stream.uniform("background", position, (3,))
         if tokens is not None:
             drawn["choice"] = stream.bits("caption", position)
             drawn["dropped"] = stream.chance("dropout", position, condition_dropout)
         return drawn
 
-    def look_up(numbers: np.ndarray, mirrored: np.ndarray, *words: np.ndarray) -> list[np.ndarray]:
+    def look_up(numbers: np.ndarray, mirrored: np.ndarray, *more: np.ndarray) -> list[np.ndarray]:
         """Cached mean and logvar of the images of a batch, and token ids of a caption of each."""
         images = selection.rows(numbers)
-        found = [*cache.gather(images + cache.count * mirrored)]
+        colours, words = more[:random_background], more[random_background:]
+        found = [*cache.gather(images + cache.count * mirrored, *colours)]
         return [*found, tokens.pick(images, *words)] if words else found
 
     def batch(drawn: dict[str, tf.Tensor]) -> tuple[Any, ...]:
-        keys = ["number", "mirrored", *(["choice", "dropped"] if tokens is not None else [])]
+        keys = ["number", "mirrored", *["background"] * random_background]
+        keys += ["choice", "dropped"] if tokens is not None else []
         types = [tf.float32, tf.float32, tf.int32][: 2 + (tokens is not None)]
         mean, logvar, *ids = tf.numpy_function(
             look_up, [drawn[key] for key in keys], types, stateful=False

@@ -12,6 +12,7 @@ from latentddpm.errors import UserError
 from latentddpm.info.data import size_text
 from latentddpm.pipeline.model_folder import LORA, is_model
 from latentddpm.pipeline.recognise import is_run, recognise
+from latentddpm.training.plan.first_stage import NONE
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.curves import LOG, VALIDATION, Curve, read_curves
 
@@ -50,6 +51,8 @@ def describe_run(path: Path) -> Iterator[str]:
     for kept in sorted(path.glob(f"{CHECKPOINTS}/best/step-*"))[-1:]:
         yield f"best       step {_step(kept)}, in {kept.relative_to(path)}"
     for newest in sorted(path.glob(f"{CHECKPOINTS}/step-*"))[-1:]:
+        if _of_pixels(newest):
+            yield "pixels     trained on them, without an autoencoder"
         yield f"checkpoint step {_step(newest)}, in {newest.relative_to(path)}"
     if (path / LORA).is_file():
         yield f"model      finished: a LoRA; generate --model MODEL --lora {path}"
@@ -144,6 +147,14 @@ def _command(settings: Mapping[str, Any]) -> str:
 
 def _step(path: Path) -> str:
     return path.name.removeprefix("step-").lstrip("0") or "0"
+
+
+def _of_pixels(checkpoint: Path) -> bool:
+    """True for a checkpoint of a run on pixels; False too where that cannot be read."""
+    try:
+        return Contract.parse((checkpoint / RUN).read_bytes()).data["autoencoder"] == NONE
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _quartiles(curves: Mapping[str, Curve], kind: str = "") -> str:

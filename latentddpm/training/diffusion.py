@@ -1,11 +1,12 @@
-"""Training of a UNet in latent space (`train-diffusion`): captioned images → a model of them.
+"""Training of a UNet on latents or pixels (`train-diffusion`): captioned images → a model of them.
 
     images ─► latents cache ─► examples (noise drawn in the data) ─► DenoisingTrainer.fit
 
 The network predicts the schedule's target (noise, v, or the clean latents) with a plain mean
 squared error (Ho et al. 2020, eq. 14). A text encoder from scratch is trained along with it, as in
 the original latent diffusion. One that is read from CLIP is frozen, unless `text.trainable` is
-set. With `init` the networks start from a finished model, see `training.finetune`.
+set. With `init` the networks start from a finished model, see `training.finetune`. Without an
+autoencoder (`vae="none"`) images take the place of latents, see `training.plan.first_stage`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ from latentddpm.data.buckets import buckets_of, table
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.dataset import Dataset
-from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.errors import UserError
 from latentddpm.models.archive import weights_digest
-from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
@@ -75,10 +74,11 @@ def train_diffusion(
         config: settings, as a `DiffusionRun`, a dictionary of those that differ from the
             defaults, or the path of such a YAML file.
         data: folder of images or shards; see `data.sources.open.open_source`.
-        vae: model folder or finished `train-vae` run; None for the autoencoder of `config.init`.
+        vae: model folder or finished `train-vae` run; the text "none" to train on pixels; None
+            for the first stage of `config.init`.
         out: run folder.
-        latents: folder of the latents cache; None for `out/latents`.
-        catalog: folder of the catalog; None for `catalog` in the latents cache.
+        latents: folder of the latents cache; None for `out/latents`. A run on pixels has none.
+        catalog: folder of the catalog; None for `catalog` in the latents cache, or in `out`.
         strict: refuse data with unreadable images.
         resume: go on from the newest checkpoint.
         allow_changes: with `resume`, accept other settings or data than the run started with.
@@ -158,22 +158,14 @@ def train_planned(plan: Plan) -> LatentDiffusion:
         with activity("reading the captions", run.silent):
             tokens = dataset.tokens(tokenizer)
     prompts = grid_prompts(config, dataset, tokens)
-    cache = prepare_latents(
-        dataset.catalog,
-        plan.latents,
-        vae_digest=sources.vae_digest,
-        load_autoencoder=sources.load_autoencoder,
-        resolution=buckets,
-        mirrored=config.data.flip,
-        quiet=run.silent,
-        processes=run.processes,
-    )
-    latent_space = LatentSpace.of(sources.vae_config)
+    first_stage = sources.first_stage
+    cache = first_stage.latents(dataset, run, plan.latents)
+    latent_space = first_stage.latent_space()
     batches = LatentBatches(images, cache, schedule, latent_space, tokens, config, strategy)
 
     # === Fit ===
     model = LatentDiffusion(
-        sources.load_autoencoder(),
+        first_stage.load(),
         unet,
         schedule,
         text_encoder,
@@ -183,11 +175,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     )
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": model.autoencoder}
     images = len(dataset.training), len(dataset.validation)
-    notes = [
-        *plan.notes,
-        *[precision] * bool(precision),
-        *large_plan(run, sources.downsample_factor),
-    ]
+    notes = [*plan.notes, *filter(None, (cache.note, precision)), *large_plan(run)]
     run.say("\n".join([run_summary(run, trainer, parts, images), *notes]))
     validate = Validation(run, trainer, batches, model, prompts)
     run_steps(run, trainer, batches.training, validate, contract, config.training.best_metric)

@@ -3,7 +3,7 @@
     token ids ─► text encoder ─► context ─┐
     noisy latents, timesteps ────────────►└─► UNet ─► prediction
 
-A run needs an autoencoder, and may start from a finished model: see `training.plan.sources`.
+A run has a first stage, and may start from a finished model: see `training.plan.sources`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build_networks(
     Args:
         config: of a plan, complete; see `training.plan.plan`.
         sources: of the same plan; with `sources.base` the networks are those of that
-            model. The autoencoder decides the number of latent channels.
+            model. The first stage decides the number of latent channels.
 
     Returns:
         (UNet, text encoder, tokenizer); the last two are None for an unconditional model.
@@ -74,7 +74,7 @@ def build_networks(
         unet = make_denoiser(
             config.unet.kind,
             **config.unet.arguments,
-            latent_channels=sources.vae_config["latent_channels"],
+            latent_channels=sources.first_stage.latent_channels,
             context_dim=None if text_encoder is None else text_encoder.hidden_dim,
             dtype=dtype,
         )

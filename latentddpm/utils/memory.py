@@ -31,6 +31,11 @@ def available_memory() -> int | None:
     """
     if not keras.distribution.list_devices()[0].lower().startswith("cpu"):
         return None
+    return free_memory()
+
+
+def free_memory() -> int | None:
+    """Free main memory in bytes; None if it is unknown."""
     lines = [line for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
     free = [1024 * int(line.split()[1]) for line in lines]  # stated in kB
     limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))

@@ -21,6 +21,7 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training import autoencoder_networks, diffusion
 from latentddpm.training.diffusion_networks import build_networks
+from latentddpm.training.plan.first_stage import AutoencoderStage
 from latentddpm.training.plan.settle import settle_vae
 from latentddpm.training.plan.sources import Sources, read_sources
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
@@ -80,7 +81,7 @@ def refused(lab, *overrides, vae=None, kind=DiffusionRun):
 
 def test_what_a_configuration_leaves_out_is_the_models(lab):
     config, sources = read_sources(settings(lab), None)
-    assert sources.vae.path == lab / "base", "expected the model's own autoencoder"
+    assert sources.first_stage.folder.path == lab / "base", "expected the model's own autoencoder"
     found = config.unet.model_dump()
     expected = {k: list(v) if isinstance(v, tuple) else v for k, v in UNET.items()}
     del expected["zero_init"]
@@ -212,7 +213,7 @@ def test_a_text_encoder_from_scratch_has_to_train(lab):
     config = load_config(DiffusionRun, None, (FLOAT32, *overrides))
     vae = read_model_folder(lab / "base")
     with pytest.raises(UserError, match=r"text\.trainable"):
-        build_networks(config, Sources(vae, {"latent_channels": 4}))
+        build_networks(config, Sources(AutoencoderStage(vae, {"latent_channels": 4})))
 
 
 # --- A whole run ---------------------------------------------------------------------------

@@ -2,19 +2,22 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from command_line import call, refused_before, succeeds
+from command_line import call, refused, refused_before, succeeds
 from PIL import Image
-from tiny import quick_model, tiny_autoencoder
+from tiny import QUICK_UNET, quick_model, tiny_autoencoder
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, UNetConfig
 from latentddpm.config_file import dump_config, load_config, parse_config
 from latentddpm.data.dataset import open_dataset
+from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.models.perceptual import SMALLEST_SIDE
@@ -41,7 +44,9 @@ def pictures(folder, count=8, size=(28, 28), captions=False):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Pictures of 28×28 pixels, `bare` and `captioned`; autoencoders with and without a size."""
+    """Pictures of 28×28 pixels, `bare` and `captioned`; models, autoencoders with and without a
+    size.
+    """
     lab = tmp_path_factory.mktemp("lab")
     pictures(lab / "bare")
     pictures(lab / "captioned", captions=True)
@@ -50,15 +55,18 @@ def lab(tmp_path_factory):
         LatentDiffusion(autoencoder, None, None, image_size=size).save(lab / name)
     quick_model().save(lab / "model")
     quick_model(text=False).save(lab / "wordless")
+    for name, channels in (("pixels", 3), ("gray", 1)):
+        unet = UNet(8, **QUICK_UNET, num_heads=2, norm_groups=4, latent_channels=channels)
+        space = PixelSpace(channels)
+        LatentDiffusion(space, unet, NoiseSchedule(), image_size=(8, 8)).save(lab / name)
     (lab / "file").write_text("x", "utf-8")
     (lab / "emoji.yaml").write_text(yaml.safe_dump({"unet": {"channels": 32}}), "utf-8")
     return lab
 
 
 def diffusion(lab, tmp_path, settings=None, data="captioned", vae="vae", **options):
-    return plan_diffusion(
-        settings or {}, lab / data, vae and lab / vae, tmp_path / "run", quiet=True, **options
-    )
+    vae = vae if vae in (None, "none") else lab / vae
+    return plan_diffusion(settings or {}, lab / data, vae, tmp_path / "run", quiet=True, **options)
 
 
 # --- Sizes that are not given --------------------------------------------------------------
@@ -116,7 +124,7 @@ def test_levels_fit_every_resolution_that_data_may_have():
         assert side % factor == 0, f"{side}: {levels} do not divide it"
         unet = resolve.unet_levels(side // factor)
         assert side // factor % sizes.factor_of(unet) == 0, f"{side}: {unet} do not divide it"
-        attention = resolve.attention_levels(len(unet))
+        attention = resolve.attention_levels(len(unet), side // factor)
         sizes.check_unet(UNetConfig(channel_multipliers=unet, attention_levels=attention))
     expected = list(resolve.AUTOENCODER_LEVELS), list(resolve.UNET_LEVELS)
     assert (levels, unet) == expected, "expected Stable Diffusion's levels for large images"
@@ -145,6 +153,58 @@ def test_a_resumed_run_keeps_what_it_was_started_with(lab, tmp_path):
     config = diffusion(lab, tmp_path, resume=True).run.config.model_dump()
     for section, values in earlier.items():
         assert config[section].items() >= values.items(), f"{section}: {config[section]}"
+
+
+# --- Pixels --------------------------------------------------------------------------------
+
+
+def test_without_an_autoencoder_the_sizes_follow_from_the_pixels(lab, tmp_path):
+    plan = diffusion(lab, tmp_path, vae="none")
+    config, stage = plan.run.config, plan.sources.first_stage
+    assert config.data.resolution == 28, f"{config.data.resolution}, expected the data's"
+    assert config.unet.channel_multipliers == [1, 2, 3], "expected 28 → 14 → 7"
+    assert (stage.latent_channels, stage.downsample_factor) == (3, 1), "expected those of pixels"
+    assert plan.latents is None, f"a latents cache {plan.latents}"
+    assert (tmp_path / "run" / "catalog").is_dir(), "expected the catalog in the run's folder"
+    assert plan.facts["autoencoder"] == "none", f"{plan.facts}: expected no digest"
+
+
+@pytest.mark.parametrize(
+    ("side", "levels", "attention"),
+    [(256, 4, [3]), (64, 4, [1, 2, 3]), (64, 1, [0]), (16, 2, [1])],
+)
+def test_attention_stays_where_there_are_few_positions(side, levels, attention):
+    assert resolve.attention_levels(levels, side) == attention
+
+
+def test_a_model_of_pixels_goes_on_from_its_own(lab, tmp_path):
+    """Also where it is said again; a folder called `none` is no word."""
+    settings = {"init": str(lab / "pixels")}
+    for vae in (None, "none"):
+        plan = diffusion(lab, tmp_path, settings, data="bare", vae=vae)
+        assert plan.sources.first_stage.digest == "none", "expected pixels"
+        assert plan.run.config.data.resolution == 8, "expected the model's size"
+    with pytest.raises(UserError, match="none: no such model folder"):
+        plan_diffusion({}, lab / "bare", Path("none"), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--vae none --init model", "was trained on latents; leave --vae out"),
+        ("--vae vae --init pixels", "was trained on pixels, without an autoencoder; leave --vae"),
+        ("--vae pixels", "--vae none trains on pixels from scratch, --init pixels goes on"),
+        ("--init gray", "gray diffuses images of 1 channels, but those of the data have 3"),
+        ("--vae none --latents q", "--latents q: this run trains on pixels, which are not cached"),
+        (
+            "--vae none --set data.resolution=30 --set unet.channel_multipliers=[1,1,1]",
+            "data.resolution 30 is not a multiple of 4, the UNet's downsample factor",
+        ),
+    ],
+)
+def test_what_does_not_fit_pixels_is_refused(lab, monkeypatch, options, said):
+    monkeypatch.chdir(lab)
+    refused(call("train-diffusion", "--data", "bare", "--out", "q", *options.split()), said)
 
 
 # --- Captions ------------------------------------------------------------------------------
@@ -311,7 +371,9 @@ def test_the_nearest_valid_choice_is_valid(lab, override, nearest):
 # --- What it takes -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train-vae", "train-diffusion --vae vae"])
+@pytest.mark.parametrize(
+    "command", ["train-vae", "train-diffusion --vae vae", "train-diffusion --vae none"]
+)
 def test_a_dry_run_says_all_sizes_and_leaves_nothing(lab, command, tmp_path, monkeypatch):
     monkeypatch.chdir(lab)
     tiny = {"channels": 8, "norm_groups": 4, "num_res_blocks": 1}
@@ -342,6 +404,15 @@ def test_a_plan_that_takes_months_is_said_with_smaller_ones():
     config, _ = settle_vae(load_config(AutoencoderRun, None, tuple(smaller)))
     assert cost_of(config).multiply_adds < 1e10, "the smaller plan is not small"
     assert "num_steps" in smaller_plan(config), "expected fewer steps where all else is small"
+
+
+def test_a_plan_for_pixels_gets_advice_for_pixels():
+    config, _ = settle_diffusion(parse_config(DiffusionRun, {"data": {"resolution": 256}}), "none")
+    note = plan_note(config, cost_of(config), speed=1e11, memory=8 << 30)
+    assert "small-64" not in note, f"{note!r}: expected no configuration for latents"
+    smaller = tuple(note.rpartition("smaller: --set ")[2].split(" --set "))
+    config, _ = settle_diffusion(load_config(DiffusionRun, None, smaller), "none")
+    assert cost_of(config).multiply_adds < 1e9, f"{smaller}: not small"
 
 
 def test_a_network_without_blocks_has_a_cost(lab):

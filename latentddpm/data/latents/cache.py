@@ -60,11 +60,16 @@ class LatentsCache:
         moments: read-only memory map (rows, h, w, 2c), mean before logvar. Rows of images of
             another shape than h × w are not valid; see `shaped`.
         mirrored: True if every image has a second row, of its mirrored copy.
+        transparent: False, since images are encoded over white.
+        note: line for people; "" for none.
     """
 
     count: int
     moments: np.ndarray
     mirrored: bool
+
+    transparent = False
+    note = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -25,10 +25,10 @@ from tqdm import tqdm
 from latentddpm.data.buckets import Buckets, Shape
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.columns import npy_header
-from latentddpm.data.images import UnreadableImage, read_image
 from latentddpm.data.latents.as_memory_allows import AsMemoryAllows
 from latentddpm.data.latents.contents import BLOCK, Contents
 from latentddpm.data.latents.manifest import DIGEST_LIMIT, Index, read_index, write_index
+from latentddpm.data.latents.pixels import decode
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.errors import UserError
 from latentddpm.utils import signals
@@ -300,17 +300,11 @@ def _image_batches(
     Threads decode the next batches. The last one before another shape may be smaller.
     """
 
-    def read(one: PendingRow) -> np.ndarray:
-        name = catalog.where(one.row)
-        try:
-            return read_image(catalog.read(one.row), one.shape, name=name)
-        except UnreadableImage as error:
-            raise UserError(f"{error}; mend or remove it") from error
-        except OSError as error:
-            raise UserError(f"{name}: {error}; mend or remove it") from error
-
     decoded = map_ahead(
-        read, wanted, weigh=lambda one: 3 * math.prod(one.shape), window=READ_AHEAD * batch_size
+        lambda one: decode(catalog, one.row, one.shape),
+        wanted,
+        weigh=lambda one: 3 * math.prod(one.shape),
+        window=READ_AHEAD * batch_size,
     )
     for _, run in groupby(decoded, lambda pair: pair[0].shape):
         while batch := list(islice(run, batch_size)):

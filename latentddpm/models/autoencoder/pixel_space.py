@@ -28,6 +28,7 @@ class PixelSpace:
         downsample_factor: pixels per position of the latents, 1.
         scaling_factor: of the latents, 1.
         latent_space: neither shifts nor scales.
+        variables: weights, none.
 
     Raises:
         ValueError: no channel.
@@ -43,6 +44,7 @@ class PixelSpace:
     downsample_factor = 1
     scaling_factor = 1.0
     latent_space = LatentSpace(1.0)
+    variables = ()
 
     def __init__(self, channels: int = 3) -> None:
         if channels < 1:

@@ -51,7 +51,8 @@ def cost_of(config: AutoencoderRun | DiffusionRun, factor: int = 1) -> Cost:
 
     Args:
         config: complete settings.
-        factor: downsample factor of the autoencoder whose latents a UNet is trained on.
+        factor: downsample factor of the autoencoder whose latents a UNet is trained on; 1 for
+            pixels.
     """
     if isinstance(config, AutoencoderRun):
         side, own = config.data.resolution, config.autoencoder
@@ -123,7 +124,11 @@ def matrix_speed() -> float:
 
 
 def plan_note(
-    config: AutoencoderRun | DiffusionRun, cost: Cost, speed: float, memory: int | None
+    config: AutoencoderRun | DiffusionRun,
+    cost: Cost,
+    speed: float,
+    memory: int | None,
+    factor: int = 1,
 ) -> str:
     """Note on a plan that takes days, or more memory than there is; "" for any other.
 
@@ -132,6 +137,7 @@ def plan_note(
         cost: of one image.
         speed: operations per second, as of `matrix_speed`.
         memory: free bytes; None where they are not known.
+        factor: see `smaller_plan`.
     """
     training = config.training
     images = training.num_steps * training.batch_size
@@ -152,23 +158,28 @@ def plan_note(
         found.append(text)
     if not found:
         return ""
-    return f"a large plan for this processor: {'; '.join(found)}; {smaller_plan(config)}"
+    return f"a large plan for this processor: {'; '.join(found)}; {smaller_plan(config, factor)}"
 
 
-def smaller_plan(config: AutoencoderRun | DiffusionRun) -> str:
+def smaller_plan(config: AutoencoderRun | DiffusionRun, factor: int = 1) -> str:
     """Advice that names a smaller plan.
 
     Args:
         config: complete settings.
+        factor: downsample factor of the autoencoder whose latents a UNet is trained on; 1 for
+            pixels.
     """
+    resolution, file = config.data.resolution or LARGEST, ""
     if isinstance(config, AutoencoderRun):
-        large_images = (config.data.resolution or LARGEST) > 64
-        file, ways = "small-64-vae", ["data.resolution=64"] * large_images
+        file, ways = "small-64-vae", ["data.resolution=64"] * (resolution > 64)
         ways += ["autoencoder.channels=32"] * (config.autoencoder.channels > 32)
     else:
-        file, ways = "small-64-diffusion", []
-        if config.unet.arguments.get("channels", 0) > 64:
-            ways.append("unet.channels=64")
+        ways = ["unet.channels=64"] * (config.unet.arguments.get("channels", 0) > 64)
+        if factor > 1:
+            file = "small-64-diffusion"
+        else:  # no configuration for latents suits pixels
+            ways = ["data.resolution=32"] * (resolution > 32) + ways
     if not ways or config.init:
         return f"shorter: --set training.num_steps={max(config.training.num_steps // 10, 1)}"
-    return f"smaller: --config configs/{file}.yaml, or --set {' --set '.join(ways)}"
+    whole = f"--config configs/{file}.yaml, or " if file else ""
+    return f"smaller: {whole}--set {' --set '.join(ways)}"

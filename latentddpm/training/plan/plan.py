@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class Plan:
         judged: the contract of the run was compared with that of its newest checkpoint. It is
             not where `facts` lack a digest of networks that are not loaded yet.
         sources: finished models that a `train-diffusion` run uses; None for `train-vae`.
-        latents: folder of the latents cache; None for `train-vae`.
+        latents: folder of the latents cache; None for `train-vae`, and for a run on pixels.
         notes: lines for people, before the first step.
     """
 
@@ -147,19 +147,22 @@ def plan_diffusion(
     """
     given = as_config(DiffusionRun, config)
     out = Path(out)
-    latents = Path(latents) if latents else out / "latents"
     started = _started(given, out, resume)
-    _check_folder("--latents", latents)
     config, sources = settle_diffusion(started, vae)
+    first_stage = sources.first_stage
+    latents = first_stage.latents_folder(out, Path(latents) if latents else None)
+    if latents is not None:
+        _check_folder("--latents", latents)
     why = _why(started, config, "init" if sources.base else "autoencoder")
-    run = Run(config, out, resume, allow_changes, quiet, strategy)
-    dataset = _open(run, data, catalog or latents / "catalog", strict)
+    factor = first_stage.downsample_factor
+    run = Run(config, out, resume, allow_changes, quiet, strategy, factor)
+    dataset = _open(run, data, catalog or (latents or out) / "catalog", strict)
     captioned = captions_of(dataset)
     run = _with(run, complete_diffusion(config, sources, dataset, captioned))
     config = run.config
     check_captions(config, dataset, captioned)
     check_best(config.training, len(dataset.validation))
-    facts = {"autoencoder": sources.vae_digest}
+    facts = {"autoencoder": first_stage.digest}
     if config.text.source != "none" or config.data.validation_by == "caption":
         facts["captions"] = dataset.catalog.row_digest
     if sources.base is not None:
@@ -216,7 +219,7 @@ def _open(run: Run, data: str | Path, catalog: str | Path, strict: bool) -> Data
 
 def _with(run: Run, config: Config) -> Run:
     """Run with other settings."""
-    return Run(config, run.folder, run.resume, run.allow_changes, run.quiet, run.strategy)
+    return replace(run, config=config)
 
 
 def _why(started: Config, settled: Config, model: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
     data.resolution            that of `init`, of the autoencoder's training, else of the data
     …channel_multipliers       as many levels as leave the lowest one a few positions wide
-    unet.attention_levels      all but the highest, where there are others
+    unet.attention_levels      all but the first, of at most 32 positions a side
     text.source                scratch where the data has captions, else none
 
 A run that is resumed takes first what it was started with. The result is written into the run's
@@ -29,6 +29,8 @@ LEVELS = {"unet": ((1, 2, 3, 4), 4), "classic": ((1, 2, 4, 8, 16), 1)}
 where there are several."""
 SMALLEST_LATENTS = {4: 24, 3: 12}
 """Number of an autoencoder's levels → side of its latents, at least; two levels have no limit."""
+LARGEST_ATTENTION = 32
+"""Side of a level with attention, at most: its cost grows with the side's fourth power."""
 
 OPEN = (
     ("data", "resolution"),
@@ -109,13 +111,15 @@ def unet_levels(latents: int, kind: str = "unet") -> list[int]:
     return list(levels[:count])
 
 
-def attention_levels(count: int) -> list[int]:
-    """Levels with attention of a UNet.
+def attention_levels(count: int, side: int) -> list[int]:
+    """Levels with attention of a UNet: those below the first that are not too large for it.
 
     Args:
         count: of its levels.
+        side: of its first level, in positions.
     """
-    return [level for level in (1, 2, 3) if level < count] or [0]
+    below = [level for level in (1, 2, 3) if level < count]
+    return [level for level in below if side >> level <= LARGEST_ATTENTION] or [count - 1]
 
 
 def resolution_of(catalog: Catalog, multiple: int = 1) -> int:

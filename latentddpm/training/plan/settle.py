@@ -54,7 +54,8 @@ def settle_diffusion(config: DiffusionRun, vae: str | Path | None) -> tuple[Diff
 
     Args:
         config: as given.
-        vae: folder that holds an autoencoder; None for that of `config.init`.
+        vae: folder that holds an autoencoder, or "none" for pixels; None for the first stage of
+            `config.init`.
 
     Returns:
         The settings, where some may still be open, and the finished models.
@@ -62,9 +63,9 @@ def settle_diffusion(config: DiffusionRun, vae: str | Path | None) -> tuple[Diff
     Raises:
         UserError: settings that do not fit each other, or the finished models.
     """
-    config, sources = read_sources(config, None if vae is None else Path(vae))
-    if sources.vae.image_size is not None:
-        side = min(sources.vae.image_size)
+    config, sources = read_sources(config, vae)
+    if sources.first_stage.image_size is not None:
+        side = min(sources.first_stage.image_size)
         config = resolve.fill(config, {"data": {"resolution": side}})
     config = _with_unet_levels(config, sources)
     check_diffusion(config, sources)
@@ -108,7 +109,7 @@ def complete_diffusion(
     source = "scratch" if captioned and config.unet.kind in CONDITIONAL else "none"
     config = resolve.fill(config, {"text": {"source": source}})
     if config.data.resolution is None:
-        multiple = sources.downsample_factor
+        multiple = sources.first_stage.downsample_factor
         if config.unet.channel_multipliers is not None:
             multiple *= sizes.factor_of(config.unet.channel_multipliers)
         side = resolve.resolution_of(dataset.catalog, multiple)
@@ -145,7 +146,8 @@ def dry_diffusion(
     Args:
         config: as given.
         data: of the run.
-        vae: folder that holds an autoencoder; None for that of `config.init`.
+        vae: folder that holds an autoencoder, or "none" for pixels; None for the first stage of
+            `config.init`.
 
     Raises:
         UserError: see `plan_diffusion`.
@@ -210,7 +212,7 @@ def check_diffusion(config: DiffusionRun, sources: Sources) -> None:
             raise UserError(f"text.path: {config.text.path}: no such folder of a CLIP model")
     sizes.check_schedule(config.schedule, config.samples)
     if config.data.resolution is not None:
-        sizes.check_sides(config.data, sources.downsample_factor)
+        sizes.check_sides(config.data, sources.first_stage.downsample_factor)
         buckets_of(config.data)
 
 
@@ -221,11 +223,13 @@ def _with_autoencoder_levels(config: AutoencoderRun) -> AutoencoderRun:
 
 
 def _with_unet_levels(config: DiffusionRun, sources: Sources) -> DiffusionRun:
-    side, kind = config.data.resolution, config.unet.kind
-    if side is not None and "channel_multipliers" in DENOISERS[kind]:
-        levels = resolve.unet_levels(side // sources.downsample_factor, kind)
-        config = resolve.fill(config, {"unet": {"channel_multipliers": levels}})
-    if config.unet.channel_multipliers is not None and "attention_levels" in DENOISERS[kind]:
-        attention = resolve.attention_levels(len(config.unet.channel_multipliers))
+    taken = DENOISERS[config.unet.kind]
+    if config.data.resolution is None or "channel_multipliers" not in taken:
+        return config
+    side = config.data.resolution // sources.first_stage.downsample_factor
+    levels = resolve.unet_levels(side, config.unet.kind)
+    config = resolve.fill(config, {"unet": {"channel_multipliers": levels}})
+    if "attention_levels" in taken:
+        attention = resolve.attention_levels(len(config.unet.channel_multipliers), side)
         config = resolve.fill(config, {"unet": {"attention_levels": attention}})
     return config

@@ -14,6 +14,7 @@ discriminator the reconstruction loss is compared instead of the loss.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ from typing import Any
 import keras
 
 from latentddpm.config import AutoencoderRun, DiffusionRun, TrainingConfig
+from latentddpm.errors import UserError
 from latentddpm.utils.files import read_json_lines
 
 PATIENCE = 10
@@ -117,6 +119,18 @@ def read_history(log: Path) -> list[dict[str, Any]]:
         log: its file, `log.jsonl`.
     """
     return read_json_lines(log) if log.is_file() else []
+
+
+def error_of_data(error: Exception) -> str | None:
+    """Message of a `UserError` that reading the data ended with; None for any other error.
+
+    TensorFlow wraps what a function of an input pipeline raises, and keeps only its text.
+
+    Args:
+        error: TensorFlow's.
+    """
+    found = re.search(rf"\b{UserError.__name__}: (.*)\nTraceback", str(error))
+    return found and found[1]
 
 
 def less_memory(config: AutoencoderRun | DiffusionRun, replicas: int = 1) -> str:

@@ -14,13 +14,19 @@ from latentddpm.config import TrainingConfig
 from latentddpm.config_file import dump_config
 from latentddpm.distribution.precision import fastest_precision
 from latentddpm.distribution.strategy import any_process
-from latentddpm.errors import one_line
+from latentddpm.errors import UserError, one_line
 from latentddpm.models.functional import rebuild
 from latentddpm.training.plan.cost import smaller_plan
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.checkpoint import latest, load_latest, present, restore
 from latentddpm.training.run.contract import Contract
-from latentddpm.training.run.health import Diverged, Health, less_memory, read_history
+from latentddpm.training.run.health import (
+    Diverged,
+    Health,
+    error_of_data,
+    less_memory,
+    read_history,
+)
 from latentddpm.training.run.progress import Progress
 from latentddpm.training.run.resume import Best, Saver
 from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run
@@ -148,8 +154,8 @@ def run_steps(
         signals.Stopped: a signal came; the current step was finished and saved.
         Diverged: see `health`; the newest checkpoint is from before that.
         MemoryError: a step needs more memory than there is; the message says what to lower.
-        UserError: another process trains in the folder, no intact checkpoint or one of other
-            shapes, or Weights & Biases does not accept the run.
+        UserError: an image cannot be read any more, another process trains in the folder, no
+            intact checkpoint or one of other shapes, or Weights & Biases does not accept the run.
         OSError: a checkpoint or the log cannot be written; earlier checkpoints stay.
     """
     checkpoints, total = run.folder / CHECKPOINTS, run.training.num_steps
@@ -213,7 +219,7 @@ def _fit(
         training.batch_size,
         training.log_every,
         run.silent,
-        smaller_plan(run.config),
+        smaller_plan(run.config, run.downsample_factor),
     )
     callbacks = [
         Health(training, first, read_history(log.path)),
@@ -238,6 +244,8 @@ def _fit(
         except OSError as error:
             raise OSError(f"{one_line(error)}; {saver.newest()}") from error
         except Exception as error:
+            if message := error_of_data(error):
+                raise UserError(f"{message} ({saver.newest()})") from error
             if not is_out_of_memory(error):
                 raise
             replicas = trainer.distribute_strategy.num_replicas_in_sync

@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -33,6 +33,9 @@ from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.memory import available_memory
 from latentddpm.utils.timing import duration
+
+if TYPE_CHECKING:
+    from latentddpm.models.autoencoder.pixel_space import PixelSpace
 
 REMEMBERED = 20
 """Steps in the average duration on the bar, approximately."""
@@ -161,23 +164,24 @@ class Progress(keras.callbacks.Callback):
             )
 
 
-def large_plan(run: Run, factor: int = 1) -> list[str]:
+def large_plan(run: Run) -> list[str]:
     """Lines on a plan that is far too large for this processor; none on an accelerator.
 
     Args:
         run: with complete settings.
-        factor: downsample factor of the autoencoder whose latents a UNet is trained on.
     """
     if tf.config.list_physical_devices("GPU"):
         return []
-    note = plan_note(run.config, cost_of(run.config, factor), matrix_speed(), available_memory())
+    config, factor = run.config, run.downsample_factor
+    cost = cost_of(config, factor)
+    note = plan_note(config, cost, matrix_speed(), available_memory(), factor)
     return [note] if note else []
 
 
 def run_summary(
     run: Run,
     trainer: Trainer,
-    parts: Mapping[str, keras.Model | None],
+    parts: Mapping[str, keras.Model | PixelSpace | None],
     images: tuple[int, int],
 ) -> str:
     """Summary of a run in four lines: networks, steps, device, folder.
@@ -185,7 +189,8 @@ def run_summary(
     Args:
         run: to describe.
         trainer: made in the scope of the run's strategy, and compiled.
-        parts: networks of the run by their names; None for one that it does not have.
+        parts: networks of the run by their names; left out are those that it does not have, and
+            those without weights.
         images: number of training images, and of validation images.
     """
     training = run.training
@@ -199,7 +204,8 @@ def run_summary(
         note = "" if own == total else f" ({_short(own)} trained)" if own else " (frozen)"
         return _short(total) + note
 
-    sizes = [f"{name} {size(part)}" for name, part in parts.items() if part is not None]
+    having = {name: part for name, part in parts.items() if part is not None and part.variables}
+    sizes = [f"{name} {size(part)}" for name, part in having.items()]
     micro = training.accumulation_steps
     batch = f"{training.batch_size} images" + (f" in {micro} micro-batches" if micro > 1 else "")
     epochs = training.num_steps * training.batch_size / images[0]

@@ -34,6 +34,7 @@ class Run:
         allow_changes: with `resume`, accept other settings or data than the run started with.
         quiet: show no progress and no messages.
         strategy: from `distribution.strategy.make_strategy`; None for one device.
+        downsample_factor: pixels per position of what the networks are trained on, along a side.
     """
 
     config: AutoencoderRun | DiffusionRun
@@ -42,6 +43,7 @@ class Run:
     allow_changes: bool = False
     quiet: bool = False
     strategy: tf.distribute.Strategy | None = None
+    downsample_factor: int = 1
 
     @property
     def training(self) -> TrainingConfig:

@@ -14,8 +14,9 @@ from latentddpm.data.captions import tokenize_captions
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples, image_examples
-from latentddpm.data.images import read_image
+from latentddpm.data.images import composite, read_image
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
+from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.archive import weights_digest
@@ -422,3 +423,54 @@ def test_nothing_left_to_read_is_an_error(fragile):
     shutil.rmtree(folder)
     with pytest.raises(tf.errors.OpError, match="no image can be read any more"):
         pictures(catalog, stop=1)
+
+
+# --- Pixels --------------------------------------------------------------------------------
+
+
+def files(folder, size, background=(255, 255, 255)):
+    """Pixels of all images, as `read_image` gives them."""
+    return np.stack([read_image(folder / path, size, background) for path in PATHS])
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 20], ids=["decoded each time", "kept"])
+def test_pixels_are_the_images_and_their_exact_mirror_images(folder, catalog, memory):
+    latents = PixelLatents.of(catalog, 12, mirrored=True, memory=memory)
+    assert (latents.count, latents.latent_shape) == (COUNT, (12, 12, 3))
+    assert (latents.pixels is not None) == bool(memory), "expected to keep what fits, only that"
+    expected = files(folder, 12) / np.float32(127.5) - 1
+    rows = np.array([3, 0, COUNT + 3, 3])
+    for _ in range(2):  # from the files, then from memory
+        mean, logvar = latents.gather(rows)
+        assert mean.dtype == logvar.dtype == np.float32, f"{mean.dtype}, {logvar.dtype}"
+        np.testing.assert_array_equal(mean[[0, 1, 3]], expected[[3, 0, 3]])
+        np.testing.assert_array_equal(mean[2], expected[3][:, ::-1], "not the mirror image")
+        assert (np.exp(logvar) == 0).all(), "expected no variance"
+    wide = latents.shaped(8, 16)
+    expected = files(folder, (8, 16)) / np.float32(127.5) - 1
+    np.testing.assert_array_equal(wide.gather(np.array([5, 6]))[0], expected[[5, 6]])
+
+
+def test_random_colours_stand_behind_transparent_pixels(folder, catalog):
+    """Of each use another, the same in every run; without a draw it is white."""
+    latents = PixelLatents.of(catalog, 12, transparent=True, memory=1 << 20)
+    np.testing.assert_array_equal(
+        latents.gather(np.arange(COUNT))[0], files(folder, 12) / np.float32(127.5) - 1
+    )
+    (inputs, target), *_ = diffusion_examples(
+        latents,
+        Selection(COUNT),
+        NoiseSchedule(prediction_type="sample"),
+        LatentSpace(1.0),
+        batch_size=2 * COUNT,
+        stream=STREAM,
+        positions=tf.data.Dataset.range(2 * COUNT),
+        random_background=True,
+    )
+    assert inputs["noisy_latents"].shape == (2 * COUNT, 12, 12, 3)
+    rgba = files(folder, 12, None).astype("float32")
+    for position, image in enumerate(target.numpy()):
+        own = rgba[STREAM.index(position, COUNT)]
+        colour = 255 * STREAM.uniform("background", position, (3,)).numpy()
+        over = composite(np.concatenate([own[..., :3], own[..., 3:] / 255], -1), colour)
+        np.testing.assert_allclose(image, over / 127.5 - 1, atol=1e-6)

@@ -51,9 +51,10 @@ def test_a_checkpoint_goes_on_on_another_number_of_replicas(found, change):
     assert value < 1e-5, f"{change} replicas: off by {value}, expected less than 1e-5"
 
 
-def test_replicas_are_given_different_noise_and_timesteps(found):
+@pytest.mark.parametrize("kind", ["latents", "pixels"])
+def test_replicas_are_given_different_noise_and_timesteps(found, kind):
     """In Keras 3 random layers give every replica the same; ours comes with the data."""
-    given = found["streams"]
+    given = found["streams"][kind]
     assert given["shares"] == [2, 2, 2, 1], f"7 examples on 4 replicas: {given['shares']}"
     assert given["equal"], "the shares put together are not the global batch of one device"
     count = given["examples"]

@@ -28,9 +28,11 @@ from safetensors.numpy import load_file
 from train_small import apart, descended
 
 from latentddpm.data.buckets import interleave, one_by_one
+from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples
 from latentddpm.data.latents.cache import LatentsCache
+from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.replicas import split_over_replicas
@@ -46,6 +48,7 @@ from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.step.trainer import Trainer
+from latentddpm.utils.pixels import save_png, to_pixels
 
 SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
 UNET = {**SIZES, "attention_levels": (0,), "num_heads": 2, "zero_init": False}
@@ -281,10 +284,17 @@ class Witness(keras.layers.Layer):
         return input_shape[0]
 
 
-def given(replicas, batch_size=7):
+def pixels(folder):
+    """Nine images of 4×4 pixels, as a UNet of pixels is trained on."""
+    for number in range(9):
+        save_png(folder / f"{number}.png", to_pixels(normal(4, 4, 3, seed=number)))
+    return PixelLatents.of(open_catalog(folder, folder / "catalog", quiet=True), 4, mirrored=True)
+
+
+def given(replicas, cache, batch_size=7):
     """Of each replica, noisy latents, timesteps and noise of every step's share."""
     batches = diffusion_examples(
-        LatentsCache(9, normal(9, 4, 4, 8), mirrored=False),
+        cache,
         Selection(9, lambda start, stop: np.ones(stop - start, bool)),
         NoiseSchedule(),
         LatentSpace(1.0),
@@ -294,21 +304,22 @@ def given(replicas, batch_size=7):
     )
     batches = batches.map(lambda inputs, noise: ({**inputs, "noise": noise}, noise))
     with strategy_of(replicas).scope():
-        shapes = {"noisy_latents": (4, 4, 4), "timesteps": (), "noise": (4, 4, 4)}
+        shape = cache.latent_shape
+        shapes = {"noisy_latents": shape, "timesteps": (), "noise": shape}
         inputs = {key: keras.Input(shape, name=key) for key, shape in shapes.items()}
         hidden = Witness()(list(inputs.values()))
-        model = Trainer(keras.Model(inputs, keras.layers.Dense(4)(hidden)))
+        model = Trainer(keras.Model(inputs, keras.layers.Dense(shape[-1])(hidden)))
         model.compile("sgd", loss="mse")
     SEEN.clear()
     model.fit(batches, verbose=0, shuffle=False)
     return [SEEN[replica] for replica in range(replicas)]
 
 
-def streams():
+def streams(cache):
     """How 4 replicas share a step's examples, whether together they are those of one device,
     and how many examples, different noises and different timesteps there were.
     """
-    (alone,), shares = given(1), given(4)
+    (alone,), shares = given(1, cache), given(4, cache)
     batches = [
         [np.concatenate(a) for a in zip(*step, strict=True)] for step in zip(*shares, strict=True)
     ]
@@ -368,7 +379,12 @@ def main():
     found["4 replicas, two shapes"] = difference(train_shapes(1), train_shapes(4))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = resumed(Path(folder))
-    results = {"splits": found, "checkpoints": checkpoints, "streams": streams()}
+        (data := Path(folder) / "data").mkdir()
+        streamed = {
+            "latents": streams(LatentsCache(9, normal(9, 4, 4, 8), mirrored=False)),
+            "pixels": streams(pixels(data)),
+        }
+    results = {"splits": found, "checkpoints": checkpoints, "streams": streamed}
     results["shared"] = {number: shared(number) for number in (1, 3, 4, 6)}
     results["drawn"] = {replicas: drawn(replicas) for replicas in (1, 2)}
     print(json.dumps(results))

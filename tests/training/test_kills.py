@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import LDM_CONFIG, VAE_CONFIG
+from command_line import DATA, LDM_CONFIG, VAE_CONFIG
 from conftest import EMOJI
 from safetensors.numpy import load_file
 
@@ -23,10 +23,12 @@ ADVERSARIAL = {  # the discriminator joins in on the way, and brings power itera
     "adversarial": {"weight": 0.5, "start_step": 300},
     "discriminator": {"channels": 8, "num_layers": 1, "norm_groups": 4, "spectral_norm": True},
 }
+PIXELS = {**LDM_CONFIG, "data": {**DATA, "resolution": 16, "background": "random"}}
 KINDS = {
     "vae": ("train-vae", VAE_CONFIG),
     "adversarial": ("train-vae", ADVERSARIAL),
     "diffusion": ("train-diffusion", LDM_CONFIG),
+    "pixels": ("train-diffusion", PIXELS),
 }
 OFTEN = {"num_steps": STEPS, "checkpoint_every": 1, "validate_every": 200, "log_every": 50}
 
@@ -61,6 +63,8 @@ def command(lab, kind):
     given = [name, "--data", lab / "data", "--config", path]
     if kind == "diffusion":
         given += ["--vae", never_killed(lab, "vae"), "--latents", lab / "latents"]
+    if kind == "pixels":
+        given += ["--vae", "none"]
     return given
 
 

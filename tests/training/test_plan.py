@@ -371,8 +371,11 @@ def test_the_nearest_valid_choice_is_valid(lab, override, nearest):
 # --- What it takes -------------------------------------------------------------------------
 
 
+ON_PIXELS = "--vae none --set unet.channel_multipliers=[1] --set text.source=none"
+
+
 @pytest.mark.parametrize(
-    "command", ["train-vae", "train-diffusion --vae vae", "train-diffusion --vae none"]
+    "command", ["train-vae", "train-diffusion --vae vae", f"train-diffusion {ON_PIXELS}"]
 )
 def test_a_dry_run_says_all_sizes_and_leaves_nothing(lab, command, tmp_path, monkeypatch):
     monkeypatch.chdir(lab)
@@ -412,7 +415,7 @@ def test_a_plan_for_pixels_gets_advice_for_pixels():
     assert "small-64" not in note, f"{note!r}: expected no configuration for latents"
     smaller = tuple(note.rpartition("smaller: --set ")[2].split(" --set "))
     config, _ = settle_diffusion(load_config(DiffusionRun, None, smaller), "none")
-    assert cost_of(config).multiply_adds < 1e9, f"{smaller}: not small"
+    assert cost_of(config).multiply_adds < 1e10, f"{smaller}: not small"
 
 
 def test_a_network_without_blocks_has_a_cost(lab):

@@ -12,18 +12,21 @@ import keras
 import pytest
 from safetensors.numpy import load_file
 from small_run import Run, settings
-from tiny import SIZE, UNET, few_emoji, step_by_step, tiny_autoencoder
+from tiny import QUICK_UNET, SIZE, UNET, few_emoji, step_by_step, tiny_autoencoder
 
 from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
 from latentddpm.config_file import dump_config, parse_config
+from latentddpm.data.latents import pixels
 from latentddpm.errors import UserError
+from latentddpm.info import describe
 from latentddpm.interop.clip import write_text_encoder
 from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
-from latentddpm.training.diffusion import train_diffusion
+from latentddpm.training.diffusion import train_diffusion, train_planned
+from latentddpm.training.plan.plan import plan_diffusion
 from latentddpm.training.run.contract import SHOWN, Contract
 from latentddpm.training.run.resume import check_resume, check_run
 from latentddpm.training.run.run import CONFIG
@@ -171,6 +174,55 @@ def test_another_text_encoder_in_the_same_place_is_refused(clip_run, tmp_path):
     write_clip(lab / "clip")
     known = weights_digest(model.text_encoder)[:SHOWN]
     assert f"text encoder {known} → " in str(caught.value), f"{caught.value}: not named"
+
+
+# --- Pixels --------------------------------------------------------------------------------
+
+
+def pixel_run(lab, out, **options):
+    """Plan of two steps on the pixels of ten emoji, mirrored, over random colours."""
+    config = {
+        "data": {"resolution": 8, "validation_fraction": 0, "flip": True, "background": "random"},
+        "unet": {"channels": 8, **QUICK_UNET, "num_res_blocks": 1, "norm_groups": 4},
+        "text": {"source": "none"},
+        "training": {
+            "num_steps": STEPS,
+            "batch_size": 4,
+            "warmup_steps": 0,
+            "checkpoint_every": 1,
+            "precision": "float32",
+        },
+        "samples": {"images_per_prompt": 1, "num_steps": 1},
+    }
+    return plan_diffusion(config, lab / "data", "none", out, quiet=True, **options)
+
+
+@step_by_step()
+def test_a_run_on_pixels_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    """Whether pixels are kept or decoded at each use."""
+    few_emoji(tmp_path / "data")
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train_planned(pixel_run(tmp_path, whole))
+    left = {path.name for path in whole.iterdir()}
+    assert "catalog" in left, f"{left}: expected the catalog"
+    assert "latents" not in left, f"{left}: expected no latents"
+    shutil.copytree(whole, again, ignore=shutil.ignore_patterns("model", f"step-{STEPS:08d}*"))
+    monkeypatch.setattr(pixels, "SHARE_OF_MEMORY", 0)
+    train_planned(pixel_run(tmp_path, again, resume=True))
+    one, other = state_of(whole), state_of(again)
+    unequal = [key for key, array in one.items() if array.tobytes() != other[key].tobytes()]
+    assert not unequal, f"after resuming {unequal[:5]} differ"
+    assert "pixels     trained on them" in describe(again), "expected it to say what it trained on"
+
+
+@step_by_step()
+def test_an_image_that_breaks_while_it_trains_is_named(tmp_path):
+    few_emoji(tmp_path / "data")
+    plan = pixel_run(tmp_path, tmp_path / "run")
+    for path in (tmp_path / "data").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"\.png: No such file.*; mend or remove it \(no"):
+        train_planned(plan)
 
 
 # --- Two processes -----------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def decode(
     except UnreadableImage as error:
         raise UserError(f"{error}; mend or remove it") from error
     except OSError as error:
-        raise UserError(f"{name}: {error}; mend or remove it") from error
+        raise UserError(f"{name}: {error.strerror or error}; mend or remove it") from error
 
 
 @dataclass(frozen=True, eq=False)

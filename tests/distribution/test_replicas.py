@@ -56,7 +56,7 @@ def test_replicas_are_given_different_noise_and_timesteps(found, kind):
     """In Keras 3 random layers give every replica the same; ours comes with the data."""
     given = found["streams"][kind]
     assert given["shares"] == [2, 2, 2, 1], f"7 examples on 4 replicas: {given['shares']}"
-    assert given["equal"], "the shares put together are not the global batch of one device"
+    assert given["equal"], "the shares put together are not the global batch"
     count = given["examples"]
     assert given["noises"] == count, f"{given['noises']} different noises in {count} examples"
     assert given["timesteps"] > 0.9 * count, f"{given['timesteps']} different timesteps"

@@ -291,8 +291,8 @@ def pixels(folder):
     return PixelLatents.of(open_catalog(folder, folder / "catalog", quiet=True), 4, mirrored=True)
 
 
-def given(replicas, cache, batch_size=7):
-    """Of each replica, noisy latents, timesteps and noise of every step's share."""
+def examples(cache, batch_size=7):
+    """Batches of `STEPS` steps, with the noise among their inputs."""
     batches = diffusion_examples(
         cache,
         Selection(9, lambda start, stop: np.ones(stop - start, bool)),
@@ -302,13 +302,17 @@ def given(replicas, cache, batch_size=7):
         stream=RandomStream(3, "train-diffusion"),
         positions=tf.data.Dataset.range(STEPS * batch_size),
     )
-    batches = batches.map(lambda inputs, noise: ({**inputs, "noise": noise}, noise))
+    return batches.map(lambda inputs, noise: ({**inputs, "noise": noise}, noise))
+
+
+def given(replicas, batches):
+    """Of each replica, noisy latents, timesteps and noise of every step's share."""
+    specs = batches.element_spec[0]
     with strategy_of(replicas).scope():
-        shape = cache.latent_shape
-        shapes = {"noisy_latents": shape, "timesteps": (), "noise": shape}
-        inputs = {key: keras.Input(shape, name=key) for key, shape in shapes.items()}
+        inputs = {key: keras.Input(spec.shape[1:], name=key) for key, spec in specs.items()}
         hidden = Witness()(list(inputs.values()))
-        model = Trainer(keras.Model(inputs, keras.layers.Dense(shape[-1])(hidden)))
+        channels = specs["noise"].shape[-1]
+        model = Trainer(keras.Model(inputs, keras.layers.Dense(channels)(hidden)))
         model.compile("sgd", loss="mse")
     SEEN.clear()
     model.fit(batches, verbose=0, shuffle=False)
@@ -316,10 +320,13 @@ def given(replicas, cache, batch_size=7):
 
 
 def streams(cache):
-    """How 4 replicas share a step's examples, whether together they are those of one device,
+    """How 4 replicas share a step's examples, whether together they are the batches of the data,
     and how many examples, different noises and different timesteps there were.
     """
-    (alone,), shares = given(1, cache), given(4, cache)
+    data = examples(cache)
+    names = "noisy_latents", "timesteps", "noise"
+    alone = [[batch[name] for name in names] for batch, _ in data.as_numpy_iterator()]
+    shares = given(4, data)
     batches = [
         [np.concatenate(a) for a in zip(*step, strict=True)] for step in zip(*shares, strict=True)
     ]

@@ -1,8 +1,9 @@
-"""Images: a file, or its bytes, to `uint8` pixels, or to the reason why it cannot be read.
+"""Images: a file, or its bytes, to pixels of a format, or to the reason why it cannot be read.
 
 Only Pillow and NumPy are used, and nothing here writes, renames or deletes.
 
-Every image becomes 8-bit RGB. EXIF rotation is applied; animations give their first frame; 16-bit
+Every image becomes 8-bit RGB, unless another `PixelFormat` is asked for (`data.pictures.convert`).
+EXIF rotation is applied; animations give their first frame; 16-bit
 samples are scaled by 1/257 (gray) or keep their high byte (colour, as Pillow decodes them);
 floating point samples are read as [0, 1], or as [0, 255] if one exceeds 1; CMYK is converted
 without its colour profile; the transparent colour of a palette, gray or RGB image becomes alpha.
@@ -12,67 +13,41 @@ pixels does not spread to visible ones.
 
 from __future__ import annotations
 
-import io
-import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from latentddpm.data.sources.kinds import PICTURES_READ
-from latentddpm.errors import UserError, one_line
+from latentddpm.data.pictures.convert import placement, to_format
+from latentddpm.data.pictures.decode import (
+    REDUCING_GAP,
+    File,
+    UnreadableImage,
+    decode,
+    eight_bit,
+    explained,
+)
+from latentddpm.data.pictures.stored import (
+    Facts,
+    Stored,
+    facts,
+    is_array,
+    read_pages,
+    read_stored,
+)
+from latentddpm.errors import UserError
+from latentddpm.utils.images.pixel_format import NAMES, PixelFormat
 
-MAX_PIXELS = 178_956_970
-"""Largest width times height: 13,000×13,000 is accepted, 20,000×20,000 is refused."""
+__all__ = ["UnreadableImage", "composite", "examine_image", "read_image", "read_whole"]
 
 WHITE = (255, 255, 255)
-FORMATS = tuple(dict.fromkeys(PICTURES_READ.values()))
-"""Formats that are decoded, whatever the suffix of a file."""
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-"""Chunks of a PNG that hold no pixels and that Pillow limits in size."""
-REDUCING_GAP = 3.0  # fast reductions stop at 3 times the target size; the filter does the rest
-ORIENTATION = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation → the operation that makes the image upright."""
-
-
-MAX_BYTES = 1 << 30
-"""Largest size of an image file, which is read whole before it is decoded."""
-
-
-class UnreadableImage(Exception):
-    """Error for an image file that cannot be read.
-
-    Args:
-        path: of the file.
-        reason: in one line.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+RGB = PixelFormat()
 
 
 def read_image(
-    file: str | Path | bytes | Image.Image,
+    file: File,
     resolution: int | tuple[int, int],
     background: tuple[int, int, int] | None = WHITE,
     name: str | None = None,
+    pixels: PixelFormat = RGB,
 ) -> np.ndarray:
     """Pixels of an image file, upright, scaled to cover `resolution` and centre-cropped to it.
 
@@ -82,27 +57,53 @@ def read_image(
     Args:
         file: its path, its bytes, or a PIL image.
         resolution: the side of a square, or (height, width), in pixels.
-        background: RGB colour, 0 .. 255, behind transparent pixels; None to keep alpha.
+        background: RGB colour, 0 .. 255, behind transparent pixels of 8 bits; None to keep alpha.
         name: of the image in errors, if `file` is not a path.
+        pixels: format of the result; 8-bit RGB by default.
 
     Returns:
-        uint8 (H, W, 3); if `background` is None RGBA, not premultiplied, (H, W, 4).
+        (H, W, C) in the dtype of `pixels`: uint8 (H, W, 3) by default. If `background` is None,
+        8-bit RGB becomes RGBA, not premultiplied, (H, W, 4).
 
     Raises:
-        UnreadableImage: the file cannot be read.
+        UnreadableImage: the file cannot be read, or its channels or values do not fit `pixels`.
         UserError: an invalid `resolution` or `background`.
     """
     height, width = _check_resolution(resolution)
     if background is not None:
         _check_colour(background)
-    with _explained(file, name):
-        image = _fit(_decode(file, at_least=max(height, width)), height, width)
-        keep_alpha = background is None or image.mode == "RGBA"
-        pixels = np.array(image.convert("RGBA" if keep_alpha else "RGB"))
-    return composite(pixels, background) if keep_alpha and background is not None else pixels
+    with explained(file, name):
+        found = _decoded(file, pixels, max(height, width))
+        if isinstance(found, Stored):
+            return to_format(found, pixels, height, width)
+        image, keep_alpha = _fit(found, height, width), background is None or pixels.channels == 4
+        if keep_alpha or image.mode == "RGBA":
+            rgba = np.array(image.convert("RGBA"))
+            if keep_alpha:
+                return rgba
+            image = Image.fromarray(composite(rgba, background))
+        return np.array(image.convert("L"))[..., None] if pixels.channels == 1 else np.array(image)
 
 
-def read_whole(file: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
+def _decoded(file: File, pixels: PixelFormat, at_least: int) -> Image.Image | Stored:
+    """Image of 8 bits where that is all that a format needs, else the stored values."""
+    plain = pixels.bit_depth == 8 and pixels.window is None and pixels.channels in NAMES
+    if not plain or is_array(file):
+        stored = read_stored(file)
+        if stored.values.shape[2] != pixels.channels and pixels.channels in NAMES:
+            return read_stored(file, pages=False)  # of a TIFF with several pages the first one
+        return stored
+
+    def use(image: Image.Image) -> Image.Image | Stored:
+        values = read_pages(image)
+        if values is not None and values.shape[2] == pixels.channels:
+            return Stored(values)
+        return eight_bit(image)
+
+    return decode(file, use, at_least)
+
+
+def read_whole(file: File, name: str | None = None) -> Image.Image:
     """Image of a file, upright and at full size, in mode RGB or, if a pixel is not opaque, RGBA.
 
     Args:
@@ -112,8 +113,22 @@ def read_whole(file: str | Path | bytes | Image.Image, name: str | None = None) 
     Raises:
         UnreadableImage: the file cannot be read.
     """
-    with _explained(file, name):
-        return _decode(file)
+    with explained(file, name):
+        return decode(file, eight_bit)
+
+
+def examine_image(data: bytes, name: str) -> Facts:
+    """Facts about an image file, which is decoded in full.
+
+    Args:
+        data: its bytes.
+        name: of the image in errors.
+
+    Raises:
+        UnreadableImage: the file cannot be read.
+    """
+    with explained(data, name):
+        return facts(data)
 
 
 def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:
@@ -142,132 +157,12 @@ def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:
 # --- One file ------------------------------------------------------------------------------
 
 
-def _decode(file: str | Path | bytes | Image.Image, at_least: int | None = None) -> Image.Image:
-    """Image of a file, upright, in mode RGB or, if a pixel is not opaque, RGBA.
-
-    With `at_least`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is much faster.
-    Its shorter side still has `REDUCING_GAP` times `at_least` pixels. (Sizes are rounded up, which
-    moves the centre by less than a sixth of a pixel of the result.)
-    """
-    if isinstance(file, Image.Image):
-        return _upright(file)
-    if not isinstance(file, bytes) and not Path(file).is_file():
-        raise ValueError("no such file")
-    if not (len(file) if isinstance(file, bytes) else os.path.getsize(file)):
-        raise ValueError("the file is empty (0 bytes)")
-    try:
-        return _decode_as_is(file, at_least)
-    except ValueError:
-        # Pillow refuses large texts in a PNG; the limits are global, and guard against bombs.
-        data = file if isinstance(file, bytes) else Path(file).read_bytes()
-        if (bare := without_texts(data)) == data:
-            raise
-        return _decode_as_is(bare, at_least)
-
-
-def _decode_as_is(file: str | Path | bytes, at_least: int | None) -> Image.Image:
-    with open_image(file) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width}x{height} pixels is over the limit of {MAX_PIXELS:,} pixels")
-        if at_least:
-            scale = at_least * REDUCING_GAP / min(width, height)
-            image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-        return _upright(image)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Image turned as its EXIF says, in mode RGB or, if a pixel is not opaque, RGBA."""
-    image.load()
-    turn = TURNS.get(_orientation(image))
-    pixels = _eight_bit(image)
-    return pixels if turn is None else pixels.transpose(turn)
-
-
-def open_image(file: str | Path | bytes) -> Image.Image:
-    """Pillow's image of a file in one of `FORMATS`, not decoded yet.
-
-    Args:
-        file: its path, or its bytes.
-    """
-    stream = io.BytesIO(file) if isinstance(file, bytes) else file
-    return Image.open(stream, formats=FORMATS)
-
-
-def without_texts(data: bytes) -> bytes:
-    """Bytes of a PNG without its texts and colour profile; other `data` as they are."""
-    if not data.startswith(PNG_SIGNATURE):
-        return data
-    kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
-    while at < len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in PNG_TEXTS:
-            kept.append(data[at:end])
-        at = end
-    return b"".join(kept)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation of a loaded image, 1 .. 8; broken EXIF counts as upright."""
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:
-        return 1
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Image of any mode, converted to RGB or, if a pixel is not opaque, to RGBA."""
-    if image.mode[0] in "IF":
-        image = _gray_alpha(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    lowest_alpha, _ = image.getchannel("A").getextrema()
-    return image if lowest_alpha < 255 else image.convert("RGB")
-
-
-def _gray_alpha(image: Image.Image) -> Image.Image:
-    """Gray image of 16 bits, 32 bits or floating point, converted to mode LA."""
-    samples = np.asarray(image)
-    low, high = samples.min(), samples.max()
-    top = (1.0 if high <= 1 else 255.0) if image.mode == "F" else 65535.0
-    if not (low >= 0 and high <= top):  # NaN too
-        raise ValueError(f"gray samples from {low} to {high} are outside 0..{top:g}")
-    gray = np.rint(samples * (255.0 / top)).astype(np.uint8)
-    hidden = image.info.get("transparency")  # the sample value of transparent pixels
-    alpha = np.full_like(gray, 255) if hidden is None else np.uint8(255) * (samples != hidden)
-    return Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)])
-
-
 def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
     """Image, RGB or RGBA, scaled to cover `height` × `width` and cropped in one resampling."""
-    scale = max(width / image.width, height / image.height)
-    crop = min(width / scale, image.width), min(height / scale, image.height)
-    left, top = (image.width - crop[0]) / 2, (image.height - crop[1]) / 2
-    if scale == 1:  # whole pixels: an offset of half a pixel would blur
-        left, top = left // 1, top // 1
+    resampling, box = placement(*image.size, height, width)
     premultiplied = image.convert("RGBa") if image.mode == "RGBA" else image
-    resized = premultiplied.resize(
-        (width, height),
-        Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC,
-        box=(left, top, left + crop[0], top + crop[1]),
-        reducing_gap=REDUCING_GAP,
-    )
+    resized = premultiplied.resize((width, height), resampling, box=box, reducing_gap=REDUCING_GAP)
     return resized.convert(image.mode)
-
-
-@contextmanager
-def _explained(file: str | Path | bytes | Image.Image, name: str | None) -> Iterator[None]:
-    """Replace any exception by `UnreadableImage`: decoders raise all kinds on malformed bytes."""
-    path = name or ("image" if isinstance(file, bytes | Image.Image) else file)
-    try:
-        yield
-    except UnidentifiedImageError as error:
-        reason = f"another kind of file or a broken header (read are {', '.join(FORMATS)})"
-        raise UnreadableImage(path, reason) from error
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UnreadableImage(path, reason) from error
 
 
 def _check_resolution(resolution: int | tuple[int, int]) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latentddpm.data.sources.kinds import (
+    ARRAYS_READ,
     PICTURES_READ,
     SHARD_SUFFIXES,
     TABLES_READ,
@@ -320,7 +321,7 @@ SUFFIXES = {
     ".jsonl": ("a table of captions, or a log", "name its folder"),
     ".csv": ("a table of captions", "name its folder with --data"),
     ".txt": ("a caption, or other text", "name its folder with --data"),
-    ".npy": ("a NumPy array", "name its folder"),
+    **dict.fromkeys(ARRAYS_READ, ("a NumPy array", "name its folder")),
     **dict.fromkeys(SHARD_SUFFIXES, ("a shard of pictures", "name it with --data")),
     **dict.fromkeys(PICTURES_READ, ("a picture", "generate takes it with --init-image")),
 }

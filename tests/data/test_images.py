@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from latentddpm.data import images
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.doctor.doctor import describe_file
 from latentddpm.data.images import UnreadableImage, composite, read_image
+from latentddpm.data.pictures import decode
 from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.survey import survey
 from latentddpm.errors import UserError
@@ -89,7 +89,7 @@ def test_gigantic_header_is_refused_even_when_pillow_has_no_limit(tmp_path, monk
     (tmp_path / "bomb.png").write_bytes(nasty.bomb())
     with pytest.raises(UnreadableImage, match="20000x20000 pixels is over the limit"):
         read_image(tmp_path / "bomb.png", 16)
-    assert images.MAX_PIXELS < 20_000**2, "the limit lets 20,000×20,000 through"
+    assert decode.MAX_PIXELS < 20_000**2, "the limit lets 20,000×20,000 through"
 
 
 # --- Orientation, depth, alpha -------------------------------------------------------------

@@ -7,7 +7,8 @@ to hold all paths and captions. So the results of a scan are kept in a folder, i
 tables (see `data.catalog.columns`):
 
     version-000001/
-      images/   unit, offset, size, sha256, width, height, transparent, split_hash; name, row
+      images/   unit, offset, size, sha256, split_hash; name, row; and the facts about an image:
+                width, height, transparent, channels, bits, low, high
       units/    size, mtime_ns, caption_stamp, end; name, unreadable
       catalog.json   counts, sizes and digests of all files; written last
 
@@ -37,8 +38,9 @@ from latentddpm.utils.console import activity, say
 from latentddpm.utils.files import FileEntry
 
 MANIFEST = "catalog.json"
-FORMAT = 2
-"""Of the tables and the manifest. 1: the columns had other names."""
+FORMAT = 3
+"""Of the tables and the manifest. 1: the columns had other names. 2: no channels, bits, low, high.
+A catalog of another format is made again."""
 RULES = 2
 """By which shards and captions are read. 1: members of a tar belonged together up to the last dot,
 tables of captions lay at the root alone. Captions, and shards as a whole, that were read by other
@@ -56,13 +58,17 @@ IMAGES = Schema(
         "width": ("<u4", ()),
         "height": ("<u4", ()),
         "transparent": ("|b1", ()),
+        "channels": ("<u2", ()),
+        "bits": ("|u1", ()),
+        "low": ("<f4", ()),
+        "high": ("<f4", ()),
         "split_hash": ("<u8", ()),
     },
     ("name", "row"),
 )
 """Columns of the table of images: the unit, offset and size of their bytes; the digest of these;
-width and height in pixels after EXIF rotation; true if a pixel is not opaque; the split hash; the
-name if it is not that of the unit; the row of metadata."""
+the facts of `data.pictures.stored.Facts`; the split hash; the name if it is not that of the unit;
+the row of metadata."""
 
 UNITS = Schema(
     {

@@ -25,7 +25,9 @@ from latentddpm.data.catalog.catalog import (
 )
 from latentddpm.data.catalog.columns import Table
 from latentddpm.data.findings import Findings
-from latentddpm.data.images import MAX_BYTES, UnreadableImage, read_whole
+from latentddpm.data.images import examine_image
+from latentddpm.data.pictures.decode import MAX_BYTES, UnreadableImage
+from latentddpm.data.pictures.stored import Facts
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import Row
@@ -147,9 +149,8 @@ def previous_versions(
                 yield PreviousVersion(stamp, manifest, *tables)
 
 
-Decoded = tuple[bytes, int, int, bool] | str
-"""Result of decoding an image: SHA-256, width, height, and true if a pixel is not opaque; or the
-reason why it cannot be read."""
+Decoded = tuple[bytes, Facts] | str
+"""Result of decoding an image: SHA-256 and facts; or the reason why it cannot be read."""
 
 
 class ScanEvent(NamedTuple):
@@ -266,9 +267,9 @@ def examine(entry: Entry) -> Decoded:
         return f"{entry.size:,} bytes is over the limit of {MAX_BYTES:,} bytes"
     try:
         data = entry.load()
-        image = read_whole(data, entry.where)
+        found = examine_image(data, entry.where)
     except UnreadableImage as error:
         return error.reason
     except OSError as error:
         return one_line(error)
-    return hashlib.sha256(data).digest(), image.width, image.height, image.mode == "RGBA"
+    return hashlib.sha256(data).digest(), found

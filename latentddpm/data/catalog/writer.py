@@ -136,15 +136,13 @@ class CatalogWriter:
         if isinstance(decoded, str):
             self._broken.append((f"{unit.name}: {entry.name}" if own else entry.name, decoded))
             return
-        digest, width, height, transparent = decoded
+        digest, found = decoded
         columns = {
             "unit": self.units.count,
             "offset": entry.offset,
             "size": entry.size,
             "sha256": np.frombuffer(digest, np.uint8),
-            "width": width,
-            "height": height,
-            "transparent": transparent,
+            **found._asdict(),
             "split_hash": split_hash(entry.name),
         }
         texts = {"name": order(entry.name) if own else b"", "row": self._pack(unit, entry.row)}

@@ -24,13 +24,13 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.data.doctor.duplicates import ImageHashes, image_hash
 from latentddpm.data.doctor.report import Report
 from latentddpm.data.findings import Finding, Findings
-from latentddpm.data.images import (
+from latentddpm.data.images import read_whole
+from latentddpm.data.pictures.decode import (
     FORMATS,
     MAX_BYTES,
     ORIENTATION,
     UnreadableImage,
     open_image,
-    read_whole,
     without_texts,
 )
 from latentddpm.data.prefetch import map_ahead

@@ -1,4 +1,4 @@
-"""Folder of images: a source with one file per image."""
+"""Folder of images: a source with one file per image, all pictures or all arrays."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from collections.abc import Iterator
 from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, MetadataStamp, Unit
-from latentddpm.data.sources.kinds import PICTURES_READ, is_image
+from latentddpm.data.sources.kinds import ARRAYS_READ, PICTURES_READ, is_array, is_picture
 from latentddpm.data.sources.metadata import MAX_SIDECAR, Row, with_sidecars
 from latentddpm.data.sources.survey import survey
 from latentddpm.data.sources.tables import MAX_ROWS, MetadataTable
-from latentddpm.data.sources.walk import Content, Walk, in_hub_cache, stem, tables
+from latentddpm.data.sources.walk import (
+    Content,
+    Walk,
+    holds_arrays,
+    in_hub_cache,
+    stem,
+    tables,
+)
 from latentddpm.errors import UserError
 
 
@@ -45,8 +52,9 @@ class Folder:
 
     def units(self) -> Iterator[Unit]:
         count = 0
+        is_read = is_array if holds_arrays(self.place) else is_picture
         for name, content in Walk(self.place).files():
-            if not is_image(name):
+            if not is_read(name):
                 continue
             self._content = content
             stamps = list(self._stamps(name))
@@ -85,7 +93,8 @@ class Folder:
         """Message about a folder without an image: what was looked for, and what is there."""
         there = list(self.survey(1).lines())
         found = f"; there are: {'; '.join(there)}" if there else ""
-        return f"{self.place}: no image in it (looked for {' '.join(PICTURES_READ)}){found}"
+        names = " ".join((*PICTURES_READ, *ARRAYS_READ))
+        return f"{self.place}: no image in it (looked for {names}){found}"
 
     def _sidecars(self, image: str) -> list[str]:
         """Paths of the text files of an image, relative to the place."""

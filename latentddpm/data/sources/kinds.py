@@ -58,9 +58,15 @@ PICTURES_NAMED = {
     ".avifs": _FRAMES,
     **dict.fromkeys((".lnk", ".url", ".webloc"), "put the file itself here, not a shortcut to it"),
     **dict.fromkeys((".mp4", ".webm", ".mov", ".avi", ".mkv", ".m4v", ".gifv"), _FRAMES),
-    **dict.fromkeys((".npy", ".npz"), "save the arrays as PNG"),
 }
 """Suffix of a picture that is not read → what to do with it."""
+
+ARRAYS_READ = {".npy": "NPY", ".npz": "NPZ"}
+"""Suffix of an array that is read as an image → its format. A place is one of pictures or of
+arrays: beside pictures (features, masks) arrays are not read."""
+
+ARRAYS_NAMED = "an array beside pictures; give arrays a folder of their own"
+"""What to do with an array that is not read."""
 
 MAGIC = (
     (0, b"\x89PNG\r\n\x1a\n", ".png"),
@@ -155,9 +161,19 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def is_image(name: str) -> bool:
+def is_picture(name: str) -> bool:
     """True for a file `name` with the suffix of a picture that is read."""
     return suffix_of(name) in PICTURES_READ
+
+
+def is_array(name: str) -> bool:
+    """True for a file `name` with the suffix of an array that is read."""
+    return suffix_of(name) in ARRAYS_READ
+
+
+def is_image(name: str) -> bool:
+    """True for a file `name` with the suffix of an image that is read: a picture, or an array."""
+    return is_picture(name) or is_array(name)
 
 
 def is_table(name: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Source
 from latentddpm.data.sources.folder import Folder
-from latentddpm.data.sources.kinds import is_image, is_shard, is_table
+from latentddpm.data.sources.kinds import is_picture, is_shard, is_table
 from latentddpm.data.sources.records import ArrayRecordShards, TFRecordShards
 from latentddpm.data.sources.shards import Shards
 from latentddpm.data.sources.tar import TarShards
@@ -82,12 +82,12 @@ def expand(pattern: str) -> list[str]:
 def _find_shards(folder: str) -> list[str]:
     """Names of the shards in a folder of shards; empty for a folder of images.
 
-    A folder that holds an image or a table of captions, in whatever depth, is one of images: its
+    A folder that holds a picture or a table of captions, in whatever depth, is one of images: its
     survey names the shards in it.
     """
     shards = [name for name in Walk(folder).content("").files if is_shard(name)]
     if shards and any(
-        is_image(name) or is_table(name.rpartition("/")[2]) for name, _ in Walk(folder).files()
+        is_picture(name) or is_table(name.rpartition("/")[2]) for name, _ in Walk(folder).files()
     ):
         return []
     return sorted(shards, key=storage.order)

@@ -14,6 +14,8 @@ from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.kinds import (
     ARCHIVES_NAMED,
+    ARRAYS_NAMED,
+    ARRAYS_READ,
     CAPTION_SUFFIXES,
     CAPTIONS_NAMED,
     MAGIC,
@@ -22,10 +24,11 @@ from latentddpm.data.sources.kinds import (
     PICTURES_READ,
     TABLES_NAMED,
     is_image,
+    is_picture,
     is_table,
     suffix_of,
 )
-from latentddpm.data.sources.walk import Content, Walk, in_hub_cache, stem
+from latentddpm.data.sources.walk import Content, Walk, holds_arrays, in_hub_cache, stem
 
 HEAD = 16  # bytes that tell a picture
 
@@ -42,13 +45,14 @@ def survey(place: str, limit: int | None = 3, shards: Iterable[str] = ()) -> Fin
         Findings about files that are not read, and about captions of no image or of several.
     """
     findings, shards = Findings(limit), frozenset(shards)
+    is_read = is_image if not shards and holds_arrays(place) else is_picture
     for content in Walk(place, findings).contents():
-        images = Counter(stem(name) for name in content.files if is_image(name))
+        images = Counter(stem(name) for name in content.files if is_read(name))
         full = {
             name for name in content.files if is_image(name) or suffix_of(name) in PICTURES_NAMED
         }
         for name in content.files:
-            if not (is_image(name) or is_table(name) or content.folder + name in shards):
+            if not (is_read(name) or is_table(name) or content.folder + name in shards):
                 _look(place, content, name, images, full, findings)
     return findings
 
@@ -81,8 +85,9 @@ def _look(
             findings.note("caption_not_read", path, f"expected NAME{suffix}, such as {right}")
         elif not beside and own.casefold() not in NO_CAPTIONS:
             findings.note("missing_image", path, "no image beside it")
-    elif suffix in PICTURES_NAMED:
-        findings.note("picture_not_read", path, f"{suffix}: {PICTURES_NAMED[suffix]}")
+    elif suffix in PICTURES_NAMED or suffix in ARRAYS_READ:
+        what = PICTURES_NAMED.get(suffix, ARRAYS_NAMED)
+        findings.note("picture_not_read", path, f"{suffix}: {what}")
     elif suffix in CAPTIONS_NAMED and (beside or own in full):
         findings.note("caption_not_read", path, f"{suffix}: {CAPTIONS_NAMED[suffix]}")
     elif suffix in ARCHIVES_NAMED:

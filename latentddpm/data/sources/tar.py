@@ -28,6 +28,7 @@ from latentddpm.data.sources.kinds import (
     CAPTION_SUFFIXES,
     PICTURES_NAMED,
     is_image,
+    is_picture,
     is_table,
     suffix_of,
 )
@@ -164,6 +165,8 @@ class _Sample:
         """Images of the sample, each with its texts."""
         common = [text for text in self.texts if text.is_plain]
         plain = [picture for picture in self.pictures if picture.is_plain]
+        # Beside a picture an array (features, a mask) is another member of the sample.
+        plain = [one for one in plain if is_picture(one.name)] or plain
         if plain:
             return [(picture, common) for picture in plain]
         own = [

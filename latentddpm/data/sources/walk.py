@@ -28,7 +28,9 @@ from latentddpm.data.sources.kinds import (
     CAPTION_SUFFIXES,
     NOT_DATA,
     canonical,
+    is_array,
     is_image,
+    is_picture,
     is_table,
     suffix_of,
 )
@@ -210,6 +212,20 @@ def in_hub_cache(path: str) -> bool:
         and (parent.parent / "snapshots").is_dir()
         for parent in (Path(path), *Path(path).parents)
     )
+
+
+def holds_arrays(place: str) -> bool:
+    """True for a place with arrays and without a picture: its images are the arrays.
+
+    Args:
+        place: the folder.
+    """
+    arrays = False
+    for name, _ in Walk(place).files():
+        if is_picture(name):
+            return False
+        arrays = arrays or is_array(name)
+    return arrays
 
 
 def tables(place: str) -> list[str]:

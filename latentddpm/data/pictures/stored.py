@@ -1,0 +1,191 @@
+"""Stored values of an image: its own channels and bit depth, and facts about them.
+
+8 bits            gray, RGB; an alpha channel where a pixel is not opaque
+16 bits           gray (Pillow reads colours of 16 bits as 8)
+floating point    gray of 32 bits, whole numbers with a sign or of 32 bits
+TIFF              of several gray pages of one size: a channel for each
+.npy, .npz        see `data.pictures.arrays`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from latentddpm.data.pictures import arrays, decode
+from latentddpm.data.pictures.decode import File
+
+GRAY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Modes of Pillow that are gray."""
+PAGE_MODES = tuple(mode for mode in GRAY_MODES if mode not in ("LA", "La"))
+"""Modes of pages that become channels."""
+FLOAT_BITS = 32
+"""Bits of values that are neither of 8 nor of 16."""
+SAMPLE_FORMAT, UNSIGNED = 339, 1
+"""Tag of TIFF that tells the sign of whole numbers, and its value for none."""
+
+
+class Facts(NamedTuple):
+    """Facts about a readable image.
+
+    Attributes:
+        width, height: in pixels, when upright.
+        transparent: True if a pixel is not opaque.
+        channels: without alpha: 1 gray, 3 RGB, or that of an array.
+        bits: 8, 16, or 32 for floating point.
+        low, high: smallest and largest value; of 8 bits 0 and 255, not measured.
+    """
+
+    width: int
+    height: int
+    transparent: bool
+    channels: int
+    bits: int
+    low: float = 0.0
+    high: float = 255.0
+
+
+class Stored(NamedTuple):
+    """Stored image.
+
+    Attributes:
+        values: uint8, uint16 or float32, (H, W, C).
+        alpha: its last channel is alpha.
+    """
+
+    values: np.ndarray
+    alpha: bool = False
+
+
+def facts(data: bytes) -> Facts:
+    """Facts about the image in a file, which is decoded in full.
+
+    Args:
+        data: its bytes.
+
+    Raises:
+        ValueError: it cannot be read; many others.
+    """
+    if arrays.is_array_file(data[: arrays.MAGIC_BYTES]):
+        return _measured(arrays.read_array(data))
+    return decode.decode(data, _facts_of)
+
+
+def read_stored(file: File, pages: bool = True) -> Stored:
+    """Stored image in a file, upright and at full size.
+
+    Args:
+        file: its path, its bytes, or a PIL image.
+        pages: read the pages of a TIFF as channels; otherwise the first one.
+
+    Raises:
+        ValueError: it cannot be read; many others.
+    """
+    if is_array(file):
+        return Stored(arrays.read_array(file if isinstance(file, bytes) else _bytes(file)))
+    return decode.decode(file, lambda image: _stored(image, pages))
+
+
+def is_array(file: File) -> bool:
+    """True for the file of an array, by its first bytes."""
+    if isinstance(file, bytes):
+        return arrays.is_array_file(file[: arrays.MAGIC_BYTES])
+    if isinstance(file, Image.Image) or not Path(file).is_file():
+        return False
+    with open(file, "rb") as stream:
+        return arrays.is_array_file(stream.read(arrays.MAGIC_BYTES))
+
+
+def _bytes(file: str | Path) -> bytes:
+    path = Path(file)
+    if path.stat().st_size > decode.MAX_BYTES:
+        raise ValueError(f"over the limit of {decode.MAX_BYTES:,} bytes")
+    return path.read_bytes()
+
+
+def _facts_of(image: Image.Image) -> Facts:
+    if (values := read_pages(image)) is not None:
+        return _measured(values)
+    if _is_deep(image):
+        return _measured(_stored(image, pages=False).values)
+    gray = image.mode in GRAY_MODES
+    pixels = decode.eight_bit(image)
+    return Facts(*pixels.size, pixels.mode == "RGBA", 1 if gray else 3, 8)
+
+
+def _measured(values: np.ndarray) -> Facts:
+    height, width, channels = values.shape
+    bits = {np.dtype("uint8"): 8, np.dtype("uint16"): 16}.get(values.dtype, FLOAT_BITS)
+    return Facts(width, height, False, channels, bits, float(values.min()), float(values.max()))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode[0] in "IF"
+
+
+def _stored(image: Image.Image, pages: bool = True) -> Stored:
+    """Stored image of one that is opened."""
+    if pages and (values := read_pages(image)) is not None:
+        return Stored(values)
+    if not _is_deep(image):
+        return _of_eight_bits(image)
+    return Stored(arrays.as_values(_page(image)))
+
+
+def read_pages(image: Image.Image) -> np.ndarray | None:
+    """Values of all pages of a TIFF as channels, (H, W, C); None for any other picture.
+
+    Where a page is not gray, or has another size (a thumbnail, a pyramid), the first one counts
+    alone.
+
+    Args:
+        image: opened.
+    """
+    count = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    if count == 1 or image.mode not in PAGE_MODES:
+        return None
+    size, mode = image.size, image.mode
+    decode.check_pixels(size[0] * count, size[1])
+    try:
+        found = []
+        for page in range(count):
+            image.seek(page)
+            if (image.size, image.mode) != (size, mode):
+                return None
+            found.append(_page(image))
+        return arrays.as_values(np.stack(found, axis=-1))
+    finally:
+        image.seek(0)
+
+
+def _of_eight_bits(image: Image.Image) -> Stored:
+    gray = image.mode in GRAY_MODES
+    pixels = decode.eight_bit(image)
+    alpha = pixels.mode == "RGBA"
+    if gray:
+        pixels = pixels.convert("LA" if alpha else "L")
+    values = np.asarray(pixels)
+    return Stored(values if values.ndim == 3 else values[..., None], alpha)
+
+
+def _page(image: Image.Image) -> np.ndarray:
+    """Values of a gray page without alpha, (H, W)."""
+    image.load()
+    unsigned = image.mode == "I" and _is_unsigned(image)
+    pixels = image.convert("L") if image.mode == "1" else image
+    values = np.asarray(decode.upright(image, pixels))
+    if image.mode.startswith("I;16") or image.format == "PNG":  # "I" in older versions of Pillow
+        values = values.astype(np.uint16)
+        hidden = image.info.get("transparency")  # the value of transparent pixels: over white
+        if isinstance(hidden, int):
+            values = np.where(values == hidden, np.uint16(65535), values)
+    return values.view(np.uint32) if unsigned else values
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    """True for a TIFF of whole numbers without a sign, which Pillow reads as int32."""
+    found = getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, 0)
+    return (found[0] if isinstance(found, tuple) else found) == UNSIGNED

@@ -7,7 +7,7 @@ from typing import Literal
 import pydantic
 from pydantic import Field
 
-from latentddpm.config.section import Section
+from latentddpm.config.section import Section, Window
 
 
 class DataConfig(Section):
@@ -20,6 +20,21 @@ class DataConfig(Section):
         None,
         description="side of the square, in pixels; null: that of the autoencoder's training, "
         "else the data's own, at most 256",
+    )
+    channels: pydantic.PositiveInt | None = Field(
+        None,
+        description="1 gray, 3 RGB, 4 RGB with transparency, or those of arrays; null: those of "
+        "the model it starts from, else the data's own",
+    )
+    bit_depth: Literal[8, 16, "float"] | None = Field(
+        None,
+        description="of the images, whose values are 0 … 255, 0 … 65,535 or numbers; null: "
+        "as of channels",
+    )
+    window: Window | None = Field(
+        None,
+        description="[low, high]: the values that become black and white; what is outside is "
+        "clipped; null: the whole range",
     )
     background: Literal["white", "random"] = Field(
         "white", description="colour behind transparent pixels; the latents cache uses white"

@@ -29,5 +29,9 @@ class Section(pydantic.BaseModel):
 Multipliers = Annotated[list[pydantic.PositiveInt], Field(min_length=1)]
 
 
+Window = Annotated[list[float], Field(min_length=2, max_length=2)]
+"""Lowest and highest of some values."""
+
+
 Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
 """Decay of AdamW's two moments."""

@@ -25,6 +25,7 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.distribution.strategy import distribute_dataset, process_group
 from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
 """Settings that change training examples; validation examples do not depend on them."""
@@ -53,6 +54,7 @@ class ImageBatches:
             "catalog": dataset.catalog,
             "resolution": config.data.resolution,
             "latent_shape": latent_shape,
+            "pixels": PixelFormat.of(config.data),
         }
 
     def training(self, start: int, stop: int) -> tf.data.Dataset:

@@ -22,8 +22,10 @@ from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     import tensorflow as tf
 
     from latentddpm.clip.tokenizer import CLIPTokenizer
@@ -39,6 +41,9 @@ class Dataset:
         config: of the split and the captions.
         processes: that share the preparation.
         quiet: show no progress of it.
+
+    Attributes:
+        pixels: format that its images are read in; that of `config`, where null is 8-bit RGB.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Dataset:
     ) -> None:
         self.catalog, self.config = catalog, config
         self.processes, self.quiet = processes, quiet
+        self.pixels = PixelFormat.of(config)
 
     def __len__(self) -> int:
         return len(self.catalog)
@@ -98,6 +104,22 @@ class Dataset:
         """
         return prepare_tokens(self.captions, tokenizer, self.quiet, self.processes)
 
+    def image(self, index: int, size: int | tuple[int, int]) -> np.ndarray:
+        """Image of the catalog, as networks take it.
+
+        Args:
+            index: row of the catalog.
+            size: the side of a square, or (height, width), in pixels, that it is cropped to.
+
+        Returns:
+            float32 (H, W, C) in [-1, 1].
+
+        Raises:
+            UnreadableImage: it cannot be read in the format `pixels`.
+            OSError: its file cannot be read any more.
+        """
+        return self.pixels.to_images(self.catalog.image(index, size, self.pixels))
+
     def image_batches(
         self,
         split: str,
@@ -120,7 +142,7 @@ class Dataset:
             flip: with a seed, mirror each image with probability ½ per use.
 
         Returns:
-            Batches `{"images": (B, resolution, resolution, 3)}`, float32 in [-1, 1].
+            Batches `{"images": (B, resolution, resolution, C)}`, float32 in [-1, 1].
 
         Raises:
             UserError: an unknown split, or one without an image.
@@ -143,6 +165,7 @@ class Dataset:
             stream=None if seed is None else RandomStream(seed, "images"),
             positions=tf.data.Dataset.range(count),
             flip=flip,
+            pixels=self.pixels,
         )
         return batches.map(lambda batch: {"images": batch["images"]})
 

@@ -21,14 +21,14 @@ import tensorflow as tf
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
-from latentddpm.data.images import WHITE, UnreadableImage, read_image
+from latentddpm.data.images import RGB, WHITE, UnreadableImage
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.utils.pixels import from_pixels
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 if TYPE_CHECKING:
     from latentddpm.clip.tokenizer import CLIPTokenizer
@@ -104,6 +104,7 @@ def image_examples(
     positions: tf.data.Dataset,
     background: str = "white",
     flip: bool = False,
+    pixels: PixelFormat = RGB,
 ) -> tf.data.Dataset:
     """Batches of images, and of noise for a sample of the autoencoder's posterior.
 
@@ -118,9 +119,10 @@ def image_examples(
         positions: of the examples, int64.
         background: "white", or "random" for a new colour behind transparent pixels per use.
         flip: mirror each example with probability ½.
+        pixels: format that the images are read in, with C channels.
 
     Returns:
-        Batches `{"images": (B, R, R, 3)[, "noise": (B, h, w, c)]}`, float32, images in [-1, 1].
+        Batches `{"images": (B, R, R, C)[, "noise": (B, h, w, c)]}`, float32, images in [-1, 1].
 
     Raises:
         OSError: while it is read, when none of the images can be read any more.
@@ -133,25 +135,24 @@ def image_examples(
         count = len(selection)
         for offset in range(count):
             image = selection.row((int(index) + offset) % count)
-            name = catalog.where(image)
             try:
-                background = None if keep_alpha else WHITE
-                return read_image(catalog.read(image), resolution, background, name)
+                return catalog.image(image, resolution, pixels, None if keep_alpha else WHITE)
             except (UnreadableImage, OSError) as error:
-                what = error if isinstance(error, UnreadableImage) else f"{name}: {error}"
+                known = isinstance(error, UnreadableImage)
+                what = error if known else f"{catalog.where(image)}: {error}"
                 warnings.warn(f"{what}; another image takes its place", stacklevel=2)
         raise OSError(f"{catalog.source.place}: no image can be read any more")
 
     def example(position: tf.Tensor) -> dict[str, tf.Tensor]:
         index = position if stream is None else stream.index(position, len(selection))
-        pixels = tf.numpy_function(read, [index], tf.uint8, stateful=False)
-        pixels.set_shape((resolution, resolution, 4 if keep_alpha else 3))
+        values = tf.numpy_function(read, [index], tf.as_dtype(pixels.dtype), stateful=False)
+        values.set_shape((resolution, resolution, 4 if keep_alpha else pixels.channels))
         if keep_alpha:
-            pixels = tf.cast(pixels, tf.float32)
-            alpha = pixels[..., 3:] / 255.0
+            values = tf.cast(values, tf.float32)
+            alpha = values[..., 3:] / 255.0
             colour = 255.0 * stream.uniform("background", position, (3,))
-            pixels = pixels[..., :3] * alpha + colour * (1.0 - alpha)
-        images = from_pixels(pixels, tf.cast)
+            values = values[..., :3] * alpha + colour * (1.0 - alpha)
+        images = pixels.to_images(values, tf.cast)
         if stream is None:
             return {"images": images}
         if flip:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
+from latentddpm.data.pictures.arrays import read_array
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
@@ -44,6 +45,7 @@ from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.pipeline.seeds import image_seeds
 from latentddpm.pipeline.settings import FIELDS, GenerationSettings
 from latentddpm.utils.console import activity, say
+from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import grid as make_grid
 from latentddpm.utils.startup import import_keras
 from latentddpm.utils.timing import collect, timed
@@ -59,6 +61,7 @@ class Plan:
         folder: of the model.
         loras: files to apply to the model.
         settings: of all images.
+        pixels: format of the images.
         start: picture that the images start from; None for noise.
         prompts: one for each image.
         negative_prompts: one for each image; None for that of the settings.
@@ -74,6 +77,7 @@ class Plan:
     folder: ModelFolder
     loras: list[Lora]
     settings: GenerationSettings
+    pixels: PixelFormat
     start: InitImage | None
     prompts: list[str]
     negative_prompts: list[str] | None
@@ -186,7 +190,6 @@ def plan_images(options: dict[str, Any]) -> Plan:
     num_images = read_count("num_images", 1 if num_images is None else num_images)
     each = for_each_image(prompts, num_images)
     seeds = image_seeds(seed, len(each))
-    check_out(out, 1 if grid else len(each))
     files = {
         name: input_file(name, options[name], source, remembered)
         for name in ("init_image", "mask")
@@ -199,6 +202,9 @@ def plan_images(options: dict[str, Any]) -> Plan:
             f"{source}: made by model {remembered.get('model_digest')}, "
             f"{folder.path} is {folder.digest}; give its own with --model"
         )
+    pixels = folder.pixels
+    suffix = ".png" if grid else pixels.suffix
+    check_out(out, 1 if grid else len(each), suffix)
     facts = facts_of(folder).with_defaults(remembered_settings(remembered))
     negatives = read_texts(
         "negative_prompt", options["negative_prompt"] or remembered.get("negative_prompts")
@@ -212,19 +218,20 @@ def plan_images(options: dict[str, Any]) -> Plan:
     settings = facts.settings(**{**given, "sampler_options": own})
     facts.check_prompts(prompts, negatives)
     facts.check_tile(options["tile"])
-    start = read_init_image(files["init_image"], files["mask"], strength, settings.size)
+    start = read_init_image(files["init_image"], files["mask"], strength, settings.size, pixels)
     first_step(start, settings.num_steps, settings.start_step)
     same = out is not None and source is not None and out.exists() and out.samefile(source)
     told = [*distinct, settings.negative_prompt]
     notes = list(notes_on(facts, settings, start, prompts, told))
     if folder.first_stage == "none" and options["tile"] != "auto":
         notes.append("--tile: of no effect, since this model has no autoencoder")
-    wanted, replace = targets(out, each, seeds, grid), options["overwrite"] or same
+    wanted, replace = targets(out, each, seeds, grid, suffix), options["overwrite"] or same
     check_writable(wanted, files.values(), replace)
     return Plan(
         folder,
         loras,
         settings,
+        pixels,
         start,
         each,
         for_each_image(negatives, num_images) if several else None,
@@ -241,8 +248,17 @@ def plan_images(options: dict[str, Any]) -> Plan:
 
 
 def _read_pixels(path: Path) -> np.ndarray:
+    if path.suffix.lower() == ".npy":
+        return read_array(path.read_bytes())
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+        known = image.mode in ("L", "RGBA") or image.mode.startswith("I;16")
+        values = np.asarray(image if known else image.convert("RGB"))
+    return values if values.ndim == 3 else values[..., None]
+
+
+def _grid(plan: Plan, images: np.ndarray) -> np.ndarray:
+    """Picture of all images, 8-bit RGB."""
+    return make_grid(np.split(plan.pixels.to_rgb(images), plan.rows))
 
 
 def _write(
@@ -251,7 +267,7 @@ def _write(
     """Write a process's share of the images, or the grid of all; return the pixels by file."""
     common, negatives = plan.metadata, plan.negative_prompts
     if plan.rows:
-        files, pictures = plan.targets, [make_grid(np.split(images, plan.rows))]
+        files, pictures = plan.targets, [_grid(plan, images)]
         first = slice(None, None, common["num_images"])
         rows = plan.prompts[first], negatives and negatives[first]
         records = [grid_metadata(common, loras, *rows, plan.seeds[0])]

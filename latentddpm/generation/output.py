@@ -4,6 +4,9 @@
     --out FOLDER     PROMPT-SEED.png in it, or PROMPT-SEED-grid.png
     (none)           the same in the working directory
 
+Images that a PNG cannot hold are written as .npy with their metadata in NAME.json; a grid is
+always an 8-bit PNG.
+
 A name that is taken gets a number, `apple_2.png`, unless the file is to be replaced: with
 `--overwrite`, or where `--out` names the very picture that is made again (`--from`). Two processes
 that write the same name at once get two names: a file is linked to its name, which fails where
@@ -23,40 +26,46 @@ from typing import Any
 import numpy as np
 
 from latentddpm.errors import UserError
-from latentddpm.utils.pixels import save_png
+from latentddpm.utils.pixels import save_array, save_png
 
 
-def check_out(out: Path | None, count: int) -> None:
-    """Refuse an output that is neither a folder nor, for a single picture, a PNG file.
+def check_out(out: Path | None, count: int, suffix: str = ".png") -> None:
+    """Refuse an output that is neither a folder nor, for a single picture, a file of its kind.
 
     Args:
         out: as given; None for the working directory.
         count: number of pictures.
+        suffix: of their files, ".png" or ".npy".
 
     Raises:
         UserError: it is neither.
     """
     if not _is_file_name(out):
         return
-    if out.suffix.lower() != ".png":
-        raise UserError(f"{out}: images are written as .png; name a .png file or a folder")
+    if out.suffix.lower() != suffix:
+        raise UserError(f"{out}: images are written as {suffix}; name a {suffix} file or a folder")
     if count > 1:
         raise UserError(f"{out}: one file for {count} images; name a folder, or --grid")
 
 
 def targets(
-    out: Path | None, prompts: Sequence[str], seeds: Sequence[int], grid: bool
+    out: Path | None,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    grid: bool,
+    suffix: str = ".png",
 ) -> list[Path]:
     """Files to write, as they are named before any of them is found to be taken.
 
     Args:
         out: as given, checked by `check_out`.
         prompts, seeds: of each image.
-        grid: write one picture of all.
+        grid: write one picture of all, a PNG.
+        suffix: of the files of single images.
     """
     if _is_file_name(out):
         return [out]
-    names = [f"{_slug(text)}-{seed}.png" for text, seed in zip(prompts, seeds, strict=True)]
+    names = [f"{_slug(text)}-{seed}{suffix}" for text, seed in zip(prompts, seeds, strict=True)]
     if grid:
         names = [f"{_slug(prompts[0])}-{seeds[0]}-grid.png"]
     return [(out or Path()) / name for name in names]
@@ -104,8 +113,8 @@ def write_picture(file: Path, pixels: np.ndarray, metadata: dict[str, Any], repl
 
     Args:
         file: to write.
-        pixels: uint8 (H, W, 3).
-        metadata: see `save_png`.
+        pixels: (H, W, C).
+        metadata: see `save_png` and `save_array`.
         replace: whether the file may be replaced.
 
     Returns:
@@ -115,14 +124,16 @@ def write_picture(file: Path, pixels: np.ndarray, metadata: dict[str, Any], repl
         OSError: it cannot be written; a file that was there is still there.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    is_array = file.suffix.lower() == ".npy"
+    save = save_array if is_array else save_png
     if replace:
-        save_png(file, pixels, metadata)
+        save(file, pixels, metadata)
         return file
     for name in _numbered(file):
-        if os.path.lexists(name):
+        if os.path.lexists(name) or (is_array and os.path.lexists(name.with_suffix(".json"))):
             continue
         try:
-            save_png(name, pixels, metadata, replace=False)
+            save(name, pixels, metadata, replace=False)
         except FileExistsError:  # since a moment
             continue
         return name

@@ -223,11 +223,12 @@ def comparison(source: Path, original: np.ndarray, pixels: np.ndarray) -> str:
 
     Args:
         source: file of the original.
-        original, pixels: of the original and of the new picture, uint8 (H, W, 3) each.
+        original, pixels: of the original and of the new picture, (H, W, C) each.
     """
     if original.shape != pixels.shape:
         return f"another size than {source}"
-    largest = int(np.abs(original.astype(int) - pixels).max())
+    largest = np.abs(original.astype(np.float64) - pixels).max()
     if largest == 0:
         return f"every pixel as in {source}"
-    return f"differs from {source} by at most {largest} of 255"
+    top = f" of {np.iinfo(pixels.dtype).max}" if pixels.dtype.kind == "u" else ""
+    return f"differs from {source} by at most {largest:g}{top}"

@@ -25,6 +25,7 @@ from latentddpm.pipeline.model_folder import (
 from latentddpm.pipeline.parts import load_parts
 from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_folder, check_new
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 
 def convert_from(
@@ -91,4 +92,4 @@ def _convert_unet(part: CheckpointPart, out: Path, storage: str, quiet: bool) ->
         file = staged / FILES["unet"]
         save_archive(unet, file, storage)
         entries = {"unet": describe_part(file, weights_digest(unet))}
-        write_manifest(staged, entries, None, None, {}, latentddpm.__version__)
+        write_manifest(staged, entries, None, None, {}, latentddpm.__version__, PixelFormat())

@@ -95,7 +95,7 @@ class PerceptualDistance(keras.Model):
 
     Call arguments:
         images, references: (B, H, W, 3) in [-1, 1], sides of at least 16. Gradients flow into
-            both.
+            both. Other channels: see `three_channels`.
 
     Returns:
         float32 (B,), 0 for equal images.
@@ -118,6 +118,7 @@ class PerceptualDistance(keras.Model):
         self.built = True
 
     def call(self, images: Any, references: Any) -> Any:
+        images, references = three_channels(images), three_channels(references)
         # In two calls, so that an image without need of a gradient has none computed.
         pairs = zip(self.features(images), self.features(references), strict=True)
         total = 0.0
@@ -137,6 +138,18 @@ class PerceptualDistance(keras.Model):
 
     def get_compile_config(self) -> None:
         """None: the model is never trained."""
+
+
+def three_channels(images: Any) -> Any:
+    """Images with three channels, as VGG16 takes them: gray is repeated, of more the first three.
+
+    Args:
+        images: (B, H, W, C); of two channels the first one is repeated.
+    """
+    channels = images.shape[-1]
+    if channels == 3:
+        return images
+    return ops.repeat(images[..., :1], 3, axis=-1) if channels < 3 else images[..., :3]
 
 
 def _unit(features: Any) -> Any:

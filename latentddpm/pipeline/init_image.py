@@ -1,10 +1,10 @@
 """Init image of image-to-image and inpainting: a picture to start from, and its mask.
 
 Both are files, PIL images or arrays (`utils.images.pictures`), and are read like training images
-(upright, 8 bits, transparency over white). Then they are scaled, with their aspect ratio, to cover
-the output size, and cropped to it, both in the same way. White areas of the mask are repainted,
-black areas are kept, gray ones are mixed. Neither Keras nor TensorFlow is imported here, so that a
-command refuses a wrong file at once.
+(upright, in the pixel format of the model). Then they are scaled, with their aspect ratio, to
+cover the output size, and cropped to it, both in the same way. White areas of the mask are
+repainted, black areas are kept, gray ones are mixed. Neither Keras nor TensorFlow is imported
+here, so that a command refuses a wrong file at once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latentddpm.data.images import UnreadableImage, read_image, read_whole
+from latentddpm.data.images import RGB, UnreadableImage, read_image, read_whole
+from latentddpm.data.pictures.arrays import as_values
+from latentddpm.data.pictures.convert import to_format
+from latentddpm.data.pictures.stored import Stored, is_array, read_stored
 from latentddpm.diffusion.options import check_start_step
 from latentddpm.errors import UserError
 from latentddpm.utils.images.pictures import Picture, as_picture
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 DEFAULT_STRENGTH = 0.75
 DEFAULT_STRENGTH_WITH_MASK = 1.0
@@ -31,7 +35,7 @@ class InitImage:
     """Picture to start from, at the output size, with its mask.
 
     Attributes:
-        init_image: uint8 (H, W, 3).
+        init_image: in the pixel format of the model, (H, W, C); uint8 (H, W, 3) by default.
         mask: uint8 (H, W), from 0 (keep) to 255 (repaint); None repaints everything.
         strength: share of the sampler's steps that is run, in (0, 1]; 1 starts from (almost) pure
             noise.
@@ -76,16 +80,17 @@ class InitImage:
         """Generated images with the picture's own pixels where the mask keeps them.
 
         Args:
-            images: uint8 (N, H, W, 3).
+            images: (N, H, W, C), of the dtype of `init_image`.
 
         Returns:
-            uint8 (N, H, W, 3).
+            The same.
         """
         if self.mask is None:
             return images
         repaint = self.repaint[..., None]
         mixed = repaint * images + (1 - repaint) * self.init_image
-        return np.rint(mixed).astype(np.uint8)
+        dtype = self.init_image.dtype
+        return (mixed if dtype == np.float32 else np.rint(mixed)).astype(dtype)
 
 
 def read_init_image(
@@ -93,6 +98,7 @@ def read_init_image(
     mask: Picture | None,
     strength: float | None,
     size: tuple[int, int],
+    pixels: PixelFormat = RGB,
 ) -> InitImage | None:
     """Read the picture to start from, and its mask.
 
@@ -104,6 +110,7 @@ def read_init_image(
         mask: the same, of the picture's own size; None for none.
         strength: in (0, 1]; None for 1 with a mask, else 0.75.
         size: (height, width) of the output, in pixels.
+        pixels: format of the model. An array of its own dtype has values of this format.
 
     Returns:
         The picture at the output size, or None without one.
@@ -123,7 +130,9 @@ def read_init_image(
     number = isinstance(strength, Real) and not isinstance(strength, bool)
     if not (number and 0 < strength <= 1):
         raise UserError(f"strength: {strength!r}, expected above 0 (keep) up to 1 (redraw)")
-    picture = as_picture("init_image", init_image)
+    picture = _as_values(init_image, pixels)
+    if picture is None:
+        picture = as_picture("init_image", init_image)
     own_size = _own_size("init_image", picture)
     if mask is not None:
         mask = as_picture("mask", mask)
@@ -145,7 +154,14 @@ def read_init_image(
             stacklevel=3,
         )
     repaint = None if mask is None else _read_mask(mask, size)
-    return InitImage(read_image(picture, size), repaint, float(strength))
+    try:
+        if isinstance(picture, Stored):
+            values = to_format(picture, pixels, *size)
+        else:
+            values = read_image(picture, size, pixels=pixels)
+    except (UnreadableImage, ValueError) as error:
+        raise UserError(f"init_image: {error}") from None
+    return InitImage(values, repaint, float(strength))
 
 
 def first_step(start: InitImage | None, num_steps: int, start_step: int) -> int:
@@ -173,11 +189,25 @@ def first_step(start: InitImage | None, num_steps: int, start_step: int) -> int:
     return start.first_step(num_steps)
 
 
-def _own_size(name: str, picture: Path | Image.Image) -> tuple[int, int]:
-    """(height, width) of a picture when upright."""
+def _as_values(source: Picture, pixels: PixelFormat) -> Stored | None:
+    """Values of an array that is of a format other than 8-bit RGB; None for anything else."""
+    if not isinstance(source, np.ndarray) or pixels.is_default or source.dtype != pixels.dtype:
+        return None
     try:
+        return Stored(as_values(source))
+    except ValueError as error:
+        raise UserError(f"init_image: {error}") from None
+
+
+def _own_size(name: str, picture: Path | Image.Image | Stored) -> tuple[int, int]:
+    """(height, width) of a picture when upright."""
+    if isinstance(picture, Stored):
+        return picture.values.shape[:2]
+    try:
+        if is_array(picture):
+            return read_stored(picture).values.shape[:2]
         width, height = read_whole(picture).size
-    except UnreadableImage as error:
+    except (UnreadableImage, ValueError) as error:
         raise UserError(f"{name}: {error}") from None
     return height, width
 

@@ -47,7 +47,7 @@ from latentddpm.pipeline.summary import describe_model
 from latentddpm.utils.console import activity
 from latentddpm.utils.files import atomic_folder
 from latentddpm.utils.images.pictures import Picture
-from latentddpm.utils.pixels import to_pixels
+from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.timing import timed
 
 OUTPUTS = ("images", "latents")
@@ -67,6 +67,7 @@ class LatentDiffusion:
         image_size: (height, width) in pixels that it was trained at and generates by default.
         defaults: default settings of `generate`, by the names of `GenerationSettings`.
         digest: identifies the model folder that it was loaded from; None for no folder.
+        pixels: format of the images; None for 8 bits, with the channels of the autoencoder.
 
     Attributes:
         loras: LoRA files that `interop.merge_lora` has added to the weights: for each its name
@@ -91,6 +92,7 @@ class LatentDiffusion:
         image_size: tuple[int, int] | None = None,
         defaults: dict[str, Any] | None = None,
         digest: str | None = None,
+        pixels: PixelFormat | None = None,
     ) -> None:
         self.autoencoder = autoencoder
         self.unet = unet
@@ -100,6 +102,7 @@ class LatentDiffusion:
         self.image_size = image_size
         self.defaults = {**DEFAULTS, **(defaults or {})}
         self.digest = digest
+        self.pixels = pixels or PixelFormat(autoencoder.image_channels)
         self.loras: list[dict[str, Any]] = []
 
     @classmethod
@@ -131,6 +134,7 @@ class LatentDiffusion:
             found.image_size,
             found.defaults,
             found.digest,
+            found.pixels,
         )
 
     def save(self, folder: str | Path, storage: str = "float32") -> ModelFolder:
@@ -149,10 +153,10 @@ class LatentDiffusion:
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder}: holds other files and no {MANIFEST}; name a new folder")
-        pixels = isinstance(self.autoencoder, PixelSpace)
-        vae = None if pixels else self.autoencoder
+        of_pixels = isinstance(self.autoencoder, PixelSpace)
+        vae = None if of_pixels else self.autoencoder
         parts = {"vae": vae, "unet": self.unet, "text_encoder": self.text_encoder}
-        beside = {} if pixels else {"vae_digest": weights_digest(vae)}
+        beside = {} if of_pixels else {"vae_digest": weights_digest(vae)}
         with atomic_folder(folder) as staged:
             entries = {}
             for name, part in parts.items():
@@ -174,7 +178,8 @@ class LatentDiffusion:
                 self.image_size,
                 self.defaults if self.unet is not None else {},
                 latentddpm.__version__,
-                "none" if pixels else "autoencoder",
+                self.pixels,
+                "none" if of_pixels else "autoencoder",
             )
         return read_model_folder(folder)
 
@@ -283,7 +288,8 @@ class LatentDiffusion:
             progress: say on stderr what is being done, with a bar for the steps.
 
         Returns:
-            uint8 (N, height, width, 3); with `output="latents"` float32 (N, h, w, c).
+            uint8 (N, height, width, 3), or what `pixels` of the model says; with
+            `output="latents"` float32 (N, h, w, c).
 
         Raises:
             UserError: a value of the wrong kind or out of range, an unknown sampler or option, a
@@ -309,11 +315,11 @@ class LatentDiffusion:
         prompts, negatives = (for_each_image(texts, num_images) for texts in (prompts, negatives))
         seeds = image_seeds(seed, len(prompts))
 
-        start = read_init_image(init_image, mask, strength, settings.size)
+        start = read_init_image(init_image, mask, strength, settings.size, self.pixels)
         noise = starting_noise(seeds, self._latent_shape(settings.size), latents)
         with activity("encoding the picture", quiet or start is None):
             starts, sampler, first_step = start_latents(
-                self.autoencoder, start, sampler, noise, tile, settings.start_step
+                self.autoencoder, start, sampler, noise, tile, self.pixels, settings.start_step
             )
         with timed("text encoder"), activity("encoding the prompts", quiet):
             contexts = text_contexts(self.text_encoder, self.tokenizer, prompts, negatives)
@@ -336,7 +342,8 @@ class LatentDiffusion:
                     results.append(np.asarray(denoised))
                     continue
                 with timed("decoder"), activity("decoding", quiet):
-                    images = to_pixels(decode(self.autoencoder, denoised, tile, progress))
+                    decoded = decode(self.autoencoder, denoised, tile, progress)
+                images = self.pixels.from_images(decoded)
                 results.append(images if start is None else start.composite(images))
         return np.concatenate(results)
 

@@ -29,7 +29,8 @@ from latentddpm.pipeline.weight_files import (
     layout_of,
     read_header,
 )
-from latentddpm.utils.files import FileEntry, write_json
+from latentddpm.utils.files import AUTOENCODER, FileEntry, read_arguments, write_json
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 FORMAT = 1
 FILES = {"vae": "vae.keras", "unet": "unet.keras", "text_encoder": "text_encoder.keras"}
@@ -51,6 +52,7 @@ class ModelFolder:
         image_size: (height, width) in pixels that the model was trained at.
         defaults: default settings, by the names of `settings.GenerationSettings`.
         first_stage: "autoencoder", or "none" for a model that diffuses pixels.
+        pixel_arguments: of the model's `PixelFormat`; None for 8 bits.
     """
 
     path: Path
@@ -59,6 +61,15 @@ class ModelFolder:
     image_size: tuple[int, int] | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     first_stage: str = FIRST_STAGES[0]
+    pixel_arguments: dict[str, Any] | None = None
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Format of the images that the model takes and gives."""
+        if self.pixel_arguments is None and "vae" in self.parts:
+            arguments = read_arguments(self.file("vae"), AUTOENCODER)
+            return PixelFormat(arguments.get("image_channels", 3))
+        return PixelFormat.from_json(self.pixel_arguments)
 
     @property
     def digest(self) -> str:
@@ -212,8 +223,10 @@ def read_model_folder(path: str | Path, verify: bool = True) -> ModelFolder:
             tuple(map(int, size)) if size else None,
             dict(manifest.get("defaults", {})),
             manifest.get("first_stage", FIRST_STAGES[0]),
+            manifest.get("pixels"),
         )
         check_choice("first_stage", folder.first_stage, FIRST_STAGES)
+        PixelFormat.from_json(folder.pixel_arguments)
         for name, part in parts.items():
             _check_entry(name, part)
     except UserError as error:
@@ -275,6 +288,7 @@ def write_manifest(
     image_size: tuple[int, int] | None,
     defaults: dict[str, Any],
     version: str,
+    pixels: PixelFormat,
     first_stage: str = FIRST_STAGES[0],
 ) -> None:
     """Write `pipeline.json`, the last file of a model folder.
@@ -286,6 +300,7 @@ def write_manifest(
         image_size: (height, width) in pixels; None for none.
         defaults: default settings by name.
         version: of latentddpm.
+        pixels: format of the images; the default one is not written.
         first_stage: one of `choices.FIRST_STAGES`.
     """
     write_json(
@@ -298,5 +313,6 @@ def write_manifest(
             "image_size": list(image_size) if image_size else None,
             "defaults": defaults,
             **({} if first_stage == FIRST_STAGES[0] else {"first_stage": first_stage}),
+            **({} if pixels.is_default else {"pixels": pixels.to_json()}),
         },
     )

@@ -21,7 +21,7 @@ from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.models.inference import compiled
 from latentddpm.pipeline.init_image import InitImage, first_step
 from latentddpm.pipeline.settings import GenerationSettings
-from latentddpm.utils.pixels import from_pixels
+from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.timing import timed
 
 Contexts = tuple[np.ndarray, np.ndarray]
@@ -85,7 +85,8 @@ def start_latents(
     start: InitImage | None,
     sampler: samplers.Sampler,
     noise: np.ndarray,
-    tile: str | int = "auto",
+    tile: str | int,
+    pixels: PixelFormat,
     start_step: int = 0,
 ) -> tuple[np.ndarray, samplers.Sampler, int]:
     """Latents to start from: the noise itself, or those of a picture with noise added.
@@ -96,6 +97,7 @@ def start_latents(
         sampler: of the settings.
         noise: standard normal, float32 (N, h, w, c).
         tile: see `models.autoencoder.tiling.encode`.
+        pixels: format of the picture.
         start_step: first step from noise, which from 1 on is scaled as that level expects it.
 
     Returns:
@@ -110,7 +112,7 @@ def start_latents(
         starts = sampler.add_noise(np.zeros_like(noise), noise, first) if first else noise
         return starts, sampler, first
     with timed("encoder"):
-        mean, _ = encode(autoencoder, from_pixels(start.init_image)[None], tile)
+        mean, _ = encode(autoencoder, pixels.to_images(start.init_image)[None], tile)
         known = np.asarray(autoencoder.to_latents(mean))
     starts = sampler.add_noise(known, noise, first)
     if start.mask is not None:

@@ -49,7 +49,8 @@ from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
-from latentddpm.utils.pixels import save_png, to_pixels
+from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.pixels import as_rgb, save_png, to_pixels
 
 GRID_IMAGES = 16
 LABELS = "validation images", "their reconstructions"
@@ -254,7 +255,8 @@ def whole_model(config: AutoencoderRun, autoencoder: Autoencoder) -> LatentDiffu
             whole.autoencoder = autoencoder
             return whole
     size = config.data.resolution, config.data.resolution
-    return LatentDiffusion(autoencoder, None, None, image_size=size)
+    pixels = PixelFormat.of(config.data)
+    return LatentDiffusion(autoencoder, None, None, image_size=size, pixels=pixels)
 
 
 def reconstruct(
@@ -296,9 +298,9 @@ def reconstruction_grid(originals: list[np.ndarray], decoded: list[np.ndarray]) 
     """Picture of the first images above their reconstructions, uint8 (H', W', 3).
 
     Args:
-        originals, decoded: batches of images and reconstructions, uint8 (B, H, W, 3) each.
+        originals, decoded: batches of images and reconstructions, uint8 (B, H, W, C) each.
     """
-    pairs = [np.concatenate(part)[:GRID_IMAGES] for part in (originals, decoded)]
+    pairs = [as_rgb(np.concatenate(part)[:GRID_IMAGES]) for part in (originals, decoded)]
     half = max(len(pairs[0]) // 2, 1)
     rows = [part[i : i + half] for i in range(0, len(pairs[0]), half) for part in pairs]
     return labelled_grid(rows, [*LABELS, *[""] * (len(rows) - len(LABELS))])

@@ -40,7 +40,11 @@ def build_autoencoder(config: AutoencoderRun) -> Autoencoder:
         model = rebuild(load_archive(base.file("vae"), Autoencoder), dtype=dtype)
     else:
         try:
-            model = Autoencoder(**config.autoencoder.model_dump(), dtype=dtype)
+            sizes = {
+                **config.autoencoder.model_dump(),
+                "image_channels": config.data.channels or 3,
+            }
+            model = Autoencoder(**sizes, dtype=dtype)
         except ValueError as error:
             raise UserError(f"autoencoder: {error}") from None
     model.check_size(config.data.resolution, config.data.resolution)
@@ -67,7 +71,11 @@ def build_adversary(config: AutoencoderRun) -> Adversary | None:
     check_discriminator(sizes, config.data.resolution)
     own = {"learning_rate", "betas"}
     try:
-        network = PatchDiscriminator(**sizes.model_dump(exclude=own), dtype=layer_policy(training))
+        network = PatchDiscriminator(
+            **sizes.model_dump(exclude=own),
+            image_channels=config.data.channels or 3,
+            dtype=layer_policy(training),
+        )
     except ValueError as error:
         raise UserError(f"discriminator: {error}") from None
     changes = {

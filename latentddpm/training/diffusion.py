@@ -47,6 +47,7 @@ from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity, say
+from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import save_png
 
 GRID_PROMPTS = 8
@@ -165,13 +166,14 @@ def train_planned(plan: Plan) -> LatentDiffusion:
 
     # === Fit ===
     model = LatentDiffusion(
-        first_stage.load(),
+        first_stage.load(config.data),
         unet,
         schedule,
         text_encoder,
         tokenizer,
         (config.data.resolution,) * 2,
         sampling_defaults(config, sources.base),
+        pixels=PixelFormat.of(config.data),
     )
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": model.autoencoder}
     images = len(dataset.training), len(dataset.validation)
@@ -324,6 +326,7 @@ def sample_grid(model: LatentDiffusion, prompts: list[str], config: DiffusionRun
         [prompt for prompt in prompts for _ in range(count)],
         seed=[settings.seed + k for _ in prompts for k in range(count)],
     )
+    pixels = model.pixels.to_rgb(pixels)
     rows = [pixels[i : i + count] for i in range(0, len(pixels), count)]
     return labelled_grid(rows, prompts)
 

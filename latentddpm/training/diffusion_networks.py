@@ -74,7 +74,7 @@ def build_networks(
         unet = make_denoiser(
             config.unet.kind,
             **config.unet.arguments,
-            latent_channels=sources.first_stage.latent_channels,
+            latent_channels=sources.first_stage.latent_channels(config.data),
             context_dim=None if text_encoder is None else text_encoder.hidden_dim,
             dtype=dtype,
         )

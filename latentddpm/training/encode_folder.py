@@ -110,6 +110,7 @@ def encode_folder(
         vae_digest=source.parts["vae"]["digest"],
         load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),
         resolution=buckets,
+        pixels=source.pixels,
         mirrored=mirrored,
         quiet=quiet,
         processes=processes,

@@ -26,16 +26,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pydantic
 
 from latentddpm.data.catalog.columns import Schema, Table
 from latentddpm.data.findings import Findings
+from latentddpm.data.images import RGB, WHITE, read_image
 from latentddpm.data.sources.base import MetadataStamp, Source
 from latentddpm.data.sources.metadata import Row, template_columns
 from latentddpm.data.sources.storage import order
 from latentddpm.errors import UserError
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.files import FileEntry
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 MANIFEST = "catalog.json"
 FORMAT = 3
@@ -187,6 +190,28 @@ class Catalog:
         offset, size = (int(self.images[key][index]) for key in ("offset", "size"))
         unit = self._unit(index).decode("utf-8", "surrogateescape")
         return self.source.read(unit, offset, size)
+
+    def image(
+        self,
+        index: int,
+        size: int | tuple[int, int],
+        pixels: PixelFormat = RGB,
+        background: tuple[int, int, int] | None = WHITE,
+    ) -> np.ndarray:
+        """Pixels of the image at `index`.
+
+        Args:
+            index: of the image.
+            size, pixels, background: see `data.images.read_image`.
+
+        Returns:
+            (H, W, C) in the dtype of `pixels`.
+
+        Raises:
+            UnreadableImage: it cannot be read as an image of this format.
+            OSError: its file cannot be read any more.
+        """
+        return read_image(self.read(index), size, background, self.where(index), pixels)
 
     def row(self, index: int) -> Row:
         """Row of the image at `index`: its columns, as they were found."""

@@ -34,12 +34,14 @@ import numpy as np
 
 from latentddpm.data.buckets import Buckets
 from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.images import RGB
 from latentddpm.data.latents.contents import Contents, difference
 from latentddpm.data.latents.encode import ReusableMoments, RowRange, begin, encode_rows, finish
 from latentddpm.data.latents.manifest import Index, Key, misfit, open_cache, read_contents
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
+from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.locks import wait_for_lock
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def prepare_latents(
     vae_digest: str,
     load_autoencoder: Callable[[], Autoencoder],
     resolution: int | Buckets,
+    pixels: PixelFormat = RGB,
     mirrored: bool = False,
     dtype: str = "float16",
     batch_size: int = 32,
@@ -119,6 +122,7 @@ def prepare_latents(
         vae_digest: `weights_digest` of the autoencoder.
         load_autoencoder: called only if an image has to be encoded.
         resolution: side of the square that images are cropped to, or the buckets of their shapes.
+        pixels: format that the images are read in.
         mirrored: encode a mirrored copy of every image too.
         dtype: "float16" rounds each number by less than 0.05 %; a million 32×32×4 latents
             then take 16 GB, in "float32" twice as much.
@@ -143,6 +147,7 @@ def prepare_latents(
         transform=TRANSFORM_VERSION,
         dtype=dtype,
         mirrored=mirrored,
+        pixels=None if pixels.is_default else pixels.to_json(),
     )
     wanted = Index(key=key, images=len(catalog), contents=catalog.digest)
     index, moments, problem = open_cache(cache)

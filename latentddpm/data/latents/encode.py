@@ -33,7 +33,7 @@ from latentddpm.data.prefetch import map_ahead
 from latentddpm.errors import UserError
 from latentddpm.utils import signals
 from latentddpm.utils.files import FileEntry, atomic_path, fsync_path, write_json
-from latentddpm.utils.pixels import from_pixels
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -97,6 +97,7 @@ class RowRange:
         self.progress = cache / f"progress-{rows.start}-{rows.stop}.json"
         self.done = _progress(self.progress, wanted, rows)
         self.buckets = Buckets(wanted.key.resolution, wanted.key.buckets)
+        self.pixels = PixelFormat.from_json(wanted.key.pixels)
         self.todo = sum(int((old < 0).sum()) for _, _, old in self.blocks())
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -203,7 +204,7 @@ def encode_rows(
         saved = time.monotonic()
         idle = quiet or not rows.todo
         with tqdm(total=rows.todo, desc="encode", unit="image", disable=idle) as bar:
-            for batch, done, images in _image_batches(rows.catalog, copy_known(), batch_size):
+            for batch, done, images in _image_batches(rows, copy_known(), batch_size):
                 whole = _padded(images, min(batch_size, rows.todo))
                 for first, side in ((0, 1), (count, -1))[: 1 + key.mirrored]:
                     moments = encode(whole[:, :, ::side])[: len(batch)]
@@ -293,23 +294,26 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: str) -> None:
 
 
 def _image_batches(
-    catalog: Catalog, wanted: Iterator[PendingRow], batch_size: int
+    rows: RowRange, wanted: Iterator[PendingRow], batch_size: int
 ) -> Iterator[tuple[list[int], int, np.ndarray]]:
-    """Batches of one shape: rows, progress after them, images float32 (B, H, W, 3) in [-1, 1].
+    """Batches of one shape: rows, progress after them, images float32 (B, H, W, C) in [-1, 1].
 
     Threads decode the next batches. The last one before another shape may be smaller.
     """
 
+    catalog, pixels = rows.catalog, rows.pixels
+    size = np.dtype(pixels.dtype).itemsize * pixels.channels
     decoded = map_ahead(
-        lambda one: decode(catalog, one.row, one.shape),
+        lambda one: decode(catalog, one.row, one.shape, pixels),
         wanted,
-        weigh=lambda one: 3 * math.prod(one.shape),
+        weigh=lambda one: size * math.prod(one.shape),
         window=READ_AHEAD * batch_size,
     )
     for _, run in groupby(decoded, lambda pair: pair[0].shape):
         while batch := list(islice(run, batch_size)):
-            rows, pixels = zip(*batch, strict=True)
-            yield [one.row for one in rows], rows[-1].done, from_pixels(np.stack(pixels))
+            pending, values = zip(*batch, strict=True)
+            images = pixels.to_images(np.stack(values))
+            yield [one.row for one in pending], pending[-1].done, images
 
 
 def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:

@@ -7,12 +7,13 @@ are read, and the SHA-256 of every image. See `data.latents.cache` for the files
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pydantic
 
 from latentddpm.utils.files import FileEntry, file_digest, write_json
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 DIGEST_LIMIT = 1 << 30  # moments of this many bytes or more are checked by their size alone
 
@@ -31,6 +32,7 @@ class Key(_Record):
         dtype: of the moments.
         mirrored: True if there are rows of mirrored copies.
         buckets: other shapes, (height, width), that images are cropped to.
+        pixels: format that they are read in, `PixelFormat.to_json`; None for 8-bit RGB.
     """
 
     vae_digest: str
@@ -39,6 +41,7 @@ class Key(_Record):
     dtype: str
     mirrored: bool
     buckets: tuple[tuple[int, int], ...] = ()
+    pixels: dict[str, Any] | None = None
 
 
 class Index(_Record):
@@ -100,6 +103,9 @@ def misfit(index: Index, wanted: Index) -> str:
         return f"made at resolution {has.resolution}, not {needs.resolution}"
     if has.buckets != needs.buckets:
         return "made with other aspect-ratio buckets"
+    if has.pixels != needs.pixels:
+        was, now = (PixelFormat.from_json(key.pixels) for key in (has, needs))
+        return f"made of images read as {was}, not {now}"
     if has.transform != needs.transform:
         return f"made with version {has.transform} of reading images, now {needs.transform}"
     if has.dtype != needs.dtype:

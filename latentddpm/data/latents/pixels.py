@@ -1,15 +1,16 @@
 """Pixels as latents: the images themselves, in place of a latents cache.
 
-    image bytes ─► read_image ─► uint8 pixels ─► images in [-1, 1]  (H, W, C)
+    image bytes ─► read_image ─► values of the pixel format ─► images in [-1, 1]  (H, W, C)
 
 A model of pixels has no encoder, so nothing is worth keeping on disk. `PixelLatents` has the
 interface of `LatentsCache`: the mean of an image is the image, its variance is exp(−∞) = 0, and a
 mirrored row is the exact mirror image.
 
 Images are decoded by threads when they are used. Where all of them fit into half of the free
-memory, the pixels of each are kept from its first use on, one byte a number. An image that was
-readable when the data was listed and breaks later ends the run, as it ends an encoding: another
-image in its place would have the wrong caption, and the run would not be the one that resumes.
+memory, the values of each are kept from its first use on, at 8 bits one byte a number. An image
+that was readable when the data was listed and breaks later ends the run, as it ends an encoding:
+another image in its place would have the wrong caption, and the run would not be the one that
+resumes.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from latentddpm.data.catalog.catalog import Catalog
-from latentddpm.data.images import WHITE, UnreadableImage, composite, read_image
+from latentddpm.data.images import RGB, WHITE, UnreadableImage, composite
 from latentddpm.data.prefetch import WORKERS
 from latentddpm.errors import UserError
-from latentddpm.utils.pixels import from_pixels
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 SHARE_OF_MEMORY = 0.5
 """Share of the free memory that pixels may take."""
@@ -36,26 +37,28 @@ def decode(
     catalog: Catalog,
     row: int,
     shape: tuple[int, int],
+    pixels: PixelFormat = RGB,
     background: tuple[int, int, int] | None = WHITE,
 ) -> np.ndarray:
-    """Pixels of an image of a catalog, as `read_image` gives them.
+    """Values of an image of a catalog, as `read_image` gives them.
 
     Args:
         catalog: of the images.
         row: of the image.
         shape: (height, width) that it is scaled and cropped to.
+        pixels: format to read it in.
         background: colour behind transparent pixels; None to keep alpha.
 
     Raises:
         UserError: the image cannot be read any more.
     """
-    name = catalog.where(row)
     try:
-        return read_image(catalog.read(row), shape, background, name)
+        return catalog.image(row, shape, pixels, background)
     except UnreadableImage as error:
         raise UserError(f"{error}; mend or remove it") from error
     except OSError as error:
-        raise UserError(f"{name}: {error.strerror or error}; mend or remove it") from error
+        reason = error.strerror or error
+        raise UserError(f"{catalog.where(row)}: {reason}; mend or remove it") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +68,10 @@ class PixelLatents:
     Attributes:
         catalog: of the images; image i is row i, its mirror image row count + i.
         latent_shape: (h, w, c) of an image.
+        format: that the images are read in.
         mirrored: True if every image has a second row, its mirror image.
         transparent: keep the alpha of images, so that each use may have a background of its own.
-        pixels: uint8 (count, numbers of the largest image), filled as images are used; None to
+        pixels: values, (count, numbers of the largest image), filled as images are used; None to
             keep none.
         kept: bool (count,), True for images that `pixels` holds.
         note: line for people, on where the pixels are.
@@ -75,6 +79,7 @@ class PixelLatents:
 
     catalog: Catalog
     latent_shape: tuple[int, int, int]
+    format: PixelFormat
     mirrored: bool
     transparent: bool
     pixels: np.ndarray | None
@@ -86,6 +91,7 @@ class PixelLatents:
         cls,
         catalog: Catalog,
         resolution: int,
+        format: PixelFormat = RGB,
         *,
         mirrored: bool = False,
         transparent: bool = False,
@@ -96,6 +102,7 @@ class PixelLatents:
         Args:
             catalog: of the images.
             resolution: side of the square that images are scaled and cropped to, in pixels.
+            format: to read the images in.
             mirrored: have a second row for every image, its mirror image.
             transparent: keep the alpha of images; without it they stand on white.
             memory: free bytes; None to ask the system.
@@ -104,8 +111,8 @@ class PixelLatents:
             from latentddpm.utils.memory import free_memory
 
             memory = free_memory() or MEMORY
-        numbers = resolution**2 * (3 + transparent)
-        size = len(catalog) * numbers
+        numbers = resolution**2 * (format.channels + transparent)
+        size = len(catalog) * numbers * np.dtype(format.dtype).itemsize
         held = size <= SHARE_OF_MEMORY * memory
         where = (
             f"pixels take {size / 1e6:.3g} MB of memory"
@@ -114,10 +121,11 @@ class PixelLatents:
         )
         return cls(
             catalog,
-            (resolution, resolution, 3),
+            (resolution, resolution, format.channels),
+            format,
             mirrored,
             transparent,
-            np.empty((len(catalog), numbers), np.uint8) if held else None,
+            np.empty((len(catalog), numbers), format.dtype) if held else None,
             np.zeros(len(catalog), bool),
             f"pixels     no autoencoder; {where}",
         )
@@ -151,22 +159,23 @@ class PixelLatents:
         pixels[mirrored] = pixels[mirrored, :, ::-1]
         if self.transparent and colours is not None:
             alpha = pixels[..., 3:] / np.float32(255)
-            images = np.concatenate([from_pixels(pixels[..., :3]), alpha], axis=-1)
+            images = np.concatenate([self.format.to_images(pixels[..., :3]), alpha], axis=-1)
             images = composite(images, 2 * colours[:, None, None] - 1)
         else:
-            images = from_pixels(composite(pixels, WHITE) if self.transparent else pixels)
+            pixels = composite(pixels, WHITE) if self.transparent else pixels
+            images = self.format.to_images(pixels)
         return images, np.full_like(images, -np.inf)
 
     def _read(self, images: np.ndarray) -> np.ndarray:
-        """Pixels of images, uint8 (B, h, w, 3), or with alpha (B, h, w, 4)."""
+        """Values of images, (B, h, w, c), or with alpha (B, h, w, c + 1)."""
         height, width, channels = self.latent_shape
         shape = (height, width, channels + self.transparent)
         background = None if self.transparent else WHITE
 
         def read(image: int) -> np.ndarray:
-            return decode(self.catalog, image, shape[:2], background)
+            return decode(self.catalog, image, shape[:2], self.format, background)
 
-        found = np.empty((len(images), *shape), np.uint8)
+        found = np.empty((len(images), *shape), self.format.dtype)
         kept = self.kept[images]
         if kept.any():
             numbers = height * width * shape[-1]

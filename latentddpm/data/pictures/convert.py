@@ -47,6 +47,21 @@ def to_format(stored: Stored, pixels: PixelFormat, height: int, width: int) -> n
     return values.astype(pixels.dtype)
 
 
+def outside(stored: Stored, pixels: PixelFormat) -> float:
+    """Share of the values of a stored image that are outside the range of a format.
+
+    Args:
+        stored: of any format.
+        pixels: the format.
+
+    Raises:
+        ValueError: see `to_format`.
+    """
+    values = _in_units(_with_channels(stored, pixels.channels), stored.values.dtype, pixels)
+    low, high = pixels.range
+    return float(np.mean((values < low) | (values > high)))
+
+
 def _with_channels(stored: Stored, channels: int) -> np.ndarray:
     """Values with a number of channels, float32, in their own units."""
     values = stored.values.astype(np.float32)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentddpm.choices import FIRST_STAGES
+from latentddpm.config import DataConfig
 from latentddpm.data.buckets import buckets_of
 from latentddpm.data.dataset import Dataset
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
@@ -22,7 +24,8 @@ from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan.inherit import check_autoencoder
 from latentddpm.training.plan.sizes import factor_of
-from latentddpm.utils.files import AUTOENCODER, DENOISERS, read_arguments, read_network
+from latentddpm.utils.files import AUTOENCODER, read_arguments
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 if TYPE_CHECKING:
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -32,8 +35,6 @@ if TYPE_CHECKING:
 
 NONE = FIRST_STAGES[1]
 """Word for no first stage, of `--vae` and in the contract of a run."""
-IMAGE_CHANNELS = 3
-"""Channels of the images that are read."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,12 @@ class AutoencoderStage:
         """Digest of the autoencoder's weights, which identifies its latents."""
         return self.folder.parts["vae"]["digest"]
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
+    def latent_channels(self, data: DataConfig) -> int:
+        """Channels of the latents.
+
+        Args:
+            data: of the run, complete.
+        """
         return self.arguments["latent_channels"]
 
     @property
@@ -77,8 +81,12 @@ class AutoencoderStage:
         """
         return latents or out / "latents"
 
-    def load(self) -> Autoencoder:
-        """Autoencoder, in float32."""
+    def load(self, data: DataConfig) -> Autoencoder:
+        """Autoencoder, in float32.
+
+        Args:
+            data: of the run, complete.
+        """
         from latentddpm.models.archive import load_archive
         from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
@@ -105,8 +113,9 @@ class AutoencoderStage:
             dataset.catalog,
             folder,
             vae_digest=self.digest,
-            load_autoencoder=self.load,
+            load_autoencoder=partial(self.load, run.config.data),
             resolution=buckets_of(run.config.data),
+            pixels=PixelFormat.of(run.config.data),
             mirrored=run.config.data.flip,
             quiet=run.silent,
             processes=run.processes,
@@ -115,14 +124,9 @@ class AutoencoderStage:
 
 @dataclass(frozen=True)
 class PixelStage:
-    """First stage of a run on pixels: none, so images are their own latents.
+    """First stage of a run on pixels: none, so images are their own latents."""
 
-    Attributes:
-        latent_channels: of the images.
-    """
-
-    latent_channels: int
-
+    folder = None
     digest = NONE
     downsample_factor = 1
     image_size = None
@@ -143,11 +147,23 @@ class PixelStage:
                 "out (--catalog names the folder of the catalog)"
             )
 
-    def load(self) -> PixelSpace:
-        """Identity, with the interface of an autoencoder."""
+    def latent_channels(self, data: DataConfig) -> int:
+        """Channels of the images.
+
+        Args:
+            data: of the run, complete.
+        """
+        return PixelFormat.of(data).channels
+
+    def load(self, data: DataConfig) -> PixelSpace:
+        """Identity, with the interface of an autoencoder.
+
+        Args:
+            data: of the run, complete.
+        """
         from latentddpm.models.autoencoder.pixel_space import PixelSpace
 
-        return PixelSpace(self.latent_channels)
+        return PixelSpace(self.latent_channels(data))
 
     def latent_space(self) -> LatentSpace:
         """Scaling of the latents: by 1."""
@@ -167,6 +183,7 @@ class PixelStage:
         return PixelLatents.of(
             dataset.catalog,
             data.resolution,
+            PixelFormat.of(data),
             mirrored=data.flip,
             transparent=data.background == "random",
         )
@@ -203,7 +220,7 @@ def read_first_stage(vae: str | Path | None, base: ModelFolder | None) -> FirstS
             "an autoencoder; leave --vae out"
         )
     if vae == NONE or of_pixels:
-        return _pixels(base)
+        return PixelStage()
     folder = base if vae is None else read_model_folder(vae)
     if folder.first_stage == NONE:
         raise UserError(
@@ -214,15 +231,3 @@ def read_first_stage(vae: str | Path | None, base: ModelFolder | None) -> FirstS
     if base is not None:
         check_autoencoder(base, folder)
     return AutoencoderStage(folder, arguments)
-
-
-def _pixels(base: ModelFolder | None) -> PixelStage:
-    """First stage of pixels; a model to start from has to take the channels that are read."""
-    if base is not None:
-        own = read_network(base.file("unet"), *DENOISERS)[1]["latent_channels"]
-        if own != IMAGE_CHANNELS:
-            raise UserError(
-                f"init: {base.path} diffuses images of {own} channels, but those of the data "
-                f"have {IMAGE_CHANNELS}"
-            )
-    return PixelStage(IMAGE_CHANNELS)

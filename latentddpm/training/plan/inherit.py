@@ -60,10 +60,11 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
         defaults = ScheduleConfig().model_dump()
         schedule = {key: base.schedule.get(key, value) for key, value in defaults.items()}
         changes["schedule"] = _agree(config.schedule, "schedule", schedule, base)
+    changes["data"] = _agree(config.data, "data", base.pixels.to_json(), base)
     drawn = {key: base.defaults[key] for key in DEFAULTS if key in base.defaults}
     changes["samples"] = _fill(config.samples, drawn)
     if base.image_size is not None and base.image_size[0] == base.image_size[1]:
-        changes["data"] = _fill(config.data, {"resolution": base.image_size[0]})
+        changes["data"] = _fill(changes["data"], {"resolution": base.image_size[0]})
     config = config.model_copy(update=changes)
     if config.lora.rank and config.text.trained:
         raise UserError(
@@ -88,9 +89,12 @@ def inherit_autoencoder_config(config: AutoencoderRun, base: ModelFolder) -> Aut
     """
     arguments = read_arguments(base.file("vae"), AUTOENCODER)
     sizes = {key: arguments[key] for key in type(config.autoencoder).model_fields}
-    changes = {"autoencoder": _agree(config.autoencoder, "autoencoder", sizes, base)}
+    changes = {
+        "autoencoder": _agree(config.autoencoder, "autoencoder", sizes, base),
+        "data": _agree(config.data, "data", base.pixels.to_json(), base),
+    }
     if base.image_size is not None and base.image_size[0] == base.image_size[1]:
-        changes["data"] = _fill(config.data, {"resolution": base.image_size[0]})
+        changes["data"] = _fill(changes["data"], {"resolution": base.image_size[0]})
     return config.model_copy(update=changes)
 
 
@@ -129,6 +133,20 @@ def _check_trainable(
             f"lora.rank: a LoRA changes attention, and {base.path} has none (kind {kind}); leave "
             "lora.rank out"
         )
+
+
+def inherit_pixels(config: DiffusionRun, vae: ModelFolder) -> DiffusionRun:
+    """Configuration with the pixel format of an autoencoder.
+
+    Args:
+        config: of a run.
+        vae: folder with the autoencoder.
+
+    Raises:
+        UserError: the configuration sets another one.
+    """
+    data = _agree(config.data, "data", vae.pixels.to_json(), vae)
+    return config.model_copy(update={"data": data})
 
 
 def _agree(section: Section, name: str, known: Mapping[str, Any], base: ModelFolder) -> Section:

@@ -19,6 +19,7 @@ from latentddpm.config_file import as_config
 from latentddpm.data.dataset import Dataset, open_dataset
 from latentddpm.errors import UserError
 from latentddpm.training.plan import resolve
+from latentddpm.training.plan.pixels import judge_pixels
 from latentddpm.training.plan.settle import (
     complete_diffusion,
     complete_vae,
@@ -39,6 +40,7 @@ from latentddpm.training.run.run import Run
 from latentddpm.training.run.wandb_log import import_wandb
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -112,6 +114,8 @@ def plan_vae(
     dataset = _open(run, data, catalog or out / "catalog", strict)
     run = _with(run, complete_vae(config, dataset))
     config = run.config
+    dataset.pixels = PixelFormat.of(config.data)
+    pixels = _judge_pixels(given, config, dataset, resume)
     check_best(config.training, len(dataset.validation))
     facts = {"init": base.digest} if base is not None else {}
     if config.data.validation_by == "caption":
@@ -120,7 +124,7 @@ def plan_vae(
     judged = config.perceptual.source == "none"
     if judged:
         check_resume(run, facts)
-    return Plan(run, dataset, facts, judged, notes=_notes(given, config, why))
+    return Plan(run, dataset, facts, judged, notes=_notes(given, config, why) + pixels)
 
 
 @signals.listening()
@@ -160,6 +164,8 @@ def plan_diffusion(
     captioned = captions_of(dataset)
     run = _with(run, complete_diffusion(config, sources, dataset, captioned))
     config = run.config
+    dataset.pixels = PixelFormat.of(config.data)
+    pixels = _judge_pixels(given, config, dataset, resume)
     check_captions(config, dataset, captioned)
     check_best(config.training, len(dataset.validation))
     facts = {"autoencoder": first_stage.digest}
@@ -173,7 +179,7 @@ def plan_diffusion(
         check_resume(run, facts)
     if config.text.source == "scratch" and resolve.is_open(started.text.source):
         why["text.source"] = "the data has captions"
-    notes = _notes(given, config, why) + captions_note(given, config, captioned)
+    notes = _notes(given, config, why) + pixels + captions_note(given, config, captioned)
     return Plan(run, dataset, facts, judged, sources, latents, notes)
 
 
@@ -215,6 +221,11 @@ def _open(run: Run, data: str | Path, catalog: str | Path, strict: bool) -> Data
         return open_dataset(
             data, catalog, run.config.data, run.processes, strict=strict, quiet=run.silent
         )
+
+
+def _judge_pixels(given: Config, config: Config, dataset: Dataset, resume: bool) -> list[str]:
+    """Lines about the pixel format; a run that goes on keeps that of its start, unjudged."""
+    return [] if resume else judge_pixels(given, config, dataset.catalog)
 
 
 def _with(run: Run, config: Config) -> Run:

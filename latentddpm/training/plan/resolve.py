@@ -1,6 +1,7 @@
 """Settings that are not given, from what is given: resolution, levels of the networks, text.
 
     data.resolution            that of `init`, of the autoencoder's training, else of the data
+    data.channels, bit_depth   the same (`plan.pixels`)
     …channel_multipliers       as many levels as leave the lowest one a few positions wide
     unet.attention_levels      all but the first, of at most 32 positions a side
     text.source                scratch where the data has captions, else none
@@ -34,6 +35,9 @@ LARGEST_ATTENTION = 32
 
 OPEN = (
     ("data", "resolution"),
+    ("data", "channels"),
+    ("data", "bit_depth"),
+    ("data", "window"),
     ("autoencoder", "channel_multipliers"),
     ("unet", "channel_multipliers"),
     ("unet", "attention_levels"),
@@ -42,6 +46,9 @@ OPEN = (
 )
 """Settings, (section, key), that a run may leave open. Precision is settled once TensorFlow is
 there; a run that is resumed keeps its own."""
+
+OWN_LINES = ("precision", "channels", "bit_depth", "window")
+"""Settings that the start lines name in lines of their own."""
 
 
 def is_open(value: Any) -> bool:
@@ -74,7 +81,7 @@ def chosen(before: Config, after: Config, why: Mapping[str, str]) -> str:
     """
     found = []
     for section, key in OPEN:
-        if not hasattr(before, section) or key == "precision":  # which has a line of its own
+        if not hasattr(before, section) or key in OWN_LINES:
             continue
         was, now = (getattr(getattr(one, section), key) for one in (before, after))
         if is_open(was) and not is_open(now):

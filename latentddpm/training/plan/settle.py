@@ -17,7 +17,8 @@ from latentddpm.data.dataset import Dataset, open_dataset
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan import resolve, sizes
-from latentddpm.training.plan.inherit import inherit_autoencoder_config
+from latentddpm.training.plan.inherit import inherit_autoencoder_config, inherit_pixels
+from latentddpm.training.plan.pixels import complete_pixels
 from latentddpm.training.plan.sources import Sources, read_sources
 from latentddpm.training.plan.words import captions_of
 
@@ -64,6 +65,8 @@ def settle_diffusion(config: DiffusionRun, vae: str | Path | None) -> tuple[Diff
         UserError: settings that do not fit each other, or the finished models.
     """
     config, sources = read_sources(config, vae)
+    if sources.first_stage.folder is not None:
+        config = inherit_pixels(config, sources.first_stage.folder)
     if sources.first_stage.image_size is not None:
         side = min(sources.first_stage.image_size)
         config = resolve.fill(config, {"data": {"resolution": side}})
@@ -82,6 +85,7 @@ def complete_vae(config: AutoencoderRun, dataset: Dataset) -> AutoencoderRun:
     Raises:
         UserError: settings that do not fit the resolution of the data.
     """
+    config = complete_pixels(config, dataset.catalog)
     if config.data.resolution is not None:
         return config
     multipliers = config.autoencoder.channel_multipliers
@@ -107,6 +111,8 @@ def complete_diffusion(
         UserError: settings that do not fit the resolution of the data.
     """
     source = "scratch" if captioned and config.unet.kind in CONDITIONAL else "none"
+    config = complete_pixels(config, dataset.catalog)
+    source = "scratch" if captioned else "none"
     config = resolve.fill(config, {"text": {"source": source}})
     if config.data.resolution is None:
         multiple = sources.first_stage.downsample_factor

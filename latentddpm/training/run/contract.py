@@ -76,7 +76,20 @@ class Contract:
         Raises:
             ValueError, TypeError: `text` is something else.
         """
-        return cls(**json.loads(text))
+        found = cls(**json.loads(text))
+        return cls(found.command, with_pixels(found.config), found.data)
+
+
+def with_pixels(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run; one of a version without a pixel format had 8-bit RGB.
+
+    Args:
+        config: sections with their settings, as JSON.
+    """
+    data = dict(config.get("data", {}))
+    if data.get("channels") is None:
+        data |= {"channels": 3, "bit_depth": 8}
+    return {**config, "data": data}
 
 
 def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[str]]:

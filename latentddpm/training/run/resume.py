@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from latentddpm.errors import UserError
 from latentddpm.evaluation.metrics.similarity import HIGHER_IS_BETTER
 from latentddpm.pipeline.model_folder import LORA
 from latentddpm.training.run import checkpoint
-from latentddpm.training.run.contract import Contract, compare
+from latentddpm.training.run.contract import Contract, compare, with_pixels
 from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run
 from latentddpm.utils import signals
 
@@ -105,7 +106,7 @@ def earlier_settings(folder: Path) -> dict[str, Any]:
         return dict(found[1].config)
     for kind in COMMANDS.values():
         with contextlib.suppress(UserError):
-            return load_config(kind, folder / CONFIG).model_dump(mode="json")
+            return with_pixels(load_config(kind, folder / CONFIG).model_dump(mode="json"))
     return {}
 
 
@@ -113,7 +114,8 @@ def _started(folder: Path, contract: Contract) -> Contract:
     """Contract of a run without a checkpoint: `contract` with the settings in the folder."""
     for kind in COMMANDS.values():
         with contextlib.suppress(UserError):
-            return Contract.of(load_config(kind, folder / CONFIG), contract.data)
+            found = Contract.of(load_config(kind, folder / CONFIG), contract.data)
+            return replace(found, config=with_pixels(found.config))
     return contract
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.errors import UserError
+from latentddpm.utils.pixels import as_rgb, to_pixels
 
 FLOAT = "float"
 DEPTHS: dict[int | str, tuple[str, float]] = {
@@ -137,6 +138,30 @@ class PixelFormat:
         if self.bit_depth != FLOAT:
             values = np.rint(values)
         return np.clip(values, low, high).astype(self.dtype)
+
+    @classmethod
+    def of(cls, settings: Any) -> PixelFormat:
+        """Pixel format of settings.
+
+        Args:
+            settings: the section `data:` of a configuration; where null, 8-bit RGB.
+
+        Raises:
+            UserError: an invalid value.
+        """
+        window = settings.window
+        try:
+            return cls(settings.channels or 3, settings.bit_depth or 8, window and tuple(window))
+        except UserError as error:
+            raise UserError(f"data.{error}") from None
+
+    def to_rgb(self, values: np.ndarray) -> np.ndarray:
+        """Values for people to look at, uint8 (..., 3); see `utils.pixels.as_rgb`.
+
+        Args:
+            values: of this format, (..., C).
+        """
+        return values if self.is_default else as_rgb(to_pixels(self.to_images(values)))
 
     def to_json(self) -> dict[str, Any]:
         """Its arguments, as JSON holds them."""

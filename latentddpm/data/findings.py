@@ -41,15 +41,23 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "link_once": (NOTE, "link to what is read at its own place", "counts once"),
     "hidden": (NOTE, "hidden picture", "not read; its name begins with a dot"),
     "caption_column": (NOTE, "captions are not in a column 'text'", "used all the same"),
-    "animated": (NOTE, "animated, or several pages", "the first one is used"),
+    "animated": (
+        NOTE,
+        "animated, or several pages",
+        "the first one is used; gray pages of a TIFF are channels",
+    ),
     "exif_rotated": (NOTE, "turned by EXIF", "turned upright"),
-    "transparent": (NOTE, "transparent pixels", "laid over data.background"),
+    "transparent": (
+        NOTE,
+        "transparent pixels",
+        "laid over data.background, or kept: data.channels=4",
+    ),
     "cmyk": (NOTE, "CMYK", "converted without its colour profile"),
-    "16_bit": (NOTE, "16 bits a sample", "reduced to 8 bits"),
-    "float": (NOTE, "floating point or 32 bits", "reduced to 8 bits"),
+    "16_bit": (NOTE, "16 bits a sample", "gray ones keep them, colours are reduced to 8"),
+    "float": (NOTE, "floating point or 32 bits", "numbers outside 0 … 1 need data.window"),
     "palette": (NOTE, "palette", "converted to RGB"),
-    "gray": (NOTE, "gray", "converted to RGB"),
-    "bilevel": (NOTE, "black and white", "converted to RGB"),
+    "gray": (NOTE, "gray", "stays gray, or is repeated beside RGB"),
+    "bilevel": (NOTE, "black and white", "as gray"),
 }
 """Key of each kind of finding → severity, description, and what training does about it."""
 

@@ -28,8 +28,8 @@ from latentddpm.data.pictures.decode import (
 from latentddpm.data.pictures.stored import (
     Facts,
     Stored,
-    facts,
     is_array,
+    look,
     read_pages,
     read_stored,
 )
@@ -117,8 +117,8 @@ def read_whole(file: File, name: str | None = None) -> Image.Image:
         return decode(file, eight_bit)
 
 
-def examine_image(data: bytes, name: str) -> Facts:
-    """Facts about an image file, which is decoded in full.
+def examine_image(data: bytes, name: str) -> tuple[Facts, Image.Image | np.ndarray]:
+    """Facts about an image file, which is decoded in full, and the image; see `stored.look`.
 
     Args:
         data: its bytes.
@@ -128,7 +128,7 @@ def examine_image(data: bytes, name: str) -> Facts:
         UnreadableImage: the file cannot be read.
     """
     with explained(data, name):
-        return facts(data)
+        return look(data)
 
 
 def composite(rgba: np.ndarray, background: tuple | np.ndarray) -> np.ndarray:

@@ -267,7 +267,7 @@ def examine(entry: Entry) -> Decoded:
         return f"{entry.size:,} bytes is over the limit of {MAX_BYTES:,} bytes"
     try:
         data = entry.load()
-        found = examine_image(data, entry.where)
+        found, _ = examine_image(data, entry.where)
     except UnreadableImage as error:
         return error.reason
     except OSError as error:

@@ -17,14 +17,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.data.doctor.duplicates import ImageHashes, image_hash
 from latentddpm.data.doctor.report import Report
+from latentddpm.data.doctor.values import visible
 from latentddpm.data.findings import Finding, Findings
-from latentddpm.data.images import read_whole
+from latentddpm.data.images import examine_image
+from latentddpm.data.pictures.arrays import ZIP_MAGIC
 from latentddpm.data.pictures.decode import (
     FORMATS,
     MAX_BYTES,
@@ -33,6 +36,7 @@ from latentddpm.data.pictures.decode import (
     open_image,
     without_texts,
 )
+from latentddpm.data.pictures.stored import Facts, is_array
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Source
@@ -43,6 +47,8 @@ from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.data.templates import Templates
 from latentddpm.errors import UserError, one_line
 
+MIDDLE = (0.1, 99.9)
+"""Percentiles between which the values of an image are that a suggested window keeps."""
 FEW_IMAGES = 1000
 """Fewer images are learned by heart when a diffusion model is trained on them from scratch."""
 
@@ -56,6 +62,8 @@ class _Examined(NamedTuple):
     image_hash: bytes = b""
     found: tuple[tuple[str, str], ...] = ()
     tokens: tuple[int, ...] = ()
+    facts: Facts | None = None
+    ends: tuple[float, float] = (0.0, 255.0)
 
 
 def examine(
@@ -141,18 +149,22 @@ class _Pass:
             if entry.size > MAX_BYTES:
                 raise OSError(f"{entry.size:,} bytes is over the limit of {MAX_BYTES:,} bytes")
             data = entry.load()
-            image = read_whole(data, entry.where)
+            facts, image = examine_image(data, entry.where)
         except (UnreadableImage, OSError) as error:
             return _Examined(found=(("unreadable", _reason(error)),))
         kind, found = describe_file(data, entry.name)
-        if image.mode == "RGBA":
+        ends = (facts.low, facts.high)
+        if isinstance(image, np.ndarray):
+            ends = tuple(map(float, np.percentile(image, MIDDLE)))
+            image = visible(image)
+        if facts.transparent:
             found.append(("transparent", ""))
         if self.report.resolution and min(image.size) < self.report.resolution:
             found.append(("too_small", f"{image.width}×{image.height}"))
         of_captions, tokens = self._examine_captions(entry)
         found = (*found, *of_captions)
         digest = hashlib.sha256(data).digest()
-        return _Examined(digest, image.size, kind, image_hash(image), found, tokens)
+        return _Examined(digest, image.size, kind, image_hash(image), found, tokens, facts, ends)
 
     def _examine_captions(self, entry: Entry) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
         """Findings about the captions of an image, and the number of tokens of each."""
@@ -192,6 +204,7 @@ class _Pass:
         report.bytes += entry.size
         report.in_folders += "/" in entry.name
         report.formats[examined.format] += 1
+        report.values.add(examined.facts, examined.ends)
         report.widths.append(examined.size[0])
         report.heights.append(examined.size[1])
         self.hashes.add(examined.digest, examined.image_hash)
@@ -259,6 +272,8 @@ def describe_file(data: bytes, name: str) -> tuple[str, list[tuple[str, str]]]:
     Returns:
         The format, and findings (key of `KINDS`, detail).
     """
+    if is_array(data):
+        return ("NPZ" if data.startswith(ZIP_MAGIC) else "NPY"), []
     try:
         opened = open_image(data)
     except ValueError:  # a text that is too large for Pillow

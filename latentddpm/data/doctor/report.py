@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from latentddpm.data.doctor.values import Values
 from latentddpm.data.findings import ERROR, KINDS, NOTE, WARNING, Finding, Findings
 
 
@@ -33,6 +34,7 @@ class Report:
         widths: of the upright images, in pixels, (images,).
         heights: of the upright images, in pixels, (images,).
         formats: number of images of each format.
+        values: channels, bit depths and range of their values.
         captioned: number of images with a caption.
         captions: number of all captions.
         tokens: number of captions by their number of tokens, start and end included.
@@ -51,6 +53,7 @@ class Report:
     widths: array = field(default_factory=lambda: array("I"))
     heights: array = field(default_factory=lambda: array("I"))
     formats: Counter = field(default_factory=Counter)
+    values: Values = field(default_factory=Values)
     captioned: int = 0
     captions: int = 0
     tokens: Counter = field(default_factory=Counter)
@@ -115,6 +118,7 @@ def as_json(report: Report) -> str:
         "findings": findings,
         "searched_all": report.searched_all,
         "formats": dict(report.formats.most_common()),
+        **report.values.as_json(),
         "width": quartiles(report.widths),
         "height": quartiles(report.heights),
         "shorter_side_at_least": shorter_sides(report),
@@ -214,6 +218,7 @@ def _size_lines(report: Report) -> Iterator[str]:
     yield from _wrapped("  shape    ", parts)
     parts = (f"{name} {_share(n, report.images)}" for name, n in report.formats.most_common())
     yield from _wrapped("  format   ", parts)
+    yield from report.values.lines()
 
 
 def _wrapped(title: str, parts: Iterator[str]) -> list[str]:

@@ -61,11 +61,12 @@ def as_values(array: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: another shape, or a number that is not finite.
     """
+    shape = array.shape
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or not array.size or array.shape[2] > MAX_CHANNELS:
         raise ValueError(
-            f"an array of shape {array.shape}, expected (H, W) or (H, W, C) with at most "
+            f"an array of shape {shape}, expected (H, W) or (H, W, C) with at most "
             f"{MAX_CHANNELS} channels"
         )
     if array.dtype == bool:

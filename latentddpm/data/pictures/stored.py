@@ -60,18 +60,23 @@ class Stored(NamedTuple):
     alpha: bool = False
 
 
-def facts(data: bytes) -> Facts:
-    """Facts about the image in a file, which is decoded in full.
+def look(data: bytes) -> tuple[Facts, Image.Image | np.ndarray]:
+    """Facts about the image in a file, and the decoded image itself.
 
     Args:
-        data: its bytes.
+        data: bytes of the file.
+
+    Returns:
+        Facts, and a PIL image in mode RGB or RGBA where it has 8 bits and is gray or RGB; else
+        its values (H, W, C).
 
     Raises:
         ValueError: it cannot be read; many others.
     """
-    if arrays.is_array_file(data[: arrays.MAGIC_BYTES]):
-        return _measured(arrays.read_array(data))
-    return decode.decode(data, _facts_of)
+    if is_array(data):
+        values = arrays.read_array(data)
+        return _measured(values), values
+    return decode.decode(data, _look)
 
 
 def read_stored(file: File, pages: bool = True) -> Stored:
@@ -106,14 +111,15 @@ def _bytes(file: str | Path) -> bytes:
     return path.read_bytes()
 
 
-def _facts_of(image: Image.Image) -> Facts:
-    if (values := read_pages(image)) is not None:
-        return _measured(values)
-    if _is_deep(image):
-        return _measured(_stored(image, pages=False).values)
+def _look(image: Image.Image) -> tuple[Facts, Image.Image | np.ndarray]:
+    values = read_pages(image)
+    if values is None and _is_deep(image):
+        values = _stored(image, pages=False).values
+    if values is not None:
+        return _measured(values), values
     gray = image.mode in GRAY_MODES
     pixels = decode.eight_bit(image)
-    return Facts(*pixels.size, pixels.mode == "RGBA", 1 if gray else 3, 8)
+    return Facts(*pixels.size, pixels.mode == "RGBA", 1 if gray else 3, 8), pixels
 
 
 def _measured(values: np.ndarray) -> Facts:

@@ -31,6 +31,7 @@ _HOMES = {
     "Decoder": "latentddpm.models.autoencoder.encoder_decoder",
     "DenoisingTrainer": "latentddpm.training.step.denoising_trainer",
     "Encoder": "latentddpm.models.autoencoder.encoder_decoder",
+    "FlowSchedule": "latentddpm.diffusion.flow",
     "LatentDiffusion": "latentddpm.pipeline.latent_diffusion",
     "NoiseSchedule": "latentddpm.diffusion.schedule",
     "PatchDiscriminator": "latentddpm.models.discriminator",
@@ -60,6 +61,7 @@ __all__ = [
     "Decoder",
     "DenoisingTrainer",
     "Encoder",
+    "FlowSchedule",
     "LatentDiffusion",
     "NoiseSchedule",
     "PatchDiscriminator",
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from latentddpm.data.dataset import open_dataset
     from latentddpm.data.examples import noisy_examples
     from latentddpm.diffusion import samplers
+    from latentddpm.diffusion.flow import FlowSchedule
     from latentddpm.diffusion.guidance import ClassifierFreeGuidance
     from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.errors import UserError

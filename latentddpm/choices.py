@@ -7,14 +7,14 @@ those of sampling is defined in `diffusion.samplers`; a test compares the two.
 SAMPLERS = {
     "ddpm": ("steps_offset", "variance", "clip_sample"),
     "ddim": ("steps_offset", "eta", "set_alpha_to_one", "variance", "clip_sample"),
-    "dpmpp_2m": ("steps_offset", "sigma_spacing"),
-    "dpmpp_2m_sde": ("steps_offset", "sigma_spacing", "clip_sample"),
-    "euler": ("steps_offset", "sigma_spacing"),
-    "euler_ancestral": ("steps_offset", "sigma_spacing"),
-    "heun": ("steps_offset", "sigma_spacing"),
+    "dpmpp_2m": ("steps_offset", "sigma_spacing", "shift"),
+    "dpmpp_2m_sde": ("steps_offset", "sigma_spacing", "shift", "clip_sample"),
+    "euler": ("steps_offset", "sigma_spacing", "shift"),
+    "euler_ancestral": ("steps_offset", "sigma_spacing", "shift"),
+    "heun": ("steps_offset", "sigma_spacing", "shift"),
     "pc": ("steps_offset", "variance", "clip_sample", "corrector_steps", "snr"),
     "pndm": ("steps_offset", "set_alpha_to_one"),
-    "unipc": ("steps_offset", "sigma_spacing"),
+    "unipc": ("steps_offset", "sigma_spacing", "shift"),
 }
 """Name of each sampler → the options that it takes."""
 
@@ -27,6 +27,7 @@ SAMPLER_OPTIONS = {
     "sigma_spacing": str,
     "corrector_steps": int,
     "snr": float,
+    "shift": float,
 }
 """Type of each sampler option; of two types either."""
 
@@ -36,6 +37,21 @@ VARIANCES = {
     "pc": ("small", "large", "learned_range"),
 }
 """Name of each sampler with the option `variance` → the values of it."""
+
+SCHEDULES = ("ddpm", "flow")
+"""Kinds of schedule."""
+
+PREDICTIONS = {
+    "ddpm": ("epsilon", "v_prediction", "sample"),
+    "flow": ("velocity", "sample"),
+}
+"""Kind of schedule → what its network may predict."""
+
+NOT_FOR_FLOW = {"pndm": "dpmpp_2m"}
+"""Samplers that a flow schedule cannot take → the nearest that it can."""
+
+TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "mode")
+"""Densities of the timesteps in training."""
 
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 SIGMA_SPACINGS = ("timesteps", "karras")

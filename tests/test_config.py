@@ -261,7 +261,7 @@ def test_the_source_is_named():
 def test_sections_fit_the_constructors_they_feed():
     import inspect
 
-    from latentddpm.diffusion.schedule import NoiseSchedule
+    from latentddpm.diffusion.schedules import CLASSES, schedule_from_config
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.denoisers.unet import UNet
     from latentddpm.models.discriminator import PatchDiscriminator
@@ -273,11 +273,13 @@ def test_sections_fit_the_constructors_they_feed():
         (AdversarialConfig, Adversary, set()),
         (DiscriminatorConfig, PatchDiscriminator, of_its_optimizer),
         (UNetConfig, UNet, set()),
-        (ScheduleConfig, NoiseSchedule, set()),
     ):
         parameters = inspect.signature(target).parameters
         strangers = set(section.model_fields) - set(parameters) - others
         assert not strangers, f"{section.__name__}: {target.__name__} takes no {strangers}"
-    assert NoiseSchedule(**ScheduleConfig().model_dump()).get_config() == (
-        NoiseSchedule().get_config()
-    ), "the default schedule of a run is not the default NoiseSchedule"
+    for kind, schedule in CLASSES.items():
+        found = set(ScheduleConfig(kind=kind).arguments()) - {"kind"}
+        assert found == set(inspect.signature(schedule).parameters), f"{kind}: arguments {found}"
+    default = schedule_from_config(ScheduleConfig().arguments()).get_config()
+    expected = CLASSES["ddpm"]().get_config()
+    assert default == expected, "the default schedule of a run is not the default NoiseSchedule"

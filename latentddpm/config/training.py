@@ -87,6 +87,14 @@ class DiffusionTraining(TrainingConfig):
     condition_dropout: float = Field(
         0.1, ge=0, le=1, description="share of examples trained on the empty prompt"
     )
+    timestep_sampling: Literal["uniform", "logit_normal", "mode"] = Field(
+        "uniform", description="density of the timesteps; logit_normal has more of the middle"
+    )
+    logit_mean: float = Field(0.0, description="of logit_normal; above 0: more noise")
+    logit_std: float = Field(1.0, gt=0, description="of logit_normal")
+    mode_scale: float = Field(
+        1.29, ge=-1, le=1.75, description="of mode; above 0: more of the middle"
+    )
     min_snr_gamma: float = Field(
         0.0, ge=0, description="weight timesteps by min(snr, gamma), usually 5; 0: no weights"
     )

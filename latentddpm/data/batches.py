@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -20,8 +21,8 @@ from latentddpm.data.dataset import Dataset
 from latentddpm.data.examples import diffusion_examples, image_examples, share, shared
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
-from latentddpm.data.random import RandomStream
-from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.data.random import RandomStream, TimestepDensity
+from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.distribution.strategy import distribute_dataset, process_group
 from latentddpm.models.autoencoder.latent_space import LatentSpace
@@ -118,7 +119,7 @@ class LatentBatches:
         self,
         images: tuple[Mapping[Shape, Selection], Mapping[Shape, Selection]],
         cache: LatentsCache | PixelLatents,
-        schedule: NoiseSchedule,
+        schedule: ForwardProcess,
         latent_space: LatentSpace,
         tokens: CaptionTokens | None,
         config: DiffusionRun,
@@ -131,7 +132,14 @@ class LatentBatches:
 
     def training(self, start: int, stop: int) -> tf.data.Dataset:
         """Batches of the steps `start` … `stop` − 1, each with images of one shape."""
-        recipe = {name: getattr(self.config.training, name) for name in RECIPE}
+        training = self.config.training
+        recipe = {name: getattr(training, name) for name in RECIPE}
+        recipe["density"] = TimestepDensity(
+            training.timestep_sampling,
+            training.logit_mean,
+            training.logit_std,
+            training.mode_scale,
+        )
         images = self.training_images
         background = {"random_background": self.cache.transparent}
         part = self._part(images, "train-diffusion", **recipe, **background)
@@ -141,7 +149,8 @@ class LatentBatches:
     def validation(self) -> tf.data.Dataset:
         """Batches with each validation image once, with the same noise and timestep every time.
 
-        Without the settings of `RECIPE`, so that runs which differ in them have comparable losses.
+        Without the settings of `RECIPE` and with uniform timesteps, so that runs which differ in
+        these have comparable losses.
         """
         images = self.validation_images
         return distribute_dataset(
@@ -154,7 +163,7 @@ class LatentBatches:
         sizes = map(len, self.validation_images.values())
         return sum(math.ceil(size / self.batch_size) for size in sizes)
 
-    def _part(self, images: Mapping[Shape, Selection], name: str, **recipe: float) -> Part:
+    def _part(self, images: Mapping[Shape, Selection], name: str, **recipe: Any) -> Part:
         factor = self.config.data.resolution // self.cache.latent_shape[0]
 
         def part(shape: Shape, first: int, last: int) -> tf.data.Dataset:

@@ -24,8 +24,8 @@ from latentddpm.data.catalog.split import Selection
 from latentddpm.data.images import RGB, WHITE, UnreadableImage
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
-from latentddpm.data.random import RandomStream
-from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.data.random import UNIFORM, RandomStream, TimestepDensity
+from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.utils.images.pixel_format import PixelFormat
@@ -167,7 +167,7 @@ def image_examples(
 def diffusion_examples(
     cache: LatentsCache | PixelLatents,
     selection: Selection,
-    schedule: NoiseSchedule,
+    schedule: ForwardProcess,
     latent_space: LatentSpace,
     *,
     batch_size: int,
@@ -179,6 +179,7 @@ def diffusion_examples(
     offset_noise: float = 0.0,
     input_perturbation: float = 0.0,
     random_background: bool = False,
+    density: TimestepDensity = UNIFORM,
 ) -> tf.data.Dataset:
     """Batches of noisy latents with their targets, for the UNet.
 
@@ -203,10 +204,12 @@ def diffusion_examples(
             ε (Ning 2023, algorithm 1).
         random_background: draw a colour behind transparent pixels, of a `cache` that is
             `transparent`.
+        density: of the timesteps.
 
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)]},
-        target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32.
+        target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32; timesteps of a flow schedule
+        are float32.
     """
     shape = cache.latent_shape
     weights = None
@@ -217,7 +220,7 @@ def diffusion_examples(
         drawn = {
             "number": stream.index(position, len(selection)),
             "mirrored": stream.chance("flip", position, 0.5 if cache.mirrored else 0.0),
-            "timesteps": stream.integer("timestep", position, schedule.num_train_timesteps),
+            "timesteps": _timestep(schedule, density, stream, position),
             "posterior": stream.normal("posterior", position, shape),
             "noise": stream.normal("noise", position, shape),
         }
@@ -268,9 +271,22 @@ def diffusion_examples(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def _timestep(
+    schedule: ForwardProcess, density: TimestepDensity, stream: RandomStream, position: tf.Tensor
+) -> tf.Tensor:
+    """Timestep of an example, a scalar: int32, or float32 in (0, T] for a flow schedule."""
+    total = schedule.num_train_timesteps
+    if density.kind == "uniform" and not schedule.continuous:
+        return stream.integer("timestep", position, total)
+    share = density.quantile(1.0 - stream.uniform("timestep", position, ()))
+    if schedule.continuous:
+        return total * schedule.shifted(share)
+    return tf.minimum(tf.cast(total * share, tf.int32), total - 1)
+
+
 def noisy_examples(
     latents: np.ndarray,
-    schedule: NoiseSchedule,
+    schedule: ForwardProcess,
     *,
     batch_size: int = 32,
     seed: int = 0,

@@ -9,8 +9,13 @@ numbers on any number of replicas. (A Keras `SeedGenerator` gives every replica 
 from __future__ import annotations
 
 import hashlib
+import math
+from dataclasses import dataclass
 
 import tensorflow as tf
+
+from latentddpm.choices import TIMESTEP_SAMPLINGS
+from latentddpm.errors import check_choice
 
 
 class RandomStream:
@@ -66,3 +71,45 @@ class RandomStream:
     def normal(self, purpose: str, position: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
         """Standard normal numbers, float32 of `shape`."""
         return tf.random.stateless_normal(shape, self._seed(purpose, position))
+
+
+@dataclass(frozen=True)
+class TimestepDensity:
+    """Density of the timesteps in training, given by its quantile function on (0, 1].
+
+        uniform        q(p) = p
+        logit_normal   q(p) = sigmoid(m + s Φ⁻¹(p))                      (Esser 2024, eq. 19)
+        mode           q(p) = 1 − p − k (cos²(π p / 2) − 1 + p)          (Esser 2024, eq. 20)
+
+    q is a share of the noise: 0 clean, 1 pure noise. In `mode` it falls with p.
+
+    Args:
+        kind: one of `choices.TIMESTEP_SAMPLINGS`.
+        logit_mean: m; above 0 for more noise.
+        logit_std: s, above 0.
+        mode_scale: k, −1 to 1.75; above 0 for more of the middle.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+
+    kind: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        check_choice("timestep_sampling", self.kind, TIMESTEP_SAMPLINGS)
+
+    def quantile(self, probability: tf.Tensor) -> tf.Tensor:
+        """Share of the noise that `probability` belongs to, of its shape, 0 … 1."""
+        if self.kind == "logit_normal":
+            return tf.sigmoid(self.logit_mean + self.logit_std * tf.math.ndtri(probability))
+        if self.kind == "mode":
+            square = tf.cos(math.pi / 2 * probability) ** 2
+            return 1 - probability - self.mode_scale * (square - 1 + probability)
+        return probability
+
+
+UNIFORM = TimestepDensity()
+"""Every timestep is as likely as every other."""

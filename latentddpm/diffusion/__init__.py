@@ -8,6 +8,7 @@ from typing import Any
 
 _HOMES = {
     "ClassifierFreeGuidance": "guidance",
+    "FlowSchedule": "flow",
     "NoiseSchedule": "schedule",
 }
 

@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from latentddpm.choices import SAMPLER_OPTIONS, SAMPLERS, SIGMA_SPACINGS, VARIANCES
+from latentddpm.choices import (
+    NOT_FOR_FLOW,
+    SAMPLER_OPTIONS,
+    SAMPLERS,
+    SIGMA_SPACINGS,
+    VARIANCES,
+)
 from latentddpm.errors import UserError, check_choice, check_type, nearest
 
 
@@ -180,4 +186,44 @@ def check_sampler_options(
         check_snr(checked["snr"])
     if "sigma_spacing" in checked:
         check_choice("sigma_spacing", checked["sigma_spacing"], SIGMA_SPACINGS)
+    if "shift" in checked:
+        check_shift(checked["shift"])
     return checked
+
+
+def check_shift(shift: float) -> None:
+    """Check the shift of a flow schedule: above 0.
+
+    Raises:
+        UserError: `shift` is not.
+    """
+    if isinstance(shift, bool) or not (math.isfinite(shift) and shift > 0):
+        raise UserError(f"shift: expected a number above 0, such as 3 (1: none), got {shift!r}")
+
+
+def check_sampler_of_schedule(sampler: str, options: Mapping[str, Any], kind: str) -> None:
+    """Check that a sampler and its options go with a kind of schedule.
+
+    Args:
+        sampler: its name, or "" for the options alone.
+        options: name → value.
+        kind: of the schedule, one of `choices.SCHEDULES`.
+
+    Raises:
+        UserError: naming the nearest that does.
+    """
+    if kind == "flow":
+        if sampler in NOT_FOR_FLOW:
+            raise UserError(
+                f"sampler: {sampler!r} does not go with a flow schedule; the nearest that does is "
+                f"{NOT_FOR_FLOW[sampler]!r}"
+            )
+        if options.get("sigma_spacing", "timesteps") != "timesteps":
+            raise UserError(
+                f"sigma_spacing: {options['sigma_spacing']!r} is not for a flow schedule, whose "
+                "levels a shift moves; leave it out ('timesteps'), or set shift"
+            )
+    elif options.get("shift") is not None:
+        raise UserError(
+            f"shift: only a flow schedule has one, and this model's is {kind!r}; leave it out"
+        )

@@ -18,25 +18,25 @@ last timestep is pure noise, where ε says nothing about x0, so such a model pre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
+from latentddpm.choices import PREDICTIONS
 from latentddpm.diffusion.betas import BETA_SCHEDULES, make_betas, with_zero_terminal_snr
+from latentddpm.diffusion.process import Array, ForwardProcess
 from latentddpm.errors import UserError, check_choice
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = PREDICTIONS["ddpm"]
 
 NEARLY_NO_SIGNAL = 2.0**-24
 """ᾱ in place of 0 where σ = √(1 − ᾱ) / √ᾱ has to be finite: σ = 4096, as in diffusers."""
 
-Array = Any  # a NumPy array, or a tensor of the Keras backend (or of TensorFlow, in tf.data)
-
 
 @keras.saving.register_keras_serializable(package="latentddpm")
-class NoiseSchedule:
+class NoiseSchedule(ForwardProcess):
     """Noise schedule: levels of the T training timesteps, and conversions of x0, ε, v and x_t.
 
     The methods take tensors, and compute in float32, or NumPy arrays, whose precision they keep.
@@ -73,6 +73,8 @@ class NoiseSchedule:
         >>> noisy_latents[:, 0, 0, 0].round(3)
         array([0.029, 0.998])
     """
+
+    kind = "ddpm"
 
     def __init__(
         self,
@@ -126,31 +128,6 @@ class NoiseSchedule:
             if isinstance(value, np.ndarray):
                 value.setflags(write=False)
 
-    def add_noise(
-        self,
-        latents: Array,
-        noise: Array,
-        timesteps: Array,
-        take: Callable[[Array, Array], Array] = keras.ops.take,
-    ) -> Array:
-        """Noisy latents x_t: `latents` at the noise level of `timesteps` (Ho 2020, eq. 4).
-
-        Args:
-            latents: x0, scaled latents, (B, ...), or (...) with scalar timesteps.
-            noise: ε, standard normal, the shape of `latents`.
-            timesteps: int (B,) or scalar, 0 .. T−1.
-            take: `take(table, timesteps)`. A tf.data pipeline passes `tf.gather`, so that it
-                works on any Keras backend; all other operations are operators of its tensors.
-
-        Returns:
-            x_t, the shape of `latents`.
-
-        Raises:
-            UserError: NumPy timesteps outside 0 .. T−1.
-        """
-        signal_rate, noise_rate = self._rates(timesteps, latents, take)
-        return signal_rate * latents + noise_rate * noise
-
     def target(
         self,
         latents: Array,
@@ -193,48 +170,6 @@ class NoiseSchedule:
         divisor = {"epsilon": self.snr, "v_prediction": self.snr + 1, "sample": 1.0}
         weights = np.ones_like(clipped)
         return np.divide(clipped, divisor[self.prediction_type], out=weights, where=self.snr > 0)
-
-    def predict_x0(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
-        """Clean latents x0 that follow from `prediction` at `noisy_latents`.
-
-        Args:
-            prediction: the network's output, of `prediction_type`, the shape of `noisy_latents`.
-            noisy_latents: x_t, (B, ...), or (...) with scalar timesteps.
-            timesteps: int (B,) or scalar, 0 .. T−1.
-
-        Returns:
-            x0, the shape of `noisy_latents`.
-
-        Raises:
-            UserError: NumPy timesteps outside 0 .. T−1.
-        """
-        return self.split(prediction, noisy_latents, *self._rates(timesteps, noisy_latents))[0]
-
-    def predict_noise(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
-        """Noise ε, the shape of `noisy_latents`, that follows from `prediction` there.
-
-        Args:
-            prediction, noisy_latents, timesteps: see `predict_x0`.
-
-        Raises:
-            UserError: NumPy timesteps outside 0 .. T−1.
-        """
-        return self.split(prediction, noisy_latents, *self._rates(timesteps, noisy_latents))[1]
-
-    def score(self, prediction: Array, noisy_latents: Array, timesteps: Array) -> Array:
-        """Score ∇ log p(x_t) = −ε / √(1 − ᾱ_t) that follows from `prediction` (Song 2021b, §4).
-
-        Args:
-            prediction, noisy_latents, timesteps: see `predict_x0`.
-
-        Returns:
-            The shape of `noisy_latents`.
-
-        Raises:
-            UserError: NumPy timesteps outside 0 .. T−1.
-        """
-        rates = self._rates(timesteps, noisy_latents)
-        return -self.split(prediction, noisy_latents, *rates)[1] / rates[1]
 
     def split(
         self, prediction: Array, noisy_latents: Array, signal_rate: Array, noise_rate: Array
@@ -312,37 +247,13 @@ class NoiseSchedule:
         if self.num_train_timesteps == 1:
             raise UserError("rescale_zero_terminal_snr: expected at least 2 num_train_timesteps")
 
-    def _rates(
-        self,
-        timesteps: Array,
-        latents: Array,
-        take: Callable[[Array, Array], Array] = keras.ops.take,
-    ) -> tuple[Array, Array]:
-        """`signal_rate` and `noise_rate` at `timesteps`, of shapes that broadcast to `latents`."""
-        dtype = "float32"
-        if isinstance(timesteps, int | float | np.number | np.ndarray):
-            timesteps = np.asarray(timesteps)
-            if np.min(timesteps) < 0 or np.max(timesteps) > self.num_train_timesteps - 1:
-                raise UserError(
-                    f"timesteps: expected 0 to {self.num_train_timesteps - 1}, "
-                    f"got {np.min(timesteps)} to {np.max(timesteps)}"
-                )
-            if isinstance(latents, np.ndarray):
-                take, dtype = np.take, latents.dtype
-        if "float" in keras.backend.standardize_dtype(timesteps.dtype):
-            signal_rate, noise_rate = self._rates_between(timesteps, take, dtype)
-        else:
-            signal_rate = take(self.signal_rate.astype(dtype), timesteps)
-            noise_rate = take(self.noise_rate.astype(dtype), timesteps)
-        if len(signal_rate.shape) == 1:  # (B,) -> (B, 1, ..., 1)
-            axes = (..., *[None] * (len(latents.shape) - 1))
-            return signal_rate[axes], noise_rate[axes]
-        return signal_rate, noise_rate
-
-    def _rates_between(
+    def _rates_at(
         self, timesteps: Array, take: Callable[[Array, Array], Array], dtype: Any
     ) -> tuple[Array, Array]:
-        """`signal_rate` and `noise_rate` at float timesteps, from σ as of `sigmas_at`."""
+        """`signal_rate` and `noise_rate`; at float timesteps from σ as of `sigmas_at`."""
+        if "float" not in keras.backend.standardize_dtype(timesteps.dtype):
+            tables = self.signal_rate, self.noise_rate
+            return tuple(take(table.astype(dtype), timesteps) for table in tables)
         if isinstance(timesteps, np.ndarray):
             sigmas = self.sigmas_at(timesteps).astype(dtype)
         else:
@@ -365,19 +276,3 @@ class NoiseSchedule:
             "prediction_type": self.prediction_type,
             "rescale_zero_terminal_snr": self.rescale_zero_terminal_snr,
         }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """Schedule of a `config` as of `get_config`; missing keys take their defaults.
-
-        Raises:
-            UserError: an unknown key, or a value that the constructor refuses.
-        """
-        known = cls().get_config()
-        for key in config:
-            check_choice("schedule key", key, known)
-        return cls(**config)
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
-        return f"NoiseSchedule({arguments})"

@@ -117,6 +117,11 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     if parts & {"nll", "generator"}:
         facts = facts_of(folder)
         facts.check_size(*size)
+        if "nll" in parts and facts.schedule != "ddpm":
+            raise UserError(
+                "--nll: the bound is a sum over the steps of a ddpm schedule, and this model's "
+                f"is {facts.schedule}; choose --generator"
+            )
         if generator:
             given = {"height": size[0], "width": size[1]}
             for name in ("num_steps", "sampler", "timestep_spacing", "guidance_scale"):

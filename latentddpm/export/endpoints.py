@@ -205,7 +205,7 @@ def _random(
     if spec.name == "token_ids":
         values = numbers.integers(0, model.text_encoder.vocabulary_size, shape)
     elif spec.name == "timesteps":
-        last = 999 if model.schedule is None else model.schedule.num_train_timesteps - 1
+        last = 999 if model.schedule is None else model.schedule.last_timestep
         values = numbers.uniform(0, last, shape)
     elif spec.name == "images":
         values = numbers.uniform(-1, 1, shape)

@@ -150,10 +150,9 @@ def _manifest(model: LatentDiffusion, format: str, parts: dict[str, Any]) -> dic
     """Content of `pipeline.json`: everything about the model that is not in its networks."""
     schedule = None
     if model.schedule is not None:
-        schedule = {
-            **model.schedule.get_config(),
-            "alphas_cumprod": model.schedule.alphas_cumprod.tolist(),
-        }
+        schedule = model.schedule.get_config()
+        if not model.schedule.continuous:  # σ of a flow schedule is timestep / T
+            schedule["alphas_cumprod"] = model.schedule.alphas_cumprod.tolist()
     return {
         "format": format,
         "format_version": FORMAT_VERSION,

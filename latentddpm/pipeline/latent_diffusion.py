@@ -21,7 +21,8 @@ from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count,
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
-from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.diffusion.process import ForwardProcess
+from latentddpm.diffusion.schedules import schedule_from_config
 from latentddpm.errors import UserError, check_choice
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -86,7 +87,7 @@ class LatentDiffusion:
         self,
         autoencoder: FirstStage,
         unet: Denoiser | None,
-        schedule: NoiseSchedule | None,
+        schedule: ForwardProcess | None,
         text_encoder: TextEncoder | None = None,
         tokenizer: CLIPTokenizer | None = None,
         image_size: tuple[int, int] | None = None,
@@ -128,7 +129,7 @@ class LatentDiffusion:
         return cls(
             first_stage,
             unet,
-            NoiseSchedule.from_config(found.schedule or {}),
+            schedule_from_config(found.schedule or {}),
             text_encoder,
             tokenizer,
             found.image_size,
@@ -200,6 +201,7 @@ class LatentDiffusion:
             image_size=self.image_size,
             has_text=self.text_encoder is not None,
             num_train_timesteps=self.schedule.num_train_timesteps,
+            schedule=self.schedule.kind,
             size_multiple=self.autoencoder.downsample_factor,
             downsample_factor=self.autoencoder.downsample_factor,
         )

@@ -41,6 +41,7 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
         image_size=folder.image_size,
         has_text="text_encoder" in folder.parts,
         num_train_timesteps=total if type(total) is int else None,
+        schedule=(folder.schedule or {}).get("kind", "ddpm"),
         size_multiple=own,
         downsample_factor=own,
     )

@@ -19,6 +19,7 @@ from latentddpm.diffusion.options import (
     check_guidance_rescale,
     check_guidance_scale,
     check_num_steps,
+    check_sampler_of_schedule,
     check_sampler_options,
     check_start_step,
 )
@@ -106,6 +107,7 @@ class ModelFacts:
             before the model is loaded.
         downsample_factor: of the autoencoder; None where it is not known before the model is
             loaded.
+        schedule: kind of the schedule, one of `choices.SCHEDULES`.
     """
 
     defaults: tuple[Mapping[str, Any], ...]
@@ -114,6 +116,7 @@ class ModelFacts:
     num_train_timesteps: int | None
     size_multiple: int | None
     downsample_factor: int | None = None
+    schedule: str = "ddpm"
 
     def settings(self, **given: Any) -> GenerationSettings:
         """Generation settings, with the model's defaults for those not given.
@@ -168,6 +171,7 @@ class ModelFacts:
         if self.num_train_timesteps is not None:
             check_num_steps(settings.num_steps, self.num_train_timesteps)
         check_sampler_options(settings.sampler, settings.sampler_options, settings.num_steps)
+        check_sampler_of_schedule(settings.sampler, settings.sampler_options, self.schedule)
         check_start_step(settings.start_step, settings.num_steps)
         check_guidance_scale(settings.guidance_scale)
         check_guidance_rescale(settings.guidance_rescale)

@@ -32,7 +32,8 @@ def _lines(model: Any) -> Iterator[str]:
         yield _row("text_encoder", encoder, f"{encoder.context_length} tokens")
     if (schedule := model.schedule) is not None:
         steps, kind = schedule.num_train_timesteps, schedule.prediction_type
-        yield f"  schedule      {schedule.beta_schedule}, {steps} timesteps, predicts {kind}"
+        name = getattr(schedule, "beta_schedule", schedule.kind)
+        yield f"  schedule      {name}, {steps} timesteps, predicts {kind}"
     if model.unet is not None:
         words = (f"{name} {value}" for name, value in model.defaults.items() if value is not None)
         yield f"  generates     {', '.join(words)}"

@@ -26,7 +26,8 @@ from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.dataset import Dataset
 from latentddpm.diffusion import samplers
-from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.diffusion.process import ForwardProcess
+from latentddpm.diffusion.schedules import schedule_from_config
 from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.errors import UserError
 from latentddpm.models.archive import weights_digest
@@ -194,7 +195,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     return model
 
 
-def build_schedule(config: DiffusionRun) -> NoiseSchedule:
+def build_schedule(config: DiffusionRun) -> ForwardProcess:
     """Noise schedule of a configuration; the sampler of its sample grids has to fit it.
 
     Args:
@@ -203,7 +204,7 @@ def build_schedule(config: DiffusionRun) -> NoiseSchedule:
     Raises:
         UserError: an unknown sampler, or more sampler steps than the schedule has timesteps.
     """
-    schedule = NoiseSchedule(**config.schedule.model_dump())
+    schedule = schedule_from_config(config.schedule.arguments())
     try:
         samplers.get(config.samples.sampler)(schedule, config.samples.num_steps)
     except UserError as error:

@@ -6,8 +6,8 @@ import typing
 import pytest
 
 from latentddpm.choices import SAMPLER_OPTIONS, SAMPLERS
-from latentddpm.diffusion import NoiseSchedule, samplers
-from latentddpm.diffusion.options import check_sampler_options
+from latentddpm.diffusion import FlowSchedule, NoiseSchedule, samplers
+from latentddpm.diffusion.options import check_sampler_of_schedule, check_sampler_options
 from latentddpm.errors import UserError
 
 SCHEDULE = NoiseSchedule()
@@ -19,6 +19,7 @@ VALUES = {
     "variance": "small",
     "clip_sample": True,
     "sigma_spacing": "karras",
+    "shift": 3.0,
     "corrector_steps": 2,
     "snr": 0.1,
 }
@@ -51,7 +52,8 @@ def test_what_passes_the_check_is_what_the_sampler_takes(name, option):
     if option in SAMPLERS[name]:
         checked = check_sampler_options(name, options)
         assert checked == options, f"{checked}, expected the options as they were given"
-        samplers.get(name)(SCHEDULE, 5, **checked)
+        schedule = FlowSchedule() if option == "shift" else SCHEDULE
+        samplers.get(name)(schedule, 5, **checked)
         return
     with pytest.raises(UserError, match=f"{option}: the sampler '{name}' has no such option"):
         check_sampler_options(name, options)
@@ -70,6 +72,7 @@ def test_what_passes_the_check_is_what_the_sampler_takes(name, option):
         ("euler", {"sigma_spacing": "karas"}),
         ("pc", {"corrector_steps": -1}),
         ("pc", {"snr": 1.0}),
+        ("euler", {"shift": 0.0}),
     ],
 )
 def test_a_wrong_value_is_refused_in_the_same_words(name, options):
@@ -77,4 +80,22 @@ def test_a_wrong_value_is_refused_in_the_same_words(name, options):
         check_sampler_options(name, options)
     with pytest.raises(UserError) as late:
         samplers.get(name)(SCHEDULE, 5, **options)
+    assert str(early.value) == str(late.value), "expected the words of the sampler itself"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "schedule", "message"),
+    [
+        ("pndm", {}, FlowSchedule(), "nearest that does is 'dpmpp_2m'"),
+        ("euler", {"sigma_spacing": "karras"}, FlowSchedule(), "leave it out"),
+        ("euler", {"shift": 3.0}, SCHEDULE, "only a flow schedule has one"),
+    ],
+)
+def test_what_a_schedule_does_not_take_is_refused_in_the_same_words(
+    name, options, schedule, message
+):
+    with pytest.raises(UserError, match=message) as early:
+        check_sampler_of_schedule(name, options, schedule.kind)
+    with pytest.raises(UserError) as late:
+        samplers.get(name)(schedule, 5, **options)
     assert str(early.value) == str(late.value), "expected the words of the sampler itself"

@@ -29,8 +29,8 @@ import keras
 import numpy as np
 
 from latentddpm.choices import TIMESTEP_SPACINGS
-from latentddpm.diffusion.samplers.spacing import spaced_timesteps, start_for_epsilon
-from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.diffusion.process import ForwardProcess
+from latentddpm.diffusion.samplers.spacing import start_for_epsilon, visited_timesteps
 from latentddpm.errors import UserError, check_choice
 
 Array = Any
@@ -43,7 +43,7 @@ class Sampler:
     """Base class of samplers: the levels and the loop. A subclass writes `step`.
 
     Args:
-        schedule: the `NoiseSchedule` that the denoiser was trained with.
+        schedule: the `NoiseSchedule` or `FlowSchedule` that the denoiser was trained with.
         num_steps: number of timesteps to visit, 1 .. T.
         timestep_spacing: rule for these timesteps (Lin 2023, table 2). "leading" starts one
             stride below T and ends at `steps_offset`. "trailing" starts at T−1 and ends one
@@ -84,7 +84,7 @@ class Sampler:
 
     def __init__(
         self,
-        schedule: NoiseSchedule,
+        schedule: ForwardProcess,
         num_steps: int,
         timestep_spacing: str = "leading",
         steps_offset: int | None = None,
@@ -93,8 +93,8 @@ class Sampler:
         self.timestep_spacing = check_choice(
             "timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS
         )
-        timesteps = spaced_timesteps(
-            schedule.num_train_timesteps,
+        timesteps = visited_timesteps(
+            schedule,
             num_steps,
             timestep_spacing,
             steps_offset,

@@ -202,7 +202,9 @@ def variances(rates: Rates, next_rates: Rates) -> tuple[float, float]:
         β̃, which is 0 for a step to no noise at all, and β > 0.
     """
     share = 1 - _ratio(rates, next_rates) ** 2
-    return next_rates[1] ** 2 * share, rates[1] ** 2 * share
+    # β is that of a process that keeps the variance, at the scale of x'.
+    scale = sum(rate**2 for rate in next_rates) / sum(rate**2 for rate in rates)
+    return next_rates[1] ** 2 * share, rates[1] ** 2 * scale * share
 
 
 def _ratio(rates: Rates, next_rates: Rates) -> float:

@@ -38,7 +38,8 @@ class DPMSolverMultistepSampler(SigmaSampler):
     sigmas the network is given the nearest whole timestep; with many steps timesteps repeat.
 
     Args:
-        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing, shift: see
+            `SigmaSampler`.
 
     Raises:
         UserError: see `SigmaSampler`.
@@ -85,7 +86,8 @@ class DPMSolverMultistepSDESampler(DPMSolverMultistepSampler):
     It visits the timesteps of `DPMSolverMultistepSampler`.
 
     Args:
-        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing, shift: see
+            `SigmaSampler`.
         clip_sample: clip each estimate of x0 to [-1, 1], for images that are not encoded.
 
     Raises:
@@ -110,9 +112,10 @@ class DPMSolverMultistepSDESampler(DPMSolverMultistepSampler):
         timestep_spacing: str = "leading",
         steps_offset: int | None = None,
         sigma_spacing: str = "timesteps",
+        shift: float | None = None,
         clip_sample: bool = False,
     ) -> None:
-        super().__init__(schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing)
+        super().__init__(schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing, shift)
         self.clip_sample = clip_sample
 
     @property

@@ -9,9 +9,12 @@ A step goes from σ to σ'. With x̂ = x0 + σ · ε:
     Euler ancestral  x̂' = x0 + σ_down · ε + σ_up · z,    σ_up² = σ'² (σ² − σ'²) / σ²,
                      σ_down² = σ'² − σ_up²             (Song 2021b, appendix F; k-diffusion)
 
-From almost pure noise Heun takes the mean of the two x0 and not of the two ε (`Sampler.is_far`).
-Both are of second order, and only the former stays finite there. With five steps or more that is
-the first step on cosine and zero terminal SNR schedules, and hardly any other.
+With a flow schedule x itself is straight in its σ, with the slope ε − x0, so that Heun takes the
+mean of this slope at both ends (diffusers: `FlowMatchHeunDiscreteScheduler`); a step of Euler is
+the same in both. Elsewhere, from almost pure noise, Heun takes the mean of the two x0 and not of
+the two ε (`Sampler.is_far`). Both are of second order, and only the former stays finite there.
+With five steps or more that is the first step on cosine and zero terminal SNR schedules, and
+hardly any other.
 
 A step of Euler is a step of DDIM, and one of Euler ancestral is one of DDPM, in other notation;
 they differ in the choice of levels. Heun calls the network twice per step (once in the last, where
@@ -37,7 +40,8 @@ class EulerSampler(SigmaSampler):
     With "linspace" spacing and with Karras sigmas the timesteps are fractional.
 
     Args:
-        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing, shift: see
+            `SigmaSampler`.
 
     Raises:
         UserError: see `SigmaSampler`.
@@ -69,7 +73,8 @@ class EulerAncestralSampler(SigmaSampler):
     sampler has no Karras sigmas.
 
     Args:
-        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing, shift: see
+            `SigmaSampler`.
 
     Raises:
         UserError: see `SigmaSampler`.
@@ -112,7 +117,8 @@ class HeunSampler(SigmaSampler):
     With "linspace" spacing and with Karras sigmas the timesteps are fractional.
 
     Args:
-        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing, shift: see
+            `SigmaSampler`.
 
     Raises:
         UserError: see `SigmaSampler`.
@@ -141,6 +147,10 @@ class HeunSampler(SigmaSampler):
         if next_sigma == 0:
             return guess, x0, None
         next_x0, next_epsilon = denoise(guess, step_index + 1)
+        if self.schedule.continuous:
+            half = (self.rates(step_index + 1)[1] - self.rates(step_index)[1]) / 2
+            turn = (next_epsilon - next_x0) - (epsilon - x0)
+            return guess + half * turn, x0, None
         if self.is_far(step_index):
             return self.along_x0(step_index, latents, (x0 + next_x0) / 2), x0, None
         mend = next_signal_rate * (next_sigma - sigma) / 2

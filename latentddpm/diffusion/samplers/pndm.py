@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from latentddpm.diffusion.options import check_sampler_of_schedule
 from latentddpm.diffusion.samplers.base import Array, Denoise, Noise, Sampler
 from latentddpm.diffusion.samplers.spacing import PURE_NOISE
 from latentddpm.diffusion.schedule import NoiseSchedule
@@ -75,6 +76,7 @@ class PNDMSampler(Sampler):
         steps_offset: int | None = None,
         set_alpha_to_one: bool = True,
     ) -> None:
+        check_sampler_of_schedule("pndm", {}, schedule.kind)
         self.set_alpha_to_one = set_alpha_to_one
         super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
         last_but_one, last = schedule.sigmas[[-min(2, len(schedule.sigmas)), -1]]

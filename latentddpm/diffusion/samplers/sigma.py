@@ -9,7 +9,8 @@ freely: those of evenly spaced timesteps, or those of Karras 2022, eq. 5. A leve
 two timesteps belongs to a fractional timestep between them; `NoiseSchedule` interpolates.
 
 A schedule with zero terminal SNR has σ = ∞ at its last timestep. Here that counts as the level
-ᾱ = 2⁻²⁴, σ = 4096, as in diffusers.
+ᾱ = 2⁻²⁴, σ = 4096, as in diffusers. A flow schedule does begin at ∞: no step divides by its
+signal rate there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from latentddpm.choices import SIGMA_SPACINGS
+from latentddpm.diffusion.options import check_sampler_of_schedule
 from latentddpm.diffusion.samplers.base import Sampler
 from latentddpm.diffusion.samplers.spacing import karras_sigmas
 from latentddpm.diffusion.schedule import NoiseSchedule
@@ -29,7 +31,8 @@ class SigmaSampler(Sampler):
     Args:
         schedule, num_steps, timestep_spacing, steps_offset: see `Sampler`.
         sigma_spacing: "timesteps", the levels of the spaced timesteps, or "karras", levels
-            of Karras 2022, eq. 5, between the highest and the lowest.
+            of Karras 2022, eq. 5, between the highest and the lowest; not with a flow schedule.
+        shift: of a flow schedule, instead of its own; None for its own.
 
     Attributes:
         timesteps: see `Sampler`.
@@ -38,7 +41,8 @@ class SigmaSampler(Sampler):
             read-only.
 
     Raises:
-        UserError: see `Sampler`; or an unknown `sigma_spacing`.
+        UserError: see `Sampler`; or an unknown `sigma_spacing`, or one of the two options with
+            a schedule that does not take it.
 
     Example:
         >>> schedule = latentddpm.NoiseSchedule()
@@ -54,10 +58,16 @@ class SigmaSampler(Sampler):
         timestep_spacing: str = "leading",
         steps_offset: int | None = None,
         sigma_spacing: str = "timesteps",
+        shift: float | None = None,
     ) -> None:
         self.sigma_spacing = check_choice("sigma_spacing", sigma_spacing, SIGMA_SPACINGS)
+        options = {"sigma_spacing": sigma_spacing, "shift": shift}
+        check_sampler_of_schedule("", options, schedule.kind)
+        if shift is not None:
+            schedule = schedule.with_shift(shift)
         super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
-        self.sigmas = np.sqrt(1 / self.alphas_cumprod - 1)
+        with np.errstate(divide="ignore"):  # ᾱ = 0: σ = ∞
+            self.sigmas = np.sqrt(1 / self.alphas_cumprod - 1)
         self.sigmas.setflags(write=False)
 
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,12 @@
     karras     σ_k = (σ_max^(1/ρ) + k/(n−1) · (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, k = 0 .. n−1, ρ = 7
                                                                     (Karras 2022, eq. 5)
 
+A flow schedule is cut in σ, of which T is only the unit, and its shift moves the levels then:
+
+    leading    (k · ⌊T/n⌋ + offset + 1) / T, k = n−1 .. 0        starts one stride below 1
+    trailing   k / n,  k = n .. 1                               as the pipelines of Flux do
+    linspace   n values from 1 to the σ that the shift makes of 1/T        diffusers' schedulers
+
 Where a schedule ends in pure noise, Karras levels are bounded (`karras_sigmas`), and a model that
 predicts ε starts a little lower (`start_for_epsilon`).
 
@@ -20,6 +26,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.options import check_num_steps
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
@@ -82,6 +89,38 @@ def spaced_timesteps(
     if fractional and (timesteps != whole).any():
         return timesteps
     return whole.astype("int64")
+
+
+def visited_timesteps(
+    schedule: NoiseSchedule | FlowSchedule,
+    count: int,
+    spacing: str,
+    offset: int | None = None,
+    skip_lowest: bool = False,
+    fractional: bool = False,
+) -> np.ndarray:
+    """Visited timesteps of a schedule: `spaced_timesteps`, or those of a flow schedule.
+
+    Args:
+        schedule: of the network.
+        count, spacing, offset, skip_lowest, fractional: see `spaced_timesteps`. The last two are
+            ignored with a flow schedule, which has its own levels.
+
+    Returns:
+        (count,), decreasing: int64 of 0 .. T−1, or float64; with a flow schedule in (0, T].
+
+    Raises:
+        UserError: see `spaced_timesteps`.
+    """
+    total = schedule.num_train_timesteps
+    if not schedule.continuous:
+        return spaced_timesteps(total, count, spacing, offset, skip_lowest, fractional)
+    shares = (spaced_timesteps(total, count, spacing, offset) + 1) / total
+    if spacing == "trailing":
+        shares = np.arange(count, 0, -1) / count
+    elif spacing == "linspace":
+        shares = np.linspace(1, schedule.shifted(1 / total), count)
+    return total * schedule.shifted(shares)
 
 
 def karras_sigmas(highest: float, lowest: float, count: int, rho: float = 7.0) -> np.ndarray:

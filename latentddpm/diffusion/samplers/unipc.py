@@ -31,7 +31,8 @@ class UniPCSampler(DPMSolverMultistepSampler):
     It visits the timesteps of `DPMSolverMultistepSampler`.
 
     Args:
-        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing: see `SigmaSampler`.
+        schedule, num_steps, timestep_spacing, steps_offset, sigma_spacing, shift: see
+            `SigmaSampler`.
 
     Raises:
         UserError: see `SigmaSampler`.

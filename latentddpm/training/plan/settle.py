@@ -216,7 +216,7 @@ def check_diffusion(config: DiffusionRun, sources: Sources) -> None:
         sizes.check_text(config.text, config.unet.kind)
         if config.text.source == "clip" and not Path(config.text.path).is_dir():
             raise UserError(f"text.path: {config.text.path}: no such folder of a CLIP model")
-    sizes.check_schedule(config.schedule, config.samples)
+    sizes.check_schedule(config.schedule, config.samples, config.training)
     if config.data.resolution is not None:
         sizes.check_sides(config.data, sources.first_stage.downsample_factor)
         buckets_of(config.data)

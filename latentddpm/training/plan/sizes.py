@@ -15,18 +15,20 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from latentddpm.choices import CONDITIONAL, DENOISERS, SAMPLERS
+from latentddpm.choices import CONDITIONAL, DENOISERS, PREDICTIONS, SAMPLERS
 from latentddpm.config import (
     AutoencoderConfig,
     DiffusionData,
+    DiffusionTraining,
     DiscriminatorConfig,
     SamplesConfig,
     ScheduleConfig,
     TextConfig,
     UNetConfig,
 )
+from latentddpm.config.diffusion import OF_KIND
 from latentddpm.diffusion.betas import make_betas, with_zero_terminal_snr
-from latentddpm.diffusion.options import check_num_steps
+from latentddpm.diffusion.options import check_num_steps, check_sampler_of_schedule
 from latentddpm.errors import UserError, check_choice
 
 SMALLEST_PERCEPTUAL = 16
@@ -182,17 +184,21 @@ def check_discriminator(sizes: DiscriminatorConfig, resolution: int | None) -> N
             _check_divides("discriminator.norm_groups", groups, [width])
 
 
-def check_schedule(schedule: ScheduleConfig, samples: SamplesConfig) -> None:
-    """Refuse a noise schedule without sense, and a sampler that does not fit it.
+def check_schedule(
+    schedule: ScheduleConfig, samples: SamplesConfig, training: DiffusionTraining
+) -> None:
+    """Refuse a noise schedule without sense, and a sampler or a recipe that does not fit it.
 
     Args:
         schedule: its section.
         samples: section of the sample grids.
+        training: section of the training.
 
     Raises:
         UserError: naming the setting.
     """
     one = schedule
+    _check_kind(one, training)
     if one.beta_start > one.beta_end:
         raise UserError(
             f"schedule.beta_start: {one.beta_start:g} is above schedule.beta_end {one.beta_end:g}"
@@ -213,9 +219,35 @@ def check_schedule(schedule: ScheduleConfig, samples: SamplesConfig) -> None:
         )
     check_choice("samples.sampler", samples.sampler, SAMPLERS)
     try:
+        check_sampler_of_schedule(samples.sampler, {}, one.kind)
         check_num_steps(samples.num_steps, one.num_train_timesteps)
     except UserError as error:
         raise UserError(f"samples.{error}") from None
+
+
+def _check_kind(schedule: ScheduleConfig, training: DiffusionTraining) -> None:
+    """Refuse settings that belong to another kind of schedule."""
+    kind, prediction = schedule.kind, schedule.prediction_type
+    for other, keys in OF_KIND.items():
+        for key in keys if other != kind else ():
+            default = type(schedule).model_fields[key].default
+            if getattr(schedule, key) != default:
+                raise UserError(
+                    f"schedule.{key}: only schedule.kind={other} has it, and this one is {kind}; "
+                    f"leave it out"
+                )
+    if prediction not in PREDICTIONS[kind]:
+        nearest = {"v_prediction": "velocity", "velocity": "v_prediction"}
+        raise UserError(
+            f"schedule.prediction_type: {prediction!r} is not for schedule.kind={kind}, whose "
+            f"network predicts {' or '.join(PREDICTIONS[kind])}; choose "
+            f"schedule.prediction_type={nearest.get(prediction, 'velocity')}"
+        )
+    if kind == "flow" and training.min_snr_gamma:
+        raise UserError(
+            "training.min_snr_gamma: schedule.kind=flow has no weights of timesteps; leave it "
+            "out, or choose training.timestep_sampling=logit_normal"
+        )
 
 
 def _check_divides(key: str, divisor: int, widths: Iterable[int], what: str = "channels") -> None:

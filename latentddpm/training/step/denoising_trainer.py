@@ -17,7 +17,7 @@ import keras
 from keras import ops
 
 from latentddpm.clip.text_encoder import TextEncoder
-from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.training.step.trainer import Term, Trainer, on_tensorflow
 
@@ -70,7 +70,7 @@ class DenoisingTrainer(Trainer):
     def __init__(
         self,
         unet: Denoiser,
-        schedule: NoiseSchedule,
+        schedule: ForwardProcess,
         text_encoder: TextEncoder | None = None,
         **kwargs: Any,
     ) -> None:
@@ -119,6 +119,7 @@ class DenoisingTrainer(Trainer):
         errors = ops.mean(errors, axis=(1, 2))  # (B,)
         timesteps = ops.cast(x["timesteps"], "float32")
         quartiles = ops.cast(4.0 * timesteps / self.schedule.num_train_timesteps, "int32")
+        quartiles = ops.minimum(quartiles, 3)  # a flow schedule's last timestep is T itself
         # Segment sums, not products with a mask: an example's NaN stays in its own quarter.
         totals = ops.segment_sum(errors, quartiles, num_segments=4)
         counts = ops.segment_sum(ops.ones_like(errors), quartiles, num_segments=4)

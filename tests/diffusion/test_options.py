@@ -78,8 +78,9 @@ def test_what_passes_the_check_is_what_the_sampler_takes(name, option):
 def test_a_wrong_value_is_refused_in_the_same_words(name, options):
     with pytest.raises(UserError) as early:
         check_sampler_options(name, options)
+    schedule = FlowSchedule() if "shift" in options else SCHEDULE
     with pytest.raises(UserError) as late:
-        samplers.get(name)(SCHEDULE, 5, **options)
+        samplers.get(name)(schedule, 5, **options)
     assert str(early.value) == str(late.value), "expected the words of the sampler itself"
 
 

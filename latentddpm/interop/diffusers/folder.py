@@ -25,7 +25,13 @@ from latentddpm.interop.diffusers.checkpoint import Checkpoint, CheckpointPart
 from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES, CONDITIONAL_UNET, UNET
 from latentddpm.interop.diffusers.networks import arguments_of, rows_of, validate
 from latentddpm.interop.diffusers.read_config import sample_size
-from latentddpm.interop.diffusers.scheduler import KINDS, OTHERS, read_scheduler, scheduler_config
+from latentddpm.interop.diffusers.scheduler import (
+    FLOW_KINDS,
+    KINDS,
+    OTHERS,
+    read_scheduler,
+    scheduler_config,
+)
 from latentddpm.interop.diffusers.weights import write
 from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_config
 from latentddpm.interop.tensors import TensorFiles
@@ -41,7 +47,7 @@ PARTS = {
     "unet": (UNET, CONDITIONAL_UNET),
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": (*KINDS, *OTHERS),
+    "scheduler": (*KINDS, *FLOW_KINDS, *OTHERS),
 }
 # Parts of a pipeline that do not change the generated image; they are ignored.
 LEFT_OUT = ("safety_checker", "feature_extractor")

@@ -1,4 +1,4 @@
-"""Scheduler of diffusers, `scheduler_config.json` ⇄ `NoiseSchedule` and the default sampler.
+"""Scheduler of diffusers, `scheduler_config.json` ⇄ the schedule and the default sampler.
 
 A scheduler of diffusers is three things: the noise levels that the network was trained with, a
 sampler with its options, and the spacing of its timesteps. Noise levels that are not supported are
@@ -8,6 +8,8 @@ nearest sampler becomes the default. It is only a default: every sampler works w
 
 The betas are the same, but float32 in diffusers and float64 here: "linear", "scaled_linear", and
 "squaredcos_cap_v2", which is "cosine" here.
+
+Schedulers of flow matching are read and written by `flow_scheduler`.
 """
 
 from __future__ import annotations
@@ -18,9 +20,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentddpm.choices import NOT_FOR_FLOW
 from latentddpm.diffusion import samplers
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
+from latentddpm.interop.diffusers.flow_scheduler import (
+    FLOW_SIGMAS,
+    check_total,
+    flow_config,
+    flow_schedule,
+)
 
 Config = Mapping[str, Any]
 
@@ -30,7 +40,6 @@ BETA_SCHEDULES = {
     "squaredcos_cap_v2": "cosine",
 }
 FALLBACK = "ddim"
-MAX_TIMESTEPS = 1_000_000
 ZERO_SNR = "rescale_betas_zero_snr"
 KARRAS = "use_karras_sigmas"
 ALPHA_TO_ONE = "set_alpha_to_one"  # with the same name and meaning here
@@ -136,6 +145,14 @@ KINDS = {
         },
     ),
 }
+FLOW_KINDS = {
+    "FlowMatchEulerDiscreteScheduler": Kind(
+        "euler",
+        "linspace",
+        {"shift_terminal": (None, None), "stochastic_sampling": (False, False)},
+    ),
+    "FlowMatchHeunDiscreteScheduler": Kind("heun", "linspace"),
+}
 # Schedulers with the same noise levels, but without a sampler here.
 OTHERS = (
     "DDIMInverseScheduler",
@@ -157,8 +174,8 @@ class SchedulerNote(UserWarning):
 
 def read_scheduler(
     config: Config, source: str, pixels: bool = False
-) -> tuple[NoiseSchedule, dict[str, Any]]:
-    """Noise schedule and default sampler of a scheduler.
+) -> tuple[NoiseSchedule | FlowSchedule, dict[str, Any]]:
+    """Schedule and default sampler of a scheduler.
 
     Settings of the sampler that are not supported give a `SchedulerNote`, a warning.
 
@@ -172,14 +189,15 @@ def read_scheduler(
         any, `sampler_options`.
 
     Raises:
-        UserError: noise levels or a prediction type that `NoiseSchedule` does not have.
+        UserError: noise levels or a prediction type that no schedule here has.
     """
     name = config.get("_class_name")
     if not isinstance(name, str):
         raise UserError(f"{source}: _class_name: {name!r:.80}, expected a scheduler's name")
-    check_choice(f"{source}: _class_name", name, (*KINDS, *OTHERS))
-    kind = KINDS.get(name)
-    schedule = _schedule(config, source, kind)
+    check_choice(f"{source}: _class_name", name, (*KINDS, *FLOW_KINDS, *OTHERS))
+    kind = KINDS.get(name) or FLOW_KINDS.get(name)
+    flow = name in FLOW_KINDS or bool(config.get(FLOW_SIGMAS))
+    schedule = flow_schedule(config, source) if flow else _schedule(config, source, kind)
     left_out = [] if kind else [f"{name} itself (the default sampler is {FALLBACK})"]
     for key, value in OFF.items():
         if config.get(key, value) not in (value, None):
@@ -201,7 +219,12 @@ def read_scheduler(
             left_out.append(f"{CLIP_RANGE}: {limit!r:.40} (here 1)")
         else:
             options[CLIP] = True
+    if flow and sampler in NOT_FOR_FLOW:
+        left_out.append(f"{name} itself (the default sampler is {NOT_FOR_FLOW[sampler]})")
+        sampler = NOT_FOR_FLOW[sampler]
     spacing = config.get("timestep_spacing", kind.spacing if kind else "leading")
+    if flow:  # their levels do not depend on timestep_spacing
+        spacing = "linspace" if name in FLOW_KINDS else "trailing"
     check_choice(f"{source}: timestep_spacing", spacing, samplers.TIMESTEP_SPACINGS)
     if spacing == "leading" and config.get("steps_offset", 0) != 1:  # 1 is the default here
         options["steps_offset"] = _steps_offset(config, source, schedule.num_train_timesteps)
@@ -209,7 +232,7 @@ def read_scheduler(
     if knows_end and not config.get(ALPHA_TO_ONE, kind.set_alpha_to_one):
         options[ALPHA_TO_ONE] = False
     if config.get(KARRAS):
-        if issubclass(samplers.get(sampler), samplers.SigmaSampler):
+        if issubclass(samplers.get(sampler), samplers.SigmaSampler) and not flow:
             options["sigma_spacing"] = "karras"
         else:
             left_out.append(f"{KARRAS}: true")
@@ -223,16 +246,21 @@ def read_scheduler(
     return schedule, defaults | ({"sampler_options": options} if options else {})
 
 
-def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def scheduler_config(
+    schedule: NoiseSchedule | FlowSchedule, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
     """Configuration of the scheduler of diffusers for a schedule and a default sampler.
 
     A sampler that diffusers does not have, or has without zero terminal SNR for such a schedule,
-    becomes DDIM.
+    becomes DDIM. One that diffusers does not have for flow matching becomes Euler, or DPM-Solver++
+    where x0 is predicted. Its schedulers of flow matching have one spacing of their own.
 
     Args:
         schedule: of the model.
         defaults: of `generate`, with `sampler` and `timestep_spacing`.
     """
+    if isinstance(schedule, FlowSchedule):
+        return flow_config(schedule, defaults)
     sampler = defaults["sampler"]
     names = {kind.sampler: name for name, kind in KINDS.items()}
     names |= {kind.stochastic: name for name, kind in KINDS.items() if kind.stochastic}
@@ -275,8 +303,6 @@ def scheduler_config(schedule: NoiseSchedule, defaults: Mapping[str, Any]) -> di
 def _schedule(config: Config, source: str, kind: Kind | None) -> NoiseSchedule:
     if config.get("trained_betas") is not None:
         raise UserError(f"{source}: trained_betas are not supported; expected null")
-    if config.get("use_flow_sigmas"):
-        raise UserError(f"{source}: use_flow_sigmas: flow matching is not supported")
     defaults: dict[str, Any] = {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
     if kind:
         betas = {"beta_start": kind.beta_start, "beta_end": kind.beta_end}
@@ -290,11 +316,7 @@ def _schedule(config: Config, source: str, kind: Kind | None) -> NoiseSchedule:
             raise UserError(f"{source}: {key}: {values[key]!r:.80}, expected {kinds}")
     name = check_choice(f"{source}: beta_schedule", values["beta_schedule"], BETA_SCHEDULES)
     values["beta_schedule"] = BETA_SCHEDULES[name]
-    if not 0 < values["num_train_timesteps"] <= MAX_TIMESTEPS:
-        raise UserError(
-            f"{source}: num_train_timesteps: {values['num_train_timesteps']!r:.80}, expected 1 to "
-            f"{MAX_TIMESTEPS:,}"
-        )
+    check_total(values["num_train_timesteps"], source)
     if config.get(ZERO_SNR):
         values["rescale_zero_terminal_snr"] = True
     try:

@@ -272,7 +272,7 @@ def test_sections_fit_the_constructors_they_feed():
         (AutoencoderConfig, Autoencoder, set()),
         (AdversarialConfig, Adversary, set()),
         (DiscriminatorConfig, PatchDiscriminator, of_its_optimizer),
-        (UNetConfig, UNet, set()),
+        (UNetConfig, UNet, {"kind"}),
     ):
         parameters = inspect.signature(target).parameters
         strangers = set(section.model_fields) - set(parameters) - others

@@ -9,6 +9,7 @@ cross-attention, in `models.denoisers.transformer`, use the same `attention`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -64,7 +65,7 @@ class AttentionBlock(Recomputable, layers.Layer):
 
     def call(self, inputs):
         shape = ops.shape(inputs)
-        hidden = ops.reshape(self.norm(inputs), (shape[0], -1, shape[-1]))
+        hidden = ops.reshape(self.norm(inputs), (shape[0], math.prod(shape[1:-1]), shape[-1]))
         hidden = self.out(
             attention(self.query(hidden), self.key(hidden), self.value(hidden), self.num_heads)
         )

@@ -27,8 +27,12 @@ class Upsample(layers.Layer):
         K₄[u, v] = Σ_{a, b ∈ {0, 1}} K₃[u − a, v − b]      (K₃ turned by 180°, zero outside)
 
     The output is the same, with 16 instead of 36 multiplications per input pixel and without the
-    enlarged input in memory. The layer's weights are those of the 3×3 convolution. An odd size has
-    no such kernel: of 2n − 1 positions the last one is not repeated, and past it are zeros.
+    enlarged input in memory. The layer's weights are those of the 3×3 convolution.
+
+    Of an odd size 2n − 1 the last position is not repeated. What the copy past the end has added
+    to that position, by the kernel's last row or column, is taken away again; where both sides
+    are odd, what was taken away twice at the corner is given back. Sizes that are not known before
+    run time, those of exported models, are treated as odd, times 0 where they are even.
 
     Args:
         channels: output channels.
@@ -44,41 +48,50 @@ class Upsample(layers.Layer):
         self.conv = PaddedConv2D(channels, 3, padding=1, name="conv", dtype=self.dtype_policy)
 
     def build(self, inputs_shape: Shape, like_shape: Shape | None = None) -> None:
-        self.conv.build(
-            (*self.compute_output_shape(inputs_shape, like_shape)[:-1], inputs_shape[-1])
-        )
+        enlarged = self.compute_output_shape(inputs_shape, like_shape)[:-1]
+        self.conv.build((*enlarged, inputs_shape[-1]))
         self.built = True
 
     def call(self, inputs, like=None):
+        outputs, bias = self._transposed(inputs), self.conv.conv.bias
         if like is None:
-            return self._twice(inputs)
-        small, large = ops.shape(inputs)[1:-1], ops.shape(like)[1:-1]
-        known = all(isinstance(side, int) for side in (*small, *large))
-        pairs = list(zip(small, large, strict=True))
-        if known:
-            even = all(2 * side == other for side, other in pairs)
-            return self._twice(inputs) if even else self._cropped(inputs, like)
-        # Sizes are known in training and sampling; unknown ones are those of exported models.
-        even = ops.all(ops.stack([ops.equal(2 * side, other) for side, other in pairs]))
-        return ops.cond(even, lambda: self._twice(inputs), lambda: self._cropped(inputs, like))
+            return outputs + bias
+        twice = [2 * side for side in ops.shape(inputs)[1:-1]]
+        sides = ops.shape(like)[1:-1]
+        excess = {
+            axis: large - small
+            for axis, (large, small) in enumerate(zip(twice, sides, strict=True))
+            if not (isinstance(large, int) and large == small)
+        }
+        if not excess:
+            return outputs + bias
+        outputs = crop(outputs, like)
+        for count in range(1, len(excess) + 1):
+            for axes in itertools.combinations(excess, count):
+                added = self._transposed(inputs, axes)
+                zeros = [(0, 0)] * len(inputs.shape)
+                for axis in axes:
+                    added = added * ops.cast(excess[axis], added.dtype)
+                    zeros[axis + 1] = (sides[axis] - 1, 0)
+                added = crop(ops.pad(added, zeros), like)
+                outputs = outputs + added if count % 2 == 0 else outputs - added
+        return outputs + bias
 
-    def _twice(self, inputs):
-        """Output of twice the size, by a transposed convolution."""
-        dims = len(inputs.shape) - 2
-        kernel = ops.flip(self.conv.conv.kernel, axis=tuple(range(dims)))  # (3, 3, c, channels)
-        shifts = [
-            (*((a, 1 - a) for a in corner), (0, 0), (0, 0))
-            for corner in itertools.product((0, 1), repeat=dims)
-        ]
-        kernel = sum(ops.pad(kernel, shift) for shift in shifts)
+    def _transposed(self, inputs, ends: tuple[int, ...] = ()):
+        """Transposed convolution; along the axes `ends` only what is past the end adds to it."""
+        dims = range(len(inputs.shape) - 2)
+        others = [axis for axis in dims if axis not in ends]
+        kernel = self.conv.conv.kernel  # (3, 3, c, channels)
+        if ends:
+            last = tuple(slice(-1 if axis in ends else 0, None) for axis in dims)
+            inputs, kernel = inputs[(slice(None), *last)], kernel[last]
+        if others:
+            kernel = ops.flip(kernel, axis=tuple(others))
+        shifts = itertools.product(*([(0, 0)] if k in ends else [(0, 1), (1, 0)] for k in dims))
+        kernel = sum(ops.pad(kernel, (*shift, (0, 0), (0, 0))) for shift in shifts)
         kernel = ops.swapaxes(kernel, -2, -1)  # (4, 4, channels, c)
-        return ops.conv_transpose(inputs, kernel, 2, "same") + self.conv.conv.bias
-
-    def _cropped(self, inputs, like):
-        """Output of the size of `like`, by repeating, cropping and convolving."""
-        for axis in range(1, len(inputs.shape) - 1):
-            inputs = ops.repeat(inputs, 2, axis=axis)
-        return self.conv(crop(inputs, like))
+        strides = tuple(1 if axis in ends else 2 for axis in dims)
+        return ops.conv_transpose(inputs, kernel, strides, "same")
 
     def compute_output_shape(self, inputs_shape: Shape, like_shape: Shape | None = None) -> Shape:
         batch, *sides, _ = inputs_shape

@@ -76,6 +76,21 @@ def unet_answers(model, folder):
     save_file(answers, folder / "answers.safetensors")
 
 
+def odd_answers(folder):
+    """What a conditional UNet answers at a size that its factor does not divide, 7×9."""
+    model = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    numbers = torch.Generator().manual_seed(0)
+    noisy, timesteps = torch.randn(2, 4, 7, 9, generator=numbers), torch.tensor([7, 900])
+    context = torch.randn(2, 5, model.config.cross_attention_dim, generator=numbers)
+    answers = {
+        "noisy_latents": nhwc(noisy),
+        "timesteps": timesteps.int(),
+        "context": context,
+        "prediction": nhwc(model(noisy, timesteps, encoder_hidden_states=context).sample),
+    }
+    save_file(answers, OUT / "odd_answers.safetensors")
+
+
 def rename_to_old_attention(folder):
     """The names that the autoencoder's attention had in early versions."""
     file = next(folder.glob("diffusion*.safetensors"))
@@ -168,6 +183,7 @@ def main():
         folder = OUT / f"unet-{name}"
         model = randomize(kind(**config))
         unet_answers(save(model, folder, dtypes.get(name, torch.float16)), folder)
+    odd_answers(OUT / "unet-heads-int")
     make_pipeline(OUT / "pipeline")
     for file in OUT.rglob("*.safetensors"):
         file.chmod(0o644)

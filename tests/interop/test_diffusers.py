@@ -22,6 +22,7 @@ from latentddpm.interop.diffusers.weights import variable, write
 from latentddpm.interop.diffusers.write_config import unet_config
 from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.denoisers.basic import BasicUNet
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -89,6 +90,33 @@ def test_a_unet_answers_as_in_diffusers(folder):
     assert_close(unet(answers), expected, "prediction")
     single = {name: array[:1] for name, array in answers.items()}
     assert_close(unet(single), expected[:1], "prediction of a batch of one")
+
+
+def test_a_size_that_the_factor_does_not_divide():
+    """7×9 → 4×5 and back, as diffusers' conditional UNet."""
+    answers = load_file(GOLDEN / "odd_answers.safetensors")
+    expected = answers.pop("prediction")
+    unet = load_unet(GOLDEN / "unet-heads-int")
+    assert_close(unet(answers), expected, "prediction", 1e-5)
+
+
+def test_a_learned_variance_is_read_and_written():
+    config = json.loads((GOLDEN / "unet-one-head/config.json").read_text("utf-8"))
+    arguments = unet_arguments({**config, "out_channels": 8}, "config.json")
+    unet = UNet(**arguments)
+    assert unet.learned_variance, f"arguments {arguments}"
+    assert unet_config(unet, None)["out_channels"] == 8, "expected out_channels 8"
+    with pytest.raises(UserError, match=r"out_channels: 6 is not supported; expected 4 \(in_ch"):
+        unet_arguments({**config, "out_channels": 6}, "config.json")
+
+
+def test_a_network_that_diffusers_does_not_have_is_refused():
+    line = {"channel_multipliers": (1,), "num_res_blocks": 1, "spatial_dims": 1}
+    for network in (BasicUNet(4), UNet(**UNET, **line, attention_levels=())):
+        with pytest.raises(UserError, match="diffusers has no network like a"):
+            unet_config(network, None)
+        with pytest.raises(UserError, match="know no .*UNet like this"):
+            list(rows_of(network))
 
 
 def test_a_whole_pipeline_answers_as_in_diffusers(pipeline):

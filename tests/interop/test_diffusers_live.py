@@ -18,6 +18,7 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.interop.diffusers.folder import read_folder
 from latentddpm.interop.diffusers.networks import validate
 from latentddpm.interop.diffusers.scheduler import KINDS, scheduler_config
+from latentddpm.interop.diffusers.write_config import unet_config
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 torch = pytest.importorskip("torch")
@@ -189,7 +190,8 @@ UNETS = {
 
 def predictions(theirs, ours, height=8, width=16):
     """What both answer to the same question: three examples, not square."""
-    noisy, timesteps = torch.randn(3, 4, height, width), torch.tensor([1, 500, 999])
+    channels = theirs.config.in_channels
+    noisy, timesteps = torch.randn(3, channels, height, width), torch.tensor([1, 500, 999])
     inputs = {"noisy_latents": nhwc(noisy), "timesteps": timesteps.int().numpy()}
     context = {}
     if isinstance(theirs, diffusers.UNet2DConditionModel):
@@ -205,6 +207,56 @@ def test_unet(name, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="500KB")
     ours = validate(read_folder(tmp_path).unet).build()
     assert_close(*predictions(model, ours), "prediction")
+
+
+def digits_of_the_course():
+    """The second network of diffusers' course, for digits of 28×28."""
+    return diffusers.UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=2,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def test_the_unet_of_the_course(tmp_path):
+    """28 → 14 → 7, heads of 8 channels."""
+    model = randomize(digits_of_the_course())
+    model.save_pretrained(tmp_path)
+    ours = validate(read_folder(tmp_path).unet).build()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert ours.count_params() == count == 1_707_009, f"{ours.count_params()} beside {count}"
+    assert_close(*predictions(model, ours, 28, 28), "prediction", 3e-5)  # of 5
+
+
+@pytest.mark.parametrize("size", [(9, 13), (10, 7), (5, 5)])
+def test_sizes_that_the_factor_does_not_divide(size, tmp_path):
+    """Three levels: 9×13 → 5×7 → 3×4, and up to the sizes of the skip connections."""
+    down, up = ["CrossAttnDownBlock2D"] * 2, ["CrossAttnUpBlock2D"] * 2
+    sizes = {**SMALL, "block_out_channels": [8, 16, 16], "cross_attention_dim": 6}
+    model = diffusers.UNet2DConditionModel(
+        **sizes,
+        attention_head_dim=2,
+        down_block_types=[*down, "DownBlock2D"],
+        up_block_types=["UpBlock2D", *up],
+    )
+    randomize(model).save_pretrained(tmp_path)
+    ours = validate(read_folder(tmp_path).unet).build()
+    assert_close(*predictions(model, ours, *size), "prediction", 1e-5)
+
+
+def test_a_learned_variance_there_and_back(tmp_path):
+    """Twice as many channels come out as go in, as of guided-diffusion's networks."""
+    name, config = UNETS["unconditional, attention in the middle only"]
+    model = randomize(name(**{**config, "out_channels": 8}))
+    model.save_pretrained(tmp_path / "theirs")
+    ours = validate(read_folder(tmp_path / "theirs").unet).build()
+    assert ours.learned_variance, "the second half of the channels got lost"
+    assert_close(*predictions(model, ours), "prediction and variance", 1e-5)
+    assert unet_config(ours, None)["out_channels"] == 8, "out_channels got lost"
 
 
 # --- Export ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ as in appendix E.2.1 of Rombach et al. 2022.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -122,7 +123,7 @@ class TransformerBlock(Recomputable, layers.Layer):
 
     def call(self, inputs, context):
         shape = ops.shape(inputs)
-        tokens = ops.reshape(self.norm(inputs), (shape[0], -1, shape[-1]))
+        tokens = ops.reshape(self.norm(inputs), (shape[0], math.prod(shape[1:-1]), shape[-1]))
         tokens = self.proj_in(tokens)
         tokens = tokens + self.self_attention(self.norm1(tokens))
         tokens = tokens + self.cross_attention(self.norm2(tokens), context)

@@ -117,6 +117,7 @@ def train_diffusion(
         from latentddpm.training.plan.settle import dry_diffusion
 
         settings, sources = dry_diffusion(settings, run["data"], vae)
+        sources.first_stage.latents_folder(out, run["latents"])
         import_keras(training=True)
         from latentddpm.training import diffusion_networks
 

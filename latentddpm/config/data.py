@@ -37,7 +37,7 @@ class DataConfig(Section):
         "clipped; null: the whole range",
     )
     background: Literal["white", "random"] = Field(
-        "white", description="colour behind transparent pixels; the latents cache uses white"
+        "white", description="colour behind transparent pixels; a latents cache has white"
     )
     flip: bool = Field(False, description="mirror half of the images, drawn per use")
     caption_templates: list[str] = Field(

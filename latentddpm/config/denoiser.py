@@ -31,7 +31,7 @@ class UNetConfig(Section):
     attention_levels: list[int] | None = Field(
         None,
         description="levels with attention; 0 has the latents' resolution; null: 1, 2 and 3, as "
-        "far as they exist",
+        "far as they exist and have at most 32 positions a side",
     )
     num_heads: pydantic.PositiveInt | Multipliers = Field(
         8, description="of attention: a number, or one for each level"

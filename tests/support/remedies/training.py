@@ -21,20 +21,26 @@ VAE = {"autoencoder": {**SMALL, "channel_multipliers": [1, 1]}, **SHORT}
 INIT = {"samples": UNET["samples"], **SHORT}
 
 
-def lab(folder: Path) -> None:
-    """Images with captions and without, a model, and configurations of a step."""
+def images(folder: Path) -> None:
+    """Images with captions and without, and configurations of a step."""
     for name in ("captioned", "bare"):
         (folder / name).mkdir()
         few_emoji(folder / name, count=4)
     (folder / "bare" / "metadata.jsonl").unlink()
-    quick_model().save(folder / "model")
     for name, settings in (("unet", UNET), ("vae", VAE), ("init", INIT)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings), "utf-8")
+
+
+def lab(folder: Path) -> None:
+    """The same, a model, and a file."""
+    images(folder)
+    quick_model().save(folder / "model")
     (folder / "file").write_text("x", "utf-8")
 
 
 BARE = "train-diffusion --data bare --out run"
 FRESH = "train-diffusion --data captioned --config unet.yaml --vae model --out run"
+PIXELS = "train-diffusion --data bare --config unet.yaml --vae none --out run"
 TEMPLATE = """--set 'data.caption_templates=["a photo of sks"]'"""
 
 REMEDIES = [
@@ -56,8 +62,15 @@ REMEDIES = [
         "no autoencoder",
         lab,
         "train-diffusion --data captioned --config unet.yaml --out run --dry-run",
-        ("--vae: needed", "--init"),
+        ("--vae: needed", "--init", "--vae none"),
         (f"{FRESH} --dry-run",),
+    ),
+    Remedy(
+        "latents of a run on pixels",
+        images,
+        f"{PIXELS} --latents latents --dry-run",
+        ("--latents latents", "not cached; leave it out"),
+        (f"{PIXELS} --dry-run",),
     ),
     Remedy(
         "norm groups that do not divide",

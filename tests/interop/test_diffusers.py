@@ -115,7 +115,7 @@ def test_a_network_that_diffusers_does_not_have_is_refused():
     for network in (BasicUNet(4), UNet(**UNET, **line, attention_levels=())):
         with pytest.raises(UserError, match="diffusers has no network like a"):
             unet_config(network, None)
-        with pytest.raises(UserError, match="know no .*UNet like this"):
+        with pytest.raises(UserError, match=r"know no .*UNet like this"):
             list(rows_of(network))
 
 

@@ -14,10 +14,11 @@ from tiny import CONTEXT_LENGTH, perturb, tiny_model
 
 from latentddpm import interop
 from latentddpm.diffusion import samplers
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.interop.diffusers.folder import read_folder
 from latentddpm.interop.diffusers.networks import validate
-from latentddpm.interop.diffusers.scheduler import KINDS, scheduler_config
+from latentddpm.interop.diffusers.scheduler import KINDS, read_scheduler, scheduler_config
 from latentddpm.interop.diffusers.write_config import unet_config
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
@@ -406,3 +407,18 @@ def test_a_scheduler_has_our_noise_levels(name, beta_schedule):
     found = list(dict.fromkeys(theirs.timesteps.tolist()))  # some visit a timestep twice
     expected = list(ours.timesteps)
     assert found == expected, f"{name} visits {found}, ours {expected}"
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "unipc"])
+def test_a_scheduler_of_flow_matching_has_our_levels(sampler):
+    schedule = FlowSchedule(shift=3.0)
+    config = scheduler_config(schedule, {"sampler": sampler, "timestep_spacing": "linspace"})
+    theirs = getattr(diffusers, config["_class_name"]).from_config(config)
+    theirs.set_timesteps(10)
+    _, defaults = read_scheduler(dict(theirs.config) | config, "scheduler_config.json")
+    ours = samplers.get(defaults["sampler"])(schedule, 10, defaults["timestep_spacing"])
+    expected = [ours.rates(i)[1] for i in range(11)]
+    found = list(dict.fromkeys(theirs.sigmas.tolist()))
+    # The multistep solvers start at 1 − 1/T instead of 1.
+    tolerance = 1e-6 if config["_class_name"].startswith("Flow") else 2e-3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=sampler)

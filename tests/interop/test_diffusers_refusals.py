@@ -200,7 +200,7 @@ def change(path, **changes):
         ({"image_encoder": ["transformers", "CLIPVisionModel"]}, ["image_encoder"]),
         ({"vae": ["diffusers", "AutoencoderTiny"]}, ["vae", "AutoencoderTiny"]),
         ({"vae": []}, ["vae"]),
-        ({"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, ["FlowMatch"]),
+        ({"scheduler": ["diffusers", "EDMEulerScheduler"]}, ["EDMEulerScheduler"]),
     ],
 )
 def test_another_pipeline_is_refused_by_name(pipeline, changes, words):

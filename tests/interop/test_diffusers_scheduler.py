@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from latentddpm.diffusion import samplers
+from latentddpm.diffusion import FlowSchedule, samplers
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.interop.diffusers.scheduler import (
@@ -172,3 +172,59 @@ def test_a_scheduler_without_a_sampler_here_becomes_ddim(name):
     assert defaults["sampler"] == "ddim", f"{name} became {defaults}"
     with pytest.raises(UserError, match="beta_schedule: None, expected text"):
         read_scheduler({"_class_name": name}, SOURCE)
+
+
+# --- Flow matching -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampler", "prediction_type", "name"),
+    [
+        ("euler", "velocity", "FlowMatchEulerDiscreteScheduler"),
+        ("heun", "velocity", "FlowMatchHeunDiscreteScheduler"),
+        ("ddim", "velocity", "FlowMatchEulerDiscreteScheduler"),
+        ("dpmpp_2m", "velocity", "DPMSolverMultistepScheduler"),
+        ("unipc", "sample", "UniPCMultistepScheduler"),
+        ("euler", "sample", "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_flow_there_and_back(sampler, prediction_type, name):
+    schedule = FlowSchedule(500, prediction_type, 3.0)
+    config = scheduler_config(schedule, {"sampler": sampler, "timestep_spacing": "trailing"})
+    assert config["_class_name"] == name, f"{sampler}: config {config}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, defaults = read_scheduler(config, SOURCE)
+    assert found.get_config() == schedule.get_config(), f"{sampler}: schedule {found}"
+    alone = name.startswith("Flow")
+    expected = (
+        {"ddim": "euler"}.get(sampler, sampler) if alone or sampler != "euler" else "dpmpp_2m"
+    )
+    assert defaults == {
+        "sampler": expected,
+        "timestep_spacing": "linspace" if alone else "trailing",
+    }, f"{sampler}: defaults {defaults}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_dynamic_shifting": True}, "use_dynamic_shifting: True.*expected false"),
+        ({"invert_sigmas": True}, "invert_sigmas"),
+        ({"shift": "3"}, "shift: '3', expected a number"),
+        ({"shift": -1}, "shift: expected a number above 0"),
+        ({"prediction_type": "epsilon"}, "prediction_type: 'epsilon'.*flow_prediction"),
+        ({"num_train_timesteps": 10**12}, "num_train_timesteps"),
+    ],
+)
+def test_flow_levels_that_are_not_ours_are_refused(changes, message):
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, **changes}
+    with pytest.raises(UserError, match=f"{SOURCE}: .*{message}"):
+        read_scheduler(config, SOURCE)
+
+
+@pytest.mark.parametrize("key", ["use_karras_sigmas", "stochastic_sampling"])
+def test_flow_options_without_a_counterpart_are_said(key):
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", key: True}
+    with pytest.warns(SchedulerNote, match=key):
+        read_scheduler(config, SOURCE)

@@ -34,6 +34,7 @@ from latentddpm.data.examples import diffusion_examples
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.replicas import split_over_replicas
 from latentddpm.distribution.strategy import distribute_dataset
@@ -296,7 +297,7 @@ def examples(cache, batch_size=7):
     batches = diffusion_examples(
         cache,
         Selection(9, lambda start, stop: np.ones(stop - start, bool)),
-        NoiseSchedule(),
+        FlowSchedule(),
         LatentSpace(1.0),
         batch_size=batch_size,
         stream=RandomStream(3, "train-diffusion"),

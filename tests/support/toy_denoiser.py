@@ -64,3 +64,20 @@ def with_variance(denoiser):
 def toy_noise(step_index, shape=SHAPE):
     """Standard normal numbers of one step; −1 for the start. float32, `shape`."""
     return np.random.default_rng([7, step_index + 1]).standard_normal(shape).astype("float32")
+
+
+def flow_denoiser(prediction_type="velocity"):
+    """`denoiser(x, t) -> prediction` for x = (1 − σ) x0 + σ ε of the same data, t = 1000 σ."""
+
+    def denoiser(noisy_latents, timestep):
+        noise_rate = float(timestep) / 1000
+        signal_rate = 1 - noise_rate
+        x = np.asarray(noisy_latents, "float64")
+        variance = signal_rate**2 * STD**2 + noise_rate**2
+        pull = MEAN * np.tanh(signal_rate * MEAN * x / variance)
+        x0 = (signal_rate * STD**2 * x + noise_rate**2 * pull) / variance
+        epsilon = noise_rate * (x - signal_rate * pull) / variance
+        prediction = x0 if prediction_type == "sample" else epsilon - x0
+        return prediction.astype("float32")
+
+    return denoiser

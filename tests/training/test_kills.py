@@ -24,11 +24,17 @@ ADVERSARIAL = {  # the discriminator joins in on the way, and brings power itera
     "discriminator": {"channels": 8, "num_layers": 1, "norm_groups": 4, "spectral_norm": True},
 }
 PIXELS = {**LDM_CONFIG, "data": {**DATA, "resolution": 16, "background": "random"}}
+FLOW = {
+    **LDM_CONFIG,
+    "schedule": {"kind": "flow", "prediction_type": "velocity", "shift": 3.0},
+    "training": {**LDM_CONFIG["training"], "timestep_sampling": "logit_normal"},
+}
 KINDS = {
     "vae": ("train-vae", VAE_CONFIG),
     "adversarial": ("train-vae", ADVERSARIAL),
     "diffusion": ("train-diffusion", LDM_CONFIG),
     "pixels": ("train-diffusion", PIXELS),
+    "flow": ("train-diffusion", FLOW),
 }
 OFTEN = {"num_steps": STEPS, "checkpoint_every": 1, "validate_every": 200, "log_every": 50}
 
@@ -61,10 +67,10 @@ def command(lab, kind):
     path = lab / f"{kind}.yaml"
     path.write_text(yaml.safe_dump(config), "utf-8")
     given = [name, "--data", lab / "data", "--config", path]
-    if kind == "diffusion":
-        given += ["--vae", never_killed(lab, "vae"), "--latents", lab / "latents"]
     if kind == "pixels":
         given += ["--vae", "none"]
+    elif name == "train-diffusion":
+        given += ["--vae", never_killed(lab, "vae"), "--latents", lab / "latents"]
     return given
 
 

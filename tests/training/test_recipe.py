@@ -10,7 +10,8 @@ from latentddpm.data.batches import RECIPE
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples
 from latentddpm.data.latents.cache import LatentsCache
-from latentddpm.data.random import RandomStream
+from latentddpm.data.random import RandomStream, TimestepDensity
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.training.run.loop import make_optimizer
@@ -26,16 +27,16 @@ def cache():
     return LatentsCache(5, moments.astype("float32"), False)
 
 
-def stream(cache, stop=8, batch_size=16, schedule=None, **recipe):
+def stream(cache, stop=8, batch_size=16, schedule=None, first=0, images=5, **recipe):
     """Examples as one dict of arrays, the weights (if any) among them."""
     batches = diffusion_examples(
         cache,
-        Selection(5),
+        Selection(images),
         schedule or NoiseSchedule(),
         LatentSpace(1.0),
         batch_size=batch_size,
         stream=RandomStream(3, "train"),
-        positions=tf.data.Dataset.range(stop * batch_size),
+        positions=tf.data.Dataset.range(first, stop * batch_size),
         **recipe,
     )
     names = ("target", "weight")
@@ -210,3 +211,83 @@ def test_the_rate_rises_and_then_stays_or_falls(kind, warmup):
         if step < warmup:
             expected = 1e-3 * step / warmup
         assert float(rate(step)) == pytest.approx(expected, abs=1e-9), f"step {step}"
+
+
+# --- Densities of the timesteps ------------------------------------------------------------------
+
+MIDDLE = TimestepDensity("logit_normal", logit_mean=0.5, logit_std=0.8)
+
+
+P = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
+OF_THE_NORMAL = np.array([-1.6448536, -0.6744898, 0, 0.6744898, 1.6448536])
+QUANTILES = {
+    "uniform": P,
+    "logit_normal": 1 / (1 + np.exp(-0.5 - 0.8 * OF_THE_NORMAL)),
+    # It falls with p, so the quantile p of the result is that of 1 − p.
+    "mode": P - 1.29 * (np.cos(np.pi / 2 * (1 - P)) ** 2 - P),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTILES)
+def test_densities_have_the_quantiles_of_the_paper(kind):
+    """In closed form: of Esser 2024, eq. 19 and 20."""
+    found = np.sort(TimestepDensity(kind, 0.5, 0.8).quantile(tf.constant(P, tf.float32)))
+    np.testing.assert_allclose(found, QUANTILES[kind], atol=1e-5, err_msg=kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [
+        ("uniform", FlowSchedule(shift=3.0)),
+        ("logit_normal", FlowSchedule()),
+        ("logit_normal", NoiseSchedule()),
+    ],
+)
+def test_timesteps_are_drawn_from_their_density(kind, schedule):
+    """A shift s takes a share q to s q / (1 + (s − 1) q) (Esser 2024, eq. 23)."""
+    count = 2000
+    latents = LatentsCache(1, np.zeros((1, 1, 1, 2), "float32"), False)
+    density = TimestepDensity(kind, 0.5, 0.8)
+    drawn = stream(latents, 4, count // 4, schedule, images=1, density=density)["timesteps"]
+    assert drawn.min() >= 0, f"{kind}: a timestep below 0"
+    assert drawn.max() <= schedule.last_timestep, f"{kind}: a timestep above {schedule}'s last"
+    shift = getattr(schedule, "shift", 1.0)
+    expected = shift * QUANTILES[kind] / (1 + (shift - 1) * QUANTILES[kind])
+    below = [(drawn / 1000 < share).mean() for share in expected]
+    np.testing.assert_allclose(below, P, atol=0.035, err_msg=f"{kind}: shares below quantiles")
+
+
+@pytest.mark.reference
+def test_densities_are_those_of_diffusers():
+    training_utils = pytest.importorskip("diffusers.training_utils")
+    torch = pytest.importorskip("torch")
+    p = np.linspace(0.05, 0.95, 19)
+    for kind in ("uniform", "logit_normal", "mode"):
+        theirs = training_utils.compute_density_for_timestep_sampling(
+            "none" if kind == "uniform" else kind,
+            40_000,
+            logit_mean=0.5,
+            logit_std=0.8,
+            mode_scale=1.29,
+            generator=torch.Generator().manual_seed(0),
+        ).numpy()
+        density = TimestepDensity(kind, logit_mean=0.5, logit_std=0.8)
+        ours = np.sort(density.quantile(tf.constant(p, tf.float32)))
+        np.testing.assert_allclose(ours, np.quantile(theirs, p), atol=0.012, err_msg=kind)
+
+
+def test_flow_examples_follow_from_their_position(cache):
+    """Any part of a run sees what the whole run saw, and the pieces of an example fit."""
+    schedule = FlowSchedule(shift=2.0)
+    whole = stream(cache, 4, 8, schedule, density=MIDDLE)
+    tail = stream(cache, 4, 8, schedule, density=MIDDLE, first=16)
+    for name, values in tail.items():
+        np.testing.assert_array_equal(values, whole[name][16:], err_msg=f"{name} of the tail")
+    timesteps = whole["timesteps"]
+    assert timesteps.dtype == np.float32, f"timesteps are {timesteps.dtype}"
+    assert len(set(timesteps)) == len(timesteps), "expected numbers, not whole timesteps"
+    x0 = schedule.predict_x0(whole["target"], whole["noisy_latents"], timesteps)
+    noise = schedule.predict_noise(whole["target"], whole["noisy_latents"], timesteps)
+    np.testing.assert_allclose(noise - x0, whole["target"], atol=1e-5, err_msg="ε − x0")
+    plain = stream(cache, 4, 8, NoiseSchedule(prediction_type="epsilon"))
+    np.testing.assert_allclose(noise, plain["target"], atol=1e-4, err_msg="another noise")

@@ -111,7 +111,10 @@ def write_clip(folder, seed=0):
 
 @pytest.fixture(scope="module")
 def clip_run(tmp_path_factory, bfloat16):
-    """A folder with `clip` and a `run` of two steps on it, what goes on with it, its model."""
+    """A folder with `clip` and a `run` of two steps on it, what goes on with it, its model.
+
+    It learns by flow matching, so that this goes on as it would have, too.
+    """
     lab = tmp_path_factory.mktemp("lab")
     few_emoji(lab / "data")
     autoencoder = tiny_autoencoder(channel_multipliers=(1, 2))
@@ -125,13 +128,20 @@ def clip_run(tmp_path_factory, bfloat16):
         "warmup_steps": 0,
         "checkpoint_every": 1,
         "precision": "bfloat16",
+        "timestep_sampling": "logit_normal",
     }
     config = {
         "data": {"resolution": SIZE[0], "validation_fraction": 0},
         "unet": unet,
         "text": {"source": "clip", "path": str(lab / "clip")},
+        "schedule": {"kind": "flow", "prediction_type": "velocity", "shift": 2.0},
         "training": training,
-        "samples": {"prompts": ["red apple"], "images_per_prompt": 1, "num_steps": 1},
+        "samples": {
+            "prompts": ["red apple"],
+            "images_per_prompt": 1,
+            "num_steps": 1,
+            "sampler": "euler",
+        },
     }
     sources = parse_config(DiffusionRun, config), lab / "data", lab / "vae"
 

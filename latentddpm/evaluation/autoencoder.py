@@ -30,7 +30,8 @@ from latentddpm.evaluation.report import Report, aligned, plain, shown
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.tiling import decode, encode
 from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
-from latentddpm.utils.pixels import from_pixels, grid, save_png, to_pixels
+from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.pixels import from_pixels, grid, save_png
 
 BATCH = 16
 GRID = "reconstructions.png"
@@ -78,11 +79,14 @@ def evaluate_autoencoder(
     each: dict[str, list[np.ndarray]] = {name: [] for name in labels}
     features = []  # of batches: (2, B, d)
     statistics = Statistics()  # of the latents at every position
+    pixels = images.pixels
     for originals in images.batches(BATCH, "reconstruct", quiet):
-        latents, rebuilt = reconstruct(autoencoder, originals)
+        latents, rebuilt = reconstruct(autoencoder, originals, pixels)
         statistics.add(latents.reshape(-1, latents.shape[-1]))
+        levels = pixels.to_levels(rebuilt), pixels.to_levels(originals)
+        originals, rebuilt = pixels.to_rgb(originals), pixels.to_rgb(rebuilt)
         for name, measure in (("psnr", psnr), ("ssim", ssim), ("rmse", rmse)):
-            each[name].append(measure(rebuilt, originals))
+            each[name].append(measure(*levels))
         if perceptual is not None:
             pair = from_pixels(rebuilt), from_pixels(originals)
             each["perceptual"].append(ops.convert_to_numpy(perceptual(*pair)))
@@ -104,19 +108,22 @@ def evaluate_autoencoder(
     return Report(text, {name: value for part in parts for name, value in part.values.items()})
 
 
-def reconstruct(autoencoder: Autoencoder, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reconstruct(
+    autoencoder: Autoencoder, values: np.ndarray, pixels: PixelFormat
+) -> tuple[np.ndarray, np.ndarray]:
     """Latents and reconstructions of images, from the mode of the posterior.
 
     Args:
         autoencoder: to use.
-        pixels: uint8 (B, H, W, 3).
+        values: (B, H, W, C).
+        pixels: their format.
 
     Returns:
-        Scaled latents, float32 (B, h, w, c), and reconstructions, uint8 (B, H, W, 3).
+        Scaled latents, float32 (B, h, w, c), and reconstructions in the same format.
     """
-    mean, _ = encode(autoencoder, from_pixels(pixels))
+    mean, _ = encode(autoencoder, pixels.to_images(values))
     latents = ops.convert_to_numpy(autoencoder.to_latents(mean))
-    return latents, to_pixels(decode(autoencoder, latents))
+    return latents, pixels.from_images(decode(autoencoder, latents))
 
 
 def _per_image(labels: dict[str, str], values: dict[str, np.ndarray]) -> Report:
@@ -177,8 +184,9 @@ def _save_grid(
     groups = (order[:columns], order[middle : middle + columns], order[-columns:])
     pictures, names = [], {}
     for title, numbers in zip(GROUPS, groups, strict=True):
-        originals = images.read(numbers)
-        pictures.append(grid([originals, reconstruct(autoencoder, originals)[1]]))
+        originals = images.values(numbers)
+        pair = originals, reconstruct(autoencoder, originals, images.pixels)[1]
+        pictures.append(grid([images.pixels.to_rgb(one) for one in pair]))
         names[title] = [images.where(number) for number in numbers]
     gap = np.full((GROUP_GAP, *pictures[0].shape[1:]), 255, np.uint8)
     best, median, worst = pictures

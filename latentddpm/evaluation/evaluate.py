@@ -152,6 +152,7 @@ def evaluate_model(
     with tempfile.TemporaryDirectory() as scratch:
         catalog = (out or Path(scratch)) / "catalog"
         dataset = open_dataset(options["data"], catalog, plan.data, quiet=quiet)
+        dataset.pixels = pixels = plan.folder.pixels
         selection = dataset.split(plan.split)
         import_keras()
         from latentddpm.evaluation.images import spread_images
@@ -173,6 +174,7 @@ def evaluate_model(
             "images": len(images),
             "height": plan.size[0],
             "width": plan.size[1],
+            **({} if pixels.is_default else {"pixels": str(pixels), "seen_as": pixels.seen()}),
             "extractor": extractor and {"label": extractor.label, "digest": extractor.digest},
             "perceptual": perceptual
             and {"label": perceptual.label, "digest": weights_digest(perceptual)},
@@ -218,6 +220,11 @@ class _Networks:
             self.extractor.check_size(*plan.size)
         self.perceptual = load(load_perceptual, "perceptual")
         self.towers = load(load_clip_towers, "clip")
+        if seen := plan.folder.pixels.seen():
+            for network in filter(None, (self.extractor, self.perceptual, self.towers)):
+                network.label = f"{network.label}, {seen}"
+            if self.extractor:
+                self.extractor.is_inception = False  # what it sees is not what FID means
 
     def measure(
         self, part: str, images: Any, tell: Callable[[str], None], quiet: bool
@@ -356,6 +363,8 @@ def _heading(conditions: dict[str, Any], data_from: str) -> str:
         f"on {conditions['images']} images of {conditions['data']} "
         f"(split {conditions['split']}) at {height}×{width}",
     ]
+    if "pixels" in conditions:
+        lines.append(f"pixels: {conditions['pixels']}; features see {conditions['seen_as']}")
     if conditions["split"] != "all":
         fraction, by = conditions["validation_fraction"], conditions["validation_by"]
         lines.append(f"validation images: {fraction:.3g} of all, by {by} (from {data_from})")

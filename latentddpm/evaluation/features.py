@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -63,7 +63,12 @@ class Network(Protocol):
 
 
 def kept_features(
-    network: Network, images: Images, folder: Path, label: str, quiet: bool = False
+    network: Network,
+    images: Images,
+    folder: Path,
+    label: str,
+    quiet: bool = False,
+    read: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Features of all images of a set, read from a folder or computed and written there.
 
@@ -73,6 +78,8 @@ def kept_features(
         folder: for the blocks.
         label: of the progress bar, which is shown after two seconds.
         quiet: show no progress.
+        read: function of numbers of images, which gives what the network takes; None for
+            `images.read`.
 
     Returns:
         float32 (N, d).
@@ -92,7 +99,7 @@ def kept_features(
                 path = folder / f"{hashlib.sha256(named.encode()).hexdigest()[:16]}.npy"
                 features = _read(path)
                 if features is None:
-                    features = network.features(images.read(numbers))
+                    features = network.features((read or images.read)(numbers))
                     with atomic_path(path) as temporary:
                         np.save(temporary, features)
                 blocks.append(features)

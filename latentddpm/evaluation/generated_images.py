@@ -162,7 +162,7 @@ class GeneratedImages:
                         f"command goes on from there ({self.folder})",
                     ) from None
                 for k, pixels in zip(batch, images, strict=True):
-                    save_png(self.path(k), pixels, self.metadata(k))
+                    save_png(self.path(k), self.model.pixels.to_rgb(pixels), self.metadata(k))
                 kept += len(batch)
                 bar.update(len(batch))
                 if start == batch_size and times is not None:

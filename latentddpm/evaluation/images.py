@@ -11,9 +11,10 @@ from tqdm import tqdm
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.dataset import Dataset
-from latentddpm.data.images import UnreadableImage, read_image
+from latentddpm.data.images import UnreadableImage
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.errors import UserError
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 
 class ImageSet:
@@ -49,24 +50,42 @@ class ImageSet:
         captions = self.dataset.captions
         return [next(iter(captions[int(row)]), "") for row in self.rows]
 
+    @property
+    def pixels(self) -> PixelFormat:
+        """Format of the values."""
+        return self.dataset.pixels
+
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Read some of the images.
+        """Read some of the images, as people see them.
 
         Args:
             numbers: of the images in this set, (n,).
 
         Returns:
-            uint8 (n, H, W, 3).
+            uint8 (n, H, W, 3); see `PixelFormat.to_rgb`.
 
         Raises:
-            UserError: a file cannot be read as an image any more.
+            UserError, OSError: see `values`.
+        """
+        return self.pixels.to_rgb(self.values(numbers))
+
+    def values(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Read the values of some of the images.
+
+        Args:
+            numbers: of the images in this set, (n,).
+
+        Returns:
+            (n, H, W, C) in the format `pixels`.
+
+        Raises:
+            UserError: a file cannot be read as an image of this format.
             OSError: a file is gone.
         """
-        size = 3 * math.prod(self.size)
+        size = np.dtype(self.pixels.dtype).itemsize * self.pixels.channels * math.prod(self.size)
 
         def pixels(row: int) -> np.ndarray:
-            name = self.catalog.where(row)
-            return read_image(self.catalog.read(row), self.size, name=name)
+            return self.catalog.image(row, self.size, self.pixels)
 
         try:
             read = map_ahead(pixels, self.rows[numbers].tolist(), weigh=lambda row: size)
@@ -93,11 +112,11 @@ class ImageSet:
             quiet: show no progress.
 
         Yields:
-            uint8 (B, H, W, 3).
+            Values (B, H, W, C) in the format `pixels`.
         """
         with tqdm(desc=label, total=len(self), unit="image", disable=quiet) as bar:
             for start in range(0, len(self), batch_size):
-                batch = self.read(np.arange(start, min(start + batch_size, len(self))))
+                batch = self.values(np.arange(start, min(start + batch_size, len(self))))
                 yield batch
                 bar.update(len(batch))
 

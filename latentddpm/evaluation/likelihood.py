@@ -47,12 +47,9 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.utils import signals
 from latentddpm.utils.figures import new_figure
 from latentddpm.utils.files import atomic_path
-from latentddpm.utils.pixels import from_pixels
 
 BATCH = 32
 PLOT = "bound.png"
-LEVELS = 256
-"""Levels of a pixel of 8 bits."""
 VARIANCES = {"posterior": "σ² = β̃", "beta": "σ² = β"}
 """Keys of `step_terms`, with their names in the table."""
 
@@ -166,7 +163,7 @@ def _measure(
         return network({"noisy_latents": noisy_latents, "timesteps": timesteps, **context})
 
     levels = _levels(model)
-    mean, logvar = encode(model.autoencoder, from_pixels(pixels))
+    mean, logvar = encode(model.autoencoder, model.pixels.to_images(pixels))
     latents = np.asarray(model.autoencoder.to_latents(mean, logvar, normal()))
     entropy, level = np.zeros(len(latents)), np.full(len(latents), np.nan)
     if levels is None:
@@ -186,7 +183,14 @@ def _measure(
 
 def _levels(model: LatentDiffusion) -> int | None:
     """Levels of a model's pixels; None for a model of latents, which are continuous."""
-    return LEVELS if isinstance(model.autoencoder, PixelSpace) else None
+    if not isinstance(model.autoencoder, PixelSpace):
+        return None
+    if model.pixels.levels is None:
+        raise UserError(
+            f"nll: this model's pixels are {model.pixels}: no step between them, of which the "
+            "bound would be the probability; expected 8 or 16 bits"
+        )
+    return model.pixels.levels
 
 
 def summary(schedule: NoiseSchedule, edges: np.ndarray, measured: Measured) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from latentddpm.models.autoencoder.tiling import FirstStage, encode
 from latentddpm.utils import signals
 from latentddpm.utils.figures import new_figure
 from latentddpm.utils.files import atomic_path
-from latentddpm.utils.pixels import from_pixels, save_png
+from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.pixels import save_png
 
 COMPONENTS = 50
 PERPLEXITY = 30
@@ -49,23 +50,27 @@ class Modes:
 
     Args:
         autoencoder: to encode with.
+        pixels: format of the images.
     """
 
-    def __init__(self, autoencoder: FirstStage) -> None:
-        pixels = isinstance(autoencoder, PixelSpace)
-        self.autoencoder, self.label = autoencoder, "pixels" if pixels else "latents"
-        self.digest = "" if pixels else weights_digest(autoencoder)
+    def __init__(self, autoencoder: FirstStage, pixels: PixelFormat) -> None:
+        none = isinstance(autoencoder, PixelSpace)
+        self.autoencoder, self.pixels = autoencoder, pixels
+        self.digest = "" if none else weights_digest(autoencoder)
+        self.label = "pixels" if none else "latents"
+        if not pixels.is_default:
+            self.label += f" of {pixels}"
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Flattened latents of images.
 
         Args:
-            images: uint8 (n, H, W, 3).
+            images: values (n, H, W, C) in the format.
 
         Returns:
             float32 (n, h·w·c).
         """
-        mean, _ = encode(self.autoencoder, from_pixels(images))
+        mean, _ = encode(self.autoencoder, self.pixels.to_images(images))
         return np.asarray(self.autoencoder.to_latents(mean)).reshape(len(images), -1)
 
 
@@ -103,8 +108,8 @@ def project_latents(
     groups, by = image_groups(images, group_by)
     flatten = _projection(projection, seed, len(images))
     new_figure(1, 1)  # a missing matplotlib is an error now, not after everything is encoded
-    modes = Modes(autoencoder)
-    latents = kept_features(modes, images, out / FEATURES, modes.label, quiet)
+    modes = Modes(autoencoder, images.pixels)
+    latents = kept_features(modes, images, out / FEATURES, modes.label, quiet, images.values)
     known = np.array(groups) != NONE
     same, chance = agreement(latents[known], [name for name in groups if name != NONE])
     places = flatten(latents)

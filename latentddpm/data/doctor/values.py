@@ -74,6 +74,8 @@ class Values:
         if self.low <= self.high:
             low, high = self.suggested()
             yield f"  values   {self.low:g} to {self.high:g} (of those that are not of 8 bits)"
+            if self.low >= 0 and self.high <= 1 and FLOAT_BITS in self.bits:
+                return  # the whole range of floating point
             yield f"  window   data.window=[{low:g}, {high:g}] keeps 99.8 % of each image"
 
 

@@ -1,6 +1,7 @@
 """Similarity of two images: RMSE, PSNR and SSIM.
 
-With pixels x, y of 8 bits, and means over all pixels and channels of an image,
+With pixels x, y of 8 bits (or other values in levels 0 … 255, `PixelFormat.to_levels`), and means
+over all pixels and channels of an image,
 
     RMSE = √mean (x − y)²           PSNR = 20 log₁₀(255 / RMSE)  dB
 
@@ -29,7 +30,7 @@ def rmse(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Root mean squared error, in levels of 0 … 255.
 
     Args:
-        images, references: uint8 (N, H, W, 3).
+        images, references: uint8, or float32 0 … 255, (N, H, W, C).
 
     Returns:
         float64 (N,), 0 for equal images.
@@ -42,7 +43,7 @@ def psnr(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB.
 
     Args:
-        images, references: uint8 (N, H, W, 3).
+        images, references: uint8, or float32 0 … 255, (N, H, W, C).
 
     Returns:
         float64 (N,), infinite for equal images.
@@ -55,7 +56,7 @@ def ssim(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Structural similarity, SSIM.
 
     Args:
-        images, references: uint8 (N, H, W, 3), sides of at least 11.
+        images, references: uint8, or float32 0 … 255, (N, H, W, C), sides of at least 11.
 
     Returns:
         float64 (N,) in [-1, 1], 1 for equal images.
@@ -77,7 +78,8 @@ def ssim(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 def _pixels(images: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for array in (images, references):
-        if array.dtype != np.uint8 or array.shape != references.shape or array.ndim != 4:
+        known = array.dtype in (np.uint8, np.float32)  # floating point: levels between the whole
+        if not known or array.shape != references.shape or array.ndim != 4:
             raise ValueError(
                 f"expected two uint8 arrays (N, H, W, 3), got {images.dtype} {images.shape} and "
                 f"{references.dtype} {references.shape}"

@@ -103,6 +103,12 @@ class PixelFormat:
         return self.window or (0.0, self.top)
 
     @property
+    def levels(self) -> int | None:
+        """Number of whole values in the range; None for floating point."""
+        low, high = self.range
+        return None if self.bit_depth == FLOAT else int(high - low) + 1
+
+    @property
     def is_default(self) -> bool:
         """True for RGB at 8 bits without a window, which is not written down."""
         return self == PixelFormat()
@@ -162,6 +168,27 @@ class PixelFormat:
             values: of this format, (..., C).
         """
         return values if self.is_default else as_rgb(to_pixels(self.to_images(values)))
+
+    def to_levels(self, values: np.ndarray) -> np.ndarray:
+        """Values in levels 0 … 255 of their range, in which PSNR and SSIM are measured.
+
+        Args:
+            values: of this format.
+
+        Returns:
+            `values` themselves where these are of 8 bits without a window, else float32.
+        """
+        if self.bit_depth == 8 and self.window is None:
+            return values
+        return (self.to_images(values) + np.float32(1)) * np.float32(127.5)
+
+    def seen(self) -> str:
+        """What networks and people that know 8-bit RGB see of it; "" for 8-bit RGB itself."""
+        if self.is_default:
+            return ""
+        words = {1: "gray repeated", 2: "the first channel", 3: "", 4: "RGBA over white"}
+        what = words.get(self.channels, "the first three channels")
+        return " ".join(filter(None, (what, "" if self.bit_depth == 8 else "at 8 bits")))
 
     def to_json(self) -> dict[str, Any]:
         """Its arguments, as JSON holds them."""

@@ -42,13 +42,14 @@ class UNetConfig(Section):
         False, description="compute blocks again in the backward pass: less memory, more time"
     )
 
-    @pydantic.model_validator(mode="after")
-    def _only_what_the_kind_takes(self) -> UNetConfig:
-        taken = ("kind", *DENOISERS[self.kind])
-        for key in self.model_fields_set.difference(taken):
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise PydanticCustomError("kind", "{text}", {"text": not_taken(self.kind, key)})
-        return self
+    @pydantic.field_validator("*")
+    @classmethod
+    def _only_what_the_kind_takes(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        key, kind = info.field_name, info.data.get("kind")  # the first field, checked before
+        taken = kind is None or key in DENOISERS[kind]
+        if not taken and value != cls.model_fields[key].default:
+            raise PydanticCustomError("kind", "{text}", {"text": not_taken(kind)})
+        return value
 
     @pydantic.model_serializer(mode="wrap")
     def _what_the_kind_takes(self, handler: Any) -> dict[str, Any]:
@@ -61,15 +62,14 @@ class UNetConfig(Section):
         return {key: getattr(self, key) for key in DENOISERS[self.kind]}
 
 
-def not_taken(kind: str, key: str) -> str:
+def not_taken(kind: str) -> str:
     """Message on a setting that a kind of network does not take.
 
     Args:
         kind: of the network.
-        key: of the section `unet:`.
     """
-    taken = ", ".join(f"unet.{one}" for one in DENOISERS[kind]) or "none"
-    return f"unet.{key} is not a setting of unet.kind={kind}; it takes {taken}"
+    taken = ", ".join(f"unet.{one}" for one in DENOISERS[kind]) or "no sizes"
+    return f"not a setting of unet.kind={kind}, which takes {taken}"
 
 
 class TextConfig(Section):

@@ -127,7 +127,7 @@ def _check_trainable(
             "sampled and converted, not trained"
         )
     for key in sorted(_given(config.unet).difference(("kind", *DENOISERS[kind]))):
-        raise UserError(f"{not_taken(kind, key)} ({base.path})")
+        raise UserError(f"unet.{key}: {not_taken(kind)} ({base.path}, which the run starts from)")
     if config.lora.rank and "attention_levels" not in DENOISERS[kind]:
         raise UserError(
             f"lora.rank: a LoRA changes attention, and {base.path} has none (kind {kind}); leave "

@@ -413,7 +413,7 @@ def test_the_command_refuses_in_one_line(options, message, tmp_path):
         (["--sampler", "ddin"], "--sampler: 'ddin' is not known (did you mean 'ddim'?)"),
         (["--guidance-scale", 2], "--guidance-scale: 2.0, but this model is unconditional"),
         (["--sweep", "guidance=1,2"], "--guidance-scale: 2.0, but this model is unconditional"),
-        (["--resolution", 20], "height 20 is not a multiple of 16"),
+        (["--resolution", 20], "height 20 is not a multiple of 8"),
     ],
 )
 def test_settings_are_refused_before_a_model_is_read(

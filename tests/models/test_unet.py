@@ -103,6 +103,17 @@ def test_the_size_of_ddpm_on_cifar():
     assert count == 35_746_307, f"{count:,} parameters, expected 35,746,307 (35.7 million)"
 
 
+def test_the_size_of_the_digits_of_diffusers_course():
+    """`UNet2DModel` with widths 32, 64, 64 and attention at the lower two levels."""
+    count = count_parameters(
+        channels=32,
+        channel_multipliers=(1, 2, 2),
+        attention_levels=(1, 2),
+        latent_channels=1,
+    )
+    assert count == 1_707_009, f"{count:,} parameters, diffusers' UNet2DModel has 1,707,009"
+
+
 def test_counting_without_memory_counts_right():
     real = tiny(**CONTEXT).count_params()
     count = count_parameters(**TINY, **CONTEXT)

@@ -300,9 +300,9 @@ def test_the_facts_of_a_folder_need_no_keras(folder):
 def test_an_archive_that_does_not_say_leaves_sizes_for_later(config, folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "tiny")
     if config is None:
-        (copied / "unet.keras").write_bytes(b"no archive")
+        (copied / "vae.keras").write_bytes(b"no archive")
     else:
-        with zipfile.ZipFile(copied / "unet.keras", "w") as archive:
+        with zipfile.ZipFile(copied / "vae.keras", "w") as archive:
             archive.writestr("config.json", config)
     found = read_model_folder(folder)
     facts = facts_of(dataclasses.replace(found, path=copied, schedule=None))
@@ -320,9 +320,9 @@ def test_a_manifest_with_a_default_of_the_wrong_kind_is_named(folder):
 
 def test_changed_weights_may_be_looked_for_later(folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "tiny")
-    content = bytearray((copied / "unet.keras").read_bytes())
+    content = bytearray((copied / "vae.keras").read_bytes())
     content[len(content) // 2] ^= 1
-    (copied / "unet.keras").write_bytes(content)
+    (copied / "vae.keras").write_bytes(content)
     assert read_model_folder(copied, verify=False).digest, "expected the manifest's digest"
     with pytest.raises(UserError, match=r"unet\.keras: is not the file"):
         LatentDiffusion.load(copied)
@@ -362,6 +362,6 @@ def test_nothing_is_given_beside_settings(model, name):
 
 
 def test_settings_of_another_model_are_refused(model):
-    larger = dataclasses.replace(model.settings(), height=24)
-    with pytest.raises(UserError, match="height 24 is not a multiple of 16"):
+    larger = dataclasses.replace(model.settings(), height=20)
+    with pytest.raises(UserError, match="height 20 is not a multiple of 8"):
         model.generate("red apple", settings=larger)

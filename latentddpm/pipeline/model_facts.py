@@ -9,6 +9,7 @@ import json
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from latentddpm.errors import check_type
 from latentddpm.pipeline.model_folder import MANIFEST, ModelFolder
@@ -29,8 +30,10 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
     Raises:
         UserError: a folder without a UNet, or a default of the wrong type in its manifest.
     """
-    own = 1 if folder.first_stage == "none" else _downsample_factor(folder.file("vae"))
-    folder.file("unet")
+    unet = _arguments(folder.file("unet"))
+    own = 1
+    if folder.first_stage != "none":
+        own = _downsample_factor(_arguments(folder.file("vae")))
     total = (folder.schedule or {}).get("num_train_timesteps")
     for name, kind in FIELDS.items():
         value = folder.defaults.get(name)
@@ -44,11 +47,12 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
         schedule=(folder.schedule or {}).get("kind", "ddpm"),
         size_multiple=own,
         downsample_factor=own,
+        learned_variance=_learned_variance(unet),
     )
 
 
-def _downsample_factor(archive: Path) -> int | None:
-    """Downsample factor of a network, from its archive; None where it cannot be read."""
+def _arguments(archive: Path) -> dict[str, Any] | None:
+    """Arguments of a network, from its archive; None where they cannot be read."""
     try:
         with zipfile.ZipFile(archive) as members, members.open("config.json") as config:
             arguments = json.loads(config.read(MAX_CONFIG_BYTES))["config"]
@@ -64,5 +68,13 @@ def _downsample_factor(archive: Path) -> int | None:
         RuntimeError,
     ):
         return None
-    levels = arguments.get("channel_multipliers") if isinstance(arguments, dict) else None
+    return arguments if isinstance(arguments, dict) else None
+
+
+def _learned_variance(arguments: dict[str, Any] | None) -> bool | None:
+    return None if arguments is None else bool(arguments.get("learned_variance", False))
+
+
+def _downsample_factor(arguments: dict[str, Any] | None) -> int | None:
+    levels = (arguments or {}).get("channel_multipliers")
     return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else None

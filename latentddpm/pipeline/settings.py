@@ -108,6 +108,8 @@ class ModelFacts:
         downsample_factor: of the autoencoder; None where it is not known before the model is
             loaded.
         schedule: kind of the schedule, one of `choices.SCHEDULES`.
+        learned_variance: True for a network that predicts a variance, which `learned_range` of
+            samplers needs; None where it is not known before the model is loaded.
     """
 
     defaults: tuple[Mapping[str, Any], ...]
@@ -117,6 +119,7 @@ class ModelFacts:
     size_multiple: int | None
     downsample_factor: int | None = None
     schedule: str = "ddpm"
+    learned_variance: bool | None = None
 
     def settings(self, **given: Any) -> GenerationSettings:
         """Generation settings, with the model's defaults for those not given.
@@ -173,6 +176,12 @@ class ModelFacts:
         check_sampler_options(settings.sampler, settings.sampler_options, settings.num_steps)
         check_sampler_of_schedule(settings.sampler, settings.sampler_options, self.schedule)
         check_start_step(settings.start_step, settings.num_steps)
+        wanted = settings.sampler_options.get("variance")
+        if wanted == "learned_range" and self.learned_variance is False:
+            raise UserError(
+                f"variance: {wanted!r}, but this model's network predicts none; expected 'small' "
+                "or 'large'"
+            )
         check_guidance_scale(settings.guidance_scale)
         check_guidance_rescale(settings.guidance_rescale)
         for name, none in () if self.has_text else WITHOUT_TEXT.items():

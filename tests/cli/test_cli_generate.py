@@ -181,6 +181,7 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
         ("--eta", "1,0.5"),
         ("--variance", "large"),
         ("--sampler", "ddpm", "--variance", "larg"),
+        ("--sampler", "ddpm", "--variance", "learned_range"),
         ("--sampler", "pc", "--snr", "0"),
         ("--sampler", "unipc", "--corrector-steps", "2"),
         ("--sampler", "euler", "--clip-sample"),

@@ -51,6 +51,22 @@ def test_closed_form(scale, null_context):
     )
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_learned_variance_is_that_of_the_prompt(scale, rescale):
+    """The first half of the channels is guided as if it were alone, the second is not guided."""
+
+    def both(*inputs):
+        prediction = Denoiser()(*inputs)
+        return keras.ops.concatenate([prediction, keras.ops.tanh(prediction)], axis=-1)
+
+    latents = keras.ops.convert_to_tensor(LATENTS)
+    found = ClassifierFreeGuidance(both, CONTEXT, NULL, scale, rescale)(latents, TIMESTEPS)
+    plain = ClassifierFreeGuidance(Denoiser(), CONTEXT, NULL, scale, rescale)(latents, TIMESTEPS)
+    expected = np.concatenate([plain, np.tanh(alone(CONTEXT))], axis=-1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("scale", "batch_sizes"), [(7.5, [6]), (0, [6]), (1, [3]), (1.0, [3])])
 def test_one_call_of_the_network(scale, batch_sizes):
     _, seen = guided(scale)

@@ -63,6 +63,20 @@ def difference(images, picture):
 # --- The sampler that knows a part ---------------------------------------------------------
 
 
+def test_a_learned_variance_is_repainted_with():
+    """The wrapped sampler gets the network's variance, and what is kept stays kept."""
+    sampler = samplers.DDPMSampler(NoiseSchedule(), 5, variance="learned_range")
+    partly = Inpainting(sampler, normal(1, SHAPE[1:]), REPAINT)
+
+    def both(x, t):
+        return np.concatenate([0.3 - 0.5 * np.tanh(x), np.tanh(x)], axis=-1)
+
+    found = np.asarray(partly.sample(both, normal(2), noise))
+    off = np.abs(found - normal(1, SHAPE[1:]))
+    assert off[:, KEPT].max() <= 1e-4, "expected what is known"
+    assert off[:, ~KEPT].max() > 0.1, "expected the rest to be repainted"
+
+
 @pytest.mark.filterwarnings("ignore:starting at timestep:UserWarning")
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear", "cosine"])

@@ -78,13 +78,6 @@ REMEDIES = [
         (f"{DRAW} --sampler euler --sigma-spacing karras",),
     ),
     Remedy(
-        "a larger variance of no noise",
-        model,
-        f"{DRAW} --sampler ddim --variance large",
-        ("--variance: 'large' with eta 0", "expected eta 1"),
-        (f"{DRAW} --sampler ddim --variance large --eta 1",),
-    ),
-    Remedy(
         "a start beside a picture",
         pictures,
         f"{DRAW} --steps 2 --start-step 1 --init-image photo.png",

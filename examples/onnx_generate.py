@@ -61,6 +61,17 @@ def tokenize(text, folder):
     return [row + [ids[config["pad_token"]]] * (length - len(row))]
 
 
+def steps(schedule, num_steps):
+    """Timesteps from noise down ("trailing" spacing), and the rates of x0 and noise at each."""
+    total, shares = schedule["num_train_timesteps"], np.arange(num_steps, 0, -1) / num_steps
+    if schedule.get("kind") == "flow":
+        sigmas = schedule["shift"] * shares / (1 + (schedule["shift"] - 1) * shares)
+        return total * sigmas, [(1 - sigma, sigma) for sigma in sigmas]
+    timesteps = np.round(np.arange(num_steps, 0, -1) * total / num_steps).astype(int) - 1
+    signals = np.array(schedule["alphas_cumprod"])[timesteps]
+    return timesteps, [(signal**0.5, (1 - signal) ** 0.5) for signal in signals]
+
+
 def generate(folder, prompt, seed=0, num_steps=None, guidance_scale=None):
     """uint8 (height, width, 3)."""
     settings, parts = load(folder)
@@ -75,28 +86,28 @@ def generate(folder, prompt, seed=0, num_steps=None, guidance_scale=None):
         rows = tokenize(prompt, folder / "tokenizer") + tokenize("", folder / "tokenizer")
         (inputs["context"],), copies = parts["text_encoder"](token_ids=rows), 2
 
-    total = schedule["num_train_timesteps"]  # "trailing" spacing: from T − 1 down
-    timesteps = np.round(np.arange(num_steps, 0, -1) * total / num_steps).astype(int) - 1
-    signals = np.array(schedule["alphas_cumprod"])[timesteps]
+    timesteps, levels = steps(schedule, num_steps)
     latents = np.random.Generator(np.random.Philox(key=[seed, 0])).standard_normal(
         (1, *shape), np.float32
     )
-    for timestep, (signal, following) in zip(
-        timesteps, itertools.pairwise([*signals, 1.0]), strict=True
+    for timestep, (level, following) in zip(
+        timesteps, itertools.pairwise([*levels, (1.0, 0.0)]), strict=True
     ):
         (prediction,) = parts["unet"](
             noisy_latents=np.repeat(latents, copies, 0), timesteps=[timestep] * copies, **inputs
         )
         if copies == 2:
             prediction = prediction[1:] + scale * (prediction[:1] - prediction[1:])
-        a, s = np.float32(signal**0.5), np.float32((1 - signal) ** 0.5)
+        a, s = map(np.float32, level)
         if schedule["prediction_type"] == "epsilon":
             noise, clean = prediction, (latents - s * prediction) / a
         elif schedule["prediction_type"] == "v_prediction":
             noise, clean = s * latents + a * prediction, a * latents - s * prediction
+        elif schedule["prediction_type"] == "velocity":
+            noise, clean = latents + a * prediction, latents - s * prediction
         else:
             noise, clean = (latents - a * prediction) / s, prediction
-        latents = np.float32(following**0.5) * clean + np.float32((1 - following) ** 0.5) * noise
+        latents = np.float32(following[0]) * clean + np.float32(following[1]) * noise
     images = latents
     if "decoder" in parts:  # a model of pixels has none
         (images,) = parts["decoder"](latents=latents)

@@ -229,6 +229,28 @@ def test_what_cannot_be_followed_is_refused(given, words):
     refused(FACTS, *words, **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sampler": "pndm"}, ("sampler: 'pndm'", "'dpmpp_2m'")),
+        (
+            {"sampler": "euler", "sampler_options": {"sigma_spacing": "karras"}},
+            ("sigma_spacing: ", "leave it out"),
+        ),
+        ({"sampler": "euler", "sampler_options": {"shift": -3}}, ("shift: ", "above 0", "-3")),
+    ],
+)
+def test_what_a_flow_model_cannot_follow_is_refused(given, words):
+    refused(dataclasses.replace(FACTS, schedule="flow"), *words, **given)
+
+
+def test_only_a_flow_model_has_a_shift():
+    given = {"sampler": "euler", "sampler_options": {"shift": 3.0}}
+    settings = dataclasses.replace(FACTS, schedule="flow").settings(**given)
+    assert settings.sampler_options == {"shift": 3.0}, f"{settings!r}"
+    refused(FACTS, "shift: ", "only a flow schedule", **given)
+
+
 def test_a_size_that_is_advised_is_taken():
     for pixels in range(-9, 70):
         try:

@@ -14,6 +14,7 @@ from tiny import QUICK_UNET, quick_model, tiny_autoencoder
 from latentddpm.config import AutoencoderRun, DiffusionRun, UNetConfig
 from latentddpm.config_file import dump_config, load_config, parse_config
 from latentddpm.data.dataset import open_dataset
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -54,7 +55,10 @@ def lab(tmp_path_factory):
     for name, size in (("vae", (32, 32)), ("sizeless", None)):
         LatentDiffusion(autoencoder, None, None, image_size=size).save(lab / name)
     quick_model().save(lab / "model")
-    quick_model(text=False).save(lab / "wordless")
+    wordless = quick_model(text=False)
+    wordless.save(lab / "wordless")
+    wordless.schedule = FlowSchedule()
+    wordless.save(lab / "flow")
     for name, channels in (("pixels", 3), ("gray", 1)):
         unet = UNet(8, **QUICK_UNET, num_heads=2, norm_groups=4, latent_channels=channels)
         space = PixelSpace(channels)
@@ -237,6 +241,7 @@ def test_a_model_without_words_leaves_captions_aside(lab, tmp_path):
 
 TRAIN_VAE = "train-vae --data bare --out q"
 TRAIN_UNET = "train-diffusion --data captioned --vae vae --out q"
+FLOW = "--set schedule.kind=flow --set schedule.prediction_type=velocity"
 EARLY = [
     "train-diffusion --data captioned --out q",
     "train-diffusion --data nowhere --vae vae --out q",
@@ -268,6 +273,12 @@ EARLY = [
     f"{TRAIN_UNET} --set schedule.beta_start=0.5",
     f"{TRAIN_UNET} --set schedule.rescale_zero_terminal_snr=true",
     f"{TRAIN_UNET} --set schedule.beta_end=0.9",
+    f"{TRAIN_UNET} --set schedule.shift=3",
+    f"{TRAIN_UNET} --set schedule.prediction_type=velocity",
+    f"{TRAIN_UNET} {FLOW} --set schedule.prediction_type=epsilon",
+    f"{TRAIN_UNET} {FLOW} --set schedule.beta_end=0.1",
+    f"{TRAIN_UNET} {FLOW} --set samples.sampler=pndm",
+    f"{TRAIN_UNET} {FLOW} --set training.min_snr_gamma=5",
     f"{TRAIN_UNET} --set data.validation_fraction=0 --set training.keep_best=true",
     "train-vae --data nowhere --out q",
     "train-vae --data bare --out file",
@@ -287,6 +298,10 @@ EARLY = [
     "encode --data bare --vae sizeless --out q",
     "encode --data bare --vae vae --out q --strategy two",
     "evaluate --model vae --data nowhere",
+    "evaluate --model flow --data bare --nll",
+    "generate --model flow --sampler pndm",
+    "generate --model wordless --sampler euler --shift 3",
+    "train-diffusion --data bare --out q --init wordless --set schedule.kind=flow",
     "evaluate --model nowhere --data bare",
     "evaluate --model vae --data bare --split validation --validation-fraction 0",
     "evaluate --model vae --data bare --extractor nowhere.keras",

@@ -101,6 +101,13 @@ REMEDIES = [
         ("train-vae --data bare --config vae.yaml --out run --dry-run",),
     ),
     Remedy(
+        "a flow model that predicts noise",
+        lab,
+        f"{FRESH} --set schedule.kind=flow --dry-run",
+        ("'epsilon' is not for schedule.kind=flow", "schedule.prediction_type=velocity"),
+        (f"{FRESH} --set schedule.kind=flow --set schedule.prediction_type=velocity --dry-run",),
+    ),
+    Remedy(
         "a decoder of no model",
         lab,
         "train-vae --data bare --config vae.yaml --set training.train=decoder --out run --dry-run",

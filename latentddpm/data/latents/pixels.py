@@ -115,7 +115,7 @@ class PixelLatents:
         size = len(catalog) * numbers * np.dtype(format.dtype).itemsize
         held = size <= SHARE_OF_MEMORY * memory
         where = (
-            f"pixels take {size / 1e6:.3g} MB of memory"
+            f"held in memory ({size / 1e6:.3g} MB)"
             if held
             else f"decoded at each use ({size / 1e9:.3g} GB, {memory / 1e9:.3g} GB are free)"
         )

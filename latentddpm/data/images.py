@@ -34,12 +34,11 @@ from latentddpm.data.pictures.stored import (
     read_stored,
 )
 from latentddpm.errors import UserError
-from latentddpm.utils.images.pixel_format import NAMES, PixelFormat
+from latentddpm.utils.images.pixel_format import NAMES, RGB, PixelFormat
 
 __all__ = ["UnreadableImage", "composite", "examine_image", "read_image", "read_whole"]
 
 WHITE = (255, 255, 255)
-RGB = PixelFormat()
 
 
 def read_image(
@@ -76,7 +75,9 @@ def read_image(
         found = _decoded(file, pixels, max(height, width))
         if isinstance(found, Stored):
             return to_format(found, pixels, height, width)
-        image, keep_alpha = _fit(found, height, width), background is None or pixels.channels == 4
+        keep_alpha = background is None or pixels.channels == 4
+        as_it_is = pixels.channels == 4 and found.size == (width, height)
+        image = found if as_it_is else _fit(found, height, width)
         if keep_alpha or image.mode == "RGBA":
             rgba = np.array(image.convert("RGBA"))
             if keep_alpha:

@@ -30,7 +30,7 @@ from latentddpm.evaluation.report import Report, aligned, plain, shown
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.tiling import decode, encode
 from latentddpm.models.perceptual import SMALLEST_SIDE, PerceptualDistance
-from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 from latentddpm.utils.pixels import from_pixels, grid, save_png
 
 BATCH = 16
@@ -109,7 +109,7 @@ def evaluate_autoencoder(
 
 
 def reconstruct(
-    autoencoder: Autoencoder, values: np.ndarray, pixels: PixelFormat
+    autoencoder: Autoencoder, values: np.ndarray, pixels: PixelFormat = RGB
 ) -> tuple[np.ndarray, np.ndarray]:
     """Latents and reconstructions of images, from the mode of the posterior.
 

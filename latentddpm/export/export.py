@@ -167,4 +167,5 @@ def _manifest(model: LatentDiffusion, format: str, parts: dict[str, Any]) -> dic
         "image_size": list(model.image_size) if model.image_size else None,
         "defaults": model.defaults if model.unet is not None else {},
         "tokenizer": TOKENIZER if model.tokenizer is not None else None,
+        **({} if model.pixels.is_default else {"pixels": model.pixels.to_json()}),
     }

@@ -100,6 +100,9 @@ def describe_catalog(path: Path) -> Iterator[str]:
         low, middle, high = np.percentile(sides, [0, 50, 100]).astype(int)
         yield f"sides      {low} to {high} pixels, half below {middle} (the shorter ones)"
         yield f"alpha      {int(images['transparent'].sum())} are transparent in places"
+        kinds = Counter(zip(images["channels"].tolist(), images["bits"].tolist(), strict=True))
+        found = (f"{n} of {channels}×{bits} bits" for (channels, bits), n in kinds.most_common(5))
+        yield f"channels   {', '.join(found)}"
     words = [*manifest.columns, *["NAME.txt"] * manifest.sidecars]
     yield f"columns    {', '.join(words) or 'none'}"
 

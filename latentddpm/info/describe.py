@@ -13,7 +13,9 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from latentddpm.data.sources.kinds import PICTURES_READ
+from latentddpm.data.images import UnreadableImage, examine_image
+from latentddpm.data.pictures.stored import FLOAT_BITS
+from latentddpm.data.sources.kinds import ARRAYS_READ, PICTURES_READ
 from latentddpm.errors import UserError, nearest
 from latentddpm.info import data, runs, weights
 from latentddpm.pipeline.model_folder import is_model, ready_model, ready_names
@@ -96,6 +98,21 @@ def _picture(path: Path, quiet: bool) -> Lines:
     yield f"use        generate --init-image {path}; its folder with --data"
 
 
+def _array(path: Path, quiet: bool) -> Lines:
+    """Metadata of an array made by latentddpm, or what an array is."""
+    try:
+        found, _ = examine_image(path.read_bytes(), str(path))
+    except UnreadableImage as error:
+        raise UserError(str(error)) from None
+    if path.with_suffix(".json").is_file() and path.suffix.lower() == ".npy":
+        yield json.dumps(read_metadata(path), indent=2, ensure_ascii=False)
+        return
+    kind = "floating point" if found.bits == FLOAT_BITS else f"{found.bits} bits"
+    yield f"array      {path}, {found.height}×{found.width}, {found.channels} channels, {kind}"
+    yield f"values     {found.low:g} to {found.high:g}"
+    yield f"use        generate --init-image {path}; its folder with --data"
+
+
 def _configuration(path: Path, quiet: bool) -> Lines:
     """Sections of a configuration, and the command that it is for."""
     from latentddpm.config_file import load_config
@@ -151,6 +168,7 @@ KINDS = (
 FOLDERS = [(is_kind, lines) for _, is_kind, lines in KINDS]
 FILES = (
     (_of(*PICTURES_READ), _picture),
+    (_of(*ARRAYS_READ), _array),
     (_of(*data.KINDS), _shards),
     (_of(".safetensors"), lambda path, quiet: weights.describe_weights(path)),
     (_of(".keras"), lambda path, quiet: weights.describe_archive(path)),

@@ -54,7 +54,9 @@ def describe_model(path: Path) -> Iterator[str]:
     if folder.image_size:
         yield f"image size {folder.image_size[0]}×{folder.image_size[1]}"
     if folder.first_stage == "none":
-        yield "pixels     no autoencoder: the UNet denoises the pixels themselves"
+        yield "no vae     the UNet denoises the pixels themselves"
+    if not folder.pixels.is_default:
+        yield f"pixels     {folder.pixels}, written as {folder.pixels.suffix}"
     for name, part in folder.parts.items():
         yield f"{name:<10} {part['bytes'] / 1e6:.1f} MB, digest {part['digest'][:12]}"
     for key, value in (folder.schedule or {}).items():

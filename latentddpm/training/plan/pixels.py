@@ -83,11 +83,12 @@ def judge_pixels(given: Config, config: Config, catalog: Catalog) -> list[str]:
 
 def _channels(catalog: Catalog) -> int:
     """Channels of the data."""
-    found = np.unique(catalog.images["channels"])
+    found, counts = np.unique(catalog.images["channels"], return_counts=True)
     if len(found) > 1 and not set(found.tolist()) <= set(PICTURES):
-        one, other = (_first(catalog, "channels", count) for count in (found[0], found[-1]))
+        rarest, most = found[counts.argmin()], found[counts.argmax()]
+        one, other = (_first(catalog, "channels", count) for count in (most, rarest))
         raise UserError(
-            f"{other}: {found[-1]} channels, but {one} has {found[0]}; expected the same in all"
+            f"{other}: {rarest} channels, but {one} has {most}; expected the same in all"
         )
     return int(found.max())
 

@@ -150,12 +150,13 @@ class PixelFormat:
         """Pixel format of settings.
 
         Args:
-            settings: the section `data:` of a configuration; where null, 8-bit RGB.
+            settings: the section `data:` of a configuration; where null, 8-bit RGB. Without a
+                bit depth a window is not known yet.
 
         Raises:
             UserError: an invalid value.
         """
-        window = settings.window
+        window = settings.window if settings.bit_depth else None
         try:
             return cls(settings.channels or 3, settings.bit_depth or 8, window and tuple(window))
         except UserError as error:
@@ -216,6 +217,10 @@ class PixelFormat:
         depth = "floating point" if self.bit_depth == FLOAT else f"{self.bit_depth} bits"
         window = f", {self.window[0]:g} … {self.window[1]:g}" if self.window else ""
         return f"{name}, {depth}{window}"
+
+
+RGB = PixelFormat()
+"""Pixel format of almost all pictures: 8-bit RGB."""
 
 
 def _is_whole(value: Any) -> bool:

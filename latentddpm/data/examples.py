@@ -21,14 +21,14 @@ import tensorflow as tf
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
-from latentddpm.data.images import RGB, WHITE, UnreadableImage
+from latentddpm.data.images import WHITE, UnreadableImage
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import UNIFORM, RandomStream, TimestepDensity
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
-from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 
 if TYPE_CHECKING:
     from latentddpm.clip.tokenizer import CLIPTokenizer

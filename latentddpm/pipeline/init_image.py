@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latentddpm.data.images import RGB, UnreadableImage, read_image, read_whole
+from latentddpm.data.images import UnreadableImage, read_image, read_whole
 from latentddpm.data.pictures.arrays import as_values
 from latentddpm.data.pictures.convert import to_format
 from latentddpm.data.pictures.stored import Stored, is_array, read_stored
 from latentddpm.diffusion.options import check_start_step
 from latentddpm.errors import UserError
 from latentddpm.utils.images.pictures import Picture, as_picture
-from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 
 DEFAULT_STRENGTH = 0.75
 DEFAULT_STRENGTH_WITH_MASK = 1.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from command_line import call
 from PIL import Image
-from tiny import quick_model, step_by_step
+from tiny import quick_model, step_by_step, tiny_autoencoder
 
 from latentddpm.errors import UserError
 from latentddpm.evaluation.autoencoder import evaluate_autoencoder
@@ -123,9 +123,8 @@ def test_what_does_not_fit_is_refused(tmp_path, images, settings, message):
 
 
 def test_colour_under_a_gray_model_has_to_be_asked_for(tmp_path):
-    LatentDiffusion(
-        quick_model(image_channels=1).autoencoder, None, None, image_size=(16, 16)
-    ).save(tmp_path / "gray")
+    gray = tiny_autoencoder(channel_multipliers=(1, 1), num_res_blocks=0, image_channels=1)
+    LatentDiffusion(gray, None, None, image_size=(16, 16)).save(tmp_path / "gray")
     assert read_model_folder(tmp_path / "gray").pixels == PixelFormat(1)
     data = folder(tmp_path / "data", *RGB)
     common = {"text": {"source": "none"}}

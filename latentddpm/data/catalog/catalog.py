@@ -31,14 +31,14 @@ import pydantic
 
 from latentddpm.data.catalog.columns import Schema, Table
 from latentddpm.data.findings import Findings
-from latentddpm.data.images import RGB, WHITE, read_image
+from latentddpm.data.images import WHITE, read_image
 from latentddpm.data.sources.base import MetadataStamp, Source
 from latentddpm.data.sources.metadata import Row, template_columns
 from latentddpm.data.sources.storage import order
 from latentddpm.errors import UserError
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.files import FileEntry
-from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 
 MANIFEST = "catalog.json"
 FORMAT = 3

@@ -34,14 +34,13 @@ import numpy as np
 
 from latentddpm.data.buckets import Buckets
 from latentddpm.data.catalog.catalog import Catalog
-from latentddpm.data.images import RGB
 from latentddpm.data.latents.contents import Contents, difference
 from latentddpm.data.latents.encode import ReusableMoments, RowRange, begin, encode_rows, finish
 from latentddpm.data.latents.manifest import Index, Key, misfit, open_cache, read_contents
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
-from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 from latentddpm.utils.locks import wait_for_lock
 
 if TYPE_CHECKING:

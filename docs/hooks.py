@@ -144,6 +144,7 @@ def read_markdown(table: str) -> str:
     takers = {weight_files.READ: "`convert --from`", weight_files.LORA: "`--lora`, `merge`"}
     rows: dict[str, Iterable[tuple[str, ...]]] = {
         "pictures": _grouped(kinds.PICTURES_READ, ("format", "suffix")),
+        "arrays": _grouped(kinds.ARRAYS_READ, ("format", "suffix")),
         "other pictures": _grouped(kinds.PICTURES_NAMED, ("what to do", "suffix")),
         "other captions": _grouped(kinds.CAPTIONS_NAMED, ("what to do", "suffix")),
         "other tables": _grouped(kinds.TABLES_NAMED, ("what to do", "suffix")),

@@ -10,6 +10,7 @@ from PIL import Image
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.doctor.doctor import examine
 from latentddpm.data.images import UnreadableImage, read_image
+from latentddpm.data.pack import pack
 from latentddpm.data.pictures.stored import look, read_stored
 from latentddpm.data.sources.open import open_source
 from latentddpm.utils.images.pixel_format import PixelFormat
@@ -131,7 +132,10 @@ def test_a_window_clips_and_floats_without_one_are_0_to_1():
         (as_bytes(np.savez, a=RAMP, b=RAMP), r"2 arrays \(a, b\), expected one"),
         (as_bytes(np.savez, a=RAMP)[:200], "not a zip file"),
     ],
-    ids=str,
+    ids=[
+        *("nan", "huge", "one axis", "four axes", "empty", "complex", "pickled", "cut off"),
+        *("odd header", "two arrays", "cut off zip"),
+    ],
 )
 def test_bad_arrays_are_unreadable_images_with_a_reason(data, reason):
     with pytest.raises(UnreadableImage, match=reason):
@@ -192,3 +196,17 @@ def test_an_array_beside_a_picture_in_a_tar_is_another_member(tmp_path):
     source = open_source(tmp_path / "s.tar")
     unit = next(iter(source.units()))
     assert [e.name for e in source.entries(unit, source.open_metadata())] == ["1.png", "2.npy"]
+
+
+def test_arrays_are_packed_as_they_are(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.save(folder / "a.npy", RAMP)
+    np.savez(folder / "b.npz", RAMP[:9])
+    assert pack(folder, tmp_path / "shards", quiet=True) == (2, 1)
+    before, after = (
+        open_catalog(place, tmp_path / f"catalog of {place.name}", quiet=True)
+        for place in (folder, tmp_path / "shards")
+    )
+    assert (after.digest, after.name_digest) == (before.digest, before.name_digest)
+    assert after.images["bits"].tolist() == [16, 16]

@@ -84,7 +84,7 @@ FIVE = noise(5, top=1, dtype=np.float32)
             NUMBERS,
             {"window": [0, 1500.0]},
             PixelFormat(1, "float", (0, 1500)),
-            ["gray, floating point, 0 … 1500", "clips 4"],
+            ["gray, floating point, 0 … 1500", "clips 5"],
         ),
         (NUMBERS, {"window": [-9, 3000]}, PixelFormat(1, "float", (-9, 3000)), ["gray, floating"]),
     ],

@@ -38,6 +38,14 @@ NAMES = {1: "gray", 3: "RGB", 4: "RGBA"}
 MAX_CHANNELS = 4096
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class PixelFormat:
     """Pixel format of a model or of data: how stored values become images, and the reverse.
@@ -221,11 +229,3 @@ class PixelFormat:
 
 RGB = PixelFormat()
 """Pixel format of almost all pictures: 8-bit RGB."""
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -103,7 +103,7 @@ class LatentDiffusion:
         self.image_size = image_size
         self.defaults = {**DEFAULTS, **(defaults or {})}
         self.digest = digest
-        self.pixels = pixels or PixelFormat(autoencoder.image_channels)
+        self.pixels = pixels or PixelFormat(getattr(autoencoder, "image_channels", 3))
         self.loras: list[dict[str, Any]] = []
 
     @classmethod

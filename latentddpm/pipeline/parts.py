@@ -33,5 +33,10 @@ def load_parts(folder: str | Path) -> LatentDiffusion:
         for name, kinds in (("vae", (Autoencoder,)), ("unet", KINDS.values()))
     }
     return LatentDiffusion(
-        parts["vae"], parts["unet"], None, image_size=found.image_size, digest=found.digest
+        parts["vae"],
+        parts["unet"],
+        None,
+        image_size=found.image_size,
+        digest=found.digest,
+        pixels=found.pixels,
     )

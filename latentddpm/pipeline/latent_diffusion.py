@@ -204,7 +204,7 @@ class LatentDiffusion:
             schedule=self.schedule.kind,
             size_multiple=self.autoencoder.downsample_factor,
             downsample_factor=self.autoencoder.downsample_factor,
-            learned_variance=self.unet.output_shape[-1] == 2 * self.autoencoder.latent_channels,
+            learned_variance=self.unet.learned_variance,
         )
 
     def settings(self, **given: Any) -> GenerationSettings:

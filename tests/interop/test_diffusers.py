@@ -322,6 +322,30 @@ def test_a_model_of_pixels_comes_back(tmp_path):
     assert interop.load_diffusers(top).facts == model.facts, "other facts from the top"
 
 
+@step_by_step()
+def test_a_learned_variance_comes_back_and_is_drawn_with(tmp_path):
+    """ADM's way of `ddpm`, clipped; every other sampler uses the first half of the channels."""
+    options = {"variance": "learned_range", "clip_sample": True}
+    own = {"sampler": "ddpm", "num_steps": 3, "sampler_options": options}
+    model = pixel_model(learned_variance=True, **own)
+    interop.save_diffusers(model, tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "scheduler" / "scheduler_config.json").read_text())
+    assert (config["variance_type"], config["clip_sample"]) == ("learned_range", True), f"{config}"
+    again = interop.load_diffusers(tmp_path / "theirs")
+    found = again.settings(num_steps=3, timestep_spacing="leading").sampler_options
+    assert found == options, f"options {found}, expected {options}"
+    given = {"seed": 0, "num_steps": 3, "timestep_spacing": "trailing", "output": "latents"}
+    drawn = {
+        variance: again.generate(**given, sampler_options={"variance": variance})
+        for variance in ("small", "learned_range", "large")
+    }
+    expected = model.generate(**given)
+    np.testing.assert_array_equal(drawn["learned_range"], expected, err_msg="other latents")
+    apart = [np.abs(drawn[one] - expected).max() for one in ("small", "large")]
+    assert min(apart) > 1e-3, f"expected another variance to draw another picture, got {apart}"
+    assert np.isfinite(again.generate(**given, sampler="pc")).all(), "expected finite latents"
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_another_sampler_of_pixels_becomes_ddim(sampler, tmp_path):
     """diffusers' pipelines of pixels know DDPM and DDIM alone."""

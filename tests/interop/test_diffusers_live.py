@@ -308,14 +308,17 @@ def test_a_pipeline_made_here(tmp_path):
 
 SCHEDULERS = {
     "DDPMPipeline": diffusers.DDPMScheduler(clip_sample=False),
-    "DDIMPipeline": diffusers.DDPMScheduler(clip_sample=False, beta_schedule="squaredcos_cap_v2"),
+    "DDIMPipeline": diffusers.DDPMScheduler(clip_sample=True, beta_schedule="squaredcos_cap_v2"),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_pipeline_of_pixels(name, channels, tmp_path):
-    """Read here, written again, opened there: DDIM draws the same from the same noise."""
+    """Read here, written again, opened there: DDIM draws the same from the same noise.
+
+    The options of the sampler that was read, such as `clip_sample`, are its defaults.
+    """
     config = {**UNETS["unconditional, attention in the middle only"][1]}
     config.update(in_channels=channels, out_channels=channels, norm_num_groups=4)
     unet = randomize(diffusers.UNet2DModel(**config))

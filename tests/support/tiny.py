@@ -94,7 +94,7 @@ def quick_model(seed=0, text=True, **autoencoder_changes):
     return assemble(autoencoder, seed, text, QUICK_UNET)
 
 
-def pixel_model(channels=1, **defaults):
+def pixel_model(channels=1, learned_variance=False, **defaults):
     """A model that denoises pixels of 12×12, without an autoencoder."""
     unet = UNet(
         8,
@@ -104,6 +104,7 @@ def pixel_model(channels=1, **defaults):
         num_heads=2,
         latent_channels=channels,
         norm_groups=4,
+        learned_variance=learned_variance,
     )
     perturb(unet)
     return LatentDiffusion(

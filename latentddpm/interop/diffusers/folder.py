@@ -236,7 +236,9 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
     # Fast checks first: of the configurations, then of the headers, before weights are read.
     of_vae, of_unet = (part and arguments_of(part) for part in (checkpoint.vae, checkpoint.unet))
     _check_fit(checkpoint, of_vae, of_unet)
-    schedule, defaults = read_scheduler(checkpoint.scheduler, checkpoint.scheduler_source)
+    schedule, defaults = read_scheduler(
+        checkpoint.scheduler, checkpoint.scheduler_source, checkpoint.of_pixels
+    )
     latent_size = sample_size(checkpoint.unet.config, checkpoint.unet.source)
     vae, unet = (part and validate(part) for part in (checkpoint.vae, checkpoint.unet))
     text_encoder = tokenizer = None

@@ -117,7 +117,7 @@ def test_a_window_clips_and_floats_without_one_are_0_to_1():
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (npy(np.float32([[1, np.nan]])), "NaN among the values"),
+        (npy(np.float32([[1, np.nan]])), "nan among the values"),
         (npy(np.float64([[1, 1e300]])), "infinite or too large"),
         (npy(np.zeros(4)), r"shape \(4,\), expected \(H, W\) or \(H, W, C\)"),
         (npy(np.zeros((2, 3, 4, 1))), r"shape \(2, 3, 4, 1\)"),

@@ -105,7 +105,7 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
         "bit-flipped.png": (bytes(flipped), "broken"),
         "empty.png": (b"", "empty"),
         "header-only.png": (png_bytes[:20], "Truncated"),
-        "nan.tif": (encoded(nan, "TIFF"), "NaN"),
+        "nan.tif": (encoded(nan, "TIFF"), "nan"),
         "postscript.png": (encoded(noise, "EPS"), "another kind"),
         "text.png": (b"this is no image\n", "another kind"),
         "truncated.jpg": (jpeg[: len(jpeg) // 2], "truncated"),

@@ -76,7 +76,7 @@ def as_values(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = array.astype(np.float32)
     if not np.isfinite(values).all():
-        bad = "NaN" if np.isnan(values).any() else "an infinite or too large number"
+        bad = "nan" if np.isnan(values).any() else "an infinite or too large number"
         raise ValueError(f"{bad} among the values, expected finite ones")
     return values
 

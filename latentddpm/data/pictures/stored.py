@@ -74,8 +74,8 @@ def look(data: bytes) -> tuple[Facts, Image.Image | np.ndarray]:
         ValueError: it cannot be read; many others.
     """
     if is_array(data):
-        values = arrays.read_array(data)
-        return _measured(values), values
+        stored = Stored(arrays.read_array(data))
+        return _measured(stored), stored.values
     return decode.decode(data, _look)
 
 
@@ -112,20 +112,21 @@ def _bytes(file: str | Path) -> bytes:
 
 
 def _look(image: Image.Image) -> tuple[Facts, Image.Image | np.ndarray]:
-    values = read_pages(image)
-    if values is None and _is_deep(image):
-        values = _stored(image, pages=False).values
-    if values is not None:
-        return _measured(values), values
+    pages = read_pages(image)
+    if pages is not None or _is_deep(image):
+        stored = _stored(image, pages=False) if pages is None else Stored(pages)
+        return _measured(stored), stored.values
     gray = image.mode in GRAY_MODES
     pixels = decode.eight_bit(image)
     return Facts(*pixels.size, pixels.mode == "RGBA", 1 if gray else 3, 8), pixels
 
 
-def _measured(values: np.ndarray) -> Facts:
-    height, width, channels = values.shape
+def _measured(stored: Stored) -> Facts:
+    height, width, channels = stored.values.shape
+    values = stored.values[..., : channels - stored.alpha]
     bits = {np.dtype("uint8"): 8, np.dtype("uint16"): 16}.get(values.dtype, FLOAT_BITS)
-    return Facts(width, height, False, channels, bits, float(values.min()), float(values.max()))
+    ends = float(values.min()), float(values.max())
+    return Facts(width, height, stored.alpha, values.shape[2], bits, *ends)
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -138,7 +139,12 @@ def _stored(image: Image.Image, pages: bool = True) -> Stored:
         return Stored(values)
     if not _is_deep(image):
         return _of_eight_bits(image)
-    return Stored(arrays.as_values(_page(image)))
+    values = arrays.as_values(_page(image))
+    hidden = image.info.get("transparency")  # the value of transparent pixels
+    if isinstance(hidden, int) and values.dtype == np.uint16 and (values == hidden).any():
+        alpha = np.where(values == hidden, 0, 65535).astype(np.uint16)
+        return Stored(np.concatenate([values, alpha], axis=-1), alpha=True)
+    return Stored(values)
 
 
 def read_pages(image: Image.Image) -> np.ndarray | None:
@@ -185,9 +191,6 @@ def _page(image: Image.Image) -> np.ndarray:
     values = np.asarray(decode.upright(image, pixels))
     if image.mode.startswith("I;16") or image.format == "PNG":  # "I" in older versions of Pillow
         values = values.astype(np.uint16)
-        hidden = image.info.get("transparency")  # the value of transparent pixels: over white
-        if isinstance(hidden, int):
-            values = np.where(values == hidden, np.uint16(65535), values)
     return values.view(np.uint32) if unsigned else values
 
 

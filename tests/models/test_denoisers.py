@@ -58,7 +58,9 @@ def test_all_tables_have_the_kinds():
     for table in (choices.DENOISERS, cost.BLOCKS, dict.fromkeys(literal)):
         assert list(table) == list(KINDS), f"kinds {list(table)}, expected {list(KINDS)}"
     sized = {kind for kind, keys in choices.DENOISERS.items() if "channel_multipliers" in keys}
-    assert set(resolve.LEVELS) == sized, f"levels of {set(resolve.LEVELS)}, expected {sized}"
+    assert set(resolve.UNET_LEVELS) == sized, (
+        f"levels of {set(resolve.UNET_LEVELS)}, expected {sized}"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

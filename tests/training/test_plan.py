@@ -11,7 +11,7 @@ from command_line import call, refused, refused_before, succeeds
 from PIL import Image
 from tiny import QUICK_UNET, quick_model, tiny_autoencoder
 
-from latentddpm.config import AutoencoderRun, DiffusionRun, UNetConfig
+from latentddpm.config import AutoencoderRun, DiffusionRun, TextConfig, UNetConfig
 from latentddpm.config_file import dump_config, load_config, parse_config
 from latentddpm.data.dataset import open_dataset
 from latentddpm.diffusion.flow import FlowSchedule
@@ -19,12 +19,15 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
+from latentddpm.models.denoisers.kinds import make_denoiser
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.models.perceptual import SMALLEST_SIDE
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.training.plan import resolve, sizes
 from latentddpm.training.plan.cost import Cost, cost_of, plan_note, smaller_plan
+from latentddpm.training.plan.inherit import inherit_config
 from latentddpm.training.plan.plan import plan_diffusion, plan_vae
 from latentddpm.training.plan.settle import settle_diffusion, settle_vae
 from latentddpm.utils.timing import duration
@@ -131,8 +134,52 @@ def test_levels_fit_every_resolution_that_data_may_have():
         assert lowest >= 4 or len(unet) == 1, f"{side}: {unet} leave {lowest} positions"
         attention = resolve.attention_levels(len(unet), side // factor)
         sizes.check_unet(UNetConfig(channel_multipliers=unet, attention_levels=attention))
-    expected = list(resolve.AUTOENCODER_LEVELS), list(resolve.LEVELS["unet"][0])
+    expected = list(resolve.AUTOENCODER_LEVELS), list(resolve.UNET_LEVELS["unet"][0])
     assert (levels, unet) == expected, "expected Stable Diffusion's levels for large images"
+
+
+def test_a_kind_of_network_decides_what_a_run_may_set(tmp_path):
+    """Its sizes, text, a LoRA: each refused by name, before Keras is needed."""
+    with pytest.raises(UserError, match=r"text.source: 'scratch', but .* takes no t"):
+        sizes.check_text(TextConfig(source="scratch"), "basic")
+    model = quick_model(text=False)
+    model.unet = make_denoiser(
+        "classic", latent_channels=4, channels=2, channel_multipliers=[1, 2]
+    )
+    model.save(tmp_path / "m")
+    base = read_model_folder(tmp_path / "m")
+
+    def inherited(**given):
+        return inherit_config(parse_config(DiffusionRun, given), base).unet.model_dump()
+
+    expected = {"kind": "classic", "channels": 2, "channel_multipliers": [1, 2]}
+    assert inherited() == expected, f"{inherited()}, expected {expected}"
+    for given, message in (
+        ({"unet": {"num_heads": 2}}, "unet.num_heads: not a setting of unet.kind=classic"),
+        ({"unet": {"kind": "basic"}}, "unet.kind: 'basic', but .* has 'classic'"),
+        ({"lora": {"rank": 2}}, "lora.rank: a LoRA changes attention, and .* has none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            inherited(**given)
+
+
+@pytest.mark.parametrize("kind", ["classic", "basic"])
+def test_the_cost_of_a_kind_is_that_of_its_convolutions(kind):
+    """Multiply-adds of a network, counted by its kernels, within a third."""
+    given = {"channels": 8, "channel_multipliers": [1, 2, 2]} if kind == "classic" else {}
+    config = parse_config(
+        DiffusionRun, {"unet": {"kind": kind, **given}, "data": {"resolution": 32}}
+    )
+    network = make_denoiser(kind, latent_channels=4, **config.unet.arguments)
+    counted = 0
+    for layer in network.layers:
+        kernels = [one for one in layer.weights if one.path.endswith("kernel")]
+        if kernels and len(kernels[0].shape) == 4:
+            level = next((int(part) for part in layer.name.split("_") if part.isdigit()), 0)
+            side = 32 >> (2 if "bottom" in layer.name else level)
+            counted += side**2 * np.prod(kernels[0].shape)
+    found = cost_of(config).multiply_adds
+    assert 2 / 3 < found / counted < 3 / 2, f"{found:.3g} estimated, {counted:.3g} counted"
 
 
 def test_the_config_of_a_run_says_it_all_and_gives_the_same(lab, tmp_path):

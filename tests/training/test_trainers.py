@@ -86,6 +86,12 @@ def test_a_text_encoder_of_another_width_is_refused():
         latentddpm.DenoisingTrainer(unet, latentddpm.NoiseSchedule(), wide)
 
 
+def test_a_network_of_a_variance_is_refused():
+    with_variance = latentddpm.UNet(**UNET, learned_variance=True)
+    with pytest.raises(ValueError, match="learned_variance needs the hybrid loss"):
+        latentddpm.DenoisingTrainer(with_variance, latentddpm.NoiseSchedule())
+
+
 def test_a_frozen_text_encoder_stays():
     unet, text_encoder, tokenizer = conditional()
     text_encoder.trainable = False

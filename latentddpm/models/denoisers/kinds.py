@@ -6,7 +6,7 @@
 
 All are called with `{"noisy_latents", "timesteps"[, "context"]}`. A new kind is a module, a line
 here, one in `choices.DENOISERS` with the settings it takes, and one each in
-`training.plan.resolve.LEVELS` and `training.plan.cost.BLOCKS`.
+`training.plan.resolve.UNET_LEVELS` and `training.plan.cost.BLOCKS`.
 """
 
 from __future__ import annotations

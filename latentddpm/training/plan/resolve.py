@@ -25,7 +25,7 @@ Config = TypeVar("Config", AutoencoderRun, DiffusionRun)
 LARGEST = 256
 """Resolution at most, where nothing but the data says one."""
 AUTOENCODER_LEVELS = (1, 2, 4, 4)
-LEVELS = {"unet": ((1, 2, 3, 4), 4), "classic": ((1, 2, 4, 8, 16), 1)}
+UNET_LEVELS = {"unet": ((1, 2, 3, 4), 4), "classic": ((1, 2, 4, 8, 16), 1)}
 """Kind of a UNet → width multipliers of its levels, and the side of the lowest one, at least,
 where there are several."""
 SMALLEST_LATENTS = {4: 24, 3: 12}
@@ -111,7 +111,7 @@ def unet_levels(latents: int, kind: str = "unet") -> list[int]:
         latents: their side.
         kind: of the UNet.
     """
-    levels, smallest = LEVELS[kind]
+    levels, smallest = UNET_LEVELS[kind]
     count = len(levels)
     while count > 1 and latents < smallest * 2 ** (count - 1):
         count -= 1

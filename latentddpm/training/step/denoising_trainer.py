@@ -113,10 +113,10 @@ class DenoisingTrainer(Trainer):
         Arguments are those of `Trainer.loss_terms`.
         """
         terms = dict(super().loss_terms(x, y, y_pred, sample_weight, training))
-        errors = keras.losses.mean_squared_error(y, y_pred)  # (B, h, w)
+        errors = keras.losses.mean_squared_error(y, y_pred)  # (B, h, w), or of other dimensions
         if sample_weight is not None:
             errors *= sample_weight  # (B, 1, 1)
-        errors = ops.mean(errors, axis=(1, 2))  # (B,)
+        errors = ops.mean(errors, axis=tuple(range(1, len(errors.shape))))  # (B,)
         timesteps = ops.cast(x["timesteps"], "float32")
         quartiles = ops.cast(4.0 * timesteps / self.schedule.num_train_timesteps, "int32")
         quartiles = ops.minimum(quartiles, 3)  # a flow schedule's last timestep is T itself

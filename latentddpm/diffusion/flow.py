@@ -30,8 +30,8 @@ and every sampler that knows ᾱ works here, too (`samplers.base`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -75,12 +75,8 @@ class FlowSchedule(ForwardProcess):
         shift: float = 1.0,
     ) -> None:
         self.prediction_type = check_choice("prediction_type", prediction_type, FLOW_PREDICTIONS)
-        if not isinstance(num_train_timesteps, int | np.integer) or num_train_timesteps < 1:
-            raise UserError(
-                f"num_train_timesteps: {num_train_timesteps!r} is not a whole number of at least 1"
-            )
+        self._set_num_train_timesteps(num_train_timesteps)
         check_shift(shift)
-        self.num_train_timesteps = int(num_train_timesteps)
         self.shift = float(shift)
 
     @property
@@ -193,15 +189,3 @@ class FlowSchedule(ForwardProcess):
             "prediction_type": self.prediction_type,
             "shift": self.shift,
         }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Schedule of a `config` as of `get_config`; missing keys take their defaults.
-
-        Raises:
-            UserError: an unknown key, or a value that the constructor refuses.
-        """
-        known = cls().get_config()
-        for key in config:
-            check_choice("schedule key", key, known)
-        return cls(**{key: value for key, value in config.items() if key != "kind"})

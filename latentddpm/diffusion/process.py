@@ -111,6 +111,12 @@ class ForwardProcess:
         rates = self._rates(timesteps, noisy_latents)
         return -self.split(prediction, noisy_latents, *rates)[1] / rates[1]
 
+    def _set_num_train_timesteps(self, value: int) -> None:
+        """Set T after a check: a whole number of at least 1."""
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise UserError(f"num_train_timesteps: {value!r} is not a whole number of at least 1")
+        self.num_train_timesteps = int(value)
+
     def target(
         self,
         latents: Array,
@@ -146,8 +152,9 @@ class ForwardProcess:
         """
         known = cls().get_config()
         for key in config:
-            check_choice("schedule key", key, known)
-        return cls(**config)
+            check_choice("schedule key", key, {**known, "kind": cls.kind})
+        check_choice("schedule kind", config.get("kind", cls.kind), (cls.kind,))
+        return cls(**{key: value for key, value in config.items() if key != "kind"})
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())

@@ -87,10 +87,7 @@ class NoiseSchedule(ForwardProcess):
     ) -> None:
         self.beta_schedule = check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
         self.prediction_type = check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        if not isinstance(num_train_timesteps, int | np.integer) or num_train_timesteps < 1:
-            raise UserError(
-                f"num_train_timesteps: {num_train_timesteps!r} is not a whole number of at least 1"
-            )
+        self._set_num_train_timesteps(num_train_timesteps)
         if not 0 < beta_start <= beta_end < 1:
             raise UserError(
                 "beta_start, beta_end: expected 0 < beta_start <= beta_end < 1, "
@@ -102,7 +99,6 @@ class NoiseSchedule(ForwardProcess):
                 f"{rescale_zero_terminal_snr!r}"
             )
         self.rescale_zero_terminal_snr = rescale_zero_terminal_snr
-        self.num_train_timesteps = int(num_train_timesteps)
         self.beta_start = float(beta_start)
         self.beta_end = float(beta_end)
 

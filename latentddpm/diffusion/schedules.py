@@ -34,6 +34,5 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule | FlowSched
         >>> schedule_from_config({"kind": "flow", "shift": 3.0}).shift
         3.0
     """
-    kind = check_choice("schedule.kind", config.get("kind", "ddpm"), SCHEDULES)
-    arguments = {key: value for key, value in config.items() if key != "kind"}
-    return CLASSES[kind].from_config(arguments)
+    kind = check_choice("schedule kind", config.get("kind", "ddpm"), SCHEDULES)
+    return CLASSES[kind].from_config(config)

@@ -279,6 +279,14 @@ def test_captions_are_used_and_leaving_them_is_said(lab, tmp_path, data, setting
     assert note in "\n".join(plan.notes), f"{plan.notes}: expected {note!r}"
 
 
+def test_a_run_takes_the_kind_of_schedule_of_its_model(lab, tmp_path):
+    for name, kind, predicts in (("wordless", "ddpm", "epsilon"), ("flow", "flow", "velocity")):
+        plan = diffusion(lab, tmp_path, {"init": str(lab / name)}, vae=None)
+        schedule = plan.run.config.schedule
+        found = schedule.kind, schedule.prediction_type
+        assert found == (kind, predicts), f"{name}: {schedule}"
+
+
 def test_a_model_without_words_leaves_captions_aside(lab, tmp_path):
     plan = diffusion(lab, tmp_path, {"init": str(lab / "wordless")}, vae=None)
     assert "has no text encoder" in "\n".join(plan.notes), f"{plan.notes}: expected why"

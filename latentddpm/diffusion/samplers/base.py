@@ -55,7 +55,7 @@ class Sampler:
         num_steps: as given; a model that predicts epsilon may leave out steps that begin in pure
             noise (`spacing.start_for_epsilon`).
         timesteps: (num_steps,), decreasing, in 0 .. T−1, read-only; int64, or float64 where the
-            sampler visits timesteps between whole ones.
+            sampler visits timesteps between whole ones, and with a flow schedule, in (0, T].
         left_out: the timestep of pure noise in place of which `timesteps` begin lower, or None.
         alphas_cumprod: ᾱ of every step's level, and 1 for the end; float64 (num_steps + 1,),
             read-only.

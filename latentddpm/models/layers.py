@@ -150,7 +150,7 @@ class PaddedConv2D(layers.Layer):
         channels: output channels.
         kernel: side of the kernel, equal in all dimensions.
         padding: zeros before and after, one number for all sides or a pair for each dimension,
-            such as `((top, bottom), (left, right))`.
+            such as `((top, bottom), (left, right))`; "same" places them as TensorFlow does.
         stride: step of the convolution.
         zero_init: start from a zero kernel.
 
@@ -162,7 +162,7 @@ class PaddedConv2D(layers.Layer):
         self,
         channels: int,
         kernel: int = 3,
-        padding: int | tuple[tuple[int, int], ...] = 0,
+        padding: int | str | tuple[tuple[int, int], ...] = 0,
         stride: int = 1,
         zero_init: bool = False,
         **kwargs: Any,
@@ -170,7 +170,9 @@ class PaddedConv2D(layers.Layer):
         super().__init__(**kwargs)
         self.channels = channels
         self.kernel = kernel
-        self.padding = padding if isinstance(padding, int) else tuple(map(tuple, padding))
+        self.padding = padding
+        if not isinstance(padding, int | str):
+            self.padding = tuple(map(tuple, padding))
         self.stride = stride
         self.zero_init = zero_init
         self.sides: tuple[tuple[int, int], ...] = ()
@@ -183,6 +185,7 @@ class PaddedConv2D(layers.Layer):
         # convolution without the copy that an explicit padding makes.
         half = (self.kernel // 2,) * 2
         self.same = self.stride == 1 and self.kernel % 2 == 1 and self.sides == (half,) * dims
+        self.same = self.same or self.padding == "same"
         self.conv = of_rank("Conv{}D", dims)(
             self.channels,
             self.kernel,
@@ -202,6 +205,9 @@ class PaddedConv2D(layers.Layer):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, *sides, _ = input_shape
+        if self.padding == "same":
+            sides = (None if side is None else -(-side // self.stride) for side in sides)
+            return (batch, *sides, self.channels)
         sides = (
             None if side is None else (side + sum(zeros) - self.kernel) // self.stride + 1
             for side, zeros in zip(sides, self._sides(len(sides)), strict=True)
@@ -210,7 +216,7 @@ class PaddedConv2D(layers.Layer):
 
     def _sides(self, dims: int) -> tuple[tuple[int, int], ...]:
         """Zeros before and after each of `dims` dimensions."""
-        padding = self.padding
+        padding = 0 if self.padding == "same" else self.padding
         return ((padding, padding),) * dims if isinstance(padding, int) else padding
 
     def get_config(self) -> dict[str, Any]:

@@ -20,9 +20,13 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -30,7 +34,7 @@ from transformers import CLIPTokenizer as ReferenceTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from reference_networks import AUTOENCODERS, UNETS, randomize
+from reference_networks import AUTOENCODERS, ORIGINAL, UNETS, randomize
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.clip.vocabulary import END_TOKEN, START_TOKEN, byte_tokens
@@ -167,6 +171,30 @@ def make_pipeline(folder):
     (folder / "asked.json").write_text(json.dumps(asked, indent=2) + "\n")
 
 
+def make_pixels(folder):
+    """A pipeline of pixels as its first folders are: both parts at the top."""
+    torch.manual_seed(1)
+    unet = randomize(UNet2DModel(**ORIGINAL)).half().float()
+    scheduler = DDPMScheduler(variance_type="fixed_large", clip_sample=True)
+    pipeline = DDIMPipeline(unet=unet, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(2, torch.manual_seed(2), num_inference_steps=5, output_type="np").images
+    noise = torch.randn(2, 3, *ORIGINAL["sample_size"], generator=torch.manual_seed(2))
+    timesteps = torch.tensor([17, 999])
+    answers = {
+        "noisy_latents": nhwc(noise),
+        "timesteps": timesteps.to(torch.int32),
+        "prediction": nhwc(unet(noise, timesteps).sample),
+        "images": torch.from_numpy(images).contiguous(),
+    }
+    DDPMPipeline(unet.half(), scheduler).save_pretrained(folder)
+    for part in ("unet", "scheduler"):
+        for file in (folder / part).iterdir():
+            file.rename(folder / file.name)
+        (folder / part).rmdir()
+    save_file(answers, folder / "answers.safetensors")
+
+
 @torch.no_grad()
 def main():
     torch.manual_seed(0)
@@ -185,6 +213,7 @@ def main():
         unet_answers(save(model, folder, dtypes.get(name, torch.float16)), folder)
     odd_answers(OUT / "unet-heads-int")
     make_pipeline(OUT / "pipeline")
+    make_pixels(OUT / "pixels")
     for file in OUT.rglob("*.safetensors"):
         file.chmod(0o644)
 

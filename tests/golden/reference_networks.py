@@ -74,6 +74,20 @@ UNETS = {
     ),
 }
 
+ORIGINAL = {
+    **SMALL,
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": None,
+    "norm_eps": 1e-6,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "downsample_padding": 0,
+}
+"""Details of Ho et al.'s code, as in google/ddpm-cifar10-32."""
+
 
 @torch.no_grad()
 def randomize(model):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from latentddpm.errors import UserError
 from latentddpm.interop.diffusers.folder import INDEX, STEM, read_folder
 from latentddpm.interop.diffusers.networks import rows_of, validate
 from latentddpm.interop.diffusers.read_config import unet_arguments
+from latentddpm.interop.diffusers.scheduler import SchedulerNote
 from latentddpm.interop.diffusers.weight_map import to_ours, to_theirs
 from latentddpm.interop.diffusers.weights import variable, write
 from latentddpm.interop.diffusers.write_config import unet_config
@@ -137,6 +139,37 @@ def test_a_whole_pipeline_answers_as_in_diffusers(pipeline):
     assert_close(latents, answers["final_latents"], "latents", 1e-3)
     images = np.clip(np.asarray(pipeline.autoencoder.decode(latents)) / 2 + 0.5, 0, 1)
     assert_close(images, answers["images"], "images", 1e-3)
+
+
+def test_a_pipeline_of_pixels_answers_as_in_diffusers():
+    """With both parts at the top, Ho et al.'s embedding and padding, and clipped predictions."""
+    answers = load_file(GOLDEN / "pixels" / "answers.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SchedulerNote)  # until options of variance are read
+        model = interop.load_diffusers(GOLDEN / "pixels")
+    expected, noise = answers["prediction"], answers["noisy_latents"]
+    inputs = {"noisy_latents": noise, "timesteps": answers["timesteps"]}
+    assert_close(model.unet(inputs), expected, "prediction", 1e-5)
+    defaults = model.defaults
+    assert (defaults["sampler"], defaults["num_steps"]) == ("ddpm", 1000), f"got {defaults}"
+    images = model.generate(
+        num_images=2,
+        num_steps=5,
+        sampler="ddim",
+        sampler_options={"steps_offset": 0, "clip_sample": True},
+        latents=noise,
+        output="latents",
+    )
+    assert_close(np.clip(images / 2 + 0.5, 0, 1), answers["images"], "images")
+
+
+def test_original_details_come_back():
+    config = json.loads((GOLDEN / "pixels" / "config.json").read_text())
+    unet = UNet(**unet_arguments(config, "config.json"))
+    written = unet_config(unet, (8, 12))
+    for key in ("flip_sin_to_cos", "freq_shift", "downsample_padding"):
+        assert written[key] == config[key], f"{key}: {written[key]}"
+    assert UNet.from_config(unet.get_config()).get_config() == unet.get_config()
 
 
 def test_the_defaults_are_those_of_the_folder(pipeline):

@@ -60,14 +60,17 @@ BOTH_UNETS = {
     "act_fn": ("silu", "swish"),
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
-    "freq_shift": (0,),
-    "flip_sin_to_cos": (True,),
-    "downsample_padding": (1,),
     "mid_block_scale_factor": (1,),
     "resnet_time_scale_shift": ("default",),
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
 }
+ORIGINAL = {
+    "flip_sin_to_cos": (True, False),
+    "freq_shift": (0, 1),
+    "downsample_padding": (1, 0),
+}
+"""Key of a UNet → its value in Stable Diffusion, and in checkpoints of Ho et al.'s code."""
 READ = {
     AUTOENCODER: (
         "in_channels",
@@ -99,6 +102,7 @@ READ = {
         "norm_eps",
         "dropout",
         "time_embedding_dim",
+        *ORIGINAL,
         "sample_size",
     ),
 }

@@ -16,6 +16,7 @@ from latentddpm.interop.diffusers.known_keys import (
     AUTOENCODER_EPSILON,
     BLOCKS,
     CONDITIONAL_UNET,
+    ORIGINAL,
     UNET,
     Config,
     validate,
@@ -93,6 +94,7 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
         "dropout": float(dropout),
         "norm_epsilon": float(epsilon),
         "learned_variance": learned_variance,
+        "original_ddpm": _original_ddpm(config, source),
     }
 
 
@@ -180,6 +182,21 @@ def _quant_conv(config: Config, source: str) -> bool:
             f"{values[0]!r}; expected the same"
         )
     return values[0]
+
+
+def _original_ddpm(config: Config, source: str) -> bool:
+    """True for a UNet with the details of Ho et al.'s code, False for one with none of them."""
+    given = {key: config.get(key, later) for key, (later, _) in ORIGINAL.items()}
+    later, original = ({key: known[k] for key, known in ORIGINAL.items()} for k in (0, 1))
+    # As text, since True and 1 are not the same here.
+    if repr(given) in (repr(later), repr(original)):
+        return repr(given) == repr(original)
+    key = next(key for key in given if repr(given[key]) != repr(later[key]))
+    others = (f"{name} {value!r}" for name, value in original.items() if name != key)
+    raise UserError(
+        f"{source}: {key}: {given[key]!r:.80} is not supported; expected {later[key]!r}, or "
+        f"{original[key]!r} together with {' and '.join(others)}"
+    )
 
 
 def _is_number(value: Any) -> bool:

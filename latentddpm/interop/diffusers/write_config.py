@@ -14,6 +14,7 @@ from latentddpm.interop.diffusers.known_keys import (
     BLOCKS,
     CONDITIONAL_UNET,
     FIXED,
+    ORIGINAL,
     UNET,
     Config,
 )
@@ -98,9 +99,7 @@ def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, An
         "norm_eps": ours.get("norm_epsilon", NORM_EPSILON),
         "dropout": ours["dropout"],
         "center_input_sample": False,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "downsample_padding": 1,
+        **{key: known[ours.get("original_ddpm", False)] for key, known in ORIGINAL.items()},
     }
     if kind == CONDITIONAL_UNET:
         config["attention_head_dim"] = heads[0] if len(set(heads)) == 1 else heads

@@ -25,7 +25,12 @@ from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, group_n
 from latentddpm.models.resample import Upsample
 
 NORM_EPSILON = 1e-5
-LATER = {"norm_epsilon": NORM_EPSILON, "learned_variance": False, "spatial_dims": 2}
+LATER = {
+    "norm_epsilon": NORM_EPSILON,
+    "learned_variance": False,
+    "spatial_dims": 2,
+    "original_ddpm": False,
+}
 """Arguments that older models lack, with their defaults, which are not saved: so they keep their
 digest."""
 
@@ -53,6 +58,9 @@ class UNet(Denoiser):
             of the reverse process's log-variance between its two bounds (Nichol & Dhariwal 2021,
             eq. 15). Such a network is sampled, not trained here.
         spatial_dims: 1 for signals (B, L, c), 2 for images, 3 for volumes (B, D, H, W, c).
+        original_ddpm: details of the code of Ho et al., which published checkpoints have: their
+            embedding of timesteps (see `TimestepEmbedding`), and TensorFlow's padding in front of
+            strided convolutions. Later networks have PyTorch's.
         recompute: compute activations again in the backward pass instead of keeping them. In
             training an example takes a third of the memory and a step a fifth more time
             (measured, see docs/benchmarks.md). Not saved with the model.
@@ -97,6 +105,7 @@ class UNet(Denoiser):
         norm_epsilon: float = NORM_EPSILON,
         learned_variance: bool = False,
         spatial_dims: int = 2,
+        original_ddpm: bool = False,
         recompute: bool = False,
         dtype: Any = None,
         name: str = "unet",
@@ -144,7 +153,10 @@ class UNet(Denoiser):
             return layer(hidden)
 
         # === Graph ===
-        time_embedding = embed_time(inputs["timesteps"], channels, 4 * channels, "silu", dtype)
+        time_embedding = embed_time(
+            inputs["timesteps"], channels, 4 * channels, "silu", dtype, original_ddpm
+        )
+        strided = {"padding": "same" if original_ddpm else 1, "stride": 2, "dtype": dtype}
         hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(
             inputs["noisy_latents"]
         )
@@ -157,9 +169,7 @@ class UNet(Denoiser):
                     hidden = attend(hidden, level, f"down_{level}_attention_{block}")
                 skips.append(hidden)
             if level < num_levels - 1:
-                hidden = PaddedConv2D(
-                    width, 3, padding=1, stride=2, dtype=dtype, name=f"down_{level}_downsample"
-                )(hidden)
+                hidden = PaddedConv2D(width, 3, **strided, name=f"down_{level}_downsample")(hidden)
                 skips.append(hidden)
 
         width = channels * channel_multipliers[-1]

@@ -111,6 +111,11 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
             "--autoencoder: this model diffuses pixels and has no autoencoder; expected --nll, "
             "--latents or --generator"
         )
+    if "nll" in parts and (folder.schedule or {}).get("kind") == "flow":
+        raise UserError(
+            "--nll: the bound is that of DDPM's steps, and this model was trained by flow "
+            "matching; expected another part, such as --generator"
+        )
     size = _size(folder, options["resolution"])
     data, data_from = _data_settings(folder, options)
     settings = []

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ from tiny import perturb, pixel_model, step_by_step, tiny_autoencoder, tiny_mode
 
 from latentddpm import interop
 from latentddpm.cli import main
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.interop.diffusers.folder import INDEX, STEM, read_folder
 from latentddpm.interop.diffusers.networks import rows_of, validate
 from latentddpm.interop.diffusers.read_config import unet_arguments
-from latentddpm.interop.diffusers.scheduler import SchedulerNote
 from latentddpm.interop.diffusers.weight_map import to_ours, to_theirs
 from latentddpm.interop.diffusers.weights import variable, write
 from latentddpm.interop.diffusers.write_config import unet_config
@@ -141,22 +140,23 @@ def test_a_whole_pipeline_answers_as_in_diffusers(pipeline):
     assert_close(images, answers["images"], "images", 1e-3)
 
 
+@step_by_step()
 def test_a_pipeline_of_pixels_answers_as_in_diffusers():
     """With both parts at the top, Ho et al.'s embedding and padding, and clipped predictions."""
     answers = load_file(GOLDEN / "pixels" / "answers.safetensors")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SchedulerNote)  # until options of variance are read
-        model = interop.load_diffusers(GOLDEN / "pixels")
+    model = interop.load_diffusers(GOLDEN / "pixels")
     expected, noise = answers["prediction"], answers["noisy_latents"]
     inputs = {"noisy_latents": noise, "timesteps": answers["timesteps"]}
     assert_close(model.unet(inputs), expected, "prediction", 1e-5)
     defaults = model.defaults
     assert (defaults["sampler"], defaults["num_steps"]) == ("ddpm", 1000), f"got {defaults}"
+    options = {"steps_offset": 0, "clip_sample": True}
+    assert defaults["sampler_options"] == {**options, "variance": "large"}, f"got {defaults}"
     images = model.generate(
         num_images=2,
         num_steps=5,
         sampler="ddim",
-        sampler_options={"steps_offset": 0, "clip_sample": True},
+        sampler_options=options,
         latents=noise,
         output="latents",
     )
@@ -170,6 +170,8 @@ def test_original_details_come_back():
     for key in ("flip_sin_to_cos", "freq_shift", "downsample_padding"):
         assert written[key] == config[key], f"{key}: {written[key]}"
     assert UNet.from_config(unet.get_config()).get_config() == unet.get_config()
+    odd = {"noisy_latents": np.zeros((1, 7, 5, 3), "float32"), "timesteps": np.zeros(1)}
+    assert unet(odd).shape == (1, 7, 5, 3), "sizes that diffusers refuses are taken here"
 
 
 def test_the_defaults_are_those_of_the_folder(pipeline):
@@ -390,6 +392,18 @@ def test_another_sampler_of_pixels_becomes_ddim(sampler, tmp_path):
     defaults = interop.load_diffusers(tmp_path / "theirs").defaults
     assert (defaults["sampler"], defaults["num_steps"]) == ("ddim", 50), f"got {defaults}"
     assert not defaults.get("sampler_options"), f"options of another sampler: {defaults}"
+
+
+def test_flow_matching_of_pixels_comes_back(tmp_path):
+    """diffusers' pipeline of DDPM takes any scheduler whose x is that of the network."""
+    model = pixel_model(sampler="euler", timestep_spacing="linspace")
+    model.schedule = FlowSchedule(shift=3.0)
+    interop.save_diffusers(model, tmp_path / "theirs")
+    index = json.loads((tmp_path / "theirs" / INDEX).read_text())
+    assert index["_class_name"] == "DDPMPipeline", f"another pipeline: {index}"
+    again = interop.load_diffusers(tmp_path / "theirs")
+    assert again.schedule.get_config() == model.schedule.get_config(), "another schedule"
+    assert again.defaults["sampler"] == "euler", f"got {again.defaults}"
 
 
 def test_heads_and_epsilon_of_every_level_come_back():

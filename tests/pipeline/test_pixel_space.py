@@ -1,6 +1,7 @@
 """Models that diffuse pixels: the same pipeline, with the identity as first stage."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -83,7 +84,7 @@ def test_generate_from_a_picture_and_inside_it(saved, tmp_path):
 
 def test_info_says_that_there_is_no_autoencoder(saved):
     said = command("info", saved).stdout
-    assert "pixels     no autoencoder" in said, said
+    assert "no vae     the UNet denoises the pixels" in said, said
     assert "convert --to" not in said, "that is for a UNet alone"
     with pytest.raises(UserError, match=r"a model of pixels, has no vae\.keras"):
         read_model_folder(saved).file("vae")
@@ -115,6 +116,13 @@ def test_evaluate_measures_what_there_is(saved, tmp_path):
     results = json.loads((out / "evaluation.json").read_text("utf-8"))
     assert results["generator"]["settings"][0]["count"] == 12
     assert {path.name for path in out.glob("*.png")} >= {"latents.png", "nearest.png"}
+
+    manifest = json.loads((saved / "pipeline.json").read_text("utf-8"))
+    flow = shutil.copytree(saved, tmp_path / "flow") / "pipeline.json"
+    flow.write_text(json.dumps({**manifest, "schedule": {"kind": "flow"}}), "utf-8")
+    done = command("evaluate", "--model", flow.parent, *options[2:])
+    assert done.exit_code == 2
+    assert "--nll: the bound is that of DDPM's steps" in done.stderr, done.stderr
 
     done = command("evaluate", *options, "--autoencoder")
     assert done.exit_code == 2

@@ -6,14 +6,17 @@ the keys of diffusers and whose tensors have its names. No tensor is read yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.errors import UserError
 from latentddpm.interop.tensors import Tensors
 from latentddpm.pipeline.weight_files import PIXEL_PIPELINES
+
+SCHEDULER = "scheduler_config.json"
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,49 @@ class Checkpoint:
     def of_pixels(self) -> bool:
         """True for a pipeline without an autoencoder, whose UNet denoises pixels."""
         return self.pipeline in PIXEL_PIPELINES
+
+
+def check_fit(
+    checkpoint: Checkpoint, vae: Mapping[str, Any] | None, unet: Mapping[str, Any]
+) -> None:
+    """Check that the parts of a checkpoint fit together.
+
+    Args:
+        checkpoint: with a UNet.
+        vae: arguments of its autoencoder; None for a pipeline without one.
+        unet: arguments of its UNet.
+
+    Raises:
+        UserError: they do not.
+    """
+    if vae is not None and vae["latent_channels"] != unet["latent_channels"]:
+        raise UserError(
+            f"{checkpoint.unet.source}: in_channels is {unet['latent_channels']}, but the "
+            f"autoencoder's latents have {vae['latent_channels']}"
+        )
+    if checkpoint.scheduler is None:
+        raise UserError(f"{checkpoint.source}: has a UNet but no scheduler/{SCHEDULER}")
+    if (unet["context_dim"] is None) != (checkpoint.text is None):
+        has = "no text encoder with a tokenizer" if checkpoint.text is None else "a text encoder"
+        raise UserError(
+            f"{checkpoint.source}: has {has}, and its UNet is a "
+            f"{checkpoint.unet.config['_class_name']}"
+        )
+
+
+def check_width(checkpoint: Checkpoint, context_dim: int, hidden_dim: int) -> None:
+    """Check that a UNet takes the states of a text encoder.
+
+    Args:
+        checkpoint: with a UNet.
+        context_dim: that the UNet takes.
+        hidden_dim: width of the text encoder.
+
+    Raises:
+        UserError: they differ.
+    """
+    if context_dim != hidden_dim:
+        raise UserError(
+            f"{checkpoint.unet.source}: cross_attention_dim is {context_dim}, but the text "
+            f"encoder is {hidden_dim} wide"
+        )

@@ -19,9 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.interop import clip
-from latentddpm.interop.diffusers.checkpoint import Checkpoint, CheckpointPart
+from latentddpm.interop.diffusers.checkpoint import (
+    SCHEDULER,
+    Checkpoint,
+    CheckpointPart,
+    check_fit,
+    check_width,
+)
 from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES, CONDITIONAL_UNET, UNET
 from latentddpm.interop.diffusers.networks import arguments_of, rows_of, validate
 from latentddpm.interop.diffusers.read_config import sample_size
@@ -40,7 +47,7 @@ from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.weight_files import PIPELINES, PIXEL_PIPELINES, STEMS, variants
 from latentddpm.utils.files import atomic_folder, check_new, read_json, write_json
 
-INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+INDEX, CONFIG = "model_index.json", "config.json"
 STEM = "diffusion_pytorch_model"
 PARTS = {
     "vae": (AUTOENCODER,),
@@ -96,9 +103,10 @@ def save_diffusers(
     """Save a model as a folder for diffusers, atomically.
 
     A model with text becomes a `StableDiffusionPipeline`. A model of pixels becomes a
-    `DDPMPipeline` if its default sampler is "ddpm", else a `DDIMPipeline`, which draws with DDIM
-    whatever the default sampler. diffusers has no pipeline for a model of latents without text:
-    its parts are written, each of which opens with `from_pretrained`.
+    `DDPMPipeline` if its default sampler is "ddpm" or it was trained by flow matching, else a
+    `DDIMPipeline`, which draws with DDIM whatever the default sampler. diffusers has no pipeline
+    for a model of latents without text: its parts are written, each of which opens with
+    `from_pretrained`.
 
     Args:
         model: to save.
@@ -235,7 +243,7 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
         return LatentDiffusion(validate(checkpoint.vae).build(quiet), None, None, image_size=size)
     # Fast checks first: of the configurations, then of the headers, before weights are read.
     of_vae, of_unet = (part and arguments_of(part) for part in (checkpoint.vae, checkpoint.unet))
-    _check_fit(checkpoint, of_vae, of_unet)
+    check_fit(checkpoint, of_vae, of_unet)
     schedule, defaults = read_scheduler(
         checkpoint.scheduler, checkpoint.scheduler_source, checkpoint.of_pixels
     )
@@ -244,7 +252,7 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
     text_encoder = tokenizer = None
     if checkpoint.text is not None:
         text_encoder, tokenizer = checkpoint.text()
-        _check_width(checkpoint, of_unet["context_dim"], text_encoder.hidden_dim)
+        check_width(checkpoint, of_unet["context_dim"], text_encoder.hidden_dim)
         defaults = {**GUIDED, **defaults}
     if checkpoint.of_pixels:
         steps = min(NUM_STEPS[checkpoint.pipeline], schedule.num_train_timesteps)
@@ -281,8 +289,9 @@ def _configs(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
 
 
 def _pixel_pipeline(model: LatentDiffusion) -> str:
-    """Class of diffusers for a model of pixels."""
-    return DDPM if model.defaults["sampler"] == "ddpm" else DDIM
+    """Class of diffusers for a model of pixels; DDPM's takes the schedulers of flow matching."""
+    flow = isinstance(model.schedule, FlowSchedule)
+    return DDPM if flow or model.defaults["sampler"] == "ddpm" else DDIM
 
 
 def _place(folder: Path, part: str, pipeline: str | None) -> Path:
@@ -324,30 +333,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return read_json(path)
-
-
-def _check_fit(
-    checkpoint: Checkpoint, vae: Mapping[str, Any] | None, unet: Mapping[str, Any]
-) -> None:
-    """Check that the parts of a checkpoint fit together."""
-    if vae is not None and vae["latent_channels"] != unet["latent_channels"]:
-        raise UserError(
-            f"{checkpoint.unet.source}: in_channels is {unet['latent_channels']}, but the "
-            f"autoencoder's latents have {vae['latent_channels']}"
-        )
-    if checkpoint.scheduler is None:
-        raise UserError(f"{checkpoint.source}: has a UNet but no scheduler/{SCHEDULER}")
-    if (unet["context_dim"] is None) != (checkpoint.text is None):
-        has = "no text encoder with a tokenizer" if checkpoint.text is None else "a text encoder"
-        raise UserError(
-            f"{checkpoint.source}: has {has}, and its UNet is a "
-            f"{checkpoint.unet.config['_class_name']}"
-        )
-
-
-def _check_width(checkpoint: Checkpoint, context_dim: int, hidden_dim: int) -> None:
-    if context_dim != hidden_dim:
-        raise UserError(
-            f"{checkpoint.unet.source}: cross_attention_dim is {context_dim}, but the text "
-            f"encoder is {hidden_dim} wide"
-        )

@@ -115,15 +115,15 @@ def generate(folder, prompt, seed=0, num_steps=None, guidance_scale=None):
 
 
 def write_png(path, pixels):
-    """uint8 (height, width, 3) as PNG."""
+    """uint8 (height, width, channels) as PNG: 1 gray, 3 RGB, 4 RGBA."""
 
     def chunk(kind, data):
         length, check = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(kind + data))
         return length + kind + data + check
 
-    height, width, _ = pixels.shape
+    height, width, channels = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
@@ -39,6 +40,11 @@ class Folder:
         self.place = place
         self._content: Content | None = None  # of the folder that was read last
 
+    @cached_property
+    def _is_read(self) -> Callable[[str], bool]:
+        """Question whether a file is an image of this folder, by its name."""
+        return is_array if holds_arrays(self.place) else is_picture
+
     def metadata_stamp(self) -> MetadataStamp:
         return [
             [name, *storage.stamp(storage.join(self.place, name))] for name in tables(self.place)
@@ -52,9 +58,8 @@ class Folder:
 
     def units(self) -> Iterator[Unit]:
         count = 0
-        is_read = is_array if holds_arrays(self.place) else is_picture
         for name, content in Walk(self.place).files():
-            if not is_read(name):
+            if not self._is_read(name):
                 continue
             self._content = content
             stamps = list(self._stamps(name))

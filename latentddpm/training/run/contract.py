@@ -76,8 +76,7 @@ class Contract:
         Raises:
             ValueError, TypeError: `text` is something else.
         """
-        found = cls(**json.loads(text))
-        return cls(found.command, with_pixels(found.config), found.data)
+        return cls(**json.loads(text))
 
 
 def with_pixels(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[st
     except pydantic.ValidationError:
         known = old.config
     refused, noted = [], []
-    for key, was, now in _differences(known, new.config):
+    for key, was, now in _differences(with_pixels(known), with_pixels(new.config)):
         if key == INIT:
             continue
         text = f"{key} {_shown(was)} → {_shown(now)}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +102,7 @@ def earlier_settings(folder: Path) -> dict[str, Any]:
     """
     found = checkpoint.newest_contract(folder / CHECKPOINTS)
     if found is not None:
-        return dict(found[1].config)
+        return with_pixels(found[1].config)
     for kind in COMMANDS.values():
         with contextlib.suppress(UserError):
             return with_pixels(load_config(kind, folder / CONFIG).model_dump(mode="json"))
@@ -114,8 +113,7 @@ def _started(folder: Path, contract: Contract) -> Contract:
     """Contract of a run without a checkpoint: `contract` with the settings in the folder."""
     for kind in COMMANDS.values():
         with contextlib.suppress(UserError):
-            found = Contract.of(load_config(kind, folder / CONFIG), contract.data)
-            return replace(found, config=with_pixels(found.config))
+            return Contract.of(load_config(kind, folder / CONFIG), contract.data)
     return contract
 
 

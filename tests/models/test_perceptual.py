@@ -92,6 +92,13 @@ def test_a_distance(distance):
     assert there.dtype == "float32", f"distances are {there.dtype}, expected float32"
 
 
+@pytest.mark.parametrize(("channels", "seen"), [(1, [0] * 3), (2, [0] * 3), (5, [0, 1, 2])])
+def test_other_channels_than_three(distance, channels, seen):
+    images, others = np.random.default_rng(0).uniform(-1, 1, (2, 1, 16, 16, channels))
+    expected = distance(images[..., seen], others[..., seen])
+    np.testing.assert_array_equal(distance(images, others), expected)
+
+
 def test_gradients_reach_the_images_and_nothing_else(distance):
     """diffusers' script computes this loss without gradients: it never trained anything."""
     images, others = (tf.constant(part) for part in random_pairs((1, 16, 16)))

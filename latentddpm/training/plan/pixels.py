@@ -31,6 +31,8 @@ PICTURES = (1, 3)
 """Channels of pictures, without alpha."""
 DEPTHS = {8: 8, 16: 16, FLOAT_BITS: FLOAT}
 """Bits in the catalog, from the lowest → bit depth of settings."""
+VGG_SEES = {1: "gray repeated", 2: "the first channel"}
+"""Channels → what of them a VGG16 sees; see `models.perceptual.three_channels`."""
 SAMPLE = 32
 """Images that are read to measure what a window clips."""
 MOST_CLIPPED = 0.01
@@ -78,7 +80,12 @@ def judge_pixels(given: Config, config: Config, catalog: Catalog) -> list[str]:
             "bits; set data.background=white"
         )
     lines = [] if pixels.is_default else [str(pixels)]
-    return [f"pixels     {line}" for line in (*lines, *_notes(pixels, catalog))]
+    lines += _notes(pixels, catalog)
+    perceptual = getattr(config, "perceptual", None)
+    if perceptual is not None and perceptual.source != "none" and pixels.channels != 3:
+        seen = VGG_SEES.get(pixels.channels, "the first three channels")
+        lines.append(f"the perceptual distance knows RGB only and sees {seen}")
+    return [f"pixels     {line}" for line in lines]
 
 
 def _channels(catalog: Catalog) -> int:

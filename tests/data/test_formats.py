@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_channels_that_do_not_fit_are_named():
 def test_whole_numbers_with_a_sign_are_floating_point():
     values = np.int16([[-1000, 3000]])
     assert read_stored(npy(values)).values.dtype == np.float32
-    assert look(npy(values))[0]._asdict() == {
+    assert asdict(look(npy(values))[0]) == {
         **{"width": 2, "height": 1, "transparent": False, "channels": 1},
         **{"bits": 32, "low": -1000, "high": 3000},
     }

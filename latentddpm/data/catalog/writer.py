@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,7 @@ class CatalogWriter:
             "offset": entry.offset,
             "size": entry.size,
             "sha256": np.frombuffer(digest, np.uint8),
-            **found._asdict(),
+            **asdict(found),
             "split_hash": split_hash(entry.name),
         }
         texts = {"name": order(entry.name) if own else b"", "row": self._pack(unit, entry.row)}

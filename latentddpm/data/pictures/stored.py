@@ -9,6 +9,7 @@ TIFF              of several gray pages of one size: a channel for each
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,8 @@ SAMPLE_FORMAT, UNSIGNED = 339, 1
 """Tag of TIFF that tells the sign of whole numbers, and its value for none."""
 
 
-class Facts(NamedTuple):
+@dataclass(frozen=True)
+class Facts:
     """Facts about a readable image.
 
     Attributes:

@@ -192,7 +192,7 @@ class PixelFormat:
         return (self.to_images(values) + np.float32(1)) * np.float32(127.5)
 
     def seen(self) -> str:
-        """What networks and people that know 8-bit RGB see of it; "" for 8-bit RGB itself."""
+        """Part of it that networks and people see who know 8-bit RGB; "" for 8-bit RGB itself."""
         if self.is_default:
             return ""
         words = {1: "gray repeated", 2: "the first channel", 3: "", 4: "RGBA over white"}

@@ -316,7 +316,7 @@ EARLY = [
     f"{TRAIN_UNET} --set unet.num_res_blocks=0",
     f"{TRAIN_UNET} --set unet.attention_levels=[9]",
     f"{TRAIN_UNET} --set data.resolution=33",
-    f"{TRAIN_UNET} --set data.aspect_buckets=true --set data.bucket_step=6",
+    f"{TRAIN_UNET} --set data.aspect_buckets=true --set data.bucket_step=5",
     f"{TRAIN_UNET} --set text.num_heads=7",
     f"{TRAIN_UNET} --set text.source=clip",
     f"{TRAIN_UNET} --set text.source=clip --set text.path=nowhere",

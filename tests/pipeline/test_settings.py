@@ -342,9 +342,9 @@ def test_a_manifest_with_a_default_of_the_wrong_kind_is_named(folder):
 
 def test_changed_weights_may_be_looked_for_later(folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "tiny")
-    content = bytearray((copied / "vae.keras").read_bytes())
+    content = bytearray((copied / "unet.keras").read_bytes())
     content[len(content) // 2] ^= 1
-    (copied / "vae.keras").write_bytes(content)
+    (copied / "unet.keras").write_bytes(content)
     assert read_model_folder(copied, verify=False).digest, "expected the manifest's digest"
     with pytest.raises(UserError, match=r"unet\.keras: is not the file"):
         LatentDiffusion.load(copied)

@@ -5,7 +5,7 @@
 Jobs on the networks of `configs/small-64-vae.yaml` and `configs/small-64-diffusion.yaml`: decode
 and UNet forward in float32, and a training step of either network in both precisions. Each choice
 of kernels (`TF_ENABLE_ONEDNN_OPTS`) is a process of its own; inside it the precisions take turns.
-The last jobs are the three forms of nearest ×2 with a 3×3 convolution (see `layers.Upsample`),
+The last jobs are the three forms of nearest ×2 with a 3×3 convolution (see `resample.Upsample`),
 forward and with gradients, which take turns too. Prints the median and the best of each, in
 milliseconds. Other work on the machine slows all of them: compare what took turns.
 """
@@ -56,7 +56,7 @@ def network_jobs(batch):
     from latentddpm.models.denoisers.unet import UNet
 
     vae = load_config(AutoencoderRun, CONFIGS / "small-64-vae.yaml").autoencoder.model_dump()
-    unet = load_config(DiffusionRun, CONFIGS / "small-64-diffusion.yaml").unet.model_dump()
+    unet = load_config(DiffusionRun, CONFIGS / "small-64-diffusion.yaml").unet.arguments
     numbers = np.random.default_rng(0)
     images = numbers.uniform(-1, 1, (batch, 64, 64, 3)).astype("float32")
     latents = numbers.standard_normal((batch, 16, 16, 4)).astype("float32")

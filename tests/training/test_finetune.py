@@ -85,7 +85,11 @@ def test_what_a_configuration_leaves_out_is_the_models(lab):
     found = config.unet.model_dump()
     expected = {k: list(v) if isinstance(v, tuple) else v for k, v in UNET.items()}
     del expected["zero_init"]
-    expected |= {"dropout": 0.0, "recompute": False}  # how it is trained: the configuration's
+    expected |= {
+        "kind": "unet",
+        "dropout": 0.0,
+        "recompute": False,
+    }  # how it is trained: the configuration's
     assert found == expected, f"sizes of the UNet: {found}"
     assert config.schedule.prediction_type == "v_prediction", "expected the model's schedule"
     assert config.schedule.beta_schedule == "cosine", "expected the model's schedule"

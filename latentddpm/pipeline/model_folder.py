@@ -16,7 +16,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentddpm.choices import FIRST_STAGES
 from latentddpm.errors import UserError, check_choice, nearest
@@ -30,7 +30,9 @@ from latentddpm.pipeline.weight_files import (
     read_header,
 )
 from latentddpm.utils.files import AUTOENCODER, FileEntry, read_arguments, write_json
-from latentddpm.utils.images.pixel_format import PixelFormat
+
+if TYPE_CHECKING:  # it needs NumPy, which `--help` does without
+    from latentddpm.utils.images.pixel_format import PixelFormat
 
 FORMAT = 1
 FILES = {"vae": "vae.keras", "unet": "unet.keras", "text_encoder": "text_encoder.keras"}
@@ -66,6 +68,8 @@ class ModelFolder:
     @property
     def pixels(self) -> PixelFormat:
         """Format of the images that the model takes and gives."""
+        from latentddpm.utils.images.pixel_format import PixelFormat
+
         if self.pixel_arguments is None and "vae" in self.parts:
             arguments = read_arguments(self.file("vae"), AUTOENCODER)
             return PixelFormat(arguments.get("image_channels", 3))
@@ -209,6 +213,8 @@ def read_model_folder(path: str | Path, verify: bool = True) -> ModelFolder:
         UserError: a missing or malformed manifest, a missing or changed file, a UNet of another
             autoencoder.
     """
+    from latentddpm.utils.images.pixel_format import PixelFormat
+
     path = find_model(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))

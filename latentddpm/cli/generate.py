@@ -44,6 +44,7 @@ from latentddpm.cli.usage import command
 @click.option("--mask", type=FOLDER, help="Of --init-image: white is repainted, black is kept.")
 @click.option("--height", type=int, help="Pixels [default: the model's].")
 @click.option("--width", type=int, help="Pixels [default: the model's].")
+@click.option("--length", type=int, help="Of signals: samples [default: the model's].")
 @click.option(
     "--tile",
     default="auto",

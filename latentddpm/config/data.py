@@ -18,8 +18,11 @@ class DataConfig(Section):
 
     resolution: pydantic.PositiveInt | None = Field(
         None,
-        description="side of the square, in pixels; null: that of the autoencoder's training, "
-        "else the data's own, at most 256",
+        description="side of the square, in pixels, or length of signals; null: that of the "
+        "autoencoder's training, else the data's own, at most 256 (signals 4096)",
+    )
+    spatial_dims: Literal[1, 2] = Field(
+        2, description="2 images, 1 signals (WAV, arrays (L,) or (L, C)), which need --vae none"
     )
     channels: pydantic.PositiveInt | None = Field(
         None,
@@ -35,6 +38,9 @@ class DataConfig(Section):
         None,
         description="[low, high]: the values that become black and white; what is outside is "
         "clipped; null: the whole range",
+    )
+    rate: pydantic.PositiveInt | None = Field(
+        None, description="of signals: samples a second; null: that of WAV files"
     )
     background: Literal["white", "random"] = Field(
         "white", description="colour behind transparent pixels; a latents cache has white"

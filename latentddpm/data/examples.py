@@ -209,9 +209,10 @@ def diffusion_examples(
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)]},
         target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32; timesteps of a flow schedule
-        are float32.
+        are float32. Signals are (B, L, c), with weights (B, 1).
     """
     shape = cache.latent_shape
+    ones = (1,) * (len(shape) - 1)  # of the axes of space
     weights = None
     if min_snr_gamma:
         weights = schedule.min_snr_weights(min_snr_gamma).astype("float32")
@@ -225,7 +226,7 @@ def diffusion_examples(
             "noise": stream.normal("noise", position, shape),
         }
         if offset_noise:
-            shift = stream.normal("offset noise", position, (1, 1, shape[-1]))
+            shift = stream.normal("offset noise", position, (*ones, shape[-1]))
             drawn["noise"] += offset_noise * shift
         if input_perturbation:
             drawn["extra"] = input_perturbation * stream.normal("perturbation", position, shape)
@@ -264,7 +265,7 @@ def diffusion_examples(
         target = schedule.target(latents, noise, timesteps, take=tf.gather)
         if weights is None:
             return inputs, target
-        return inputs, target, tf.gather(weights, timesteps)[:, None, None]
+        return inputs, target, tf.reshape(tf.gather(weights, timesteps), (-1, *ones))
 
     dataset = positions.map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size).map(batch, num_parallel_calls=1, deterministic=True)
@@ -300,7 +301,8 @@ def noisy_examples(
     of the example.
 
     Args:
-        latents: scaled, (N, h, w, c), as `Autoencoder.to_latents` gives them.
+        latents: scaled, (N, h, w, c), as `Autoencoder.to_latents` gives them; signals (N, L, c)
+            or volumes (N, D, H, W, c) for a UNet with that many `spatial_dims`.
         schedule: of the trainer.
         batch_size: examples of a batch.
         seed: of all random numbers.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from latentddpm.data.pictures.convert import placement, to_format
+from latentddpm.data.pictures.convert import check_image, placement, to_format, to_signal
 from latentddpm.data.pictures.decode import (
     REDUCING_GAP,
     File,
@@ -36,7 +36,14 @@ from latentddpm.data.pictures.stored import (
 from latentddpm.errors import UserError
 from latentddpm.utils.images.pixel_format import NAMES, RGB, PixelFormat
 
-__all__ = ["UnreadableImage", "composite", "examine_image", "read_image", "read_whole"]
+__all__ = [
+    "UnreadableImage",
+    "composite",
+    "examine_image",
+    "read_image",
+    "read_signal",
+    "read_whole",
+]
 
 WHITE = (255, 255, 255)
 
@@ -86,11 +93,33 @@ def read_image(
         return np.array(image.convert("L"))[..., None] if pixels.channels == 1 else np.array(image)
 
 
+def read_signal(
+    file: File, length: int, pixels: PixelFormat, name: str | None = None
+) -> np.ndarray:
+    """Samples of the file of a signal, the `length` in its middle.
+
+    Args:
+        file: its path, or its bytes.
+        length: L.
+        pixels: format of the result.
+        name: of the signal in errors, if `file` is not a path.
+
+    Returns:
+        (L, C) in the dtype of `pixels`.
+
+    Raises:
+        UnreadableImage: the file cannot be read, is shorter, or does not fit `pixels`.
+    """
+    with explained(file, name):
+        return to_signal(read_stored(file), pixels, length)
+
+
 def _decoded(file: File, pixels: PixelFormat, at_least: int) -> Image.Image | Stored:
     """Image of 8 bits where that is all that a format needs, else the stored values."""
     plain = pixels.bit_depth == 8 and pixels.window is None and pixels.channels in NAMES
     if not plain or is_array(file):
         stored = read_stored(file)
+        check_image(stored)
         if stored.values.shape[2] != pixels.channels and pixels.channels in NAMES:
             return read_stored(file, pages=False)  # of a TIFF with several pages the first one
         return stored

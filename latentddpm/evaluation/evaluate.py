@@ -106,6 +106,11 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     open_source(options["data"])
     loras = read_loras(options["loras"])
     folder = read_model_folder(options["model"])
+    if folder.pixels.spatial_dims == 1:
+        raise UserError(
+            f"{folder.path}: a model of signals; what is measured here are features and bounds of "
+            "images: expected a model of images (the loss of validation signals is in log.jsonl)"
+        )
     if "autoencoder" in parts and folder.first_stage == "none":
         raise UserError(
             "--autoencoder: this model diffuses pixels and has no autoencoder; expected --nll, "

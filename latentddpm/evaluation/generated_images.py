@@ -15,7 +15,6 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ class GeneratedImages:
     ) -> None:
         self.model, self.settings, self.size = model, settings, settings.size
         self.prompts, self.seeds = prompts, image_seeds(seed, len(prompts))
-        values = asdict(settings)
+        values = settings.to_json()
         if not settings.negative_prompt:  # an earlier version did not write this key
             del values["negative_prompt"]
         self.making = {

@@ -227,7 +227,7 @@ def evaluate_generator(
         counts = {num_images, floor.count if floor else num_images}
         for count in sorted(counts, reverse=True):
             measures = known.measure(features[:count], None if towers is None else scores[:count])
-            report["settings"].append({**asdict(setting), **asdict(measures)})
+            report["settings"].append({**setting.to_json(), **asdict(measures)})
             tell(table_row(setting, measures))
         if measures.frechet < lowest:
             lowest = measures.frechet

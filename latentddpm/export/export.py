@@ -76,6 +76,11 @@ def export_model(
     if format == "keras":
         model.save(out, storage)
         return {}
+    if model.unet is not None and model.unet.spatial_dims != 2:
+        raise UserError(
+            f"export --format {format}: is for images, and this model has {model.unet.spatial_dims} "
+            "spatial dimensions; expected --format keras"
+        )
     if model.autoencoder is None:
         raise UserError("this model is a UNet alone; an export needs its autoencoder too")
     if keras.backend.backend() != "tensorflow":

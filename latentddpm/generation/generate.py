@@ -1,4 +1,4 @@
-"""Generation from the command line: a plan, one call of the model, and PNG files with metadata.
+"""Generation from the command line: a plan, one call of the model, and files with metadata.
 
 Wrong options are refused while the plan is made, before Keras is imported.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
-from latentddpm.data.pictures.arrays import read_array
+from latentddpm.data.pictures.stored import read_stored
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
@@ -46,6 +46,7 @@ from latentddpm.pipeline.seeds import image_seeds
 from latentddpm.pipeline.settings import FIELDS, GenerationSettings
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.images.pixel_format import PixelFormat
+from latentddpm.utils.pixels import BESIDE
 from latentddpm.utils.pixels import grid as make_grid
 from latentddpm.utils.startup import import_keras
 from latentddpm.utils.timing import collect, timed
@@ -123,7 +124,8 @@ def generate_images(
         for note in plan.notes:
             say(note, quiet)
         source = options["source"]
-        before = _read_pixels(source) if source else None  # the file may be replaced
+        # Read now: the file may be replaced.
+        before = _read_pixels(source, plan.pixels) if source else None
         with timed("import Keras"):
             import_keras()
             from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -247,9 +249,11 @@ def plan_images(options: dict[str, Any]) -> Plan:
     )
 
 
-def _read_pixels(path: Path) -> np.ndarray:
-    if path.suffix.lower() == ".npy":
-        return read_array(path.read_bytes())
+def _read_pixels(path: Path, pixels: PixelFormat) -> np.ndarray:
+    """Values of an image, (H, W, C), or of a signal, (L, C)."""
+    if path.suffix.lower() in BESIDE:
+        values = read_stored(path).values
+        return values[..., 0] if pixels.spatial_dims == 1 and values.ndim == 3 else values
     with Image.open(path) as image:
         known = image.mode in ("L", "RGBA") or image.mode.startswith("I;16")
         values = np.asarray(image if known else image.convert("RGB"))
@@ -278,7 +282,7 @@ def _write(
             for k, seed in enumerate(plan.seeds)
         ][share]
     return {
-        write_picture(file, pixels, record, plan.replace): pixels
+        write_picture(file, pixels, record, plan.replace, plan.pixels): pixels
         for file, pixels, record in zip(files, pictures, records, strict=True)
     }
 

@@ -38,8 +38,9 @@ def notes_on(
             + ("; a LoRA is given by --lora FILE:SCALE" if lora else "")
         )
     if facts.image_size and settings.size != facts.image_size:
-        own, size = (f"{width}×{height}" for height, width in (facts.image_size, settings.size))
-        yield f"{size} pixels: the model was trained at {own}, where it draws best"
+        own, size = ("×".join(map(str, one[::-1])) for one in (facts.image_size, settings.size))
+        unit = "pixels" if len(settings.size) > 1 else "samples"
+        yield f"{size} {unit}: the model was trained at {own}, where it draws best"
     if start is not None and start.uniform == "white":
         yield "--mask: white everywhere (as transparent is), so all of the picture is repainted"
     if start is not None and start.uniform == "black":

@@ -4,8 +4,8 @@
     --out FOLDER     PROMPT-SEED.png in it, or PROMPT-SEED-grid.png
     (none)           the same in the working directory
 
-Images that a PNG cannot hold are written as .npy with their metadata in NAME.json; a grid is
-always an 8-bit PNG.
+Images that a PNG cannot hold are written as .npy with their metadata in NAME.json, and signals as
+.wav or .npy with a plot, NAME.png, too; a grid is always an 8-bit PNG.
 
 A name that is taken gets a number, `apple_2.png`, unless the file is to be replaced: with
 `--overwrite`, or where `--out` names the very picture that is made again (`--from`). Two processes
@@ -25,8 +25,17 @@ from typing import Any
 
 import numpy as np
 
+from latentddpm.data.pictures.wav import save_wav
 from latentddpm.errors import UserError
-from latentddpm.utils.pixels import save_array, save_png
+from latentddpm.utils.files import write_json
+from latentddpm.utils.images.pixel_format import RGB, PixelFormat
+from latentddpm.utils.images.plots import plot
+from latentddpm.utils.pixels import BESIDE, save_array, save_png
+
+PLOT = ".png"
+"""Suffix of the plot of a signal, beside its file."""
+PLOT_SIZE = (200, 600)
+"""Height and width of it, in pixels."""
 
 
 def check_out(out: Path | None, count: int, suffix: str = ".png") -> None:
@@ -35,7 +44,7 @@ def check_out(out: Path | None, count: int, suffix: str = ".png") -> None:
     Args:
         out: as given; None for the working directory.
         count: number of pictures.
-        suffix: of their files, ".png" or ".npy".
+        suffix: of their files, ".png", ".npy" or ".wav".
 
     Raises:
         UserError: it is neither.
@@ -108,14 +117,21 @@ def check_writable(files: Iterable[Path], inputs: Iterable[Path | None], replace
         raise
 
 
-def write_picture(file: Path, pixels: np.ndarray, metadata: dict[str, Any], replace: bool) -> Path:
-    """Write a picture, beside a file of the same name unless that is to be replaced.
+def write_picture(
+    file: Path,
+    pixels: np.ndarray,
+    metadata: dict[str, Any],
+    replace: bool,
+    format: PixelFormat = RGB,
+) -> Path:
+    """Write a picture or signal, beside a file of the same name unless that is to be replaced.
 
     Args:
         file: to write.
-        pixels: (H, W, C).
+        pixels: (H, W, C); of a signal (L, C), or its plot.
         metadata: see `save_png` and `save_array`.
         replace: whether the file may be replaced.
+        format: of the values.
 
     Returns:
         The file that was written, `file` or one with a number.
@@ -124,19 +140,37 @@ def write_picture(file: Path, pixels: np.ndarray, metadata: dict[str, Any], repl
         OSError: it cannot be written; a file that was there is still there.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    is_array = file.suffix.lower() == ".npy"
-    save = save_array if is_array else save_png
     if replace:
-        save(file, pixels, metadata)
+        _save(file, pixels, metadata, True, format)
         return file
+    beside = ()
+    if file.suffix.lower() in BESIDE:
+        beside = (".json", *(PLOT,) * (format.spatial_dims == 1))
     for name in _numbered(file):
-        if os.path.lexists(name) or (is_array and os.path.lexists(name.with_suffix(".json"))):
+        if any(map(os.path.lexists, (name, *map(name.with_suffix, beside)))):
             continue
         try:
-            save(name, pixels, metadata, replace=False)
+            _save(name, pixels, metadata, False, format)
         except FileExistsError:  # since a moment
             continue
         return name
+
+
+def _save(
+    file: Path, values: np.ndarray, metadata: dict[str, Any], replace: bool, format: PixelFormat
+) -> None:
+    """Write a file in the format of its suffix, and of a signal its plot beside it."""
+    suffix = file.suffix.lower()
+    if suffix not in BESIDE:
+        save_png(file, values, metadata, replace)
+        return
+    if suffix == ".wav":
+        save_wav(file, values, format.rate, replace)
+        write_json(file.with_suffix(".json"), metadata)
+    else:
+        save_array(file, values, metadata, replace)
+    if format.spatial_dims == 1:
+        save_png(file.with_suffix(PLOT), plot(format.to_images(values), *PLOT_SIZE))
 
 
 def note_of_names(wanted: Sequence[Path], written: Sequence[Path]) -> str | None:

@@ -10,7 +10,6 @@ init image, mask, LoRA files       names and SHA-256 digests, strength: the file
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,6 @@ OPTIONAL = {
     "mask_sha256": str,
     "loras": list,
 }
-FIRST = {*FIELDS, "num_images"} - {"num_steps"}
-"""Keys that come first, in the order in which the command line names them."""
 
 
 def common_metadata(
@@ -59,15 +56,17 @@ def common_metadata(
         start: init image as it was read; None without one.
         num_images: of each prompt.
         files: by the names "init_image" and "mask"; None for one that is not used.
-        order: names of the options as they were given. It decides the order of the first keys, and
-            so the bytes of the file.
+        order: names of the options as they were given. It decides the order of the first keys,
+            all but `num_steps`, and so the bytes of the file.
     """
+    own = settings.to_json()
+    first = {*own, "num_images"} - {"num_steps"}
     metadata = {
         "latentddpm": latentddpm.__version__,
         "model": model_name(folder),
         "model_digest": folder.digest,
-        **dict.fromkeys(name for name in order if name in FIRST),
-        **asdict(settings),
+        **dict.fromkeys(name for name in order if name in first),
+        **own,
         "num_images": num_images,
     }
     for name, path in files.items():

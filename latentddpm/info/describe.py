@@ -21,7 +21,7 @@ from latentddpm.info import data, runs, weights
 from latentddpm.pipeline.model_folder import is_model, ready_model, ready_names
 from latentddpm.pipeline.recognise import holds_pictures, is_latents_cache, is_run, recognise
 from latentddpm.training.run.contract import COMMANDS
-from latentddpm.utils.pixels import METADATA_KEY, read_metadata
+from latentddpm.utils.pixels import BESIDE, METADATA_KEY, read_metadata
 
 Lines = Iterable[str]
 
@@ -104,13 +104,20 @@ def _array(path: Path, quiet: bool) -> Lines:
         found, _ = examine_image(path.read_bytes(), str(path))
     except UnreadableImage as error:
         raise UserError(str(error)) from None
-    if path.with_suffix(".json").is_file() and path.suffix.lower() == ".npy":
+    if path.with_suffix(".json").is_file() and path.suffix.lower() in BESIDE:
         yield json.dumps(read_metadata(path), indent=2, ensure_ascii=False)
         return
     kind = "floating point" if found.bits == FLOAT_BITS else f"{found.bits} bits"
-    yield f"array      {path}, {found.height}×{found.width}, {found.channels} channels, {kind}"
+    if found.signal:
+        rate = f", {found.rate:,} a second" if found.rate else ""
+        yield f"signal     {path}, {found.height:,} samples{rate}, {found.width} channels, {kind}"
+        use = "its folder with train-diffusion --vae none --set data.spatial_dims=1 --data"
+    else:
+        shape = f"{found.height}×{found.width}, {found.channels} channels"
+        yield f"array      {path}, {shape}, {kind}"
+        use = f"generate --init-image {path}; its folder with --data"
     yield f"values     {found.low:g} to {found.high:g}"
-    yield f"use        generate --init-image {path}; its folder with --data"
+    yield f"use        {use}"
 
 
 def _configuration(path: Path, quiet: bool) -> Lines:

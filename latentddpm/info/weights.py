@@ -52,7 +52,8 @@ def describe_model(path: Path) -> Iterator[str]:
     folder = read_model_folder(path)
     yield f"model      {folder.path} ({folder.digest})"
     if folder.image_size:
-        yield f"image size {folder.image_size[0]}×{folder.image_size[1]}"
+        name = "image size" if len(folder.image_size) > 1 else "length"
+        yield f"{name:<10} {'×'.join(map(str, folder.image_size))}"
     if folder.first_stage == "none":
         yield "no vae     the UNet denoises the pixels themselves"
     if not folder.pixels.is_default:

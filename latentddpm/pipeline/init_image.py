@@ -125,6 +125,11 @@ def read_init_image(
             if value is not None:
                 raise UserError(f"{name}: needs a picture to start from; give init_image too")
         return None
+    if pixels.spatial_dims == 1:
+        raise UserError(
+            "init_image: this model draws signals, which start from noise; leave it out, or give "
+            "generate(latents=…) in Python"
+        )
     if strength is None:
         strength = DEFAULT_STRENGTH if mask is None else DEFAULT_STRENGTH_WITH_MASK
     number = isinstance(strength, Real) and not isinstance(strength, bool)

@@ -65,10 +65,12 @@ class LatentDiffusion:
         unet: denoiser of latents; None for an autoencoder alone, which generates nothing.
         schedule: noise schedule that the UNet was trained with; None without a UNet.
         text_encoder, tokenizer: of the prompts; both, or None for an unconditional model.
-        image_size: (height, width) in pixels that it was trained at and generates by default.
+        image_size: (height, width) in pixels that it was trained at and generates by default;
+            (length,) of signals.
         defaults: default settings of `generate`, by the names of `GenerationSettings`.
         digest: identifies the model folder that it was loaded from; None for no folder.
-        pixels: format of the images; None for 8 bits, with the channels of the autoencoder.
+        pixels: format of the images; None for 8 bits, with the channels of the autoencoder, and
+            for signals of floating point in [-1, 1].
 
     Attributes:
         loras: LoRA files that `interop.merge_lora` has added to the weights: for each its name
@@ -90,7 +92,7 @@ class LatentDiffusion:
         schedule: ForwardProcess | None,
         text_encoder: TextEncoder | None = None,
         tokenizer: CLIPTokenizer | None = None,
-        image_size: tuple[int, int] | None = None,
+        image_size: tuple[int, ...] | None = None,
         defaults: dict[str, Any] | None = None,
         digest: str | None = None,
         pixels: PixelFormat | None = None,
@@ -103,7 +105,7 @@ class LatentDiffusion:
         self.image_size = image_size
         self.defaults = {**DEFAULTS, **(defaults or {})}
         self.digest = digest
-        self.pixels = pixels or PixelFormat(getattr(autoencoder, "image_channels", 3))
+        self.pixels = pixels or _default_format(autoencoder, unet)
         self.loras: list[dict[str, Any]] = []
 
     @classmethod
@@ -205,6 +207,7 @@ class LatentDiffusion:
             size_multiple=self.autoencoder.downsample_factor,
             downsample_factor=self.autoencoder.downsample_factor,
             learned_variance=self.unet.learned_variance,
+            spatial_dims=self.unet.spatial_dims,
         )
 
     def settings(self, **given: Any) -> GenerationSettings:
@@ -249,6 +252,7 @@ class LatentDiffusion:
         guidance_rescale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        length: int | None = None,
         start_step: int | None = None,
         settings: GenerationSettings | None = None,
         init_image: Picture | None = None,
@@ -275,7 +279,8 @@ class LatentDiffusion:
                 each image; None draws the first.
             num_steps, sampler, timestep_spacing, sampler_options: see `GenerationSettings`. A
                 `Sampler` object comes with its own steps, spacing and options.
-            guidance_scale, guidance_rescale, height, width, start_step: see `GenerationSettings`.
+            guidance_scale, guidance_rescale, height, width, length, start_step: see
+                `GenerationSettings`.
             settings: returned by `model.settings`, instead of single settings.
             init_image: picture to start from: a file or PIL image, scaled and cropped to the
                 size, or an array of that size, uint8 or floating point in [0, 1].
@@ -291,8 +296,8 @@ class LatentDiffusion:
             progress: say on stderr what is being done, with a bar for the steps.
 
         Returns:
-            uint8 (N, height, width, 3), or what `pixels` of the model says; with
-            `output="latents"` float32 (N, h, w, c).
+            uint8 (N, height, width, 3), or what `pixels` of the model says; signals are
+            (N, length, C). With `output="latents"` float32 (N, h, w, c).
 
         Raises:
             UserError: a value of the wrong kind or out of range, an unknown sampler or option, a
@@ -370,7 +375,15 @@ class LatentDiffusion:
         own = {"sampler": None, "num_steps": sampler.num_steps}
         return self.facts.settings(**{**given, **own}), sampler
 
-    def _latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Shape (h, w, c) of the latents of one image."""
+    def _latent_shape(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape (h, w, c) of the latents of one image, (L, c) of a signal."""
         factor = self.autoencoder.downsample_factor
-        return size[0] // factor, size[1] // factor, self.autoencoder.latent_channels
+        return *(side // factor for side in size), self.autoencoder.latent_channels
+
+
+def _default_format(autoencoder: FirstStage, unet: Denoiser | None) -> PixelFormat:
+    """Pixel format of a model that names none."""
+    channels = getattr(autoencoder, "image_channels", 3)
+    if getattr(unet, "spatial_dims", 2) == 1:
+        return PixelFormat(channels, "float", (-1.0, 1.0), spatial_dims=1)
+    return PixelFormat(channels)

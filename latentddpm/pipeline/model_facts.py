@@ -48,6 +48,7 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
         size_multiple=own,
         downsample_factor=own,
         learned_variance=_learned_variance(unet),
+        spatial_dims=(unet or {}).get("spatial_dims", 2),
     )
 
 

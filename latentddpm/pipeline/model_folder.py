@@ -51,7 +51,7 @@ class ModelFolder:
         parts: by name (`vae`, `unet`, `text_encoder`), each with its `file`, its size in `bytes`,
             the `sha256` of the file and the `digest` of the weights.
         schedule: arguments of `NoiseSchedule`; None for an autoencoder alone.
-        image_size: (height, width) in pixels that the model was trained at.
+        image_size: (height, width) in pixels that the model was trained at; (length,) of signals.
         defaults: default settings, by the names of `settings.GenerationSettings`.
         first_stage: "autoencoder", or "none" for a model that diffuses pixels.
         pixel_arguments: of the model's `PixelFormat`; None for 8 bits.
@@ -60,7 +60,7 @@ class ModelFolder:
     path: Path
     parts: dict[str, dict[str, Any]]
     schedule: dict[str, Any] | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, ...] | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     first_stage: str = FIRST_STAGES[0]
     pixel_arguments: dict[str, Any] | None = None
@@ -291,7 +291,7 @@ def write_manifest(
     path: Path,
     parts: dict[str, dict[str, Any]],
     schedule: dict[str, Any] | None,
-    image_size: tuple[int, int] | None,
+    image_size: tuple[int, ...] | None,
     defaults: dict[str, Any],
     version: str,
     pixels: PixelFormat,
@@ -303,7 +303,7 @@ def write_manifest(
         path: of the folder.
         parts: entries by name, made by `describe_part`.
         schedule: arguments of `NoiseSchedule`; None without a UNet.
-        image_size: (height, width) in pixels; None for none.
+        image_size: (height, width) in pixels, (length,) of signals; None for none.
         defaults: default settings by name.
         version: of latentddpm.
         pixels: format of the images; the default one is not written.

@@ -11,8 +11,10 @@ of a PNG holds every field, and `generate --from` uses them as defaults, before 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import prod
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
 from latentddpm.diffusion.options import (
@@ -44,6 +46,9 @@ WITHOUT_TEXT = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "negative_prompt
 MAX_PIXELS = 1 << 26
 """Largest height times width: a typing error in a size must not fill the memory."""
 
+SIDES = {1: ("length",), 2: ("height", "width")}
+"""Spatial dimensions of a model → its settings of size."""
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -52,7 +57,8 @@ class GenerationSettings:
     The order of the fields is that of an image's metadata.
 
     Attributes:
-        height: of the images in pixels, a multiple of `ModelFacts.size_multiple`.
+        height: of the images in pixels, a multiple of `ModelFacts.size_multiple`; None for
+            signals, as is `width`.
         width: the same.
         sampler: name of a sampler, one of `choices.SAMPLERS`.
         num_steps: of the sampler, 1 … T.
@@ -64,10 +70,11 @@ class GenerationSettings:
         start_step: the sampler's step that is the first, 0 … num_steps − 1. Later ones start at
             their own noise level, from noise around an x0 of zero: √(1 − ᾱ) · ε (truncated
             diffusion, Zheng 2022, with the mean of the latents in place of a learned start).
+        length: of the signals in samples; None for images.
     """
 
-    height: int
-    width: int
+    height: int | None
+    width: int | None
     sampler: str
     num_steps: int
     timestep_spacing: str
@@ -76,21 +83,30 @@ class GenerationSettings:
     guidance_rescale: float
     negative_prompt: str
     start_step: int
+    length: int | None = None
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.height, self.width
+    def size(self) -> tuple[int, ...]:
+        """(height, width); of signals (length,)."""
+        return (self.height, self.width) if self.length is None else (self.length,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Settings by name, without the sides that the model does not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __str__(self) -> str:
         guidance = f"guidance {self.guidance_scale:g}"
         return f"{self.sampler}, {self.num_steps} steps, {self.timestep_spacing}, {guidance}"
 
 
+def _type(hint: Any) -> type:
+    """Type of a setting: of `int | None` int, of `dict[str, Any]` dict."""
+    origin = get_origin(hint)
+    return get_args(hint)[0] if origin is UnionType else origin or hint
+
+
 HINTS = get_type_hints(GenerationSettings)
-FIELDS: dict[str, type] = {
-    one.name: get_origin(HINTS[one.name]) or HINTS[one.name] for one in fields(GenerationSettings)
-}
+FIELDS: dict[str, type] = {one.name: _type(HINTS[one.name]) for one in fields(GenerationSettings)}
 """Type of each setting, by name."""
 
 
@@ -100,7 +116,8 @@ class ModelFacts:
 
     Attributes:
         defaults: sources of default settings, by name; an earlier one comes first.
-        image_size: (height, width) in pixels by default; None for no default.
+        image_size: (height, width) in pixels by default, (length,) of signals; None for no
+            default.
         has_text: True for a model that takes prompts.
         num_train_timesteps: T; None where it is not known before the model is loaded.
         size_multiple: height and width have to be multiples of it; None where it is not known
@@ -110,16 +127,33 @@ class ModelFacts:
         schedule: kind of the schedule, one of `choices.SCHEDULES`.
         learned_variance: True for a network that predicts a variance, which `learned_range` of
             samplers needs; None where it is not known before the model is loaded.
+        spatial_dims: 2 for images, 1 for signals.
+
+    Raises:
+        UserError: another `spatial_dims`.
     """
 
     defaults: tuple[Mapping[str, Any], ...]
-    image_size: tuple[int, int] | None
+    image_size: tuple[int, ...] | None
     has_text: bool
     num_train_timesteps: int | None
     size_multiple: int | None
     downsample_factor: int | None = None
     schedule: str = "ddpm"
     learned_variance: bool | None = None
+    spatial_dims: int = 2
+
+    def __post_init__(self) -> None:
+        if self.spatial_dims not in SIDES:
+            raise UserError(
+                f"spatial_dims: {self.spatial_dims}, whose arrays are drawn with "
+                "latentddpm.samplers; expected images (2) or signals (1)"
+            )
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Settings of the size: ("height", "width"), or ("length",) of signals."""
+        return SIDES[self.spatial_dims]
 
     def settings(self, **given: Any) -> GenerationSettings:
         """Generation settings, with the model's defaults for those not given.
@@ -138,17 +172,21 @@ class ModelFacts:
             for name, value in given.items()
             if value is not None
         }
+        self._check_sides(given)
         defaults = [*self.defaults, self._own_size(), {**DEFAULTS, **OTHER_DEFAULTS}]
         layers = [given, {} if self.has_text else WITHOUT_TEXT, *defaults]
-        values = {name: _first(name, layers) for name in FIELDS}
-        if None in (values["height"], values["width"]):
-            raise UserError("height and width: this model names no size of its own; give both")
-        for name, kind in FIELDS.items():
+        others = SIDES[3 - self.spatial_dims]
+        own = {name: kind for name, kind in FIELDS.items() if name not in others}
+        values = {name: _first(name, layers) for name in own}
+        if None in [values[name] for name in self.sides]:
+            names, more = " and ".join(self.sides), "both" if len(self.sides) > 1 else "it"
+            raise UserError(f"{names}: this model names no size of its own; give {more}")
+        for name, kind in own.items():
             values[name] = check_type(name, values[name], kind)
         options = _sampler_options(values["sampler"], values["timestep_spacing"], defaults)
         options |= given.get("sampler_options", {})
         values["sampler_options"] = check_sampler_options(values["sampler"], options)
-        settings = GenerationSettings(**values)
+        settings = GenerationSettings(**dict.fromkeys(others), **values)
         self.check(settings)
         return settings
 
@@ -191,7 +229,8 @@ class ModelFacts:
                     f"{name}: {value!r}, but this model is unconditional: there is no guidance, "
                     f"expected {none!r}"
                 )
-        self.check_size(settings.height, settings.width)
+        self._check_sides(settings.to_json())
+        self.check_size(*settings.size)
 
     def check_prompts(self, prompts: Iterable[str], negative_prompts: Iterable[str] = ()) -> None:
         """Refuse prompts for an unconditional model.
@@ -209,24 +248,23 @@ class ModelFacts:
                     f"{name}: {text!r:.80}, but this model is unconditional: it takes no prompt"
                 )
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, *size: int) -> None:
         """Refuse an image size that the autoencoder's downsample factor does not divide.
 
         Args:
-            height, width: in pixels.
+            size: height and width in pixels; of signals the length.
 
         Raises:
             UserError: naming the nearest valid sizes.
         """
         if self.size_multiple is not None:
             of = "the autoencoder's downsample factor"
-            for name, pixels in (("height", height), ("width", width)):
+            for name, pixels in zip(self.sides, size, strict=True):
                 check_multiple(name, pixels, self.size_multiple, of)
-        if height * width > MAX_PIXELS:
-            raise UserError(
-                f"height {height} and width {width}: {height * width:,} pixels, "
-                f"at most {MAX_PIXELS:,} are drawn"
-            )
+        if prod(size) > MAX_PIXELS:
+            named = " and ".join(map("{} {}".format, self.sides, size))
+            unit = "pixels" if len(size) > 1 else "samples"
+            raise UserError(f"{named}: {prod(size):,} {unit}, at most {MAX_PIXELS:,} are drawn")
 
     def check_tile(self, tile: Any) -> Tile:
         """Check a `tile`, see `utils.images.sizes.check_tile`.
@@ -237,7 +275,17 @@ class ModelFacts:
         return check_tile(tile, self.downsample_factor)
 
     def _own_size(self) -> dict[str, int]:
-        return dict(zip(("height", "width"), self.image_size or (), strict=False))
+        return dict(zip(self.sides, self.image_size or (), strict=False))
+
+    def _check_sides(self, given: Mapping[str, Any]) -> None:
+        """Refuse sides of images for signals, and the reverse."""
+        for name in SIDES[3 - self.spatial_dims]:
+            if name in given:
+                what = "images" if self.spatial_dims == 2 else "signals"
+                raise UserError(
+                    f"{name}: {given[name]}, but this model draws {what}; expected "
+                    f"{' and '.join(self.sides)}"
+                )
 
 
 def _first(name: str, layers: Iterable[Mapping[str, Any]]) -> Any:

@@ -18,10 +18,11 @@ def describe_model(model: Any) -> str:
 
 
 def _lines(model: Any) -> Iterator[str]:
-    size = "×".join(map(str, model.image_size)) + " pixels" if model.image_size else "any size"
+    unit = "samples" if model.pixels.spatial_dims == 1 else "pixels"
+    size = f"{'×'.join(map(str, model.image_size))} {unit}" if model.image_size else "any size"
     yield f"LatentDiffusion, {size}" + (f", digest {model.digest}" if model.digest else "")
     if isinstance(autoencoder := model.autoencoder, PixelSpace):
-        yield f"  pixels        of {autoencoder.image_channels} channels, no autoencoder"
+        yield f"  {unit:<13} of {autoencoder.image_channels} channels, no autoencoder"
     elif autoencoder is not None:
         facts = f"{autoencoder.downsample_factor}× smaller latents of "
         yield _row("autoencoder", autoencoder, f"{facts}{autoencoder.latent_channels} channels")

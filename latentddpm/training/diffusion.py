@@ -11,7 +11,7 @@ autoencoder (`vae="none"`) images take the place of latents, see `training.plan.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
         schedule,
         text_encoder,
         tokenizer,
-        (config.data.resolution,) * 2,
+        (config.data.resolution,) * config.data.spatial_dims,
         sampling_defaults(config, sources.base),
         pixels=PixelFormat.of(config.data),
     )
@@ -346,7 +346,7 @@ def grid_metadata(
     return {
         "latentddpm": latentddpm.__version__,
         "training_step": step,
-        **asdict(model.settings()),
+        **model.settings().to_json(),
         "num_images": config.samples.images_per_prompt,
         "prompts": prompts,
         "seed": config.samples.seed,

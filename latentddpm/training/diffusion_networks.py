@@ -76,6 +76,7 @@ def build_networks(
             **config.unet.arguments,
             latent_channels=sources.first_stage.latent_channels(config.data),
             context_dim=None if text_encoder is None else text_encoder.hidden_dim,
+            spatial_dims=config.data.spatial_dims,
             dtype=dtype,
         )
     except ValueError as error:

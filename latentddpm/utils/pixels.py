@@ -1,7 +1,8 @@
 """Pixels: uint8 ⇄ float32 in [-1, 1], image grids, files of images with their metadata.
 
 PNG    metadata in a text chunk        gray of 8 or 16 bits, RGB, RGBA
-.npy   metadata beside it, NAME.json   everything else
+.npy   metadata beside it, NAME.json   everything else; signals that are no WAV file
+.wav   the same                        signals
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from latentddpm.errors import UserError
 from latentddpm.utils.files import atomic_path, write_json
 
 METADATA_KEY = "latentddpm"
+BESIDE = (".npy", ".wav")
+"""Suffixes of files whose metadata is in NAME.json."""
 
 
 def to_pixels(images: Any) -> np.ndarray:
@@ -118,12 +121,12 @@ def save_array(
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Metadata that `save_png` wrote into the PNG file at `path`, or `save_array` beside one.
+    """Metadata in the PNG file at `path`, or in NAME.json beside an array or WAV file.
 
     Raises:
         UserError: no such file, not a PNG, or one that was not made by latentddpm.
     """
-    if Path(path).suffix.lower() == ".npy":
+    if Path(path).suffix.lower() in BESIDE:
         return _read_beside(Path(path))
     try:
         with Image.open(path, formats=("PNG",)) as image:

@@ -8,7 +8,7 @@ tables (see `data.catalog.columns`):
 
     version-000001/
       images/   unit, offset, size, sha256, split_hash; name, row; and the facts about an image:
-                width, height, transparent, channels, bits, low, high
+                width, height, transparent, channels, bits, low, high, signal, rate
       units/    size, mtime_ns, caption_stamp, end; name, unreadable
       catalog.json   counts, sizes and digests of all files; written last
 
@@ -31,7 +31,7 @@ import pydantic
 
 from latentddpm.data.catalog.columns import Schema, Table
 from latentddpm.data.findings import Findings
-from latentddpm.data.images import WHITE, read_image
+from latentddpm.data.images import WHITE, read_image, read_signal
 from latentddpm.data.sources.base import MetadataStamp, Source
 from latentddpm.data.sources.metadata import Row, template_columns
 from latentddpm.data.sources.storage import order
@@ -41,8 +41,9 @@ from latentddpm.utils.files import FileEntry
 from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 
 MANIFEST = "catalog.json"
-FORMAT = 3
+FORMAT = 4
 """Of the tables and the manifest. 1: the columns had other names. 2: no channels, bits, low, high.
+3: no signal, rate.
 A catalog of another format is made again."""
 RULES = 2
 """By which shards and captions are read. 1: members of a tar belonged together up to the last dot,
@@ -65,6 +66,8 @@ IMAGES = Schema(
         "bits": ("|u1", ()),
         "low": ("<f4", ()),
         "high": ("<f4", ()),
+        "signal": ("|b1", ()),
+        "rate": ("<u4", ()),
         "split_hash": ("<u8", ()),
     },
     ("name", "row"),
@@ -194,23 +197,25 @@ class Catalog:
     def image(
         self,
         index: int,
-        size: int | tuple[int, int],
+        size: int | tuple[int, ...],
         pixels: PixelFormat = RGB,
         background: tuple[int, int, int] | None = WHITE,
     ) -> np.ndarray:
-        """Pixels of the image at `index`.
+        """Pixels of the image, or samples of the signal, at `index`.
 
         Args:
             index: of the image.
-            size, pixels, background: see `data.images.read_image`.
+            size, pixels, background: see `data.images.read_image`; the size of signals is (L,).
 
         Returns:
-            (H, W, C) in the dtype of `pixels`.
+            (H, W, C) in the dtype of `pixels`; of signals (L, C).
 
         Raises:
             UnreadableImage: it cannot be read as an image of this format.
             OSError: its file cannot be read any more.
         """
+        if pixels.spatial_dims == 1:
+            return read_signal(self.read(index), *size, pixels, self.where(index))
         return read_image(self.read(index), size, background, self.where(index), pixels)
 
     def row(self, index: int) -> Row:

@@ -73,10 +73,10 @@ class LatentsCache:
     note = ""
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> tuple[int, ...]:
         """Shape (h, w, c) of the latents of an image."""
-        height, width, channels = self.moments.shape[1:]
-        return height, width, channels // 2
+        *size, channels = self.moments.shape[1:]
+        return *size, channels // 2
 
     def shaped(self, height: int, width: int) -> LatentsCache:
         """Cache with the same rows, for images whose latents are of size `height` × `width`."""

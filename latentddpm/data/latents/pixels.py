@@ -1,6 +1,7 @@
-"""Pixels as latents: the images themselves, in place of a latents cache.
+"""Pixels as latents: the images, or signals, themselves, in place of a latents cache.
 
     image bytes ─► read_image ─► values of the pixel format ─► images in [-1, 1]  (H, W, C)
+    signal bytes ─► read_signal ─► the same                                       (L, C)
 
 A model of pixels has no encoder, so nothing is worth keeping on disk. `PixelLatents` has the
 interface of `LatentsCache`: the mean of an image is the image, its variance is exp(−∞) = 0, and a
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ MEMORY = 1 << 30
 def decode(
     catalog: Catalog,
     row: int,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     pixels: PixelFormat = RGB,
     background: tuple[int, int, int] | None = WHITE,
 ) -> np.ndarray:
@@ -45,7 +47,7 @@ def decode(
     Args:
         catalog: of the images.
         row: of the image.
-        shape: (height, width) that it is scaled and cropped to.
+        shape: (height, width) that it is scaled and cropped to; (L,) of a signal.
         pixels: format to read it in.
         background: colour behind transparent pixels; None to keep alpha.
 
@@ -67,7 +69,7 @@ class PixelLatents:
 
     Attributes:
         catalog: of the images; image i is row i, its mirror image row count + i.
-        latent_shape: (h, w, c) of an image.
+        latent_shape: (h, w, c) of an image, (L, c) of a signal.
         format: that the images are read in.
         mirrored: True if every image has a second row, its mirror image.
         transparent: keep the alpha of images, so that each use may have a background of its own.
@@ -78,7 +80,7 @@ class PixelLatents:
     """
 
     catalog: Catalog
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     format: PixelFormat
     mirrored: bool
     transparent: bool
@@ -90,7 +92,7 @@ class PixelLatents:
     def of(
         cls,
         catalog: Catalog,
-        resolution: int,
+        size: int | tuple[int, ...],
         format: PixelFormat = RGB,
         *,
         mirrored: bool = False,
@@ -101,7 +103,8 @@ class PixelLatents:
 
         Args:
             catalog: of the images.
-            resolution: side of the square that images are scaled and cropped to, in pixels.
+            size: that images are scaled and cropped to, in pixels: (height, width), or the side of
+                the square; (L,) of signals.
             format: to read the images in.
             mirrored: have a second row for every image, its mirror image.
             transparent: keep the alpha of images; without it they stand on white.
@@ -111,17 +114,18 @@ class PixelLatents:
             from latentddpm.utils.memory import free_memory
 
             memory = free_memory() or MEMORY
-        numbers = resolution**2 * (format.channels + transparent)
-        size = len(catalog) * numbers * np.dtype(format.dtype).itemsize
-        held = size <= SHARE_OF_MEMORY * memory
+        size = (size,) * 2 if isinstance(size, int) else tuple(size)
+        numbers = prod(size) * (format.channels + transparent)
+        taken = len(catalog) * numbers * np.dtype(format.dtype).itemsize
+        held = taken <= SHARE_OF_MEMORY * memory
         where = (
-            f"held in memory ({size / 1e6:.3g} MB)"
+            f"held in memory ({taken / 1e6:.3g} MB)"
             if held
-            else f"decoded at each use ({size / 1e9:.3g} GB, {memory / 1e9:.3g} GB are free)"
+            else f"decoded at each use ({taken / 1e9:.3g} GB, {memory / 1e9:.3g} GB are free)"
         )
         return cls(
             catalog,
-            (resolution, resolution, format.channels),
+            (*size, format.channels),
             format,
             mirrored,
             transparent,
@@ -136,7 +140,9 @@ class PixelLatents:
         return len(self.catalog)
 
     def shaped(self, height: int, width: int) -> PixelLatents:
-        """Pixels of the same rows, for images of size `height` × `width`."""
+        """Pixels of the same rows, for images of size `height` × `width`; signals as they are."""
+        if len(self.latent_shape) == 2:
+            return self
         return replace(self, latent_shape=(height, width, self.latent_shape[-1]))
 
     def gather(self, rows: Any, colours: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
@@ -148,7 +154,7 @@ class PixelLatents:
                 white.
 
         Returns:
-            mean and logvar, float32 (B, h, w, c) each: images in [-1, 1], and −∞.
+            mean and logvar, float32 (B, *latent_shape) each: images in [-1, 1], and −∞.
 
         Raises:
             UserError: an image cannot be read.
@@ -167,18 +173,18 @@ class PixelLatents:
         return images, np.full_like(images, -np.inf)
 
     def _read(self, images: np.ndarray) -> np.ndarray:
-        """Values of images, (B, h, w, c), or with alpha (B, h, w, c + 1)."""
-        height, width, channels = self.latent_shape
-        shape = (height, width, channels + self.transparent)
+        """Values of images, (B, *latent_shape), or with alpha (B, h, w, c + 1)."""
+        *size, channels = self.latent_shape
+        shape = (*size, channels + self.transparent)
         background = None if self.transparent else WHITE
 
         def read(image: int) -> np.ndarray:
-            return decode(self.catalog, image, shape[:2], self.format, background)
+            return decode(self.catalog, image, shape[:-1], self.format, background)
 
         found = np.empty((len(images), *shape), self.format.dtype)
         kept = self.kept[images]
         if kept.any():
-            numbers = height * width * shape[-1]
+            numbers = prod(shape)
             found[kept] = self.pixels[images[kept], :numbers].reshape(-1, *shape)
         missing = np.flatnonzero(~kept)
         if len(missing):

@@ -1,6 +1,6 @@
 """Arrays as images: the bytes of an .npy or .npz file to values (H, W, C), checked, not pickled.
 
-    .npy   one array, (H, W) or (H, W, C), in NumPy's format 1.0 to 3.0
+    .npy   one array, (H, W) or (H, W, C), in NumPy's format 1.0 to 3.0; (L,) is a signal
     .npz   a zip archive with one such array
 
 The header says shape and type, and both are checked before the values are read: their size is that
@@ -41,12 +41,14 @@ def read_array(data: bytes) -> np.ndarray:
         data: bytes of an .npy or .npz file.
 
     Returns:
-        uint8, uint16 or float32, (H, W, C); all finite.
+        uint8, uint16 or float32, (H, W, C); of an array (L,), which is a signal, (L, 1). All are
+        finite.
 
     Raises:
-        ValueError: damaged, several arrays, or one that is no image.
+        ValueError: damaged, several arrays, or one that is no image and no signal.
     """
-    return as_values(_load(_only_member(data) if data.startswith(ZIP_MAGIC) else data))
+    array = _load(_only_member(data) if data.startswith(ZIP_MAGIC) else data)
+    return as_values(array[:, None])[..., 0] if array.ndim == 1 else as_values(array)
 
 
 def as_values(array: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Conversion of a stored image to a pixel format: channels, units of the values, size.
+"""Conversion of a stored image or signal to a pixel format: channels, units of the values, size.
 
     stored values ─► channels of the format ─► its units, clipped to its range ─► scaled, cropped
 
@@ -9,7 +9,8 @@
     → floating point    as they are where the format has a window, else divided by their largest
     floating point →    times the largest, where they are in [0, 1]
 
-Scaling is done in float32, for each channel by itself, with the filters of `data.images`.
+Scaling is done in float32, for each channel by itself, with the filters of `data.images`. A signal
+is cut to a length in its middle, never resampled or padded.
 """
 
 from __future__ import annotations
@@ -47,23 +48,50 @@ def to_format(stored: Stored, pixels: PixelFormat, height: int, width: int) -> n
     return values.astype(pixels.dtype)
 
 
+def to_signal(stored: Stored, pixels: PixelFormat, length: int) -> np.ndarray:
+    """Values of a stored signal in a format, cut to a length.
+
+    Args:
+        stored: of any format.
+        pixels: the format.
+        length: L, of its middle, in samples.
+
+    Returns:
+        (L, C) of the format's dtype.
+
+    Raises:
+        ValueError: it is no signal, is shorter, or does not fit the format.
+    """
+    values = _channels_of_signal(stored, pixels.channels)
+    if len(values) < length:
+        raise ValueError(f"{len(values)} samples, expected at least {length}")
+    start = (len(values) - length) // 2
+    values = _in_units(values[start : start + length], stored.values.dtype, pixels)
+    values = np.clip(values, *pixels.range)
+    if pixels.bit_depth != FLOAT:
+        values = np.rint(values)
+    return values.astype(pixels.dtype)
+
+
 def outside(stored: Stored, pixels: PixelFormat) -> float:
-    """Share of the values of a stored image that are outside the range of a format.
+    """Share of the values of a stored image or signal that are outside the range of a format.
 
     Args:
         stored: of any format.
         pixels: the format.
 
     Raises:
-        ValueError: see `to_format`.
+        ValueError: see `to_format` and `to_signal`.
     """
-    values = _in_units(_with_channels(stored, pixels.channels), stored.values.dtype, pixels)
+    channels_of = _channels_of_signal if pixels.spatial_dims == 1 else _with_channels
+    values = _in_units(channels_of(stored, pixels.channels), stored.values.dtype, pixels)
     low, high = pixels.range
     return float(np.mean((values < low) | (values > high)))
 
 
 def _with_channels(stored: Stored, channels: int) -> np.ndarray:
     """Values with a number of channels, float32, in their own units."""
+    check_image(stored)
     values = stored.values.astype(np.float32)
     own = values.shape[2] - stored.alpha
     if own == channels and not stored.alpha:
@@ -79,6 +107,31 @@ def _with_channels(stored: Stored, channels: int) -> np.ndarray:
     if own < channels:
         return np.repeat(colours, channels, axis=2)
     return (colours @ LUMINANCE)[..., None] if own > channels else colours
+
+
+def check_image(stored: Stored) -> None:
+    """Refuse a signal where an image is expected.
+
+    Args:
+        stored: of any format.
+
+    Raises:
+        ValueError: it is a signal.
+    """
+    if stored.values.ndim != 3:
+        raise ValueError(f"a signal of {len(stored.values)} samples, expected an image")
+
+
+def _channels_of_signal(stored: Stored, channels: int) -> np.ndarray:
+    """Values of a signal (L, C), float32, in their own units."""
+    values = stored.values
+    if values.ndim == 3:
+        if values.shape[2] != 1 or stored.alpha:
+            raise ValueError(f"an image of shape {values.shape}, expected a signal (L,) or (L, C)")
+        values = values[..., 0]
+    if values.shape[1] != channels:
+        raise ValueError(f"{values.shape[1]} channels, expected {channels}")
+    return values.astype(np.float32)
 
 
 def _in_units(values: np.ndarray, dtype: np.dtype, pixels: PixelFormat) -> np.ndarray:

@@ -4,19 +4,22 @@
 16 bits           gray (Pillow reads colours of 16 bits as 8)
 floating point    gray of 32 bits, whole numbers with a sign or of 32 bits
 TIFF              of several gray pages of one size: a channel for each
-.npy, .npz        see `data.pictures.arrays`
+.npy, .npz, .wav  see `data.pictures.arrays`, `data.pictures.wav`
+
+A signal is stored as WAV, as an array (L,), or as an array (L, C), which looks like a gray image
+of L rows. So facts about every signal are those of that image: height L, width C, 1 channel.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from latentddpm.data.pictures import arrays, decode
+from latentddpm.data.pictures import arrays, decode, wav
 from latentddpm.data.pictures.decode import File
 
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -39,6 +42,8 @@ class Facts:
         channels: without alpha: 1 gray, 3 RGB, or that of an array.
         bits: 8, 16, or 32 for floating point.
         low, high: smallest and largest value; of 8 bits 0 and 255, not measured.
+        signal: True for what can be no image: a WAV file, or an array (L,).
+        rate: of a WAV file, in samples a second; 0 for any other.
     """
 
     width: int
@@ -48,18 +53,22 @@ class Facts:
     bits: int
     low: float = 0.0
     high: float = 255.0
+    signal: bool = False
+    rate: int = 0
 
 
 class Stored(NamedTuple):
     """Stored image.
 
     Attributes:
-        values: uint8, uint16 or float32, (H, W, C).
+        values: uint8, uint16 or float32, (H, W, C); of what can only be a signal (L, C).
         alpha: its last channel is alpha.
+        rate: see `Facts`.
     """
 
     values: np.ndarray
     alpha: bool = False
+    rate: int = 0
 
 
 def look(data: bytes) -> tuple[Facts, Image.Image | np.ndarray]:
@@ -70,14 +79,17 @@ def look(data: bytes) -> tuple[Facts, Image.Image | np.ndarray]:
 
     Returns:
         Facts, and a PIL image in mode RGB or RGBA where it has 8 bits and is gray or RGB; else
-        its values (H, W, C).
+        its values (H, W, C), of a signal (L, C, 1).
 
     Raises:
         ValueError: it cannot be read; many others.
     """
     if is_array(data):
-        stored = Stored(arrays.read_array(data))
-        return _measured(stored), stored.values
+        stored = _stored_array(data)
+        signal = stored.values.ndim == 2
+        if signal:
+            stored = stored._replace(values=stored.values[..., None])
+        return replace(_measured(stored), signal=signal, rate=stored.rate), stored.values
     return decode.decode(data, _look)
 
 
@@ -92,18 +104,29 @@ def read_stored(file: File, pages: bool = True) -> Stored:
         ValueError: it cannot be read; many others.
     """
     if is_array(file):
-        return Stored(arrays.read_array(file if isinstance(file, bytes) else _bytes(file)))
+        return _stored_array(file if isinstance(file, bytes) else _bytes(file))
     return decode.decode(file, lambda image: _stored(image, pages))
 
 
 def is_array(file: File) -> bool:
-    """True for the file of an array, by its first bytes."""
+    """True for the file of an array, or a WAV file, by its first bytes."""
     if isinstance(file, bytes):
-        return arrays.is_array_file(file[: arrays.MAGIC_BYTES])
+        return _is_array(file[: wav.MAGIC_BYTES])
     if isinstance(file, Image.Image) or not Path(file).is_file():
         return False
     with open(file, "rb") as stream:
-        return arrays.is_array_file(stream.read(arrays.MAGIC_BYTES))
+        return _is_array(stream.read(wav.MAGIC_BYTES))
+
+
+def _is_array(head: bytes) -> bool:
+    return arrays.is_array_file(head) or wav.is_wav(head)
+
+
+def _stored_array(data: bytes) -> Stored:
+    if wav.is_wav(data):
+        values, rate = wav.read_wav(data)
+        return Stored(values, rate=rate)
+    return Stored(arrays.read_array(data))
 
 
 def _bytes(file: str | Path) -> bytes:

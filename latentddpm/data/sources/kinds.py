@@ -61,9 +61,9 @@ PICTURES_NAMED = {
 }
 """Suffix of a picture that is not read → what to do with it."""
 
-ARRAYS_READ = {".npy": "NPY", ".npz": "NPZ"}
-"""Suffix of an array that is read as an image → its format. A place is one of pictures or of
-arrays: beside pictures (features, masks) arrays are not read."""
+ARRAYS_READ = {".npy": "NPY", ".npz": "NPZ", ".wav": "WAV"}
+"""Suffix of an array that is read as an image or a signal → its format. A place is one of pictures
+or of arrays: beside pictures (features, masks, sounds) arrays are not read."""
 
 ARRAYS_NAMED = "an array beside pictures; give arrays a folder of their own"
 """What to do with an array that is not read."""

@@ -61,8 +61,9 @@ def cost_of(config: AutoencoderRun | DiffusionRun, factor: int = 1) -> Cost:
         side, own = config.data.resolution // factor, config.unet
         blocks_of = BLOCKS[own.kind](own, side)
     adds = numbers = 0.0
-    for width, area, blocks, inputs, attends in blocks_of:
-        adds += blocks * area * 9 * (inputs * width + width**2)
+    for width, square, blocks, inputs, attends in blocks_of:
+        area = square ** (config.data.spatial_dims / 2)
+        adds += blocks * area * 3**config.data.spatial_dims * (inputs * width + width**2)
         numbers += blocks * MAPS_OF_A_BLOCK * area * width
         if attends:
             adds += blocks * (16 * width**2 * area + 2 * width * area**2)

@@ -182,7 +182,7 @@ class PixelStage:
         data = run.config.data
         return PixelLatents.of(
             dataset.catalog,
-            data.resolution,
+            (data.resolution,) * data.spatial_dims,
             PixelFormat.of(data),
             mirrored=data.flip,
             transparent=data.background == "random",

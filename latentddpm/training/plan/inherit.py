@@ -60,10 +60,10 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
         defaults = ScheduleConfig().model_dump()
         schedule = {key: base.schedule.get(key, value) for key, value in defaults.items()}
         changes["schedule"] = _agree(config.schedule, "schedule", schedule, base)
-    changes["data"] = _agree(config.data, "data", base.pixels.to_json(), base)
+    changes["data"] = _agree(config.data, "data", _format(base), base)
     drawn = {key: base.defaults[key] for key in DEFAULTS if key in base.defaults}
     changes["samples"] = _fill(config.samples, drawn)
-    if base.image_size is not None and base.image_size[0] == base.image_size[1]:
+    if base.image_size is not None and len(set(base.image_size)) == 1:
         changes["data"] = _fill(changes["data"], {"resolution": base.image_size[0]})
     config = config.model_copy(update=changes)
     if config.lora.rank and config.text.trained:
@@ -91,9 +91,9 @@ def inherit_autoencoder_config(config: AutoencoderRun, base: ModelFolder) -> Aut
     sizes = {key: arguments[key] for key in type(config.autoencoder).model_fields}
     changes = {
         "autoencoder": _agree(config.autoencoder, "autoencoder", sizes, base),
-        "data": _agree(config.data, "data", base.pixels.to_json(), base),
+        "data": _agree(config.data, "data", _format(base), base),
     }
-    if base.image_size is not None and base.image_size[0] == base.image_size[1]:
+    if base.image_size is not None and len(set(base.image_size)) == 1:
         changes["data"] = _fill(changes["data"], {"resolution": base.image_size[0]})
     return config.model_copy(update=changes)
 
@@ -145,8 +145,13 @@ def inherit_pixels(config: DiffusionRun, vae: ModelFolder) -> DiffusionRun:
     Raises:
         UserError: the configuration sets another one.
     """
-    data = _agree(config.data, "data", vae.pixels.to_json(), vae)
+    data = _agree(config.data, "data", _format(vae), vae)
     return config.model_copy(update={"data": data})
+
+
+def _format(model: ModelFolder) -> dict[str, Any]:
+    """Pixel format of a model, as settings of `data:`."""
+    return {"spatial_dims": 2, "rate": None, **model.pixels.to_json()}
 
 
 def _agree(section: Section, name: str, known: Mapping[str, Any], base: ModelFolder) -> Section:

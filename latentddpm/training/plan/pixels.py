@@ -23,14 +23,14 @@ from latentddpm.data.pictures.convert import outside
 from latentddpm.data.pictures.stored import FLOAT_BITS, read_stored
 from latentddpm.errors import UserError
 from latentddpm.training.plan import resolve
+from latentddpm.training.plan.resolve import DEPTHS
+from latentddpm.training.plan.signals import check_kind, check_signals, complete_signals
 from latentddpm.utils.images.pixel_format import FLOAT, NAMES, PixelFormat
 
 Config = TypeVar("Config", AutoencoderRun, DiffusionRun)
 
 PICTURES = (1, 3)
 """Channels of pictures, without alpha."""
-DEPTHS = {8: 8, 16: 16, FLOAT_BITS: FLOAT}
-"""Bits in the catalog, from the lowest → bit depth of settings."""
 VGG_SEES = {1: "gray repeated", 2: "the first channel"}
 """Channels → what of them a VGG16 sees; see `models.perceptual.three_channels`."""
 SAMPLE = 32
@@ -47,14 +47,19 @@ def complete_pixels(config: Config, catalog: Catalog) -> Config:
         catalog: of the images.
 
     Raises:
-        UserError: images whose channels differ, or a window that the format does not have.
+        UserError: images whose channels differ, signals among images or the reverse, or a window
+            that the format does not have.
     """
     data = config.data
-    own = {
-        "channels": data.channels or _channels(catalog),
-        "bit_depth": data.bit_depth or DEPTHS[int(catalog.images["bits"].min())],
-    }
-    config = resolve.fill(config, {"data": own})
+    check_kind(data.spatial_dims, catalog)
+    if data.spatial_dims == 1:
+        config = complete_signals(config, catalog)
+    else:
+        own = {
+            "channels": data.channels or _channels(catalog),
+            "bit_depth": data.bit_depth or DEPTHS[int(catalog.images["bits"].min())],
+        }
+        config = resolve.fill(config, {"data": own})
     PixelFormat.of(config.data)
     return config
 
@@ -72,7 +77,12 @@ def judge_pixels(given: Config, config: Config, catalog: Catalog) -> list[str]:
             to lose; the message names one.
     """
     pixels = PixelFormat.of(config.data)
-    _check_channels(pixels.channels, given.data.channels, catalog)
+    signals = pixels.spatial_dims == 1
+    cut = []
+    if signals:
+        cut = check_signals(config, catalog)
+    else:
+        _check_channels(pixels.channels, given.data.channels, catalog)
     _check_range(pixels, catalog)
     if config.data.background == "random" and (pixels.channels, pixels.bit_depth) != (3, 8):
         raise UserError(
@@ -80,12 +90,12 @@ def judge_pixels(given: Config, config: Config, catalog: Catalog) -> list[str]:
             "bits; set data.background=white"
         )
     lines = [] if pixels.is_default else [str(pixels)]
-    lines += _notes(pixels, catalog)
+    lines += [*cut, *_notes(pixels, catalog)]
     perceptual = getattr(config, "perceptual", None)
     if perceptual is not None and perceptual.source != "none" and pixels.channels != 3:
         seen = VGG_SEES.get(pixels.channels, "the first three channels")
         lines.append(f"the perceptual distance knows RGB only and sees {seen}")
-    return [f"pixels     {line}" for line in lines]
+    return [f"{'signals' if signals else 'pixels':<10} {line}" for line in lines]
 
 
 def _channels(catalog: Catalog) -> int:
@@ -142,13 +152,8 @@ def _check_range(pixels: PixelFormat, catalog: Catalog) -> None:
 
 def _notes(pixels: PixelFormat, catalog: Catalog) -> Iterator[str]:
     images, total = catalog.images, len(catalog)
-    gray = int((images["channels"] == 1).sum())
-    if pixels.channels in (3, 4) and gray == total:
-        yield f"all images are gray, repeated in {NAMES[pixels.channels]} (data.channels=1: gray)"
-    if pixels.channels == 1 and gray < total:
-        yield f"colour is lost: {total - gray:,} of {total:,} images are RGB, made gray"
-    if pixels.channels == 4 and not images["transparent"].any():
-        yield "no image has a transparent pixel"
+    if pixels.spatial_dims == 2:
+        yield from _notes_on_channels(pixels.channels, catalog)
     for bits, depth in DEPTHS.items():
         count = int((images["bits"] == bits).sum())
         if count and depth != pixels.bit_depth != FLOAT:
@@ -163,6 +168,16 @@ def _notes(pixels: PixelFormat, catalog: Catalog) -> Iterator[str]:
                 f"data.window [{pixels.window[0]:g}, {pixels.window[1]:g}] clips {share:.2%} of "
                 f"the values (of {min(SAMPLE, total)} images)"
             )
+
+
+def _notes_on_channels(channels: int, catalog: Catalog) -> Iterator[str]:
+    total, gray = len(catalog), int((catalog.images["channels"] == 1).sum())
+    if channels in (3, 4) and gray == total:
+        yield f"all images are gray, repeated in {NAMES[channels]} (data.channels=1: gray)"
+    if channels == 1 and gray < total:
+        yield f"colour is lost: {total - gray:,} of {total:,} images are RGB, made gray"
+    if channels == 4 and not catalog.images["transparent"].any():
+        yield "no image has a transparent pixel"
 
 
 def _clipped(pixels: PixelFormat, catalog: Catalog) -> float:

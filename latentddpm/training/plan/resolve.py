@@ -19,9 +19,13 @@ import numpy as np
 
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.pictures.stored import FLOAT_BITS
+from latentddpm.utils.images.pixel_format import FLOAT
 
 Config = TypeVar("Config", AutoencoderRun, DiffusionRun)
 
+DEPTHS = {8: 8, 16: 16, FLOAT_BITS: FLOAT}
+"""Bits in the catalog, from the lowest → bit depth of settings."""
 LARGEST = 256
 """Resolution at most, where nothing but the data says one."""
 AUTOENCODER_LEVELS = (1, 2, 4, 4)
@@ -31,13 +35,15 @@ where there are several."""
 SMALLEST_LATENTS = {4: 24, 3: 12}
 """Number of an autoencoder's levels → side of its latents, at least; two levels have no limit."""
 LARGEST_ATTENTION = 32
-"""Side of a level with attention, at most: its cost grows with the side's fourth power."""
+"""Side of a level with attention, at most: its cost grows with the square of the positions. A
+signal has as many positions as the square."""
 
 OPEN = (
     ("data", "resolution"),
     ("data", "channels"),
     ("data", "bit_depth"),
     ("data", "window"),
+    ("data", "rate"),
     ("autoencoder", "channel_multipliers"),
     ("unet", "channel_multipliers"),
     ("unet", "attention_levels"),
@@ -47,7 +53,7 @@ OPEN = (
 """Settings, (section, key), that a run may leave open. Precision is settled once TensorFlow is
 there; a run that is resumed keeps its own."""
 
-OWN_LINES = ("precision", "channels", "bit_depth", "window")
+OWN_LINES = ("precision", "channels", "bit_depth", "window", "rate")
 """Settings that the start lines name in lines of their own."""
 
 
@@ -118,15 +124,17 @@ def unet_levels(latents: int, kind: str = "unet") -> list[int]:
     return list(levels[:count])
 
 
-def attention_levels(count: int, side: int) -> list[int]:
+def attention_levels(count: int, side: int, spatial_dims: int = 2) -> list[int]:
     """Levels with attention of a UNet: those below the first that are not too large for it.
 
     Args:
         count: of its levels.
         side: of its first level, in positions.
+        spatial_dims: 2 for squares of that side, 1 for signals of that length.
     """
+    most = LARGEST_ATTENTION**2
     below = [level for level in (1, 2, 3) if level < count]
-    return [level for level in below if side >> level <= LARGEST_ATTENTION] or [count - 1]
+    return [level for level in below if (side >> level) ** spatial_dims <= most] or [count - 1]
 
 
 def resolution_of(catalog: Catalog, multiple: int = 1) -> int:

@@ -19,6 +19,7 @@ from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan import resolve, sizes
 from latentddpm.training.plan.inherit import inherit_autoencoder_config, inherit_pixels
 from latentddpm.training.plan.pixels import complete_pixels
+from latentddpm.training.plan.signals import check_of_images
 from latentddpm.training.plan.sources import Sources, read_sources
 from latentddpm.training.plan.words import captions_of
 
@@ -112,7 +113,6 @@ def complete_diffusion(
     """
     source = "scratch" if captioned and config.unet.kind in CONDITIONAL else "none"
     config = complete_pixels(config, dataset.catalog)
-    source = "scratch" if captioned else "none"
     config = resolve.fill(config, {"text": {"source": source}})
     if config.data.resolution is None:
         multiple = sources.first_stage.downsample_factor
@@ -176,6 +176,11 @@ def check_vae(config: AutoencoderRun) -> None:
         UserError: naming the setting.
     """
     side, own = config.data.resolution, config.autoencoder
+    if config.data.spatial_dims == 1:
+        raise UserError(
+            "data.spatial_dims=1: there is no autoencoder of signals; train on them directly: "
+            "train-diffusion --vae none"
+        )
     sizes.check_autoencoder(own)
     if side is not None and own.channel_multipliers is not None:
         factor = sizes.factor_of(own.channel_multipliers)
@@ -216,6 +221,7 @@ def check_diffusion(config: DiffusionRun, sources: Sources) -> None:
         sizes.check_text(config.text, config.unet.kind)
         if config.text.source == "clip" and not Path(config.text.path).is_dir():
             raise UserError(f"text.path: {config.text.path}: no such folder of a CLIP model")
+    check_of_images(config)
     sizes.check_schedule(config.schedule, config.samples, config.training)
     if config.data.resolution is not None:
         sizes.check_sides(config.data, sources.first_stage.downsample_factor)
@@ -236,6 +242,7 @@ def _with_unet_levels(config: DiffusionRun, sources: Sources) -> DiffusionRun:
     levels = resolve.unet_levels(side, config.unet.kind)
     config = resolve.fill(config, {"unet": {"channel_multipliers": levels}})
     if "attention_levels" in taken:
-        attention = resolve.attention_levels(len(config.unet.channel_multipliers), side)
+        count = len(config.unet.channel_multipliers)
+        attention = resolve.attention_levels(count, side, config.data.spatial_dims)
         config = resolve.fill(config, {"unet": {"attention_levels": attention}})
     return config

@@ -31,9 +31,9 @@ class DenoisingTrainer(Trainer):
     was resumed. `latentddpm.noisy_examples` makes such batches from arrays of latents.
 
     `fit` takes batches (inputs, target) or (inputs, target, weight), with the target of
-    `NoiseSchedule.target` and weights (B, 1, 1). The logs hold `loss` and `loss_q1` (the quarter
-    of the timesteps with the least noise) … `loss_q4`, with the same weights as the loss; NaN
-    where no example fell into a quarter.
+    `NoiseSchedule.target` and weights (B, 1, 1), a 1 for each axis of space. The logs hold `loss`
+    and `loss_q1` (the quarter of the timesteps with the least noise) … `loss_q4`, with the same
+    weights as the loss; NaN where no example fell into a quarter.
 
     Args:
         unet: the denoiser.
@@ -43,7 +43,8 @@ class DenoisingTrainer(Trainer):
         kwargs: passed to `Trainer`, such as `name`.
 
     Call arguments:
-        inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}`. For a conditional UNet also
+        inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}`, with the axes of space that
+            the UNet has. For a conditional UNet also
             `"token_ids"`, (B, L), or, without a text encoder, `"context"`, (B, L, d).
 
     Returns:
@@ -113,7 +114,7 @@ class DenoisingTrainer(Trainer):
         Arguments are those of `Trainer.loss_terms`.
         """
         terms = dict(super().loss_terms(x, y, y_pred, sample_weight, training))
-        errors = keras.losses.mean_squared_error(y, y_pred)  # (B, h, w), or of other dimensions
+        errors = keras.losses.mean_squared_error(y, y_pred)  # (B, h, w), of signals (B, L)
         if sample_weight is not None:
             errors *= sample_weight  # (B, 1, 1)
         errors = ops.mean(errors, axis=tuple(range(1, len(errors.shape))))  # (B,)

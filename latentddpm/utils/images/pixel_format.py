@@ -10,6 +10,8 @@ Nothing is lost on the way of 16 bits. With u = 2⁻²⁴, the largest relative 
 float32, the quotient is at most 2 and is off by u, the difference by u/2, the sum on the way back
 by u again, and the product by u · 65,535: together less than 3.5 · u · 32,768 + u · 65,535 < 0.011
 of a value, so rounding to the nearest whole number finds it again.
+
+Signals (L, C) have a pixel format, too: `spatial_dims` 1. With a sample rate they are WAV files.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.errors import UserError
+from latentddpm.utils.images.plots import plot
 from latentddpm.utils.pixels import as_rgb, to_pixels
 
 FLOAT = "float"
@@ -55,9 +58,11 @@ class PixelFormat:
         bit_depth: 8, 16, or "float" (32 bits).
         window: (low, high), the values that become −1 and 1; values outside are clipped. None for
             the whole range.
+        spatial_dims: 2 for images (H, W, C), 1 for signals (L, C).
+        rate: of signals, in samples a second; None for none.
 
     Raises:
-        UserError: an invalid channel number, bit depth or window.
+        UserError: an invalid channel number, bit depth, window or rate.
 
     Example:
         >>> import numpy as np
@@ -71,6 +76,8 @@ class PixelFormat:
     channels: int = 3
     bit_depth: int | str = 8
     window: tuple[float, float] | None = None
+    spatial_dims: int = 2
+    rate: int | None = None
 
     def __post_init__(self) -> None:
         if not _is_whole(self.channels) or not 1 <= self.channels <= MAX_CHANNELS:
@@ -79,6 +86,12 @@ class PixelFormat:
             raise UserError(f"bit_depth: {self.bit_depth!r}, expected 8, 16 or 'float'")
         if self.window is not None:
             object.__setattr__(self, "window", self._checked_window())
+        if self.spatial_dims not in (1, 2):
+            raise UserError(f"spatial_dims: {self.spatial_dims!r}, expected 1 or 2")
+        if self.rate is not None and not (_is_whole(self.rate) and 0 < self.rate < 1 << 31):
+            raise UserError(f"rate: {self.rate!r}, expected samples a second, 1 … {2**31 - 1}")
+        if self.rate is not None and self.spatial_dims != 1:
+            raise UserError(f"rate: {self.rate}, but only signals have one (spatial_dims 1)")
 
     def _checked_window(self) -> tuple[float, float]:
         window = self.window
@@ -123,7 +136,14 @@ class PixelFormat:
 
     @property
     def suffix(self) -> str:
-        """Suffix of the files it is written to: ".png" where PNG has it, else ".npy"."""
+        """Suffix of the files it is written to.
+
+        Images: ".png" where PNG has the format, else ".npy". Signals: ".wav" with a rate, numbers
+        and a window inside [-1, 1], the range of such a file, else ".npy".
+        """
+        if self.spatial_dims == 1:
+            inside = self.bit_depth == FLOAT and self.range[0] >= -1 and self.range[1] <= 1
+            return ".wav" if self.rate and inside else ".npy"
         png = self.channels in NAMES if self.bit_depth == 8 else self.bit_depth == 16
         return ".png" if png and (self.bit_depth == 8 or self.channels == 1) else ".npy"
 
@@ -166,7 +186,13 @@ class PixelFormat:
         """
         window = settings.window if settings.bit_depth else None
         try:
-            return cls(settings.channels or 3, settings.bit_depth or 8, window and tuple(window))
+            return cls(
+                settings.channels or 3,
+                settings.bit_depth or 8,
+                window and tuple(window),
+                settings.spatial_dims,
+                settings.rate,
+            )
         except UserError as error:
             raise UserError(f"data.{error}") from None
 
@@ -174,8 +200,10 @@ class PixelFormat:
         """Values for people to look at, uint8 (..., 3); see `utils.pixels.as_rgb`.
 
         Args:
-            values: of this format, (..., C).
+            values: of this format, (..., C). Signals (..., L, C) become plots.
         """
+        if self.spatial_dims == 1:
+            return plot(self.to_images(values))
         return values if self.is_default else as_rgb(to_pixels(self.to_images(values)))
 
     def to_levels(self, values: np.ndarray) -> np.ndarray:
@@ -200,9 +228,11 @@ class PixelFormat:
         return " ".join(filter(None, (what, "" if self.bit_depth == 8 else "at 8 bits")))
 
     def to_json(self) -> dict[str, Any]:
-        """Its arguments, as JSON holds them."""
-        arguments = asdict(self)
-        return {**arguments, "window": list(self.window) if self.window else None}
+        """Its arguments, as JSON holds them; of images without those of signals."""
+        arguments = {**asdict(self), "window": list(self.window) if self.window else None}
+        if self.spatial_dims == 2:
+            del arguments["spatial_dims"], arguments["rate"]
+        return arguments
 
     @classmethod
     def from_json(cls, arguments: Mapping[str, Any] | None) -> PixelFormat:
@@ -221,7 +251,11 @@ class PixelFormat:
         return cls(**arguments)
 
     def __str__(self) -> str:
-        name = NAMES.get(self.channels, f"{self.channels} channels")
+        if self.spatial_dims == 1:
+            rate = f" at {self.rate:,} samples a second" if self.rate else ""
+            name = f"signals{rate}, {self.channels} channel{'s' * (self.channels > 1)}"
+        else:
+            name = NAMES.get(self.channels, f"{self.channels} channels")
         depth = "floating point" if self.bit_depth == FLOAT else f"{self.bit_depth} bits"
         window = f", {self.window[0]:g} … {self.window[1]:g}" if self.window else ""
         return f"{name}, {depth}{window}"

@@ -78,8 +78,8 @@ def export_model(
         return {}
     if model.unet is not None and model.unet.spatial_dims != 2:
         raise UserError(
-            f"export --format {format}: is for images, and this model has {model.unet.spatial_dims} "
-            "spatial dimensions; expected --format keras"
+            f"export --format {format}: is for images, and this model has "
+            f"{model.unet.spatial_dims} spatial dimensions; expected --format keras"
         )
     if model.autoencoder is None:
         raise UserError("this model is a UNet alone; an export needs its autoencoder too")

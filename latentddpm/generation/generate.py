@@ -160,7 +160,8 @@ def generate_images(
     if note := note_of_names(wanted, list(written)):
         say(note, quiet)
     if source and written:
-        say(comparison(source, before, next(iter(written.values()))), quiet)
+        again = _read_pixels(next(iter(written)), plan.pixels)
+        say(comparison(source, before, again), quiet)
     if timing:
         for name, seconds in spent.items():
             print(f"{seconds:8.2f} s  {name}", file=sys.stderr)

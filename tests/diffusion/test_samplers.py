@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from analytic import GaussianDenoiser, alphas_cumprod_at, normal, step_noise, to_numpy
 
+from latentddpm.choices import SAMPLERS
 from latentddpm.diffusion import NoiseSchedule, samplers
 from latentddpm.diffusion.samplers import TIMESTEP_SPACINGS, DDIMSampler, DDPMSampler, Sampler
 from latentddpm.errors import UserError
@@ -311,3 +312,21 @@ def test_wrong_shapes_are_refused_not_broadcast():
 def test_the_base_class_has_no_step():
     with pytest.raises(NotImplementedError, match="Sampler has no step"):
         Sampler(SCHEDULE, 5).sample(lambda x, t: x, normal(0, (1, 1, 1, 4)))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_take_signals_and_volumes(name):
+    """With a denoiser of single numbers the result is that of images, in another shape."""
+    results = []
+    for shape in ((2, 4, 6, 3), (2, 24, 3), (2, 2, 2, 6, 3)):
+        latents = np.random.default_rng(0).normal(size=shape).astype("float32")
+
+        def noise(*step, shape=shape):
+            return np.random.default_rng(step).normal(size=shape).astype("float32")
+
+        sampler = samplers.get(name)(NoiseSchedule(), 4)
+        found = sampler.sample(lambda noisy, timesteps: 0.5 * noisy, latents, noise)
+        assert found.shape == shape
+        results.append(np.asarray(found).ravel())
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], rtol=1e-5, atol=1e-6)

@@ -15,11 +15,13 @@ from safetensors.numpy import save_file
 
 from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.data.pictures.wav import save_wav
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.utils.images.pixel_format import PixelFormat
 
 AUTOENCODER = {
     "channels": 8,
@@ -109,6 +111,37 @@ def pixel_model(channels=1, learned_variance=False, **defaults):
     perturb(unet)
     return LatentDiffusion(
         PixelSpace(channels), unet, NoiseSchedule(), image_size=(12, 12), defaults=defaults
+    )
+
+
+def few_signals(folder, *lengths, rate=8000):
+    """A folder of WAV files of two channels, sines, of some lengths in samples."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, length in enumerate(lengths):
+        angles = np.arange(length) / 3 + number
+        values = 0.8 * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
+        save_wav(folder / f"{number}.wav", values, rate)
+    return folder
+
+
+def signal_model(channels=2, pixels=None, **defaults):
+    """A model of signals of 12 samples, WAV files by default."""
+    unet = UNet(
+        8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_levels=(1,),
+        num_heads=2,
+        latent_channels=channels,
+        norm_groups=4,
+        spatial_dims=1,
+    )
+    perturb(unet)
+    pixels = pixels or PixelFormat(channels, "float", (-1, 1), spatial_dims=1, rate=8000)
+    space = PixelSpace(channels)
+    defaults = {"num_steps": 2, **defaults}
+    return LatentDiffusion(
+        space, unet, NoiseSchedule(), image_size=(12,), defaults=defaults, pixels=pixels
     )
 
 

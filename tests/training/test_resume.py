@@ -12,7 +12,15 @@ import keras
 import pytest
 from safetensors.numpy import load_file
 from small_run import Run, settings
-from tiny import QUICK_UNET, SIZE, UNET, few_emoji, step_by_step, tiny_autoencoder
+from tiny import (
+    QUICK_UNET,
+    SIZE,
+    UNET,
+    few_emoji,
+    few_signals,
+    step_by_step,
+    tiny_autoencoder,
+)
 
 from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
@@ -189,10 +197,14 @@ def test_another_text_encoder_in_the_same_place_is_refused(clip_run, tmp_path):
 # --- Pixels --------------------------------------------------------------------------------
 
 
-def pixel_run(lab, out, **options):
+PIXELS = {"resolution": 8, "flip": True, "background": "random"}
+SIGNALS = {"resolution": 8, "spatial_dims": 1}
+
+
+def pixel_run(lab, out, data=PIXELS, **options):
     """Plan of two steps on the pixels of ten emoji, mirrored, over random colours."""
     config = {
-        "data": {"resolution": 8, "validation_fraction": 0, "flip": True, "background": "random"},
+        "data": {**data, "validation_fraction": 0},
         "unet": {"channels": 8, **QUICK_UNET, "num_res_blocks": 1, "norm_groups": 4},
         "text": {"source": "none"},
         "training": {
@@ -207,18 +219,22 @@ def pixel_run(lab, out, **options):
     return plan_diffusion(config, lab / "data", "none", out, quiet=True, **options)
 
 
+@pytest.mark.parametrize("data", [PIXELS, SIGNALS], ids=["pixels", "signals"])
 @step_by_step()
-def test_a_run_on_pixels_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    """Whether pixels are kept or decoded at each use."""
-    few_emoji(tmp_path / "data")
+def test_a_run_on_pixels_goes_on_to_the_same_bytes(tmp_path, monkeypatch, data):
+    """Whether pixels, or samples of signals, are kept or decoded at each use."""
+    if data is PIXELS:
+        few_emoji(tmp_path / "data")
+    else:
+        few_signals(tmp_path / "data", 8, 9, 10, 11)
     whole, again = tmp_path / "whole", tmp_path / "again"
-    train_planned(pixel_run(tmp_path, whole))
+    train_planned(pixel_run(tmp_path, whole, data))
     left = {path.name for path in whole.iterdir()}
     assert "catalog" in left, f"{left}: expected the catalog"
     assert "latents" not in left, f"{left}: expected no latents"
     shutil.copytree(whole, again, ignore=shutil.ignore_patterns("model", f"step-{STEPS:08d}*"))
     monkeypatch.setattr(pixels, "SHARE_OF_MEMORY", 0)
-    train_planned(pixel_run(tmp_path, again, resume=True))
+    train_planned(pixel_run(tmp_path, again, data, resume=True))
     one, other = state_of(whole), state_of(again)
     unequal = [key for key, array in one.items() if array.tobytes() != other[key].tobytes()]
     assert not unequal, f"after resuming {unequal[:5]} differ"

@@ -205,17 +205,22 @@ def _finding_lines(key: str, finding: Finding) -> Iterator[str]:
 
 
 def _size_lines(report: Report) -> Iterator[str]:
+    signals = sum(report.values.rates.values()) == report.images
+    sides = {"width": report.widths, "height": report.heights}
+    if signals:
+        sides = {"length": report.heights}
     yield from (
-        f"  {name:<9}{low:,} to {high:,} pixels, median {median:,}"
-        for name, values in (("width", report.widths), ("height", report.heights))
+        f"  {name:<9}{low:,} to {high:,} {'samples' if signals else 'pixels'}, median {median:,}"
+        for name, values in sides.items()
         for low, _, median, _, high in [quartiles(values).values()]
     )
-    reached = {side: count for side, count in shorter_sides(report).items() if count}
-    parts = (f"{side}: {_share(count, report.images)}" for side, count in reached.items())
-    if reached:
-        yield "  shorter side at least  " + "   ".join(parts)
-    parts = (f"{shape} {_share(n, report.images)}" for shape, n in shapes(report).items())
-    yield from _wrapped("  shape    ", parts)
+    if not signals:
+        reached = {side: count for side, count in shorter_sides(report).items() if count}
+        parts = (f"{side}: {_share(count, report.images)}" for side, count in reached.items())
+        if reached:
+            yield "  shorter side at least  " + "   ".join(parts)
+        parts = (f"{shape} {_share(n, report.images)}" for shape, n in shapes(report).items())
+        yield from _wrapped("  shape    ", parts)
     parts = (f"{name} {_share(n, report.images)}" for name, n in report.formats.most_common())
     yield from _wrapped("  format   ", parts)
     yield from report.values.lines()

@@ -1,4 +1,4 @@
-"""Values of images, for `doctor`: channels, bit depths, ranges, and a window that would fit."""
+"""Values of images and signals, for `doctor`: channels, bit depths, ranges, a window that fits."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Values:
         bits: number of images by their bits, 32 for floating point.
         low, high: smallest and largest value of the images that are not of 8 bits.
         window: lowest and highest value that is not among the outermost 0.1 % of its image.
+        rates: number of signals by their rate, 0 for none; see `stored.Facts`.
     """
 
     channels: Counter = field(default_factory=Counter)
@@ -32,6 +33,7 @@ class Values:
     low: float = math.inf
     high: float = -math.inf
     window: tuple[float, float] = (math.inf, -math.inf)
+    rates: Counter = field(default_factory=Counter)
 
     def add(self, facts: Facts, middle: tuple[float, float]) -> None:
         """Count an image.
@@ -40,7 +42,9 @@ class Values:
             facts: about it.
             middle: values between which all but its outermost 0.2 % are.
         """
-        self.channels[facts.channels] += 1
+        self.channels[facts.width if facts.signal else facts.channels] += 1
+        if facts.signal:
+            self.rates[facts.rate] += 1
         self.bits[facts.bits] += 1
         if facts.bits != 8:
             self.low, self.high = min(self.low, facts.low), max(self.high, facts.high)
@@ -50,6 +54,7 @@ class Values:
     def as_json(self) -> dict[str, Any]:
         """Object for the JSON of a report."""
         known = {"channels": self.channels, "bits": self.bits}
+        known |= {"rates": self.rates} if self.rates else {}
         found = {name: {str(k): n for k, n in sorted(c.items())} for name, c in known.items()}
         if self.low <= self.high:
             found |= {"range": [self.low, self.high], "window": list(self.suggested())}
@@ -65,12 +70,16 @@ class Values:
         """Lines of a report; none where all images are of 8 bits, and gray or RGB."""
         if set(self.channels) <= {3, 1} and set(self.bits) <= {8}:
             return
-        names = (f"{NAMES.get(k, f'{k} channels')} {n:,}" for k, n in self.channels.most_common())
+        known = {} if self.rates else NAMES
+        names = (f"{known.get(k, f'{k} channels')} {n:,}" for k, n in self.channels.most_common())
         depths = (
             f"{'floating point' if k == FLOAT_BITS else f'{k} bits'} {n:,}"
             for k, n in self.bits.most_common()
         )
         yield f"  kinds    {'   '.join((*names, *depths))}"
+        if self.rates:
+            rates = (f"{rate:,} {n:,}" for rate, n in self.rates.most_common())
+            yield f"  rates    {'   '.join(rates)} (signals; samples a second, 0 for none)"
         if self.low <= self.high:
             low, high = self.suggested()
             yield f"  values   {self.low:g} to {self.high:g} (of those that are not of 8 bits)"

@@ -131,7 +131,7 @@ class PixelLatents:
             transparent,
             np.empty((len(catalog), numbers), format.dtype) if held else None,
             np.zeros(len(catalog), bool),
-            f"pixels     no autoencoder; {where}",
+            f"{'signals' if format.spatial_dims == 1 else 'pixels':<10} no autoencoder; {where}",
         )
 
     @property

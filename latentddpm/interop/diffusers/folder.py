@@ -278,7 +278,7 @@ def _configs(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
         configs["vae"] = autoencoder_config(model.autoencoder, model.image_size)
     if model.autoencoder is not None and model.image_size is not None:
         factor = model.autoencoder.downsample_factor
-        latent_size = (model.image_size[0] // factor, model.image_size[1] // factor)
+        latent_size = tuple(side // factor for side in model.image_size)
     if model.unet is not None:
         configs["unet"] = unet_config(model.unet, latent_size)
     if pixels and _pixel_pipeline(model) == DDIM and defaults["sampler"] != "ddim":

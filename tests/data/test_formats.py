@@ -120,7 +120,7 @@ def test_a_window_clips_and_floats_without_one_are_0_to_1():
     [
         (npy(np.float32([[1, np.nan]])), "nan among the values"),
         (npy(np.float64([[1, 1e300]])), "infinite or too large"),
-        (npy(np.zeros(4)), r"shape \(4,\), expected \(H, W\) or \(H, W, C\)"),
+        (npy(np.zeros(4)), "a signal of 4 samples, expected an image"),
         (npy(np.zeros((2, 3, 4, 1))), r"shape \(2, 3, 4, 1\)"),
         (npy(np.zeros((0, 4))), r"shape \(0, 4\)"),
         (npy(np.zeros((2, 2)) + 1j), "an array of complex128, expected numbers"),
@@ -153,7 +153,7 @@ def test_whole_numbers_with_a_sign_are_floating_point():
     assert read_stored(npy(values)).values.dtype == np.float32
     assert asdict(look(npy(values))[0]) == {
         **{"width": 2, "height": 1, "transparent": False, "channels": 1},
-        **{"bits": 32, "low": -1000, "high": 3000},
+        **{"bits": 32, "low": -1000, "high": 3000, "signal": False, "rate": 0},
     }
 
 

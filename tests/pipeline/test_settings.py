@@ -40,6 +40,8 @@ OTHER = {
     "start_step": 3,
 }
 """Of each setting, a value that is not the model's own."""
+OF_IMAGES = [name for name in FIELDS if name != "length"]
+SIGNALS = ModelFacts((OWN,), (64,), True, 1000, 8, spatial_dims=1)
 
 NO_GUIDANCE = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "negative_prompt": ""}
 
@@ -88,21 +90,35 @@ def test_nothing_is_left_to_defaults():
     assert given_none == expected, "expected None to mean: not given"
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_what_is_given_comes_first_and_changes_nothing_else(name):
-    assert OTHER.keys() == FIELDS.keys(), "expected this test to have a value for each setting"
+    assert [*OTHER] == OF_IMAGES, "expected this test to have a value for each setting"
     found = dataclasses.asdict(FACTS.settings(**{name: OTHER[name]}))
     expected = {**dataclasses.asdict(FACTS.settings()), name: OTHER[name]}
     assert found == expected, f"{found}, expected {expected}"
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_a_picture_comes_before_the_model_and_after_what_is_given(name):
     facts = FACTS.with_defaults({name: OTHER[name]})
     assert getattr(facts.settings(), name) == OTHER[name], "expected the picture's"
     if name != "sampler_options":  # these are given one by one
         own = getattr(FACTS.settings(), name)
         assert getattr(facts.settings(**{name: own}), name) == own, "expected what was given"
+
+
+def test_signals_have_a_length_and_images_a_height_and_a_width():
+    found = SIGNALS.settings(length=40)
+    assert (found.size, found.height, found.width) == ((40,), None, None)
+    assert SIGNALS.with_defaults(found.to_json()).settings() == found, "expected the picture's"
+    assert SIGNALS.with_defaults(FACTS.settings().to_json()).settings().length == 64
+    refused(SIGNALS, "length", "8", "nearest valid: 40 or 48", length=44)
+    refused(SIGNALS, "height", "draws signals; expected length", height=64)
+    refused(FACTS, "length", "draws images; expected height and width", length=64)
+    with pytest.raises(UserError, match="height: 64, but this model draws signals"):
+        SIGNALS.check(FACTS.settings())
+    with pytest.raises(UserError, match="length: 40, but this model draws images"):
+        FACTS.check(found)
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -377,7 +393,7 @@ def test_settings_handed_over_draw_what_they_say(model):
     assert np.array_equal(images, expected), "expected the same bytes as with the options alone"
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_nothing_is_given_beside_settings(model, name):
     with pytest.raises(UserError, match=f"{name}: .* beside settings that have their own"):
         model.generate("red apple", settings=model.settings(), **{name: OTHER[name]})

@@ -236,7 +236,7 @@ def test_a_catalog_of_another_format_is_named_and_made_again(bench, capsys):
     catalog = bench.open()
     assert len(bench.decoded) == len(NAMES), "expected all images to be read again"
     told = capsys.readouterr().err
-    assert f"{path.parent}: format 1, expected 3: another version of latentddpm wrote it" in told
+    assert f"{path.parent}: format 1, expected 4: another version of latentddpm wrote it" in told
     bench.check(catalog)
 
 

@@ -33,6 +33,7 @@ from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
+from latentddpm.data.pictures.wav import save_wav
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import NoiseSchedule
@@ -49,6 +50,7 @@ from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.step.trainer import Trainer
+from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import save_png, to_pixels
 
 SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
@@ -292,6 +294,14 @@ def pixels(folder):
     return PixelLatents.of(open_catalog(folder, folder / "catalog", quiet=True), 4, mirrored=True)
 
 
+def signals(folder):
+    """Nine signals of four samples and two channels."""
+    for number in range(9):
+        save_wav(folder / f"{number}.wav", 0.2 * normal(4, 2, seed=number), 8000)
+    format = PixelFormat(2, "float", (-1, 1), spatial_dims=1, rate=8000)
+    return PixelLatents.of(open_catalog(folder, folder / "catalog", quiet=True), (4,), format)
+
+
 def examples(cache, batch_size=7):
     """Batches of `STEPS` steps, with the noise among their inputs."""
     batches = diffusion_examples(
@@ -391,6 +401,7 @@ def main():
         streamed = {
             "latents": streams(LatentsCache(9, normal(9, 4, 4, 8), mirrored=False)),
             "pixels": streams(pixels(data)),
+            "signals": streams(signals(Path(folder) / "signals")),
         }
     results = {"splits": found, "checkpoints": checkpoints, "streams": streamed}
     results["shared"] = {number: shared(number) for number in (1, 3, 4, 6)}

@@ -11,6 +11,7 @@ import yaml
 from command_line import DATA, LDM_CONFIG, VAE_CONFIG
 from conftest import EMOJI
 from safetensors.numpy import load_file
+from tiny import few_signals
 
 from latentddpm.training.run import checkpoint
 from latentddpm.utils.files import file_digest
@@ -29,11 +30,18 @@ FLOW = {
     "schedule": {"kind": "flow", "prediction_type": "velocity", "shift": 3.0},
     "training": {**LDM_CONFIG["training"], "timestep_sampling": "logit_normal"},
 }
+SIGNALS = {
+    **LDM_CONFIG,
+    "data": {"resolution": 16, "spatial_dims": 1, "validation_fraction": 0.2},
+    "text": {"source": "none"},
+    "samples": {"images_per_prompt": 2, "num_steps": 2},
+}
 KINDS = {
     "vae": ("train-vae", VAE_CONFIG),
     "adversarial": ("train-vae", ADVERSARIAL),
     "diffusion": ("train-diffusion", LDM_CONFIG),
     "pixels": ("train-diffusion", PIXELS),
+    "signals": ("train-diffusion", SIGNALS),
     "flow": ("train-diffusion", FLOW),
 }
 OFTEN = {"num_steps": STEPS, "checkpoint_every": 1, "validate_every": 200, "log_every": 50}
@@ -54,9 +62,10 @@ def train(out, kills, seed, *command):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A folder with `data`, for all runs."""
+    """A folder with `data` and `signals`, for all runs."""
     lab = tmp_path_factory.mktemp("lab")
     shutil.copytree(EMOJI, lab / "data", ignore=shutil.ignore_patterns("*.md"))
+    few_signals(lab / "signals", *range(16, 32))
     return lab
 
 
@@ -66,8 +75,9 @@ def command(lab, kind):
     config = {**config, "training": {**config["training"], **OFTEN}}
     path = lab / f"{kind}.yaml"
     path.write_text(yaml.safe_dump(config), "utf-8")
-    given = [name, "--data", lab / "data", "--config", path]
-    if kind == "pixels":
+    data = lab / ("signals" if kind == "signals" else "data")
+    given = [name, "--data", data, "--config", path]
+    if kind in ("pixels", "signals"):
         given += ["--vae", "none"]
     elif name == "train-diffusion":
         given += ["--vae", never_killed(lab, "vae"), "--latents", lab / "latents"]

@@ -33,7 +33,6 @@ from latentddpm.data.catalog.split import Selection
 from latentddpm.data.examples import diffusion_examples
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
-from latentddpm.data.pictures.wav import save_wav
 from latentddpm.data.random import RandomStream
 from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import NoiseSchedule
@@ -50,7 +49,6 @@ from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.step.trainer import Trainer
-from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import save_png, to_pixels
 
 SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
@@ -109,13 +107,17 @@ def small_data(number, seed):
     return normal(number, 6, seed=seed), 3 * normal(number, 3, seed=seed + 1)
 
 
-def unet_data(number, seed):
+def unet_data(number, seed, size=(4, 4)):
     # 371 apart: every batch reaches all quarters, so that the loss of none is NaN.
     inputs = {
-        "noisy_latents": normal(number, 4, 4, 4, seed=seed),
+        "noisy_latents": normal(number, *size, 4, seed=seed),
         "timesteps": (371 * np.arange(number, dtype="int32") + 200 + seed) % 1000,
     }
-    return inputs, normal(number, 4, 4, 4, seed=seed + 1)
+    return inputs, normal(number, *size, 4, seed=seed + 1)
+
+
+def signal_data(number, seed):
+    return unet_data(number, seed, (16,))
 
 
 def image_data(number, seed):
@@ -126,6 +128,11 @@ def image_data(number, seed):
 BUILDERS = {
     "small": (small, small_data, {"loss": "mse", "metrics": ["mae"]}),
     "unet": (lambda: DenoisingTrainer(UNet(**UNET), NoiseSchedule()), unet_data, {}),
+    "signals": (
+        lambda: DenoisingTrainer(UNet(**UNET, spatial_dims=1), NoiseSchedule()),
+        signal_data,
+        {},
+    ),
     "autoencoder": (
         lambda: AutoencoderTrainer(Autoencoder(**SIZES), kl_weight=1e-3),
         image_data,
@@ -194,6 +201,7 @@ CASES = {
     "2 micro-batches, XLA": {"accumulation_steps": 2, "jit_compile": True},
 }
 SLOW_CASES = {
+    "signals, 2 replicas": {"kind": "signals", "replicas": 2},
     "autoencoder, 2 replicas": {"kind": "autoencoder", "replicas": 2},
     "unet, 2 replicas, 2 micro-batches": {
         "kind": "unet",
@@ -292,14 +300,6 @@ def pixels(folder):
     for number in range(9):
         save_png(folder / f"{number}.png", to_pixels(normal(4, 4, 3, seed=number)))
     return PixelLatents.of(open_catalog(folder, folder / "catalog", quiet=True), 4, mirrored=True)
-
-
-def signals(folder):
-    """Nine signals of four samples and two channels."""
-    for number in range(9):
-        save_wav(folder / f"{number}.wav", 0.2 * normal(4, 2, seed=number), 8000)
-    format = PixelFormat(2, "float", (-1, 1), spatial_dims=1, rate=8000)
-    return PixelLatents.of(open_catalog(folder, folder / "catalog", quiet=True), (4,), format)
 
 
 def examples(cache, batch_size=7):
@@ -401,7 +401,6 @@ def main():
         streamed = {
             "latents": streams(LatentsCache(9, normal(9, 4, 4, 8), mirrored=False)),
             "pixels": streams(pixels(data)),
-            "signals": streams(signals(Path(folder) / "signals")),
         }
     results = {"splits": found, "checkpoints": checkpoints, "streams": streamed}
     results["shared"] = {number: shared(number) for number in (1, 3, 4, 6)}

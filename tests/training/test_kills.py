@@ -62,10 +62,10 @@ def train(out, kills, seed, *command):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A folder with `data` and `signals`, for all runs."""
+    """A folder with `data` and `tones`, for all runs."""
     lab = tmp_path_factory.mktemp("lab")
     shutil.copytree(EMOJI, lab / "data", ignore=shutil.ignore_patterns("*.md"))
-    few_signals(lab / "signals", *range(16, 32))
+    few_signals(lab / "tones", *range(16, 32))
     return lab
 
 
@@ -75,7 +75,7 @@ def command(lab, kind):
     config = {**config, "training": {**config["training"], **OFTEN}}
     path = lab / f"{kind}.yaml"
     path.write_text(yaml.safe_dump(config), "utf-8")
-    data = lab / ("signals" if kind == "signals" else "data")
+    data = lab / ("tones" if kind == "signals" else "data")
     given = [name, "--data", data, "--config", path]
     if kind in ("pixels", "signals"):
         given += ["--vae", "none"]

@@ -55,9 +55,11 @@ def write_images(out: Path, side: int) -> None:
 
 def show(file: Path, rows: dict[str, np.ndarray]) -> None:
     """Picture of rows of images in [0, 1], each row with its name above it, three times as large."""
-    pixels = {name: np.uint8(np.clip(255 * row, 0, 255)) for name, row in rows.items()}
-    large = [one.repeat(3, axis=1).repeat(3, axis=2).repeat(3, axis=3) for one in pixels.values()]
-    save_png(file, labelled_grid(large, list(pixels)))
+    large = []
+    for row in rows.values():
+        pixels = np.uint8(np.clip(255 * row, 0, 255))
+        large.append(pixels.repeat(3, axis=1).repeat(3, axis=2).repeat(3, axis=3))
+    save_png(file, labelled_grid(large, list(rows)))
 
 
 def lesson_1_corruption(images: np.ndarray, out: Path, steps: int) -> None:

@@ -54,7 +54,7 @@ def write_images(out: Path, side: int) -> None:
 
 
 def show(file: Path, rows: dict[str, np.ndarray]) -> None:
-    """Picture of rows of images in [0, 1], each row with its name above it, three times as large."""
+    """Picture of rows of images in [0, 1], three times as large, each row below its name."""
     large = []
     for row in rows.values():
         pixels = np.uint8(np.clip(255 * row, 0, 255))

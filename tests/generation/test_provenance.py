@@ -16,6 +16,8 @@ from latentddpm.utils.pixels import save_png
 NEEDED = {"prompts": ["red apple"], "seed": 1, "model_digest": "x"}
 OWN = {"num_steps": 20, "sampler": "ddim", "timestep_spacing": "trailing", "guidance_scale": 4.0}
 FACTS = ModelFacts((OWN,), (64, 96), True, 1000, 8)
+OTHERS = {"ddpm": "shift", "flow": "sigma_spacing"}
+"""Kind of schedule → the option that only the other kind takes."""
 OF_IMAGES = FIELDS.keys() - {"length"}
 VALUES = {
     "steps_offset": 0,
@@ -24,6 +26,7 @@ VALUES = {
     "variance": "large",
     "clip_sample": True,
     "sigma_spacing": "karras",
+    "shift": 3.0,
     "corrector_steps": 2,
     "snr": 0.1,
 }
@@ -62,21 +65,24 @@ def options(model, **given):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_setting_goes_in_and_comes_back(sampler, tmp_path):
-    own = {option: VALUES[option] for option in SAMPLERS[sampler]}
-    settings = FACTS.settings(
-        sampler=sampler,
-        num_steps=3,
-        start_step=1,
-        timestep_spacing="leading",
-        sampler_options=own,
-        guidance_rescale=0.5,
-        negative_prompt="dog",
-    )
-    path = picture(tmp_path / "a.png", **settings.to_json())
-    remembered = remembered_settings(read_generation_metadata(path))
-    assert remembered.keys() == OF_IMAGES, f"{remembered.keys()}, expected all settings"
-    found = FACTS.with_defaults(remembered).settings()
-    assert found == settings, f"{found!r}, expected {settings!r}"
+    kinds = ["ddpm"] + ["flow"] * ("shift" in SAMPLERS[sampler])
+    for kind in kinds:
+        facts = dataclasses.replace(FACTS, schedule=kind)
+        own = {name: VALUES[name] for name in SAMPLERS[sampler] if name != OTHERS[kind]}
+        settings = facts.settings(
+            sampler=sampler,
+            num_steps=3,
+            start_step=1,
+            timestep_spacing="leading",
+            sampler_options=own,
+            guidance_rescale=0.5,
+            negative_prompt="dog",
+        )
+        path = picture(tmp_path / "a.png", **settings.to_json())
+        remembered = remembered_settings(read_generation_metadata(path))
+        assert remembered.keys() == OF_IMAGES, f"{remembered.keys()}, expected all settings"
+        found = facts.with_defaults(remembered).settings()
+        assert found == settings, f"{found!r}, expected {settings!r}"
 
 
 @pytest.mark.parametrize("name", FIELDS)

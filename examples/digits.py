@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import latentddpm
-from latentddpm.training.run.grids import labelled_grid
+from latentddpm.utils.images.labels import labelled_grid
 from latentddpm.utils.pixels import save_png
 
 SIDE = 16  # the digits have 8×8 pixels; drawn larger, the networks have room for their levels

@@ -24,6 +24,11 @@ from latentddpm.cli.usage import command
     is_flag=True,
     help="Variational bound, in bits per dimension [default of a model of pixels].",
 )
+@click.option(
+    "--denoise",
+    is_flag=True,
+    help="Estimates of clean images at eight noise levels, and their errors.",
+)
 @click.option("--latents", is_flag=True, help="Pictures of the latents, projected to the plane.")
 @click.option(
     "--generator", is_flag=True, help="Generated images against training images, by features."
@@ -39,7 +44,7 @@ from latentddpm.cli.usage import command
 @click.option(
     "--split",
     help="all, training, validation: split as in a training run with the next two options "
-    "[default: all; training with --generator].",
+    "[default: training with --generator, else validation with --denoise, else all].",
 )
 @click.option(
     "--validation-fraction", type=float, help="[default: that of the model's run; else 0.05]."
@@ -79,6 +84,7 @@ from latentddpm.cli.usage import command
 def evaluate(
     autoencoder: bool,
     nll: bool,
+    denoise: bool,
     latents: bool,
     generator: bool,
     machine: bool,
@@ -91,9 +97,16 @@ def evaluate(
     with the training images; validation images are compared too, as the floor.
     Nothing is downloaded unless --extractor or --perceptual ask for it.
     """
-    from latentddpm.evaluation.evaluate import evaluate_model, plan_evaluation
+    from latentddpm.evaluation.evaluate import evaluate_model
+    from latentddpm.evaluation.plan import plan_evaluation
 
-    wanted = {"autoencoder": autoencoder, "nll": nll, "latents": latents, "generator": generator}
+    wanted = {
+        "autoencoder": autoencoder,
+        "nll": nll,
+        "denoise": denoise,
+        "latents": latents,
+        "generator": generator,
+    }
     parts = frozenset(part for part in wanted if wanted[part]) or default_parts(options["model"])
     check_used(set(parts))
 

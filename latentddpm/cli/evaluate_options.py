@@ -14,10 +14,10 @@ from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import read_model_folder
 
 USED_BY = {
-    "loras": ("generator", "nll"),
+    "loras": ("generator", "nll", "denoise"),
     "extractor": ("autoencoder", "generator"),
     "perceptual": ("autoencoder",),
-    "caption_templates": ("generator", "nll"),
+    "caption_templates": ("generator", "nll", "denoise"),
     "nll_timesteps": ("nll",),
     **dict.fromkeys(("projection", "group_by"), ("latents",)),
     **dict.fromkeys(("num_images", "sweep", "batch_size", "clip"), ("generator",)),

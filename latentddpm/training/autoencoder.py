@@ -41,7 +41,6 @@ from latentddpm.training.autoencoder_networks import (
 from latentddpm.training.plan.plan import Plan, plan_vae
 from latentddpm.training.precision import settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.run.grids import labelled_grid
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import large_plan, run_summary
 from latentddpm.training.run.run import Run
@@ -49,6 +48,7 @@ from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
+from latentddpm.utils.images.labels import labelled_grid
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import as_rgb, save_png, to_pixels
 

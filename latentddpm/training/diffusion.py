@@ -40,7 +40,6 @@ from latentddpm.training.plan.plan import Plan, plan_diffusion
 from latentddpm.training.plan.words import check_captions
 from latentddpm.training.precision import settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.run.grids import labelled_grid
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import large_plan, run_summary
 from latentddpm.training.run.run import Run
@@ -48,6 +47,7 @@ from latentddpm.training.run.runlog import RunLog
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity, say
+from latentddpm.utils.images.labels import labelled_grid
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import save_png
 

@@ -391,7 +391,10 @@ def run(*arguments):
     ("options", "message"),
     [
         (["--generator"], "--generator: needs --extractor, and --out"),
-        (["--lora=x"], "--lora: is for --generator or --nll, which was not asked for"),
+        (
+            ["--lora=x"],
+            "--lora: is for --generator or --nll or --denoise, which was not asked for",
+        ),
         (["--nll", "--lora=x:0.5"], "--lora x:0.5: x: no such file"),
         (["--clip=."], "--clip: is for --generator, which was not asked for"),
         (["--generator", "--split", "validation"], "compares with the training images"),

@@ -17,9 +17,9 @@ from latentddpm.data.dataset import Dataset
 from latentddpm.diffusion import NoiseSchedule
 from latentddpm.diffusion.likelihood import timestep_bands
 from latentddpm.errors import UserError
-from latentddpm.evaluation import likelihood
+from latentddpm.evaluation.denoiser import likelihood
+from latentddpm.evaluation.denoiser.likelihood import Measured, evaluate_bound, summary
 from latentddpm.evaluation.images import ImageSet
-from latentddpm.evaluation.likelihood import Measured, evaluate_bound, summary
 from latentddpm.evaluation.report import Report
 from latentddpm.interop.lora import merge_lora
 

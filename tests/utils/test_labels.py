@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentddpm.training.run.grids import NARROWEST, labelled_grid
+from latentddpm.utils.images.labels import NARROWEST, labelled_grid
 from latentddpm.utils.pixels import grid
 
 WORDS = "a very long caption of a mountain lake with many boats, drawn in the style of an etching"

@@ -19,7 +19,7 @@ their probability: the bits an image costs, and so the rate itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,7 @@ from latentddpm.diffusion.likelihood import (
 )
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
+from latentddpm.evaluation.denoiser.captions import Captions, without_caption
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.report import Report, aligned, shown
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
@@ -106,15 +107,13 @@ def evaluate_bound(
     factor = model.autoencoder.downsample_factor
     shape = (*(side // factor for side in images.size), model.autoencoder.latent_channels)
     edges = timestep_bands(model.schedule, num_timesteps)
-    prompts = None if model.text_encoder is None else images.captions()
-    contexts = _contexts(model, prompts)
+    captions = Captions(model, images)
     network = compiled(model.unet)
     parts = []
     for number, pixels in enumerate(images.batches(BATCH, "bound", quiet)):
         batch = slice(number * BATCH, number * BATCH + len(pixels))
-        context = {} if contexts is None else {"context": contexts[batch]}
         generators = [np.random.default_rng((seed, int(row))) for row in images.rows[batch]]
-        parts.append(_measure(model, network, pixels, context, edges, generators))
+        parts.append(_measure(model, network, pixels, captions.context(batch), edges, generators))
     measured = Measured(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     values = {
         "unit": "bits per dimension",
@@ -123,27 +122,13 @@ def evaluate_bound(
         "levels": _levels(model),
         "timesteps_per_image": len(edges) - 1,
         "seed": seed,
-        "caption_templates": None if prompts is None else images.dataset.config.caption_templates,
-        "without_caption": len(images) if prompts is None else prompts.count(""),
+        **captions.values,
         **summary(model.schedule, edges, measured),
     }
     text = _table(values)
     if out is not None:
         text += f"\n\n{_plot(out / PLOT, values['terms'])}"
     return Report(text, values)
-
-
-def _contexts(model: LatentDiffusion, prompts: Sequence[str] | None) -> np.ndarray | None:
-    """Text states of prompts, float32 (N, L, d); None without prompts."""
-    if prompts is None:
-        return None
-    encode_text = compiled(model.text_encoder)
-    return np.concatenate(
-        [
-            encode_text({"token_ids": model.tokenizer(prompts[start : start + BATCH])})
-            for start in range(0, len(prompts), BATCH)
-        ]
-    )
 
 
 def _measure(
@@ -240,11 +225,10 @@ def _table(values: dict[str, Any]) -> str:
         rates = (shown(column["rate"]) for column in columns)
         rows.append(["rate: bound − H(posterior)", *rates])
         last = "continuous latents: the bound is one of a density and may be negative"
-    bare = values["without_caption"]
     return (
         f"{aligned(rows)}\n"
         f"{values['dimensions']} dimensions, {values['timesteps_per_image']} timesteps an image; "
-        f"{bare or 'none'} of {values['images']} images without a caption\n"
+        f"{without_caption(values)}\n"
         f"{last}"
     )
 

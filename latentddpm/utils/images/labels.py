@@ -1,4 +1,4 @@
-"""Sample grids: rows of images with their captions written above them.
+"""Labels: text above images, and grids of images with a caption above each row.
 
 The letters are those of Pillow's built-in font, which knows ASCII alone: accents are left out, and
 another character shows as "?". The metadata of the PNG holds every caption as it is.
@@ -35,15 +35,20 @@ def labelled_grid(rows: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarr
         if parts:
             parts.append(np.full((MARGIN, width, 3), 255, np.uint8))
         if label:
-            parts.append(_written(label, width))
+            parts.append(written(label, width))
         picture = grid([row])
         right = np.full((picture.shape[0], width - picture.shape[1], 3), 255, np.uint8)
         parts.append(np.concatenate([picture, right], axis=1))
     return np.concatenate(parts)
 
 
-def _written(text: str, width: int) -> np.ndarray:
-    """Text on white, uint8 (H, width, 3), in as many lines as it needs, at most `LINES`."""
+def written(text: str, width: int) -> np.ndarray:
+    """Text on white, uint8 (H, width, 3), in as many lines as it needs, at most `LINES`.
+
+    Args:
+        text: "" for an empty line.
+        width: in pixels.
+    """
     font = _font()
     parts = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     plain = "".join(one for one in parts if not unicodedata.combining(one))

@@ -1,0 +1,1 @@
+"""Evaluation of the denoiser on real images: the variational bound, and estimates of x0."""

@@ -98,7 +98,7 @@ SHORT = (
     (r"generate (--model runs/sd15)", r"generate --steps 2 \1"),
     (r"--num-images (184|64)", "--num-images 6"),
     (r"steps=10,20", "steps=1,2"),
-    (r" --nll", " --nll --limit 2"),
+    (r" --(nll|denoise)", r" --\1 --limit 2"),
     (r" --latents", " --latents --limit 16"),
     (r"--validation-fraction 0.03", "--validation-fraction 0.2"),
 )

@@ -108,6 +108,12 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
             "--autoencoder: this model diffuses pixels and has no autoencoder; expected --nll, "
             "--denoise, --latents or --generator"
         )
+    for part in PARTS:
+        if part in parts & OF_THE_DENOISER and "unet" not in folder.parts:
+            raise UserError(
+                f"--{part}: {folder.path} holds an autoencoder alone, and no network that "
+                "denoises; expected --autoencoder or --latents"
+            )
     if "nll" in parts and (folder.schedule or {}).get("kind") == "flow":
         raise UserError(
             "--nll: the bound is that of DDPM's steps, and this model was trained by flow "

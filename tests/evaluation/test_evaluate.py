@@ -214,6 +214,8 @@ def test_the_command_prints_a_table_and_leaves_its_numbers(folder, tmp_path):
         (("--out", EMOJI / "metadata.jsonl"), "metadata.jsonl: is a file; name a folder"),
         (("--sweep", "steps=1,2"), "--sweep: is for --generator, which was not asked for"),
         (("--nll", "--extractor", "hed"), "--extractor: is for --autoencoder or --generator"),
+        (("--denoise", "--clip", "."), "--clip: is for --generator, which was not asked for"),
+        (("--denoise",), "holds an autoencoder alone, and no network"),
     ],
 )
 def test_what_does_not_fit_is_one_line(folder, options, message):

@@ -65,8 +65,9 @@ class GeneratedImages:
         self.model, self.settings, self.size = model, settings, settings.size
         self.prompts, self.seeds = prompts, image_seeds(seed, len(prompts))
         values = settings.to_json()
-        if not settings.negative_prompt:  # an earlier version did not write this key
-            del values["negative_prompt"]
+        for later in ("negative_prompt", "start_step"):  # earlier versions did not write them
+            if not values[later]:
+                del values[later]
         self.making = {
             "latentddpm": latentddpm.__version__,
             "model_digest": model.digest,

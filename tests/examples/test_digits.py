@@ -10,6 +10,7 @@ from tiny import step_by_step
 
 from latentddpm.config import DiffusionRun
 from latentddpm.config_file import load_config
+from latentddpm.training.diffusion_networks import build_networks
 from latentddpm.training.plan.settle import dry_diffusion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,13 +36,28 @@ def test_every_lesson_leaves_its_picture(example, tmp_path, monkeypatch):
     assert labels == 10, f"{labels} labels of real digits, expected all ten"
 
 
-def test_its_digits_are_what_the_configurations_train_on(example, tmp_path):
-    example.write_images(tmp_path / "digits", 28)
-    files = sorted((tmp_path / "digits").rglob("*.png"))
+@pytest.fixture(scope="module")
+def folder(example, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    example.write_images(folder, 28)
+    return folder
+
+
+def test_its_digits_are_gray_pictures(folder):
+    files = sorted(folder.rglob("*.png"))
     assert len(files) == 1434, f"{len(files)} files, expected the digits that are not held back"
     with Image.open(files[0]) as image:
         assert (image.mode, image.size) == ("L", (28, 28))
         assert np.asarray(image).max() > 200, "expected bright strokes"
-    config = load_config(DiffusionRun, ROOT / "configs" / "digits-unet2d.yaml")
-    config, sources = dry_diffusion(config, tmp_path / "digits", "none")
-    assert sources.first_stage.latent_channels(config.data) == 1, "expected gray, from the data"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("basic", 309_057), ("unet2d", 1_707_009), ("flow", 1_707_009), ("classic", 5_211_809)],
+)
+def test_the_configurations_have_the_networks_of_the_lessons(folder, name, parameters):
+    config = load_config(DiffusionRun, ROOT / "configs" / f"digits-{name}.yaml")
+    config, sources = dry_diffusion(config, folder, "none")
+    unet, text_encoder, _ = build_networks(config, sources)
+    assert unet.count_params() == parameters, f"{unet.count_params():,}, expected {parameters:,}"
+    assert text_encoder is None, "expected no text"

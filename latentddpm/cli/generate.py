@@ -57,6 +57,8 @@ from latentddpm.cli.usage import command
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")
 @click.option("--overwrite", is_flag=True, help="Replace files that are there [else: a number].")
 @click.option("--grid", is_flag=True, help="One picture, a row for each prompt.")
+@click.option("--frames", type=int, help="Beside each image, a strip of the way to it: N levels.")
+@click.option("--animate", type=FOLDER, help="The whole way as a .gif or .webp file.")
 @click.option("--timing", is_flag=True, help="Print the time of each stage.")
 @command
 def generate(quiet: bool, timing: bool, **options: Any) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count,
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.errors import UserError
+from latentddpm.generation.frames import Frames, ToWrite, check_frames, decoded
 from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
 from latentddpm.generation.notes import notes_on
 from latentddpm.generation.output import (
     check_out,
     check_writable,
     note_of_names,
+    strip_file,
     targets,
     write_picture,
 )
@@ -69,6 +72,8 @@ class Plan:
         seeds: one for each image.
         seed: of the first image as given; None where it was drawn.
         targets: file of each image, or the file of the grid, if its name is free.
+        frames: number of them in a strip beside each file; None for no strip.
+        animate: file of the animation; None for none.
         replace: whether files with these names are replaced.
         rows: of the grid, one for each prompt; 0 for one file per image.
         metadata: common to all files.
@@ -85,6 +90,8 @@ class Plan:
     seeds: list[int]
     seed: int | None
     targets: list[Path]
+    frames: int | None
+    animate: Path | None
     replace: bool
     rows: int
     metadata: dict[str, Any]
@@ -130,8 +137,10 @@ def generate_images(
             import_keras()
             from latentddpm.pipeline.latent_diffusion import LatentDiffusion
         with _devices(strategy) as processes:
-            if processes.count > 1 and (plan.rows or plan.seed is None):
-                need = "no --grid: each writes its own" if plan.rows else "--seed, the same in all"
+            together = "--grid" if plan.rows else "--animate" if plan.animate else ""
+            if processes.count > 1 and (together or plan.seed is None):
+                own = f"no {together}: each writes its own"
+                need = own if together else "--seed, the same in all"
                 raise UserError(
                     f"--strategy multi-worker: {processes.count} processes need {need}"
                 )
@@ -141,7 +150,10 @@ def generate_images(
                 apply_loras(model, plan.loras)
             share = processes.share(len(plan.prompts))
             share = slice(share.start, share.stop)
-            images = np.empty(0)
+            last = model.make_sampler(plan.settings).num_steps
+            steps = range(first_step(plan.start, last, plan.settings.start_step), last)
+            frames = Frames(plan.frames, plan.animate, steps)
+            written: dict[Path, np.ndarray] = {}
             if plan.prompts[share]:
                 images = model.generate(
                     plan.prompts[share],
@@ -150,18 +162,30 @@ def generate_images(
                     settings=plan.settings,
                     tile=tile,
                     batch_size=batch_size,
+                    callback=frames,
                     progress=not quiet and processes.is_chief,
                     **(vars(plan.start) if plan.start else {}),
                 )
-            with timed("write"):
-                written = _write(plan, share, images, model.loras)
+                records = _records(plan, share, model.loras, bool(plan.rows))
+                with timed("write"):
+                    files = plan.targets if plan.rows else plan.targets[share]
+                    pictures = [_grid(plan, images)] if plan.rows else images
+                    written = _write(plan, zip(files, pictures, records, strict=True), quiet)
+                if plan.frames or plan.animate:
+                    several = len(plan.prompts) > 1
+                    together = _records(plan, share, model.loras, several)[0]
+                    with timed("frames"):
+                        way = frames.pictures(partial(decoded, model, tile), quiet)
+                        images = plan.pixels.to_rgb(images)
+                        shown = frames.shown(way, images, list(written), records, together)
+                        written |= _write(plan, shown, quiet)
             processes.barrier()
-    wanted = plan.targets if plan.rows else plan.targets[share]
-    if note := note_of_names(wanted, list(written)):
-        say(note, quiet)
     if source and written:
-        again = _read_pixels(next(iter(written)), plan.pixels)
-        say(comparison(source, before, again), quiet)
+        again = [
+            _read_pixels(path, plan.pixels) for path in written if path.suffix == source.suffix
+        ]
+        alike = [pixels for pixels in again if pixels.shape == before.shape]
+        say(comparison(source, before, [*alike, *again][0]), quiet)
     if timing:
         for name, seconds in spent.items():
             print(f"{seconds:8.2f} s  {name}", file=sys.stderr)
@@ -186,10 +210,11 @@ def plan_images(options: dict[str, Any]) -> Plan:
     remembered = read_generation_metadata(source) if source else {}
     prompts = options["prompts"] or tuple(remembered.get("prompts", ())) or ("",)
     grid = options["grid"] or remembered.get("grid", False)
-    seed, strength, num_images = (
+    seed, strength, num_images, frames = (
         remembered.get(name) if options[name] is None else options[name]
-        for name in ("seed", "strength", "num_images")
+        for name in ("seed", "strength", "num_images", "frames")
     )
+    animate = options["animate"]
     num_images = read_count("num_images", 1 if num_images is None else num_images)
     each = for_each_image(prompts, num_images)
     seeds = image_seeds(seed, len(each))
@@ -222,14 +247,22 @@ def plan_images(options: dict[str, Any]) -> Plan:
     facts.check_prompts(prompts, negatives)
     facts.check_tile(options["tile"])
     start = read_init_image(files["init_image"], files["mask"], strength, settings.size, pixels)
-    first_step(start, settings.num_steps, settings.start_step)
+    first = first_step(start, settings.num_steps, settings.start_step)
+    check_frames(frames, animate, settings.num_steps - first)
+    if (frames or animate) and pixels.spatial_dims != 2:
+        raise UserError(f"--frames, --animate: show images, and {folder.path} draws signals")
     same = out is not None and source is not None and out.exists() and out.samefile(source)
+    if same and "frames" in remembered:
+        raise UserError(f"--out {out}: a strip, which is made beside its image; name another file")
     told = [*distinct, settings.negative_prompt]
     notes = list(notes_on(facts, settings, start, prompts, told))
     if folder.first_stage == "none" and options["tile"] != "auto":
         notes.append("--tile: of no effect, since this model has no autoencoder")
     wanted, replace = targets(out, each, seeds, grid, suffix), options["overwrite"] or same
-    check_writable(wanted, files.values(), replace)
+    strips = map(strip_file, wanted) if frames else ()
+    check_writable([*wanted, *strips], files.values(), replace)
+    if animate:
+        check_writable([animate], files.values(), replace, "--animate")
     return Plan(
         folder,
         loras,
@@ -241,6 +274,8 @@ def plan_images(options: dict[str, Any]) -> Plan:
         seeds,
         seed,
         wanted,
+        frames,
+        animate,
         replace,
         len(prompts) if grid else 0,
         common_metadata(
@@ -266,26 +301,30 @@ def _grid(plan: Plan, images: np.ndarray) -> np.ndarray:
     return make_grid(np.split(plan.pixels.to_rgb(images), plan.rows))
 
 
-def _write(
-    plan: Plan, share: slice, images: np.ndarray, loras: list[dict[str, Any]]
-) -> dict[Path, np.ndarray]:
-    """Write a process's share of the images, or the grid of all; return the pixels by file."""
+def _records(
+    plan: Plan, share: slice, loras: list[dict[str, Any]], together: bool
+) -> list[dict[str, Any]]:
+    """Metadata of each image of a process's share; or one, of all images `together`."""
     common, negatives = plan.metadata, plan.negative_prompts
-    if plan.rows:
-        files, pictures = plan.targets, [_grid(plan, images)]
+    if together:
         first = slice(None, None, common["num_images"])
         rows = plan.prompts[first], negatives and negatives[first]
-        records = [grid_metadata(common, loras, *rows, plan.seeds[0])]
-    else:
-        files, pictures = plan.targets[share], images
-        records = [
-            image_metadata(common, loras, plan.prompts[k], negatives and negatives[k], seed)
-            for k, seed in enumerate(plan.seeds)
-        ][share]
-    return {
-        write_picture(file, pixels, record, plan.replace, plan.pixels): pixels
-        for file, pixels, record in zip(files, pictures, records, strict=True)
-    }
+        return [grid_metadata(common, loras, *rows, plan.seeds[0])]
+    return [
+        image_metadata(common, loras, plan.prompts[k], negatives and negatives[k], seed)
+        for k, seed in enumerate(plan.seeds)
+    ][share]
+
+
+def _write(plan: Plan, pictures: Iterable[ToWrite], quiet: bool) -> dict[Path, np.ndarray]:
+    """Write pictures, and say which of them got another name; return the pixels by file."""
+    wanted, written = [], {}
+    for file, pixels, metadata in pictures:
+        wanted.append(file)
+        written[write_picture(file, pixels, metadata, plan.replace, plan.pixels)] = pixels
+    if note := note_of_names(wanted, list(written)):
+        say(note, quiet)
+    return written
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     --out FILE.png   that file
     --out FOLDER     PROMPT-SEED.png in it, or PROMPT-SEED-grid.png
     (none)           the same in the working directory
+    --frames N       beside each of them, NAME-frames.png
 
 Images that a PNG cannot hold are written as .npy with their metadata in NAME.json, and signals as
 .wav or .npy with a plot, NAME.png, too; a grid is always an 8-bit PNG.
@@ -28,6 +29,7 @@ import numpy as np
 from latentddpm.data.pictures.wav import save_wav
 from latentddpm.errors import UserError
 from latentddpm.utils.files import write_json
+from latentddpm.utils.images.animation import SUFFIXES, save_animation
 from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 from latentddpm.utils.images.plots import plot
 from latentddpm.utils.pixels import BESIDE, save_array, save_png
@@ -80,13 +82,28 @@ def targets(
     return [(out or Path()) / name for name in names]
 
 
-def check_writable(files: Iterable[Path], inputs: Iterable[Path | None], replace: bool) -> None:
+def strip_file(file: Path) -> Path:
+    """File of the strip of frames that belongs to a picture.
+
+    Args:
+        file: of the picture.
+    """
+    return file.with_name(f"{file.stem}-frames.png")
+
+
+def check_writable(
+    files: Iterable[Path],
+    inputs: Iterable[Path | None],
+    replace: bool,
+    option: str = "--out",
+) -> None:
     """Check, without writing anything, that files can be written.
 
     Args:
         files: all in one folder, which need not exist.
         inputs: files that are read, and must not be replaced.
         replace: whether the files may be replaced.
+        option: that names them, for messages.
 
     Raises:
         UserError: something other than a folder is in the way, a folder is in the place of a file,
@@ -101,15 +118,15 @@ def check_writable(files: Iterable[Path], inputs: Iterable[Path | None], replace
         except (FileNotFoundError, NotADirectoryError):
             continue
         if replace and file.is_dir():
-            raise UserError(f"--overwrite: {file} is a folder; name another file with --out")
+            raise UserError(f"--overwrite: {file} is a folder; name another file with {option}")
         if replace and any(file.exists() and file.samefile(path) for path in inputs):
-            raise UserError(f"--overwrite: {file} is read; name another file with --out")
+            raise UserError(f"--overwrite: {file} is read; name another file with {option}")
     folder = files[0].parent
     place = folder
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
-        raise UserError(f"--out {folder}: {place} is not a folder; name another place")
+        raise UserError(f"{option} {folder}: {place} is not a folder; name another place")
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
@@ -128,7 +145,7 @@ def write_picture(
 
     Args:
         file: to write.
-        pixels: (H, W, C); of a signal (L, C), or its plot.
+        pixels: (H, W, C); of a signal (L, C), or its plot; of an animation (F, H, W, 3).
         metadata: see `save_png` and `save_array`.
         replace: whether the file may be replaced.
         format: of the values.
@@ -162,7 +179,8 @@ def _save(
     """Write a file in the format of its suffix, and of a signal its plot beside it."""
     suffix = file.suffix.lower()
     if suffix not in BESIDE:
-        save_png(file, values, metadata, replace)
+        save = save_animation if suffix in SUFFIXES else save_png
+        save(file, values, metadata, replace)
         return
     if suffix == ".wav":
         save_wav(file, values, format.rate, replace)

@@ -4,6 +4,7 @@ version, model and its digest      which network
 the fields of GenerationSettings   how; a new field is written and read without a change here
 prompts, seed, num_images, grid    what
 negative_prompts                   of a grid whose rows have different ones
+frames                             of a strip: its levels
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
 """
 
@@ -36,6 +37,7 @@ OPTIONAL = {
     "mask": str,
     "mask_sha256": str,
     "loras": list,
+    "frames": int,
 }
 
 

@@ -40,7 +40,7 @@ from latentddpm.pipeline.model_folder import (
     read_model_folder,
     write_manifest,
 )
-from latentddpm.pipeline.progress import StepBar
+from latentddpm.pipeline.progress import Callback, StepBar, step_callback
 from latentddpm.pipeline.sampler_inputs import guided_denoiser, start_latents, text_contexts
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
@@ -262,6 +262,7 @@ class LatentDiffusion:
         output: str = "images",
         tile: str | int = "auto",
         batch_size: int = 16,
+        callback: Callback | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """Generate images from noise, from a picture, or inside a picture.
@@ -293,6 +294,9 @@ class LatentDiffusion:
             tile: encode and decode in strips: "auto" (where the whole image does not fit into
                 memory), "off", or the height of a strip in pixels. The images are the same.
             batch_size: images denoised together, at least 1. The images are the same.
+            callback: `callback(step_index, timestep, latents, x0)` after each step of each batch,
+                with the latents x_t that the step began with, and the x0 estimated from them:
+                tensors, float32 (B, h, w, c), scaled. Batches come one after the other.
             progress: say on stderr what is being done, with a bar for the steps.
 
         Returns:
@@ -343,7 +347,7 @@ class LatentDiffusion:
                         guided_denoiser(self.unet, own, settings),
                         starts[batch],
                         noise=partial(step_noise, seeds[batch], noise.shape[1:]),
-                        callback=lambda *_: bar.advance(),
+                        callback=step_callback(bar, starts[batch], callback),
                         first_step=first_step,
                     )
                 if output == "latents":

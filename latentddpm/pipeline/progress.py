@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
+
+Callback = Callable[[int, float, Any, Any], None]
+"""`callback(step_index, timestep, latents, x0)`, see `LatentDiffusion.generate`."""
+
+
+def step_callback(bar: StepBar, starts: Any, callback: Callback | None) -> Callback:
+    """Callback of a sampler that advances a bar, and tells another callback of each step.
+
+    A sampler hands over the latents that a step ends with. The other callback gets those that it
+    began with: x_t at the timestep, which x0 was estimated from.
+
+    Args:
+        bar: that counts the steps.
+        starts: latents of the first step.
+        callback: of `LatentDiffusion.generate`, or None.
+    """
+    before = starts
+
+    def report(step_index: int, timestep: float, latents: Any, x0: Any) -> None:
+        nonlocal before
+        bar.advance()
+        if callback is not None:
+            callback(step_index, timestep, before, x0)
+        before = latents
+
+    return report
 
 
 class StepBar(contextlib.ExitStack):

@@ -533,7 +533,7 @@ def test_text_without_captions_is_refused(lab, vae, tmp_path):
         ("vae", "training.num_steps=0", ("training.num_steps", "0")),
         ("vae", "data.resolution=35", ("35", "2", "34 or 36")),
         ("vae", "autoencoder.norm_groups=3", ("norm_groups=3", "8")),
-        ("ldm", "data.resolution=34 unet.channel_multipliers=[1,2]", ("34", "4", "32 or 36")),
+        ("ldm", "data.resolution=35", ("35", "2", "34 or 36")),
         ("ldm", "unet.attention_levels=[2]", ("attention_levels", "2")),
         ("ldm", "unet.num_heads=5", ("unet", "5")),
         ("ldm", "text.num_heads=3", ("num_heads", "3")),

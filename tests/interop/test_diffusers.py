@@ -24,7 +24,7 @@ from latentddpm.interop.diffusers.write_config import unet_config
 from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.denoisers.basic import BasicUNet
-from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.denoisers.unet import LATER, UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
 
@@ -409,7 +409,7 @@ def test_flow_matching_of_pixels_comes_back(tmp_path):
 def test_heads_and_epsilon_of_every_level_come_back():
     unet = UNet(**UNET | {"num_heads": [1, 2, 4, 8], "context_dim": 6, "norm_epsilon": 1e-6})
     arguments = unet_arguments(unet_config(unet, (8, 8)), "config.json")
-    ours = unet.get_config()
+    ours = LATER | unet.get_config()
     assert arguments == {key: ours[key] for key in arguments}, "other arguments after a round trip"
 
 

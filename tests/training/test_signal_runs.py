@@ -141,7 +141,7 @@ def array(values):
             [],
             r"x.npy: an image of shape \(16, 2, 3\), expected a s",
         ),
-        (array(np.full((16, 2), np.nan)), ["--strict"], "x.npy: NaN among the values"),
+        (array(np.full((16, 2), np.nan)), ["--strict"], "x.npy: nan among the values"),
         (None, ["data.spatial_dims=2"], "0.wav: a signal, expected an image; .*spatial_dims=1"),
         (None, ["data.flip=true"], "data.flip=True: a signal mirrored in time is another signal"),
         (None, ["data.rate=16000"], "0.wav: 8000 samples a second, but data.rate has 16000"),

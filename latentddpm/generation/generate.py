@@ -181,11 +181,12 @@ def generate_images(
                         written |= _write(plan, shown, quiet)
             processes.barrier()
     if source and written:
-        again = [
-            _read_pixels(path, plan.pixels) for path in written if path.suffix == source.suffix
-        ]
-        alike = [pixels for pixels in again if pixels.shape == before.shape]
-        say(comparison(source, before, [*alike, *again][0]), quiet)
+        kind = source.suffix.lower()
+        alike = [path for path in written if path.suffix.lower() == kind]
+        again = [_read_pixels(path, plan.pixels) for path in alike]
+        again.sort(key=lambda pixels: pixels.shape != before.shape)  # a strip is beside its image
+        if again:
+            say(comparison(source, before, again[0]), quiet)
     if timing:
         for name, seconds in spent.items():
             print(f"{seconds:8.2f} s  {name}", file=sys.stderr)

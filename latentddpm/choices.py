@@ -57,7 +57,7 @@ TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 SIGMA_SPACINGS = ("timesteps", "karras")
 
 FIRST_STAGES = ("autoencoder", "none")
-"""What is between pixels and latents; with "none" the model diffuses pixels."""
+"""First stages: between pixels and latents; with "none" the model diffuses pixels."""
 
 DENOISERS = {
     "unet": (

@@ -66,7 +66,7 @@ ARRAYS_READ = {".npy": "NPY", ".npz": "NPZ", ".wav": "WAV"}
 or of arrays: beside pictures (features, masks, sounds) arrays are not read."""
 
 ARRAYS_NAMED = "an array beside pictures; give arrays a folder of their own"
-"""What to do with an array that is not read."""
+"""Advice for an array that is not read."""
 
 MAGIC = (
     (0, b"\x89PNG\r\n\x1a\n", ".png"),

@@ -35,7 +35,7 @@ STRIP_PIXELS = 1 << 15
 
 
 FirstStage = Autoencoder | PixelSpace
-"""What turns images into latents and back."""
+"""First stage: turns images into latents and back."""
 
 
 def decode(

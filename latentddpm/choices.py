@@ -86,5 +86,8 @@ EXPORTS = {
 }
 """Format of `export` → the packages that write it, beside those that are always there."""
 
+ENGINES = ("auto", "keras", "onnx")
+"""Engines that compute the networks of a model."""
+
 PROJECTIONS = ("tsne", "umap")
 """Projections of latents to the plane, for `evaluate --latents`."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from latentddpm.choices import ENGINES
+
 FOLDER = click.Path(path_type=Path)
 
 
@@ -49,6 +51,7 @@ lora_option = click.option(
     metavar="FILE[:SCALE]",
     help="LoRA file or run to apply; may be given repeatedly.",
 )
+engine_option = click.option("--engine", help=f"{', '.join(ENGINES)} [default: auto].")
 strategy_option = click.option(
     "--strategy",
     default="auto",

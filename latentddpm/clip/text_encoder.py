@@ -21,7 +21,7 @@ import keras
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError, check_choice
-from latentddpm.utils.memory import count_weights
+from latentddpm.utils.machine.memory import count_weights
 
 ACTIVATIONS = ("quick_gelu", "gelu")  # CLIP and SD 1.x; OpenCLIP and SD 2.x (exact, by erf)
 LAYER_NORM_EPSILON = 1e-5

@@ -33,18 +33,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
 from latentddpm.choices import PREDICTIONS
 from latentddpm.diffusion.options import check_shift
 from latentddpm.diffusion.process import Array, ForwardProcess
 from latentddpm.errors import UserError, check_choice
+from latentddpm.utils import arrays
 
 FLOW_PREDICTIONS = PREDICTIONS["flow"]
 
 
-@keras.saving.register_keras_serializable(package="latentddpm")
 class FlowSchedule(ForwardProcess):
     """Flow schedule: x_σ = (1 − σ) x0 + σ ε, with timesteps t = T · σ, float, in 0 .. T.
 
@@ -88,7 +87,7 @@ class FlowSchedule(ForwardProcess):
         latents: Array,
         noise: Array,
         timesteps: Array,
-        take: Callable[[Array, Array], Array] = keras.ops.take,
+        take: Callable[[Array, Array], Array] = arrays.take,
     ) -> Array:
         """Target of the network, the shape of `latents`: ε − x0 or x0, by `prediction_type`.
 
@@ -176,8 +175,8 @@ class FlowSchedule(ForwardProcess):
         if isinstance(timesteps, np.ndarray):
             noise_rate = (timesteps / self.num_train_timesteps).astype(dtype)
         else:
-            if "float" not in keras.backend.standardize_dtype(timesteps.dtype):
-                timesteps = keras.ops.cast(timesteps, dtype)
+            if not arrays.is_floating(timesteps):
+                timesteps = arrays.cast(timesteps, dtype)
             noise_rate = timesteps / self.num_train_timesteps
         return 1 - noise_rate, noise_rate
 

@@ -19,14 +19,11 @@ prediction the standard deviation of its conditional prediction (Lin 2023, §3.4
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import keras
 
 from latentddpm.diffusion.options import check_guidance_rescale, check_guidance_scale
 from latentddpm.errors import UserError
-
-Array = Any
+from latentddpm.utils import arrays
+from latentddpm.utils.arrays import Array
 
 
 class ClassifierFreeGuidance:
@@ -86,8 +83,8 @@ class ClassifierFreeGuidance:
         self.batch_size = shape[0]
         self.context = context
         if self.guidance_scale != 1:
-            null_context = keras.ops.broadcast_to(null_context, shape)
-            self.context = keras.ops.concatenate([null_context, context])  # (2B, L, d)
+            null_context = arrays.broadcast_to(null_context, shape)
+            self.context = arrays.concatenate([null_context, context])  # (2B, L, d)
 
     def __call__(self, noisy_latents: Array, timesteps: Array) -> Array:
         if noisy_latents.shape[0] != self.batch_size:
@@ -97,27 +94,27 @@ class ClassifierFreeGuidance:
             )
         if self.guidance_scale == 1:
             prediction = self.denoiser(noisy_latents, timesteps, self.context)
-            return keras.ops.cast(prediction, "float32")
+            return arrays.cast(prediction, "float32")
         prediction = self.denoiser(
-            keras.ops.concatenate([noisy_latents, noisy_latents]),  # (2B, h, w, c)
-            keras.ops.concatenate([timesteps, timesteps]),  # (2B,)
+            arrays.concatenate([noisy_latents, noisy_latents]),  # (2B, h, w, c)
+            arrays.concatenate([timesteps, timesteps]),  # (2B,)
             self.context,
         )
-        unconditional, conditional = keras.ops.split(keras.ops.cast(prediction, "float32"), 2)
+        unconditional, conditional = arrays.split(arrays.cast(prediction, "float32"), 2)
         channels = noisy_latents.shape[-1]
         variance = conditional[..., channels:]  # a learned one is not guided
         unconditional, conditional = unconditional[..., :channels], conditional[..., :channels]
         guided = unconditional + self.guidance_scale * (conditional - unconditional)
         if self.guidance_rescale != 0:
             guided = _rescale(guided, conditional, self.guidance_rescale)
-        return keras.ops.concatenate([guided, variance], axis=-1)
+        return arrays.concatenate([guided, variance], axis=-1)
 
 
 def _rescale(guided: Array, conditional: Array, share: float) -> Array:
     """`guided`, rescaled by `share` to the deviation of `conditional` (Lin 2023, eq. 15, 16)."""
     axes = tuple(range(1, len(guided.shape)))
-    wanted = keras.ops.std(conditional, axis=axes, keepdims=True)
-    found = keras.ops.std(guided, axis=axes, keepdims=True)
+    wanted = arrays.std(conditional, axis=axes, keepdims=True)
+    found = arrays.std(guided, axis=axes, keepdims=True)
     # A constant prediction (the zeros of an untrained network) stays as it is.
-    ratio = keras.ops.where(found > 0, wanted / keras.ops.where(found > 0, found, 1.0), 1.0)
+    ratio = arrays.where(found > 0, wanted / arrays.where(found > 0, found, 1.0), 1.0)
     return (share * ratio + (1 - share)) * guided

@@ -21,10 +21,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from latentddpm.diffusion.samplers.base import Array, Denoise, Noise, Sampler
 from latentddpm.errors import UserError
+from latentddpm.utils import arrays
 
 
 class Inpainting(Sampler):
@@ -49,8 +49,8 @@ class Inpainting(Sampler):
         self.alphas_cumprod = sampler.alphas_cumprod
         self.clip_sample = sampler.clip_sample
         self.learned_variance = sampler.learned_variance
-        self.known_latents = ops.cast(known_latents, "float32")
-        self.repaint = ops.cast(repaint, "float32")
+        self.known_latents = known_latents
+        self.repaint = repaint
 
     @property
     def stochastic(self) -> bool:
@@ -66,22 +66,24 @@ class Inpainting(Sampler):
                 f"got {tuple(self.known_latents.shape[-3:])}"
             )
 
+        known = arrays.like(self.known_latents, latents)
+        repaint = arrays.like(self.repaint, latents)
+
+        def mix(painted: Array, kept: Array) -> Array:
+            return repaint * painted + (1 - repaint) * kept
+
         def denoise_partly(latents: Array, step_index: int) -> tuple[Array, ...]:
             x0, epsilon, *variance = denoise(latents, step_index)
             signal_rate, noise_rate = self.rates(step_index)
-            implied = (latents - signal_rate * self.known_latents) / noise_rate
-            kept = self._mix(x0, self.known_latents), self._mix(epsilon, implied)
-            return *kept, *variance
+            implied = (latents - signal_rate * known) / noise_rate
+            return mix(x0, known), mix(epsilon, implied), *variance
 
         latents, x0, history = self.sampler.step(
             step_index, latents, denoise_partly, noise, history
         )
         if step_index + 1 == self.num_steps:  # without rounding errors
-            latents = ops.where(self.repaint > 0, latents, self.known_latents)
+            latents = arrays.where(repaint > 0, latents, known)
         return latents, x0, history
-
-    def _mix(self, painted: Array, kept: Array) -> Array:
-        return self.repaint * painted + (1 - self.repaint) * kept
 
 
 def repaint_weights(mask: np.ndarray, downsample_factor: int) -> np.ndarray:

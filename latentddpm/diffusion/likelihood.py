@@ -42,11 +42,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
+from latentddpm.utils import arrays
 
 BITS = 1 / np.log(2)
 """Bits in a nat."""
@@ -179,7 +179,7 @@ def predicted_x0(
         float64 (B, ...).
     """
     noisy = schedule.add_noise(latents, noise, timesteps)
-    prediction = keras.ops.convert_to_numpy(denoiser(noisy, timesteps))
+    prediction = arrays.like(denoiser(noisy, timesteps), noisy)
     prediction = prediction[..., : latents.shape[-1]]  # without a learned variance
     # In float64: at little noise x0 and x̂0 agree in most digits, and their difference counts.
     exact = noisy.astype("float64"), timesteps

@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-import keras
 import numpy as np
 
 from latentddpm.errors import UserError, check_choice
-
-Array = Any  # a NumPy array, or a tensor of the Keras backend (or of TensorFlow, in tf.data)
+from latentddpm.utils import arrays
+from latentddpm.utils.arrays import Array
 
 
 class ForwardProcess:
@@ -49,7 +48,7 @@ class ForwardProcess:
         latents: Array,
         noise: Array,
         timesteps: Array,
-        take: Callable[[Array, Array], Array] = keras.ops.take,
+        take: Callable[[Array, Array], Array] = arrays.take,
     ) -> Array:
         """Noisy latents x_t: `latents` at the noise level of `timesteps` (Ho 2020, eq. 4).
 
@@ -122,7 +121,7 @@ class ForwardProcess:
         latents: Array,
         noise: Array,
         timesteps: Array,
-        take: Callable[[Array, Array], Array] = keras.ops.take,
+        take: Callable[[Array, Array], Array] = arrays.take,
     ) -> Array:
         """Target of the network, the shape of `latents`; written by a subclass."""
         raise NotImplementedError(f"{type(self).__name__} has no target")
@@ -164,7 +163,7 @@ class ForwardProcess:
         self,
         timesteps: Array,
         latents: Array,
-        take: Callable[[Array, Array], Array] = keras.ops.take,
+        take: Callable[[Array, Array], Array] = arrays.take,
     ) -> tuple[Array, Array]:
         """`signal_rate` and `noise_rate` at `timesteps`, of shapes that broadcast to `latents`."""
         dtype = "float32"

@@ -21,13 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
 from latentddpm.choices import PREDICTIONS
 from latentddpm.diffusion.betas import BETA_SCHEDULES, make_betas, with_zero_terminal_snr
 from latentddpm.diffusion.process import Array, ForwardProcess
 from latentddpm.errors import UserError, check_choice
+from latentddpm.utils import arrays
 
 PREDICTION_TYPES = PREDICTIONS["ddpm"]
 
@@ -35,7 +35,6 @@ NEARLY_NO_SIGNAL = 2.0**-24
 """ᾱ in place of 0 where σ = √(1 − ᾱ) / √ᾱ has to be finite: σ = 4096, as in diffusers."""
 
 
-@keras.saving.register_keras_serializable(package="latentddpm")
 class NoiseSchedule(ForwardProcess):
     """Noise schedule: levels of the T training timesteps, and conversions of x0, ε, v and x_t.
 
@@ -129,7 +128,7 @@ class NoiseSchedule(ForwardProcess):
         latents: Array,
         noise: Array,
         timesteps: Array,
-        take: Callable[[Array, Array], Array] = keras.ops.take,
+        take: Callable[[Array, Array], Array] = arrays.take,
     ) -> Array:
         """Target of the network, the shape of `latents`: ε, v or x0, by `prediction_type`.
 
@@ -247,17 +246,17 @@ class NoiseSchedule(ForwardProcess):
         self, timesteps: Array, take: Callable[[Array, Array], Array], dtype: Any
     ) -> tuple[Array, Array]:
         """`signal_rate` and `noise_rate`; at float timesteps from σ as of `sigmas_at`."""
-        if "float" not in keras.backend.standardize_dtype(timesteps.dtype):
+        if not arrays.is_floating(timesteps):
             tables = self.signal_rate, self.noise_rate
             return tuple(take(table.astype(dtype), timesteps) for table in tables)
         if isinstance(timesteps, np.ndarray):
             sigmas = self.sigmas_at(timesteps).astype(dtype)
         else:
             table = self._finite_sigmas().astype(dtype)
-            lower = keras.ops.floor(timesteps)
-            upper = keras.ops.minimum(lower + 1, self.num_train_timesteps - 1)
+            lower = arrays.floor(timesteps)
+            upper = arrays.minimum(lower + 1, self.num_train_timesteps - 1)
             weight = timesteps - lower
-            lower, upper = (take(table, keras.ops.cast(t, "int32")) for t in (lower, upper))
+            lower, upper = (take(table, arrays.cast(t, "int32")) for t in (lower, upper))
             sigmas = lower + weight * (upper - lower)
         signal_rate = (1 + sigmas**2) ** -0.5
         return signal_rate, sigmas * signal_rate

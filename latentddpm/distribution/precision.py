@@ -24,7 +24,7 @@ from typing import Any
 import tensorflow as tf
 
 from latentddpm.utils.files import write_json
-from latentddpm.utils.kernels import (
+from latentddpm.utils.machine.kernels import (
     MEASURED,
     NATIVE,
     VARIABLE,

@@ -5,9 +5,8 @@ Wrong options are refused while the plan is made, before Keras is imported.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,8 @@ from PIL import Image
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.data.pictures.stored import read_stored
-from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.errors import UserError
+from latentddpm.generation.devices import devices, engine_of
 from latentddpm.generation.frames import Frames, ToWrite, check_frames, decoded
 from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
 from latentddpm.generation.notes import notes_on
@@ -63,6 +62,7 @@ class Plan:
 
     Attributes:
         folder: of the model.
+        engine: that computes its networks.
         loras: files to apply to the model.
         settings: of all images.
         pixels: format of the images.
@@ -81,6 +81,7 @@ class Plan:
     """
 
     folder: ModelFolder
+    engine: str
     loras: list[Lora]
     settings: GenerationSettings
     pixels: PixelFormat
@@ -105,6 +106,7 @@ def generate_images(
     timing: bool,
     tile: str = "auto",
     strategy: str = "auto",
+    engine: str | None = None,
     **options: Any,
 ) -> list[Path]:
     """Generate images and write them as PNG files, with metadata to make them again.
@@ -116,6 +118,7 @@ def generate_images(
         tile: see `LatentDiffusion.generate`; the images do not depend on it.
         strategy: name of a strategy, see `distribution.strategy.make_strategy`. With several
             processes each generates and writes its share of the images.
+        engine: see `devices.engine_of`.
         options: see `plan_images`.
 
     Returns:
@@ -126,17 +129,17 @@ def generate_images(
     """
     with collect() as spent:
         read_count("batch_size", batch_size)
-        parse_strategy(strategy)
-        plan = plan_images({**options, "tile": tile})
+        plan = plan_images({**options, "tile": tile, "engine": engine, "strategy": strategy})
         for note in plan.notes:
             say(note, quiet)
         source = options["source"]
         # Read now: the file may be replaced.
         before = _read_pixels(source, plan.pixels) if source else None
-        with timed("import Keras"):
-            import_keras()
+        with timed(f"import {'Keras' if plan.engine == 'keras' else 'ONNX Runtime'}"):
+            if plan.engine == "keras":
+                import_keras()
             from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-        with _devices(strategy) as processes:
+        with devices(plan.engine, strategy) as processes:
             together = "--grid" if plan.rows else "--animate" if plan.animate else ""
             if processes.count > 1 and (together or plan.seed is None):
                 own = f"no {together}: each writes its own"
@@ -146,7 +149,7 @@ def generate_images(
                 )
             name = model_name(plan.folder)
             with timed("load model"), activity(f"loading {name}", quiet):
-                model = LatentDiffusion.load(plan.folder.path)
+                model = LatentDiffusion.load(plan.folder.path, plan.engine)
                 apply_loras(model, plan.loras)
             share = processes.share(len(plan.prompts))
             share = slice(share.start, share.stop)
@@ -231,6 +234,12 @@ def plan_images(options: dict[str, Any]) -> Plan:
             f"{source}: made by model {remembered.get('model_digest')}, "
             f"{folder.path} is {folder.digest}; give its own with --model"
         )
+    engine, note = engine_of(
+        folder,
+        options["engine"],
+        remembered.get("engine", source and "keras"),
+        options["strategy"],
+    )
     pixels = folder.pixels
     suffix = ".png" if grid else pixels.suffix
     check_out(out, 1 if grid else len(each), suffix)
@@ -256,7 +265,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
     if same and "frames" in remembered:
         raise UserError(f"--out {out}: a strip, which is made beside its image; name another file")
     told = [*distinct, settings.negative_prompt]
-    notes = list(notes_on(facts, settings, start, prompts, told))
+    notes = [*filter(None, [note]), *notes_on(facts, settings, start, prompts, told)]
     if folder.first_stage == "none" and options["tile"] != "auto":
         notes.append("--tile: of no effect, since this model has no autoencoder")
     wanted, replace = targets(out, each, seeds, grid, suffix), options["overwrite"] or same
@@ -266,6 +275,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
         check_writable([animate], files.values(), replace, "--animate")
     return Plan(
         folder,
+        engine,
         loras,
         settings,
         pixels,
@@ -279,9 +289,12 @@ def plan_images(options: dict[str, Any]) -> Plan:
         animate,
         replace,
         len(prompts) if grid else 0,
-        common_metadata(
-            folder, settings, start, num_images=num_images, files=files, order=options
-        ),
+        {
+            **common_metadata(
+                folder, settings, start, num_images=num_images, files=files, order=options
+            ),
+            "engine": engine,
+        },
         notes,
     )
 
@@ -326,26 +339,3 @@ def _write(plan: Plan, pictures: Iterable[ToWrite], quiet: bool) -> dict[Path, n
     if note := note_of_names(wanted, list(written)):
         say(note, quiet)
     return written
-
-
-@contextlib.contextmanager
-def _devices(strategy: str) -> Iterator[ProcessGroup]:
-    """Scope of a strategy, whose devices networks made inside use; yields its processes."""
-    import keras
-
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        from latentddpm.distribution.strategy import (
-            in_scope,
-            make_strategy,
-            process_group,
-            translate_worker_errors,
-        )
-
-        devices = make_strategy(strategy)
-        with translate_worker_errors(devices), in_scope(devices):
-            yield process_group(devices)
-    elif strategy in ("auto", "one"):
-        yield ONE_PROCESS
-    else:
-        raise UserError(f"--strategy {strategy}: needs KERAS_BACKEND=tensorflow, not {backend}")

@@ -38,6 +38,7 @@ OPTIONAL = {
     "mask_sha256": str,
     "loras": list,
     "frames": int,
+    "engine": str,
 }
 
 

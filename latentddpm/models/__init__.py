@@ -1,27 +1,16 @@
-"""Networks: the autoencoder and the UNet, their blocks, and their archives.
+"""Networks: the autoencoder and the denoisers, their blocks, and their archives.
 
-Importing this module registers every class that a `.keras` archive of this package can contain, so
-that `keras.saving.load_model` finds it. Importing both `latentddpm` and Keras does the same, in
-any order, see `utils.registration`.
+The classes load on first use, since some modules here need no Keras.
 """
 
-from latentddpm.clip.text_encoder import TextEncoder
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
-from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
-from latentddpm.models.denoisers.basic import BasicUNet
-from latentddpm.models.denoisers.classic import ClassicUNet
-from latentddpm.models.denoisers.unet import UNet
-from latentddpm.models.discriminator import PatchDiscriminator
-from latentddpm.models.perceptual import PerceptualDistance
+import importlib
+from typing import Any
 
-__all__ = [
-    "Autoencoder",
-    "BasicUNet",
-    "ClassicUNet",
-    "Decoder",
-    "Encoder",
-    "PatchDiscriminator",
-    "PerceptualDistance",
-    "TextEncoder",
-    "UNet",
-]
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    networks = importlib.import_module(f"{__name__}.networks")
+    if name not in networks.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(networks, name)

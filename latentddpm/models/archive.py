@@ -24,7 +24,7 @@ from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
 from latentddpm.utils.files import WEIGHTS, atomic_path, read_arguments
 from latentddpm.utils.finite import check_finite
-from latentddpm.utils.memory import TooManyWeights, weight_limit
+from latentddpm.utils.machine.memory import TooManyWeights, weight_limit
 
 SMALLEST_NUMBER = 2  # bytes per weight: they are stored in float32 or float16
 

@@ -12,25 +12,32 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
+from latentddpm.models.graph_networks import GraphNetwork
+
+if TYPE_CHECKING:
+    import keras
 
 _functions: weakref.WeakKeyDictionary[keras.Model, Callable] = weakref.WeakKeyDictionary()
 
 
-def compiled(network: keras.Model) -> Callable[[Any], Any]:
+def compiled(network: keras.Model | GraphNetwork) -> Callable[[Any], Any]:
     """Compiled function for `network(inputs, training=False)`.
 
     It is traced at its first call and for each new shape, and uses the weights of the time of the
     call. As long as the network exists it has a single such function.
 
     Args:
-        network: any Keras model.
+        network: any Keras model; a graph, which is compiled already, is returned as it is.
 
     Returns:
         inputs → outputs of the network.
     """
+    if isinstance(network, GraphNetwork):
+        return network
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         return network.predict_on_batch
     if network not in _functions:
@@ -38,8 +45,12 @@ def compiled(network: keras.Model) -> Callable[[Any], Any]:
     return _functions[network]
 
 
-def has_replicas(network: keras.Model) -> bool:
+def has_replicas(network: keras.Model | GraphNetwork) -> bool:
     """True for a network that was made for several devices of this process."""
+    if isinstance(network, GraphNetwork):
+        return False
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         return False
     from latentddpm.distribution.replicas import local_replicas
@@ -48,6 +59,7 @@ def has_replicas(network: keras.Model) -> bool:
 
 
 def _compiled(network: keras.Model) -> Callable[[Any], Any]:
+    import keras
     import tensorflow as tf
 
     from latentddpm.distribution.replicas import split_over_replicas

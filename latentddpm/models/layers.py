@@ -25,7 +25,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from latentddpm.utils.memory import count_weights
+from latentddpm.utils.machine.memory import count_weights
 
 PACKAGE = "latentddpm"
 Shape = tuple[int | None, ...]

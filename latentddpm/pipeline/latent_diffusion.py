@@ -12,24 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import latentddpm
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
-from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.diffusion.schedules import schedule_from_config
+from latentddpm.engines.networks import choose_engine, load_networks
 from latentddpm.errors import UserError, check_choice
-from latentddpm.models.archive import load_archive, save_archive, weights_digest
-from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import FirstStage, decode
-from latentddpm.models.denoisers.base import Denoiser
-from latentddpm.models.denoisers.kinds import load_denoiser
+from latentddpm.models.graph_networks import is_graph
 from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
     FILES,
@@ -41,7 +38,12 @@ from latentddpm.pipeline.model_folder import (
     write_manifest,
 )
 from latentddpm.pipeline.progress import Callback, StepBar, step_callback
-from latentddpm.pipeline.sampler_inputs import guided_denoiser, start_latents, text_contexts
+from latentddpm.pipeline.sampler_inputs import (
+    guided_denoiser,
+    on_device,
+    start_latents,
+    text_contexts,
+)
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
 from latentddpm.pipeline.summary import describe_model
@@ -50,6 +52,10 @@ from latentddpm.utils.files import atomic_folder
 from latentddpm.utils.images.pictures import Picture
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.timing import timed
+
+if TYPE_CHECKING:
+    from latentddpm.clip.text_encoder import TextEncoder
+    from latentddpm.models.denoisers.base import Denoiser
 
 OUTPUTS = ("images", "latents")
 
@@ -109,30 +115,29 @@ class LatentDiffusion:
         self.loras: list[dict[str, Any]] = []
 
     @classmethod
-    def load(cls, folder: str | Path) -> LatentDiffusion:
+    def load(cls, folder: str | Path, engine: str = "keras") -> LatentDiffusion:
         """Load a model.
 
         Args:
             folder: a model folder, a finished run, or the name of a model that ships, such as
                 "emoji-128".
+            engine: that computes its networks, see `engines.networks`: "keras", whose networks can be
+                trained, saved and exported; "onnx", which only generates; or "auto".
 
         Raises:
-            UserError: see `model_folder.read_model_folder`; or the folder holds no UNet.
+            UserError: see `model_folder.read_model_folder`; the folder holds no UNet; or see
+                `engines.networks.choose_engine`.
         """
         found = read_model_folder(folder)
-        unet = load_denoiser(found.file("unet"))
-        first_stage = PixelSpace(unet.latent_channels)
-        if found.first_stage != "none":
-            first_stage = load_archive(found.file("vae"), Autoencoder)
-        text_encoder = tokenizer = None
-        if "text_encoder" in found.parts:
-            text_encoder = load_archive(found.file("text_encoder"), TextEncoder)
+        networks = load_networks(found, choose_engine(engine, found))
+        tokenizer = None
+        if networks.text_encoder is not None:
             tokenizer = CLIPTokenizer.load(found.path / TOKENIZER)
         return cls(
-            first_stage,
-            unet,
+            networks.autoencoder,
+            networks.unet,
             schedule_from_config(found.schedule or {}),
-            text_encoder,
+            networks.text_encoder,
             tokenizer,
             found.image_size,
             found.defaults,
@@ -151,8 +156,13 @@ class LatentDiffusion:
             The model folder, as it is read back.
 
         Raises:
-            UserError: the folder exists and holds something other than a model.
+            UserError: the folder exists and holds something other than a model; or the model was
+                loaded with another engine than Keras.
         """
+        from latentddpm.models.archive import save_archive, weights_digest
+
+        if self.engine != "keras":
+            raise UserError("save: needs the model of LatentDiffusion.load(…, engine='keras')")
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder}: holds other files and no {MANIFEST}; name a new folder")
@@ -188,6 +198,11 @@ class LatentDiffusion:
 
     def __repr__(self) -> str:
         return describe_model(self)
+
+    @property
+    def engine(self) -> str:
+        """Engine that computes its networks: "keras" or "onnx"."""
+        return "onnx" if is_graph(self.unet) else "keras"
 
     @property
     def facts(self) -> ModelFacts:
@@ -345,7 +360,7 @@ class LatentDiffusion:
                 with timed("sampler"):
                     denoised = sampler.sample(
                         guided_denoiser(self.unet, own, settings),
-                        starts[batch],
+                        on_device(self.unet, starts[batch]),
                         noise=partial(step_noise, seeds[batch], noise.shape[1:]),
                         callback=step_callback(bar, starts[batch], callback),
                         first_step=first_step,

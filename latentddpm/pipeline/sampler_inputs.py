@@ -7,29 +7,32 @@ noise [, picture ─► encoder ─► latents] ─► noisy latents at the firs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.models.autoencoder.tiling import FirstStage, encode
-from latentddpm.models.denoisers.base import Denoiser
+from latentddpm.models.graph_networks import GraphDenoiser, GraphTextEncoder, is_graph
 from latentddpm.models.inference import compiled
 from latentddpm.pipeline.init_image import InitImage, first_step
 from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.timing import timed
 
+if TYPE_CHECKING:
+    from latentddpm.clip.text_encoder import TextEncoder
+    from latentddpm.models.denoisers.base import Denoiser
+
 Contexts = tuple[np.ndarray, np.ndarray]
 """Text states of prompts and of their negative prompts, float32 (N, L, d) each."""
 
 
 def text_contexts(
-    text_encoder: TextEncoder | None,
+    text_encoder: TextEncoder | GraphTextEncoder | None,
     tokenizer: CLIPTokenizer | None,
     prompts: Sequence[str],
     negative_prompts: Sequence[str],
@@ -54,7 +57,7 @@ def text_contexts(
 
 
 def guided_denoiser(
-    unet: Denoiser, contexts: Contexts | None, settings: GenerationSettings
+    unet: Denoiser | GraphDenoiser, contexts: Contexts | None, settings: GenerationSettings
 ) -> samplers.Denoiser:
     """Denoiser of one batch, with classifier-free guidance where there are contexts.
 
@@ -76,8 +79,23 @@ def guided_denoiser(
 
     if contexts is None:
         return denoise
+    contexts = tuple(on_device(unet, one) for one in contexts)
     scale, rescale = settings.guidance_scale, settings.guidance_rescale
     return ClassifierFreeGuidance(denoise, *contexts, scale, rescale)
+
+
+def on_device(network: Denoiser | GraphDenoiser, values: np.ndarray) -> Any:
+    """Values as the network computes with them: a tensor of its backend; NumPy's for a graph.
+
+    Args:
+        network: that will be called with them.
+        values: float32.
+    """
+    if is_graph(network):
+        return values
+    import keras
+
+    return keras.ops.convert_to_tensor(values)
 
 
 def start_latents(

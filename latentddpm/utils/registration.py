@@ -19,15 +19,21 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-NETWORKS = "latentddpm.models"
+MODULES = ("latentddpm.models.networks", "latentddpm.diffusion.with_keras")
+"""Modules that register classes."""
 
 
 def register_with_keras() -> None:
     """Import the modules of the networks, now or right after Keras is imported."""
     if "keras" in sys.modules:
-        importlib.import_module(NETWORKS)
+        _import_all()
     else:
         sys.meta_path.insert(0, AfterKeras())
+
+
+def _import_all() -> None:
+    for name in MODULES:
+        importlib.import_module(name)
 
 
 class AfterKeras(importlib.abc.MetaPathFinder):
@@ -50,7 +56,7 @@ class AfterKeras(importlib.abc.MetaPathFinder):
             # its classes itself. An error in ours must not make the import of Keras fail: who
             # uses the networks will see it.
             with contextlib.suppress(Exception):
-                importlib.import_module(NETWORKS)
+                _import_all()
 
         spec.loader.exec_module = exec_module
         return spec

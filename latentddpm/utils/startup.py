@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from latentddpm.utils.console import activity, held_stderr, speaks
-from latentddpm.utils.kernels import choose_kernels, processor_flags
+from latentddpm.utils.machine.kernels import choose_kernels, processor_flags
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 QUIETEST = "3"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from latentddpm.utils import kernels
+from latentddpm.utils.machine import kernels
 
 AVX2 = {"fpu", "sse4_2", "avx", "avx2", "fma"}
 AVX512 = {*AVX2, "avx512f", "avx512bw"}  # without instructions for neural networks

@@ -41,7 +41,7 @@ class AsMemoryAllows:
         Returns:
             (B, …).
         """
-        from latentddpm.utils.memory import is_out_of_memory
+        from latentddpm.utils.machine.memory import is_out_of_memory
 
         if self.size is None:
             fits = self.fitting(images)

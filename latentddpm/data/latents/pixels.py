@@ -111,7 +111,7 @@ class PixelLatents:
             memory: free bytes; None to ask the system.
         """
         if memory is None:
-            from latentddpm.utils.memory import free_memory
+            from latentddpm.utils.machine.memory import free_memory
 
             memory = free_memory() or MEMORY
         size = (size,) * 2 if isinstance(size, int) else tuple(size)

@@ -25,15 +25,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 
 from latentddpm.choices import TIMESTEP_SPACINGS
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.diffusion.samplers.spacing import start_for_epsilon, visited_timesteps
 from latentddpm.errors import UserError, check_choice
+from latentddpm.utils import arrays
+from latentddpm.utils.arrays import Array
 
-Array = Any
 Denoiser = Callable[[Array, Array], Array]  # (noisy_latents, timesteps) -> prediction
 Denoise = Callable[[Array, int], tuple[Array, ...]]  # (latents, step_index) -> x0, epsilon
 Noise = Callable[..., Array]  # (step_index[, draw]) -> standard normal, the latents' shape
@@ -73,7 +73,7 @@ class Sampler:
         >>> sampler.timesteps
         array([999, 749, 499, 249])
         >>> sampler.sample(lambda noisy_latents, t: noisy_latents, np.ones((2, 8, 8, 4))).shape
-        TensorShape([2, 8, 8, 4])
+        (2, 8, 8, 4)
     """
 
     skip_lowest = False  # leave out the lowest of n + 1 timesteps: see `spaced_timesteps`
@@ -142,7 +142,8 @@ class Sampler:
                 prediction has the shape of `noisy_latents`, or twice the channels: those of a
                 learned variance (`DDPMSampler`), which other samplers leave aside.
             latents: (B, h, w, c) at the noise level of `first_step`, as `add_noise` makes them;
-                for step 0 that is standard normal noise, for every sampler.
+                for step 0 that is standard normal noise, for every sampler. With a NumPy array
+                NumPy computes the steps, with a tensor of Keras's backend that backend does.
             noise: `noise(step_index) -> (B, h, w, c)`, the standard normal noise of one step.
                 Stochastic samplers call it at most once per step; others do not need it. One that
                 needs more (`pc`) calls `noise(step_index, draw)` for those with draw = 1, 2, …
@@ -152,7 +153,7 @@ class Sampler:
                 do and the latents are returned as they are.
 
         Returns:
-            Clean latents, float32 (B, h, w, c).
+            Clean latents, float32 (B, h, w, c), NumPy's or a tensor as `latents` are.
 
         Raises:
             UserError: a stochastic sampler without `noise`, a `first_step` out of range, or a
@@ -168,19 +169,16 @@ class Sampler:
                 "of the picture there",
                 stacklevel=2,
             )
-        latents = keras.ops.cast(latents, "float32")
+        latents = arrays.cast(latents, "float32")
         whole = np.issubdtype(self.timesteps.dtype, np.integer)
 
         def denoise(latents: Array, step_index: int) -> tuple[Array, Array]:
-            timesteps = keras.ops.full(
-                keras.ops.shape(latents)[:1],
-                self.timesteps[step_index].item(),
-                dtype="int32" if whole else "float32",
-            )
+            timestep, dtype = self.timesteps[step_index].item(), "int32" if whole else "float32"
+            timesteps = arrays.one_for_each(latents, timestep, dtype)
             prediction, variance = _halves(latents, denoiser(latents, timesteps))
             x0, epsilon = self.schedule.split(prediction, latents, *self.rates(step_index))
             if self.clip_sample:
-                x0 = keras.ops.clip(x0, -1, 1)
+                x0 = arrays.clip(x0, -1, 1)
             return (x0, epsilon, variance) if self.learned_variance else (x0, epsilon)
 
         def draw(step_index: int, *more: int) -> Array:
@@ -296,16 +294,16 @@ def _halves(latents: Array, prediction: Array) -> tuple[Array, Array | None]:
     """A prediction, and the channels after it that are of a learned variance; None for none."""
     what, variance = "the denoiser's prediction", None
     if tuple(prediction.shape) == (*latents.shape[:-1], 2 * latents.shape[-1]):
-        prediction, variance = keras.ops.split(prediction, 2, axis=-1)
+        prediction, variance = arrays.split(prediction, 2, axis=-1)
         variance = _like(latents, variance, what)
     return _like(latents, prediction, what), variance
 
 
 def _like(latents: Array, values: Array, what: str) -> Array:
-    """`values` in float32, after a check that they have the shape of `latents`."""
+    """`values` as float32 of the kind of `latents`, after a check that they have its shape."""
     if tuple(values.shape) != tuple(latents.shape):
         raise UserError(
             f"{what}: expected the shape of the latents, {tuple(latents.shape)}, "
             f"got {tuple(values.shape)}"
         )
-    return keras.ops.cast(values, "float32")
+    return arrays.like(values, latents)

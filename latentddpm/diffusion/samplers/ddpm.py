@@ -36,12 +36,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from keras import ops
-
 from latentddpm.diffusion.options import check_eta, check_variance
 from latentddpm.diffusion.samplers.base import Array, Denoise, Noise, Sampler
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
+from latentddpm.utils import arrays
 
 
 class DDPMSampler(Sampler):
@@ -69,7 +68,7 @@ class DDPMSampler(Sampler):
         ...     noise=lambda step_index: rng.normal(size=(1, 8, 8, 4)),
         ... )
         >>> latents.shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class DDPMSampler(Sampler):
         if small == 0:  # the last step
             return latents, x0, None
         if self.learned_variance:
-            std = ops.exp(_log_variance(learned[0], small, large) / 2)
+            std = arrays.exp(_log_variance(learned[0], small, large) / 2)
         else:
             std = math.sqrt(large if self.variance == "large" else small)
         return latents + std * noise(step_index), x0, None
@@ -131,7 +130,7 @@ class DDIMSampler(Sampler):
         array([999, 749, 499, 249])
         >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
         >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class DPMSolverMultistepSampler(SigmaSampler):
         array([999, 916, 815, 687, 523, 327, 146,  41,   7,   0])
         >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
         >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     skip_lowest = True
@@ -102,7 +102,7 @@ class DPMSolverMultistepSDESampler(DPMSolverMultistepSampler):
         ...     noise=lambda step_index: rng.normal(size=(1, 8, 8, 4)),
         ... )
         >>> latents.shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class EulerSampler(SigmaSampler):
         array([999. , 499.5,   0. ])
         >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
         >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     whole_timesteps = False
@@ -88,7 +88,7 @@ class EulerAncestralSampler(SigmaSampler):
         ...     noise=lambda step_index: rng.normal(size=(1, 8, 8, 4)),
         ... )
         >>> latents.shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     whole_timesteps = False
@@ -131,7 +131,7 @@ class HeunSampler(SigmaSampler):
         array([667., 160.,   1.])
         >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
         >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     whole_timesteps = False

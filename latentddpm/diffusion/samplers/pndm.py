@@ -65,7 +65,7 @@ class PNDMSampler(Sampler):
         array([751, 501, 251,   1])
         >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
         >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     def __init__(

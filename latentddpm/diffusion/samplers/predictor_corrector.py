@@ -22,12 +22,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras import ops
-
 from latentddpm.diffusion.options import check_corrector_steps, check_snr
 from latentddpm.diffusion.samplers.base import Array, Denoise, Noise
 from latentddpm.diffusion.samplers.ddpm import DDPMSampler
 from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.utils import arrays
 
 
 class PredictorCorrectorSampler(DDPMSampler):
@@ -52,7 +51,7 @@ class PredictorCorrectorSampler(DDPMSampler):
         ...     noise=lambda step_index, draw=0: rng.normal(size=(1, 8, 8, 4)),
         ... )
         >>> latents.shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     def __init__(
@@ -95,11 +94,13 @@ class PredictorCorrectorSampler(DDPMSampler):
         alpha = (signal_rate / self.rates(step_index + 1)[0]) ** 2
         score = -epsilon / noise_rate
         squares = _squared_norm(score)
-        share = ops.where(squares > 0, _squared_norm(noise) / ops.maximum(squares, 1e-30), 0.0)
+        share = arrays.where(
+            squares > 0, _squared_norm(noise) / arrays.maximum(squares, 1e-30), 0.0
+        )
         delta = 2 * alpha * self.snr**2 * share
-        return latents + delta * score + ops.sqrt(2 * delta) * noise
+        return latents + delta * score + arrays.sqrt(2 * delta) * noise
 
 
 def _squared_norm(values: Array) -> Array:
     """Squared norm of each image, (B, 1, 1, 1)."""
-    return ops.sum(values**2, axis=tuple(range(1, len(values.shape))), keepdims=True)
+    return arrays.sum(values**2, axis=tuple(range(1, len(values.shape))), keepdims=True)

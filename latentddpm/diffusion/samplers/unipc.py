@@ -43,7 +43,7 @@ class UniPCSampler(DPMSolverMultistepSampler):
         array([999, 799, 599, 399, 199])
         >>> denoiser = lambda noisy_latents, timesteps: noisy_latents
         >>> sampler.sample(denoiser, np.ones((1, 8, 8, 4))).shape
-        TensorShape([1, 8, 8, 4])
+        (1, 8, 8, 4)
     """
 
     def step(

@@ -26,20 +26,19 @@ from keras import ops
 
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
+from latentddpm.models.autoencoder.facts import LOGVAR_RANGE, AutoencoderFacts
 from latentddpm.models.autoencoder.inputs import as_images
-from latentddpm.models.autoencoder.latent_space import Factor, LatentSpace
+from latentddpm.models.autoencoder.latent_space import Factor
 from latentddpm.models.layers import PACKAGE
-from latentddpm.utils.images.sizes import check_multiple
 from latentddpm.utils.pixels import from_pixels
 
-LOGVAR_RANGE = (-30.0, 20.0)
 LATER = {"shift_factor": 0.0, "quant_conv": True}
 """Defaults of arguments that older models do not have: left out of the config, which keeps their
 digest."""
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
-class Autoencoder(keras.Model):
+class Autoencoder(AutoencoderFacts, keras.Model):
     """Autoencoder: an encoder, a decoder, and the scaling of the latents between them.
 
     Args:
@@ -139,30 +138,6 @@ class Autoencoder(keras.Model):
         self.decoder = Decoder(**sizes)
         self.built = True
 
-    @property
-    def downsample_factor(self) -> int:
-        """Pixels per position of the latents, along a side: 8 with four levels."""
-        return 2 ** (len(self.channel_multipliers) - 1)
-
-    @property
-    def latent_space(self) -> LatentSpace:
-        """Shift and scaling between raw latents and those of diffusion."""
-        return LatentSpace(self.scaling_factor, self.shift_factor)
-
-    def check_size(self, height: int | None, width: int | None) -> None:
-        """Check that the size of an image is a multiple of `downsample_factor`.
-
-        Args:
-            height, width: in pixels; None, an unknown size in a graph, is valid.
-
-        Raises:
-            UserError: it is not; the message has the nearest valid sizes.
-        """
-        for name, size in (("height", height), ("width", width)):
-            if size is not None:
-                of = "the autoencoder's downsample factor"
-                check_multiple(name, size, self.downsample_factor, of)
-
     def call(self, inputs, training=None):
         if not isinstance(inputs, Mapping):
             inputs = {"images": inputs}
@@ -218,18 +193,6 @@ class Autoencoder(keras.Model):
         self.check_size(*images.shape[1:3])
         mean, logvar = np.split(self.encoder.predict_on_batch(images), 2, axis=-1)
         return mean, np.clip(logvar, *LOGVAR_RANGE)
-
-    def to_latents(self, mean: Any, logvar: Any = None, noise: Any = None) -> Any:
-        """Scaled latents: the mode of the posterior, or with `noise` a sample of it.
-
-        Args:
-            mean, logvar: as of `encode`, (B, h, w, c) each.
-            noise: standard normal, (B, h, w, c).
-
-        Returns:
-            (B, h, w, c), scaled.
-        """
-        return self.latent_space.to_latents(mean, logvar, noise)
 
     def decode(self, latents: Any) -> Any:
         """Images of latents.

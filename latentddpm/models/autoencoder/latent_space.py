@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from keras import ops
+
+from latentddpm.utils import arrays
 
 Factor = float | Sequence[float]
 """One number for all channels, or one for each."""
@@ -74,7 +75,7 @@ class LatentSpace:
         mean: Any,
         logvar: Any = None,
         noise: Any = None,
-        exp: Callable[[Any], Any] = ops.exp,
+        exp: Callable[[Any], Any] = arrays.exp,
     ) -> Any:
         """Scaled latents: the mode of the posterior, or with `noise` a sample of it.
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.utils import arrays
 
 
 class PixelSpace:
@@ -67,8 +67,8 @@ class PixelSpace:
         Returns:
             mean and logvar, (B, H, W, C) each; the log-variance is −∞.
         """
-        images = ops.convert_to_tensor(images, "float32")
-        return images, ops.full_like(images, -np.inf)
+        images = arrays.cast(images, "float32")
+        return images, arrays.like(np.full(images.shape, -np.inf), images)
 
     def encode_on_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Posterior of images, as `encode`, in NumPy.
@@ -94,7 +94,7 @@ class PixelSpace:
         Args:
             latents: (B, H, W, C).
         """
-        return ops.convert_to_tensor(latents, "float32")
+        return arrays.cast(latents, "float32")
 
     def __repr__(self) -> str:
         return f"PixelSpace(channels={self.image_channels})"

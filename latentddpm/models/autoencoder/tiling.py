@@ -13,19 +13,22 @@ float32 were used without being asked for.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from latentddpm.errors import UserError
-from latentddpm.models.autoencoder.autoencoder import LOGVAR_RANGE, Autoencoder
+from latentddpm.models.autoencoder.facts import LOGVAR_RANGE
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
-from latentddpm.models.autoencoder.strips import run_in_strips
-from latentddpm.models.functional import rebuild
+from latentddpm.models.graph_networks import GraphNetwork
 from latentddpm.models.inference import compiled, has_replicas
 from latentddpm.utils.images.sizes import AUTO, OFF, Tile, check_tile
-from latentddpm.utils.memory import available_memory, is_out_of_memory
+from latentddpm.utils.machine.memory import available_memory, is_out_of_memory
+
+if TYPE_CHECKING:
+    import keras
+
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
 MAPS_OF_ONE_PASS = 8
 """Memory of one pass beside its weights, in float32 feature maps of the widest block at full size;
@@ -34,8 +37,10 @@ STRIP_PIXELS = 1 << 15
 """Pixels of a strip: at 256 channels a feature map of 32 MiB, of which there are about ten."""
 
 
-FirstStage = Autoencoder | PixelSpace
+FirstStage = "Autoencoder | GraphAutoencoder | PixelSpace"
 """First stage: turns images into latents and back."""
+Half = "keras.Model | GraphNetwork"
+"""Encoder or decoder."""
 
 
 def decode(
@@ -63,7 +68,7 @@ def decode(
     decoder, factor = autoencoder.decoder, autoencoder.downsample_factor
     raw = autoencoder.latent_space.to_raw(latents)
 
-    def run(network: keras.Model) -> np.ndarray:
+    def run(network: Half) -> np.ndarray:
         return AutoencoderHalf(network, autoencoder, "decode", 1, factor).run(
             raw, tile, rows, progress
         )
@@ -77,7 +82,7 @@ def decode(
             f"{precision}; decoded again in float32",
             stacklevel=2,
         )
-        images = run(rebuild(decoder, dtype="float32"))
+        images = run(_in_float32(decoder))
     return _finite(images)
 
 
@@ -107,7 +112,7 @@ def encode(
     encoder, factor = autoencoder.encoder, autoencoder.downsample_factor
     autoencoder.check_size(*images.shape[1:3])
 
-    def run(network: keras.Model) -> np.ndarray:
+    def run(network: Half) -> np.ndarray:
         return AutoencoderHalf(network, autoencoder, "encode", factor, 1).run(
             images, tile, rows, progress
         )
@@ -119,7 +124,7 @@ def encode(
             f"encode: not finite in {precision}; encoded again in float32",
             stacklevel=2,
         )
-        moments = run(rebuild(encoder, dtype="float32"))
+        moments = run(_in_float32(encoder))
     if not np.isfinite(moments).all():
         raise ArithmeticError(
             "encode: numbers that are not finite; the images or the autoencoder's weights are "
@@ -164,7 +169,7 @@ class AutoencoderHalf:
     """
 
     def __init__(
-        self, network: keras.Model, autoencoder: Autoencoder, verb: str, unit: int, scale: int
+        self, network: Half, autoencoder: FirstStage, verb: str, unit: int, scale: int
     ) -> None:
         self.network, self.verb, self.unit, self.scale = network, verb, unit, scale
         # The last level of a decoder starts from maps as wide as those of the level before.
@@ -215,9 +220,12 @@ class AutoencoderHalf:
                 f"in strips of {rows * self.factor} pixels, which gives the same",
                 stacklevel=2,
             )
+        from latentddpm.models.autoencoder.strips import run_in_strips
+
+        network = self._of_layers()
         while True:
             try:
-                return run_in_strips(self.network, inputs, rows * self.unit, progress)
+                return run_in_strips(network, inputs, rows * self.unit, progress)
             except Exception as error:
                 if not is_out_of_memory(error) or rows == 1:
                     raise
@@ -226,6 +234,16 @@ class AutoencoderHalf:
                 f"{self.verb}: out of memory; in strips of {rows * self.factor} pixels",
                 stacklevel=2,
             )
+
+    def _of_layers(self) -> keras.Model:
+        """Network of layers: strips take one layer after the other, and a graph has none."""
+        if not isinstance(self.network, GraphNetwork):
+            return self.network
+        from latentddpm.models.archive import load_archive
+        from latentddpm.models.autoencoder.autoencoder import Autoencoder
+
+        whole = load_archive(self.network.archive, Autoencoder)
+        return whole.encoder if self.verb == "encode" else whole.decoder
 
     def bytes_of_one_pass(self, shape: tuple[int, ...]) -> int:
         """Peak memory of one pass over inputs of `shape` (B, H, W, c), estimated, in bytes."""
@@ -240,6 +258,13 @@ class AutoencoderHalf:
         batch, height, width = inputs.shape[:3]
         size = f"{width * self.scale}×{height * self.scale} pixels"
         return f"{batch} images of {size}" if batch > 1 else size
+
+
+def _in_float32(network: keras.Model) -> keras.Model:
+    """Copy of an encoder or decoder that computes in float32."""
+    from latentddpm.models.functional import rebuild
+
+    return rebuild(network, dtype="float32")
 
 
 def _finite(images: np.ndarray) -> np.ndarray:

@@ -16,13 +16,14 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from latentddpm.models.denoisers.facts import DenoiserFacts
 from latentddpm.models.functional import FunctionalModel
 from latentddpm.models.layers import PACKAGE, Shape, dense
 
 MAX_PERIOD = 10_000.0
 
 
-class Denoiser(FunctionalModel):
+class Denoiser(DenoiserFacts, FunctionalModel):
     """Denoiser: base class of the networks from noisy latents and timesteps to a prediction.
 
     Its properties are those arguments of a network that others ask for. See `denoiser_inputs` for
@@ -33,26 +34,6 @@ class Denoiser(FunctionalModel):
     def downsample_factor(self) -> int:
         """Positions of the latents per position at the lowest resolution, along a side."""
         return 2 ** (len(self._arguments["channel_multipliers"]) - 1)
-
-    @property
-    def context_dim(self) -> int | None:
-        """Width of the text encodings; None for an unconditional network."""
-        return self._arguments.get("context_dim")
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the noisy latents."""
-        return self._arguments["latent_channels"]
-
-    @property
-    def learned_variance(self) -> bool:
-        """True where a second half of the prediction's channels is about the variance."""
-        return self._arguments.get("learned_variance", False)
-
-    @property
-    def spatial_dims(self) -> int:
-        """Dimensions of the latents: 1 for signals, 2 for images, 3 for volumes."""
-        return self._arguments.get("spatial_dims", 2)
 
 
 def denoiser_inputs(

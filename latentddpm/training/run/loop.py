@@ -38,7 +38,7 @@ from latentddpm.utils import signals
 from latentddpm.utils.console import activity
 from latentddpm.utils.files import atomic_path
 from latentddpm.utils.locks import require_lock
-from latentddpm.utils.memory import is_out_of_memory
+from latentddpm.utils.machine.memory import is_out_of_memory
 
 OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
 Examples = Callable[[int, int], tf.data.Dataset]

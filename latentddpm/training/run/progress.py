@@ -31,7 +31,7 @@ from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import NoLog, RunLog
 from latentddpm.training.step.trainer import Trainer
 from latentddpm.utils.console import activity, say
-from latentddpm.utils.memory import available_memory
+from latentddpm.utils.machine.memory import available_memory
 from latentddpm.utils.timing import duration
 
 if TYPE_CHECKING:

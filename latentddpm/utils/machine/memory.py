@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import keras
 
 _weights_left = contextvars.ContextVar("weights_left", default=math.inf)
 
@@ -29,7 +28,8 @@ def available_memory() -> int | None:
     An accelerator's allocator raises an error when it runs out. A process on a CPU is killed
     instead, so its callers have to check beforehand.
     """
-    if not keras.distribution.list_devices()[0].lower().startswith("cpu"):
+    keras = sys.modules.get("keras")
+    if keras is not None and not keras.distribution.list_devices()[0].lower().startswith("cpu"):
         return None
     return free_memory()
 

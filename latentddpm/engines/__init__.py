@@ -1,0 +1,1 @@
+"""Engines: what computes the graph of a network where Keras does not."""

@@ -1,0 +1,131 @@
+"""Networks of a model folder, computed by an engine.
+
+    keras   networks of Keras layers, on its devices
+    onnx    the graphs of the folder, on the processor, by ONNX Runtime; Keras is not imported
+    auto    onnx where the folder has graphs and there is no accelerator, else keras
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from latentddpm.choices import ENGINES
+from latentddpm.engines.onnx import OnnxGraph
+from latentddpm.errors import UserError, check_choice
+from latentddpm.models.autoencoder.pixel_space import PixelSpace
+from latentddpm.models.graph_networks import (
+    GraphAutoencoder,
+    GraphDenoiser,
+    GraphNetwork,
+    GraphTextEncoder,
+)
+from latentddpm.utils.files import AUTOENCODER, DENOISERS, TEXT_ENCODER, read_arguments
+from latentddpm.utils.machine.accelerators import has_accelerator
+
+GRAPHS = {"vae": ("encoder", "decoder"), "unet": ("unet",), "text_encoder": ("text_encoder",)}
+"""Part of a model folder → the graphs that compute it."""
+
+
+class Folder(Protocol):
+    """Model folder, see `pipeline.model_folder.ModelFolder`."""
+
+    path: Path
+    parts: Mapping[str, Any]
+    first_stage: str
+
+    def file(self, part: str) -> Path: ...
+
+    def graph(self, name: str) -> Path | None: ...
+
+
+class Networks(NamedTuple):
+    """Networks of a model; `autoencoder` is a `PixelSpace` where it diffuses pixels."""
+
+    autoencoder: Any
+    unet: Any
+    text_encoder: Any
+
+
+def choose_engine(engine: str, folder: Folder) -> str:
+    """Engine for a model: "keras" or "onnx".
+
+    Args:
+        engine: one of `choices.ENGINES`.
+        folder: of the model.
+
+    Raises:
+        UserError: another name, or "onnx" for a model without graphs.
+    """
+    check_choice("engine", engine, ENGINES)
+    if engine == "keras":
+        return engine
+    missing = [name for part in folder.parts for name in GRAPHS[part] if not folder.graph(name)]
+    installed = importlib.util.find_spec("onnxruntime") is not None
+    if engine == "onnx":
+        if missing:
+            raise UserError(
+                f"--engine onnx: {folder.path} has no graph of its {missing[0]} that fits; "
+                "latentddpm export --format keras writes a copy with graphs"
+            )
+        if not installed:
+            raise UserError(
+                "--engine onnx: needs pip install onnxruntime"
+            )
+        return engine
+    other = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
+    return "keras" if missing or other or not installed or has_accelerator() else "onnx"
+
+
+def load_networks(folder: Folder, engine: str) -> Networks:
+    """Networks of a model that generates.
+
+    Args:
+        folder: of the model.
+        engine: "keras" or "onnx", see `choose_engine`.
+
+    Raises:
+        UserError: the folder lacks a part, or a file of it cannot be loaded.
+    """
+    return LOADERS[engine](folder)
+
+
+def _keras_networks(folder: Folder) -> Networks:
+    from latentddpm.clip.text_encoder import TextEncoder
+    from latentddpm.models.archive import load_archive
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
+    from latentddpm.models.denoisers.kinds import load_denoiser
+
+    unet = load_denoiser(folder.file("unet"))
+    first_stage, text_encoder = PixelSpace(unet.latent_channels), None
+    if folder.first_stage != "none":
+        first_stage = load_archive(folder.file("vae"), Autoencoder)
+    if "text_encoder" in folder.parts:
+        text_encoder = load_archive(folder.file("text_encoder"), TextEncoder)
+    return Networks(first_stage, unet, text_encoder)
+
+
+def _onnx_networks(folder: Folder) -> Networks:
+    def network(kind: type[GraphNetwork], part: str, name: str, *classes: str) -> Any:
+        archive = folder.file(part)
+        graph = OnnxGraph(folder.graph(name), archive)
+        return kind(read_arguments(archive, *classes), graph.read, graph.bind, archive)
+
+    unet = network(GraphDenoiser, "unet", "unet", *DENOISERS)
+    first_stage, text_encoder = PixelSpace(unet.latent_channels), None
+    if folder.first_stage != "none":
+        halves = (network(GraphNetwork, "vae", name, AUTOENCODER) for name in GRAPHS["vae"])
+        first_stage = GraphAutoencoder(*halves)
+    if "text_encoder" in folder.parts:
+        text_encoder = network(GraphTextEncoder, "text_encoder", "text_encoder", TEXT_ENCODER)
+    return Networks(first_stage, unet, text_encoder)
+
+
+LOADERS: Mapping[str, Callable[[Folder], Networks]] = {
+    "keras": _keras_networks,
+    "onnx": _onnx_networks,
+}
+"""Engine → the networks of a folder that it computes."""

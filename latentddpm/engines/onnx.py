@@ -1,0 +1,100 @@
+"""Engine of ONNX Runtime: a graph without weights, and the weights of a `.keras` archive.
+
+    MODEL/graphs/unet.onnx ──┐
+                             ├─► session of ONNX Runtime ─► inputs by name → output
+    MODEL/unet.keras       ──┘
+
+The session gets the arrays that were read from the archive; nothing is copied into the graph, so a
+model folder has one set of weights for Keras and for ONNX Runtime. Opening it takes ONNX Runtime
+alone: TensorFlow and Keras are not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentddpm.engines.graph_file import read_graph_file
+from latentddpm.errors import UserError
+from latentddpm.models.graph_networks import Run, Weights
+from latentddpm.utils.finite import check_finite
+from latentddpm.utils.stored_weights import read_weights
+
+TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
+ERRORS_ONLY = 3  # of ONNX Runtime's log; warnings are about its own optimisations
+
+
+class OnnxGraph:
+    """Graph file and the archive whose weights it wants.
+
+    Args:
+        graph: the `.onnx` file.
+        archive: the `.keras` file.
+
+    Raises:
+        UserError: the graph is damaged.
+    """
+
+    def __init__(self, graph: Path, archive: Path) -> None:
+        try:
+            self.file = read_graph_file(graph)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{graph}: cannot be read: {error}") from None
+        self.path, self.archive = graph, archive
+
+    def read(self) -> Weights:
+        """Weights of the graph, from the archive, in float32.
+
+        Raises:
+            UserError: the archive lacks one, has one of another shape, or one with numbers that
+                are not finite.
+        """
+        wanted = self.file.weights
+        found = read_weights(self.archive, list(wanted))
+        for name, shape in wanted.items():
+            values = found[name]
+            if values.shape != shape:
+                raise UserError(
+                    f"{self.archive}: {name} has the shape {values.shape}, the graph "
+                    f"{self.path} wants {shape}"
+                )
+            check_finite(values, self.archive, name)
+            found[name] = np.ascontiguousarray(values, np.float32)
+        return found
+
+    def bind(self, weights: Weights) -> Run:
+        """Function of the graph with these weights.
+
+        Args:
+            weights: by name, float32, as `read` gives them.
+
+        Raises:
+            UserError: ONNX Runtime cannot open the graph.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        values = map(onnxruntime.OrtValue.ortvalue_from_numpy, weights.values())
+        options.add_external_initializers(list(weights), list(values))
+        try:
+            session = onnxruntime.InferenceSession(
+                self.file.content, options, ["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its errors have no common class
+            raise UserError(f"{self.path}: ONNX Runtime cannot open it: {error}") from None
+        types = {each.name: TYPES[each.type] for each in session.get_inputs()}
+        return partial(_run, session, types, weights)
+
+
+def _run(session: Any, types: Mapping[str, Any], weights: Weights, inputs: Any) -> np.ndarray:
+    """Output of a session; `weights` are kept, since it reads them where they are."""
+    if not isinstance(inputs, Mapping):
+        (name,) = types
+        inputs = {name: inputs}
+    given = {name: np.asarray(inputs[name], dtype) for name, dtype in types.items()}
+    return session.run(None, given)[0]

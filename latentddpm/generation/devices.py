@@ -1,0 +1,80 @@
+"""Devices of a generation: the engine that computes, and the processes that share the images.
+
+--engine      else the engine of the PNG that is made again, else auto
+--strategy    several devices or processes are Keras's; so auto means keras with them
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
+from latentddpm.engines.networks import choose_engine
+from latentddpm.errors import UserError
+from latentddpm.pipeline.model_folder import ModelFolder
+
+ALONE = ("auto", "one")
+"""Strategies that do not ask for several devices."""
+
+
+def engine_of(
+    folder: ModelFolder, given: str | None, remembered: str | None, strategy: str
+) -> tuple[str, str | None]:
+    """Engine of a generation, and a sentence for people where it is not the one of the PNG.
+
+    Args:
+        folder: of the model.
+        given: on the command line; None for none.
+        remembered: of the PNG to make again; None for none.
+        strategy: as of `--strategy`.
+
+    Raises:
+        UserError: see `engines.networks.choose_engine`; or an engine that cannot do what the strategy says.
+    """
+    several = parse_strategy(strategy)[0] not in ALONE
+    if given == "onnx" and several:
+        raise UserError(
+            f"--engine onnx: computes on one processor; --strategy {strategy} needs --engine keras"
+        )
+    if given is None and remembered is not None and not several:
+        try:
+            return choose_engine(remembered, folder), None
+        except UserError:
+            note = f"made with the engine {remembered}, which cannot be had here: "
+            return "keras", f"{note}keras draws it, and single pixels may differ by one level"
+    return choose_engine("keras" if several else given or "auto", folder), None
+
+
+@contextlib.contextmanager
+def devices(engine: str, strategy: str) -> Iterator[ProcessGroup]:
+    """Scope of a strategy, whose devices networks made inside use; yields its processes.
+
+    Args:
+        engine: returned by `engine_of`.
+        strategy: as of `--strategy`.
+
+    Raises:
+        UserError: the strategy needs another backend of Keras.
+    """
+    if engine != "keras":
+        yield ONE_PROCESS
+        return
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        from latentddpm.distribution.strategy import (
+            in_scope,
+            make_strategy,
+            process_group,
+            translate_worker_errors,
+        )
+
+        found = make_strategy(strategy)
+        with translate_worker_errors(found), in_scope(found):
+            yield process_group(found)
+    elif strategy in ALONE:
+        yield ONE_PROCESS
+    else:
+        raise UserError(f"--strategy {strategy}: needs KERAS_BACKEND=tensorflow, not {backend}")

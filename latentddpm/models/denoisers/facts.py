@@ -1,0 +1,34 @@
+"""Facts of a denoiser: what others ask of it, told by the arguments it was made from.
+
+A network of Keras layers has them, and so has one that is a graph (`models.graph_networks`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DenoiserFacts:
+    """Facts of a denoiser, from the arguments of its constructor in `_arguments`."""
+
+    _arguments: dict[str, Any]
+
+    @property
+    def context_dim(self) -> int | None:
+        """Width of the text encodings; None for an unconditional network."""
+        return self._arguments.get("context_dim")
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the noisy latents."""
+        return self._arguments["latent_channels"]
+
+    @property
+    def learned_variance(self) -> bool:
+        """True where a second half of the prediction's channels is about the variance."""
+        return self._arguments.get("learned_variance", False)
+
+    @property
+    def spatial_dims(self) -> int:
+        """Dimensions of the latents: 1 for signals, 2 for images, 3 for volumes."""
+        return self._arguments.get("spatial_dims", 2)

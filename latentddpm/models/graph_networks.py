@@ -1,0 +1,134 @@
+"""Graph networks: networks as graphs with their weights, in place of those of Keras layers.
+
+    layers     a `keras.Model`: trains, saves, exports, computes
+    graph      the same function, computed by an engine (`engines`), without Keras
+
+A graph network is called as the network of layers is, with the same inputs by name, and has the
+facts of it that others ask for. It takes and gives NumPy arrays. Its weights are bound when it
+computes for the first time; until then they can be changed, as a LoRA does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentddpm.models.autoencoder.facts import AutoencoderFacts
+from latentddpm.models.denoisers.facts import DenoiserFacts
+
+Run = Callable[[Any], np.ndarray]
+"""Function of a graph: its inputs by name, or its only input → its output."""
+Weights = dict[str, np.ndarray]
+"""Weights of a graph, by their names in the archive; float32."""
+Bind = Callable[[Weights], Run]
+"""Engine: makes the function of a graph with these weights."""
+
+
+class GraphNetwork:
+    """Network as a graph with its weights.
+
+    Args:
+        arguments: of the constructor of the network of layers.
+        read: reads the weights, when they are first asked for.
+        bind: makes the function of the graph, at the first call.
+        archive: the `.keras` file that the weights are from.
+
+    Attributes:
+        archive: as given.
+        compute_dtype: "float32".
+        distribute_strategy: None; it computes on a single device.
+
+    Call arguments:
+        inputs: as of the network of layers, NumPy arrays.
+
+    Returns:
+        Its output, a NumPy array.
+    """
+
+    compute_dtype = "float32"
+    distribute_strategy = None
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        read: Callable[[], Weights],
+        bind: Bind,
+        archive: Path,
+    ) -> None:
+        self._arguments = dict(arguments)
+        self.archive = archive
+        self._read, self._bind = read, bind
+        self._run: Run | None = None
+
+    def __call__(self, inputs: Any, training: bool = False) -> np.ndarray:
+        if self._run is None:
+            self._run = self._bind(self.weights)
+        return self._run(inputs)
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """Weights by their names in the archive; until the first call they may be replaced."""
+        return self._read()
+
+    @property
+    def is_bound(self) -> bool:
+        """True from the first call on, when changes of `weights` have no effect any more."""
+        return self._run is not None
+
+    def count_params(self) -> int:
+        """Number of weights."""
+        return sum(weight.size for weight in self.weights.values())
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the network of layers."""
+        return dict(self._arguments)
+
+
+class GraphDenoiser(DenoiserFacts, GraphNetwork):
+    """Denoiser as a graph; see `GraphNetwork` and `models.denoisers.base.Denoiser`."""
+
+
+class GraphTextEncoder(GraphNetwork):
+    """Text encoder as a graph; see `GraphNetwork` and `clip.text_encoder.TextEncoder`."""
+
+    @property
+    def context_length(self) -> int:
+        """Number of positions."""
+        return self._arguments["context_length"]
+
+
+class GraphAutoencoder(AutoencoderFacts):
+    """Autoencoder as two graphs; see `models.autoencoder.autoencoder.Autoencoder`.
+
+    Args:
+        encoder: images → moments.
+        decoder: raw latents → images.
+
+    Attributes:
+        encoder, decoder: as given; and the arguments of the autoencoder of layers.
+    """
+
+    compute_dtype = "float32"
+
+    def __init__(self, encoder: GraphNetwork, decoder: GraphNetwork) -> None:
+        self.encoder, self.decoder = encoder, decoder
+        arguments = encoder.get_config()
+        self.channels = arguments["channels"]
+        self.channel_multipliers = tuple(arguments["channel_multipliers"])
+        self.latent_channels = arguments["latent_channels"]
+        self.image_channels = arguments.get("image_channels", 3)
+        self.scaling_factor = arguments["scaling_factor"]
+        self.shift_factor = arguments.get("shift_factor", 0.0)
+
+    def count_params(self) -> int:
+        """Number of weights."""
+        return self.encoder.count_params() + self.decoder.count_params()
+
+
+def is_graph(network: Any) -> bool:
+    """True for a network that is a graph, or an autoencoder of two."""
+    return isinstance(network, GraphNetwork | GraphAutoencoder)

@@ -1,0 +1,1 @@
+"""Machine: its processor, its memory and its accelerators."""

@@ -33,7 +33,7 @@ from latentddpm.errors import UserError, nearest
 from latentddpm.interop.tensors import FLOATS, NUMBERS, TensorFiles, check_dtype
 from latentddpm.pipeline.model_folder import check_lora
 from latentddpm.utils.files import read_json
-from latentddpm.utils.finite import check_finite
+from latentddpm.utils.stored_weights import check_finite
 
 OF_UNET, OF_TEXT = "lora_unet_", "lora_te_"
 ROLES = {

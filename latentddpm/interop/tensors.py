@@ -31,7 +31,7 @@ from latentddpm.pipeline.weight_files import (
     variants,
 )
 from latentddpm.utils.files import read_json
-from latentddpm.utils.finite import check_finite
+from latentddpm.utils.stored_weights import check_finite
 
 Shape = tuple[int, ...]
 

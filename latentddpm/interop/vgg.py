@@ -34,7 +34,7 @@ from latentddpm.interop.tensors import TensorFiles, refuse_pickle
 from latentddpm.models.archive import load_archive, weights_digest
 from latentddpm.models.layers import blank_weights
 from latentddpm.models.perceptual import BLOCKS, PerceptualDistance
-from latentddpm.utils.finite import check_finite
+from latentddpm.utils.stored_weights import check_finite
 
 IMAGENET, HED = "imagenet", "hed"
 HEADS = Path(__file__).with_name("lpips_heads") / "vgg.safetensors"

@@ -6,11 +6,14 @@ variables of the model it builds. Archives with the same digest contain the same
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,8 @@ from latentddpm.errors import UserError, check_choice, one_line
 from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
 from latentddpm.utils.files import WEIGHTS, atomic_path, read_arguments
-from latentddpm.utils.finite import check_finite
 from latentddpm.utils.machine.memory import TooManyWeights, weight_limit
+from latentddpm.utils.stored_weights import check_finite
 
 SMALLEST_NUMBER = 2  # bytes per weight: they are stored in float32 or float16
 
@@ -148,3 +151,76 @@ def weights_digest(model: keras.Model) -> str:
     for variable in model.weights:
         digest.update(np.asarray(keras.ops.convert_to_numpy(variable), np.float16).tobytes())
     return digest.hexdigest()
+
+
+# --- Names of weights in archives ---------------------------------------------------------------
+
+
+def weight_paths(model: keras.Model) -> list[str]:
+    """Names under which archives store the weights of a network, in the order of `model.weights`.
+
+    A name is the path of the weight's dataset in `model.weights.h5`, such as
+    `layers/resnet_block/conv1/conv/vars/0`. Keras goes from attribute to attribute, in
+    alphabetical order, and names a layer by the first way to it; in a functional model its list of
+    layers comes first. Layers in a list are named after their classes and counted. This does the
+    same, but looks only at attributes that can hold layers.
+
+    Args:
+        model: the network.
+
+    Raises:
+        ValueError: no public attribute leads to a weight.
+    """
+    names: dict[int, str] = {}
+    seen: set[int] = set()
+
+    def visit(item: Any, path: str) -> None:
+        if not isinstance(item, keras.Layer | list | tuple | dict) or id(item) in seen:
+            return
+        seen.add(id(item))
+        if isinstance(item, keras.Layer):
+            own: dict[str, Any] = {}
+            item.save_own_variables(own)
+            names.update((id(one), f"{path}vars/{place}") for place, one in own.items())
+            for name in _attributes(item):
+                visit(getattr(item, name, None), f"{path}{name}/")
+            return
+        counts: Counter[str] = Counter()
+        for one in item.values() if isinstance(item, dict) else item:
+            kind = _snake_case(type(one).__name__) if isinstance(one, keras.Layer) else "container"
+            visit(one, f"{path}{kind}_{counts[kind]}/" if counts[kind] else f"{path}{kind}/")
+            counts[kind] += isinstance(one, keras.Layer | list | tuple | dict)
+
+    visit(model, "")
+    lost = [variable.path for variable in model.weights if id(variable) not in names]
+    if lost:
+        raise ValueError(f"{model.name}: no public attribute leads to {lost[0]!r}")
+    return [names[id(variable)] for variable in model.weights]
+
+
+def _attributes(layer: keras.Layer) -> list[str]:
+    """Public attributes of a layer beyond those of every layer, in Keras's order."""
+    names = {name for name in vars(layer) if not name.startswith("_")} | _properties(type(layer))
+    first = ["layers"] if isinstance(layer, keras.Model) and hasattr(layer, "inputs") else []
+    return first + sorted(names - _of_every_layer())
+
+
+@functools.cache
+def _properties(kind: type[keras.Layer]) -> frozenset[str]:
+    return frozenset(
+        name
+        for parent in kind.__mro__
+        for name, value in vars(parent).items()
+        if isinstance(value, property) and not name.startswith("_")
+    )
+
+
+@functools.cache
+def _of_every_layer() -> frozenset[str]:
+    return frozenset(dir(keras.Layer()))
+
+
+def _snake_case(name: str) -> str:
+    """`GroupNormalization` as `group_normalization`, as Keras does it."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

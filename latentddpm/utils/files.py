@@ -273,18 +273,16 @@ def read_arguments(path: str | Path, *names: str) -> dict[str, Any]:
     return read_network(path, *names)[1]
 
 
-def read_network(path: str | Path, *names: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of the network in an archive.
+@contextlib.contextmanager
+def open_archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
+    """Open archive of Keras, with the members of one and of a size that can be.
 
     Args:
         path: of the archive.
-        names: of the network's class, as Keras registers it, or of those that it may have.
-
-    Returns:
-        (which of the names it has, arguments of its constructor).
 
     Raises:
-        UserError: it is not an archive of such a network.
+        UserError: it has other members, or would grow too much when decompressed; or what is read
+            from it inside the block is damaged.
     """
     path = Path(path)
     try:
@@ -299,12 +297,29 @@ def read_network(path: str | Path, *names: str) -> tuple[str, dict[str, Any]]:
                 raise UserError(f"{path}: expands to {size:,} bytes; refused")
             if members["config.json"].file_size > MAX_CONFIG_BYTES:
                 raise UserError(f"{path}: config.json is too large; refused")
-            config = json.loads(archive.read("config.json"))
+            yield archive
     except UserError:
         raise
     # RuntimeError: an encrypted member, an unknown compression, JSON nested without end.
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
         raise UserError(f"{path}: not a .keras archive: {one_line(error, 300)}") from None
+
+
+def read_network(path: str | Path, *names: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the network in an archive.
+
+    Args:
+        path: of the archive.
+        names: of the network's class, as Keras registers it, or of those that it may have.
+
+    Returns:
+        (which of the names it has, arguments of its constructor).
+
+    Raises:
+        UserError: it is not an archive of such a network.
+    """
+    with open_archive(path) as archive:
+        config = json.loads(archive.read("config.json"))
     found = None
     if isinstance(config, dict):
         found = config.get("registered_name") or config.get("class_name")

@@ -25,7 +25,7 @@ from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
-from latentddpm.utils.finite import check_finite
+from latentddpm.utils.stored_weights import check_finite
 
 GOLDEN = TESTS / "golden"
 

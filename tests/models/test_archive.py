@@ -11,10 +11,21 @@ import pytest
 
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.errors import UserError
-from latentddpm.models.archive import load_archive, read_config, save_archive, weights_digest
+from latentddpm.models.archive import (
+    load_archive,
+    read_config,
+    save_archive,
+    weight_paths,
+    weights_digest,
+)
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
+from latentddpm.models.denoisers.basic import BasicUNet
+from latentddpm.models.denoisers.classic import ClassicUNet
 from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.discriminator import PatchDiscriminator
+from latentddpm.models.perceptual import PerceptualDistance
 from latentddpm.utils.files import MAX_CONFIG_BYTES
+from latentddpm.utils.stored_weights import read_weights
 
 SIZES = {
     "channels": 8,
@@ -155,6 +166,55 @@ def test_digest_tells_weights_and_config_apart(unet):
     other = UNet.from_config(unet.get_config() | {"dropout": 0.5})
     other.set_weights(unet.get_weights())
     assert weights_digest(other) != digest, "other arguments, the same digest"
+
+
+# --- Names of weights ----------------------------------------------------------------------
+
+PLAIN = {"channels": 4, "channel_multipliers": (1, 2), "num_res_blocks": 1, "norm_groups": 2}
+NETWORKS = {
+    "autoencoder": lambda: Autoencoder(**PLAIN, shift_factor=0.1),
+    "conditional": lambda: UNet(**PLAIN, num_heads=2, context_dim=4, attention_levels=(1,)),
+    "unconditional": lambda: UNet(**PLAIN, num_heads=2, attention_levels=(0,), dropout=0.1),
+    "signals": lambda: UNet(**PLAIN, num_heads=2, attention_levels=(), spatial_dims=1),
+    "classic": lambda: ClassicUNet(4, (1, 2)),
+    "basic": BasicUNet,
+    "text encoder": lambda: TextEncoder(
+        hidden_dim=4, num_layers=2, num_heads=2, context_length=4, vocabulary_size=8
+    ),
+    "discriminator": lambda: PatchDiscriminator(4, 2, norm_groups=2),
+    "spectral norm": lambda: PatchDiscriminator(4, 2, norm_groups=2, spectral_norm=True),
+    "perceptual": lambda: PerceptualDistance("VGG", (0, 0, 0), (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_have_the_names_that_keras_gives_them(tmp_path, name):
+    network = NETWORKS[name]()
+    for place, variable in enumerate(network.weights):
+        variable.assign(np.full(variable.shape, place, "float32"))
+    network.save(tmp_path / "network.keras")
+    stored = read_weights(tmp_path / "network.keras")
+    paths = weight_paths(network)
+    assert set(paths) == set(stored), f"{set(paths) ^ set(stored)}: not in both"
+    for place, (path, variable) in enumerate(zip(paths, network.weights, strict=True)):
+        expected = np.full(variable.shape, place, "float32")
+        np.testing.assert_array_equal(stored[path], expected, err_msg=f"{variable.path} as {path}")
+
+
+def test_an_array_stays_in_the_type_it_is_stored_in(unet, tmp_path):
+    save_archive(unet, tmp_path / "unet.keras", "float16")
+    name = weight_paths(unet)[0]
+    stored = read_weights(tmp_path / "unet.keras", [name])
+    expected = unet.weights[0].numpy().astype("float16")
+    assert stored.keys() == {name}, f"read {list(stored)}, expected {name} alone"
+    np.testing.assert_array_equal(stored[name], expected)
+    assert stored[name].dtype == expected.dtype, f"read as {stored[name].dtype}"
+
+
+def test_a_weight_that_is_not_there_is_named(members, tmp_path):
+    path = pack(tmp_path / "unet.keras", members)
+    with pytest.raises(UserError, match=r"no weight 'layers/dense/vars/7' \(did you mean"):
+        read_weights(path, ["layers/dense/vars/7"])
 
 
 # --- Code in archives ----------------------------------------------------------------------
@@ -309,11 +369,19 @@ def outside(file, name):
     file.create_dataset(name, shape, np.uint8, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
 
 
-@pytest.mark.parametrize("change", [missing, other_shape, huge, outside])
+def of_objects(file, name):
+    del file[name]
+    file.create_dataset(name, data=["text", "more"], dtype=h5py.string_dtype())
+
+
+@pytest.mark.parametrize("change", [missing, other_shape, huge, outside, of_objects])
 def test_wrong_weights_are_refused(members, tmp_path, change):
     changed = weights(change)(members["model.weights.h5"])
     path = pack(tmp_path / "unet.keras", members | {"model.weights.h5": changed})
     refused(path, "cannot be loaded")
+    if change in (huge, outside, of_objects):
+        with pytest.raises(UserError, match="cannot be loaded: 'layers/"):
+            read_weights(path)
 
 
 # --- Broken files --------------------------------------------------------------------------

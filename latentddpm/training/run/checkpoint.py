@@ -32,7 +32,7 @@ from safetensors.numpy import load_file, save_file
 from latentddpm.errors import UserError
 from latentddpm.training.run.contract import Contract
 from latentddpm.utils.files import FileEntry, atomic_folder, atomic_path, write_json
-from latentddpm.utils.finite import check_finite
+from latentddpm.utils.stored_weights import check_finite
 
 if TYPE_CHECKING:
     import keras

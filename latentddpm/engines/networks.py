@@ -1,8 +1,8 @@
 """Networks of a model folder, computed by an engine.
 
-    keras   networks of Keras layers, on its devices
-    onnx    the graphs of the folder, on the processor, by ONNX Runtime; Keras is not imported
-    auto    onnx where the folder has graphs and there is no accelerator, else keras
+keras   networks of Keras layers, on its devices
+onnx    the graphs of the folder, on the processor, by ONNX Runtime; Keras is not imported
+auto    onnx where the folder has graphs and there is no accelerator, else keras
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def choose_engine(engine: str, folder: Folder) -> str:
                 "latentddpm export --format keras writes a copy with graphs"
             )
         if not installed:
-            raise UserError(
-                "--engine onnx: needs pip install onnxruntime"
-            )
+            raise UserError("--engine onnx: needs pip install onnxruntime")
         return engine
     other = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
     return "keras" if missing or other or not installed or has_accelerator() else "onnx"

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from latentddpm.engines.graph_file import read_graph_file
 from latentddpm.errors import UserError
+from latentddpm.graphs.graph_file import read_graph_file
 from latentddpm.models.graph_networks import Run, Weights
 from latentddpm.utils.finite import check_finite
 from latentddpm.utils.stored_weights import read_weights

@@ -24,6 +24,7 @@ from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.diffusion.schedules import schedule_from_config
 from latentddpm.engines.networks import choose_engine, load_networks
 from latentddpm.errors import UserError, check_choice
+from latentddpm.graphs.entries import write_graphs
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import FirstStage, decode
 from latentddpm.models.graph_networks import is_graph
@@ -179,6 +180,7 @@ class LatentDiffusion:
                 save_archive(part, file, storage)
                 extra = beside if name == "unet" else {}
                 entries[name] = describe_part(file, weights_digest(part), **extra)
+            write_graphs(staged, make_graphs(parts))
             if self.tokenizer is not None:
                 self.tokenizer.save(staged / TOKENIZER)
             card = folder / "README.md"

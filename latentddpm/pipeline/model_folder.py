@@ -3,6 +3,7 @@
     pipeline.json     format version, schedule, image size, defaults of `generate`, and for each
                       part its file, size and digests
     vae.keras  unet.keras  text_encoder.keras  tokenizer/  README.md
+    graphs/           the networks as ONNX graphs without weights, see `graphs.entries`
 
 Reading it needs neither Keras nor TensorFlow. The manifest names the autoencoder whose latents
 the UNet was trained on; a folder that pairs the UNet with another one is refused. A model that
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentddpm.choices import FIRST_STAGES
 from latentddpm.errors import UserError, check_choice, nearest
+from latentddpm.graphs.entries import describe_graphs, find_graph
 from latentddpm.pipeline.recognise import MANIFEST, recognise
 from latentddpm.pipeline.weight_files import (
     NEVER,
@@ -55,6 +57,7 @@ class ModelFolder:
         defaults: default settings, by the names of `settings.GenerationSettings`.
         first_stage: "autoencoder", or "none" for a model that diffuses pixels.
         pixel_arguments: of the model's `PixelFormat`; None for 8 bits.
+        graphs: entries of its graphs by name, as the manifest has them, unchecked.
     """
 
     path: Path
@@ -64,6 +67,7 @@ class ModelFolder:
     defaults: dict[str, Any] = field(default_factory=dict)
     first_stage: str = FIRST_STAGES[0]
     pixel_arguments: dict[str, Any] | None = None
+    graphs: Any = None
 
     @property
     def pixels(self) -> PixelFormat:
@@ -97,6 +101,14 @@ class ModelFolder:
             kind = ", a model of pixels," if self.first_stage == "none" else ""
             raise UserError(f"{self.path}:{kind} has no {FILES[part]} (it holds {has})")
         return self.path / self.parts[part]["file"]
+
+    def graph(self, name: str) -> Path | None:
+        """Graph of a network: its file, or None where there is none that is whole and its own.
+
+        Args:
+            name: "encoder", "decoder", "unet" or "text_encoder".
+        """
+        return find_graph(self.path, self.graphs, self.parts, name)
 
 
 def find_model(path: str | Path) -> Path:
@@ -230,6 +242,7 @@ def read_model_folder(path: str | Path, verify: bool = True) -> ModelFolder:
             dict(manifest.get("defaults", {})),
             manifest.get("first_stage", FIRST_STAGES[0]),
             manifest.get("pixels"),
+            manifest.get("graphs"),
         )
         check_choice("first_stage", folder.first_stage, FIRST_STAGES)
         PixelFormat.from_json(folder.pixel_arguments)
@@ -297,7 +310,7 @@ def write_manifest(
     pixels: PixelFormat,
     first_stage: str = FIRST_STAGES[0],
 ) -> None:
-    """Write `pipeline.json`, the last file of a model folder.
+    """Write `pipeline.json`, the last file of a model folder; it names the graphs that lie there.
 
     Args:
         path: of the folder.
@@ -309,6 +322,7 @@ def write_manifest(
         pixels: format of the images; the default one is not written.
         first_stage: one of `choices.FIRST_STAGES`.
     """
+    graphs = describe_graphs(path, parts)
     write_json(
         path / MANIFEST,
         {
@@ -320,5 +334,6 @@ def write_manifest(
             "defaults": defaults,
             **({} if first_stage == FIRST_STAGES[0] else {"first_stage": first_stage}),
             **({} if pixels.is_default else {"pixels": pixels.to_json()}),
+            **({"graphs": graphs} if graphs else {}),
         },
     )

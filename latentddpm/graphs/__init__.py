@@ -1,0 +1,1 @@
+"""Graphs: the networks as ONNX graphs without weights, which run without Keras."""

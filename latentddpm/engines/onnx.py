@@ -21,8 +21,7 @@ import numpy as np
 from latentddpm.errors import UserError
 from latentddpm.graphs.graph_file import read_graph_file
 from latentddpm.models.graph_networks import Run, Weights
-from latentddpm.utils.finite import check_finite
-from latentddpm.utils.stored_weights import read_weights
+from latentddpm.utils.stored_weights import check_finite, read_weights
 
 TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 ERRORS_ONLY = 3  # of ONNX Runtime's log; warnings are about its own optimisations

@@ -30,7 +30,8 @@ def engine_of(
         strategy: as of `--strategy`.
 
     Raises:
-        UserError: see `engines.networks.choose_engine`; or an engine that cannot do what the strategy says.
+        UserError: see `engines.networks.choose_engine`; or an engine that cannot do what the
+            strategy says.
     """
     several = parse_strategy(strategy)[0] not in ALONE
     if given == "onnx" and several:

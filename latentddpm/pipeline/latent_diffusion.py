@@ -122,8 +122,8 @@ class LatentDiffusion:
         Args:
             folder: a model folder, a finished run, or the name of a model that ships, such as
                 "emoji-128".
-            engine: that computes its networks, see `engines.networks`: "keras", whose networks can be
-                trained, saved and exported; "onnx", which only generates; or "auto".
+            engine: that computes its networks, see `engines.networks`: "keras", whose networks
+                can be trained, saved and exported; "onnx", which only generates; or "auto".
 
         Raises:
             UserError: see `model_folder.read_model_folder`; the folder holds no UNet; or see
@@ -160,6 +160,7 @@ class LatentDiffusion:
             UserError: the folder exists and holds something other than a model; or the model was
                 loaded with another engine than Keras.
         """
+        from latentddpm.graphs.networks import make_graphs
         from latentddpm.models.archive import save_archive, weights_digest
 
         if self.engine != "keras":

@@ -23,7 +23,7 @@ from latentddpm.models.graph_networks import (
     GraphNetwork,
     GraphTextEncoder,
 )
-from latentddpm.utils.files import AUTOENCODER, DENOISERS, TEXT_ENCODER, read_arguments
+from latentddpm.utils.files import AUTOENCODER, DENOISERS, TEXT_ENCODER, read_network
 from latentddpm.utils.machine.accelerators import has_accelerator
 
 GRAPHS = {"vae": ("encoder", "decoder"), "unet": ("unet",), "text_encoder": ("text_encoder",)}
@@ -110,7 +110,9 @@ def _onnx_networks(folder: Folder) -> Networks:
     def network(kind: type[GraphNetwork], part: str, name: str, *classes: str) -> Any:
         archive = folder.file(part)
         graph = OnnxGraph(folder.graph(name), archive)
-        return kind(read_arguments(archive, *classes), graph.read, graph.bind, archive)
+        name, arguments = read_network(archive, *classes)
+        name = name.rpartition(">")[2]
+        return kind(name, arguments, graph.read, graph.bind, archive, graph.paths)
 
     unet = network(GraphDenoiser, "unet", "unet", *DENOISERS)
     first_stage, text_encoder = PixelSpace(unet.latent_channels), None

@@ -11,6 +11,7 @@ alone: TensorFlow and Keras are not imported.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.errors import UserError
-from latentddpm.graphs.graph_file import read_graph_file
+from latentddpm.graphs.graph_file import PATHS, read_graph_file
 from latentddpm.models.graph_networks import Run, Weights
 from latentddpm.utils.stored_weights import check_finite, read_weights
 
@@ -44,6 +45,11 @@ class OnnxGraph:
         except (OSError, ValueError) as error:
             raise UserError(f"{graph}: cannot be read: {error}") from None
         self.path, self.archive = graph, archive
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """Path of a variable of the network of layers → name of its weight."""
+        return json.loads(self.file.properties.get(PATHS, "{}"))
 
     def read(self) -> Weights:
         """Weights of the graph, from the archive, in float32.

@@ -101,9 +101,9 @@ def apply_loras(model: LatentDiffusion, loras: Iterable[Lora]) -> None:
         loras: the files with their scales.
 
     Raises:
-        UserError: see `interop.lora.merge_lora`.
+        UserError: see `interop.lora_merge.merge_lora`.
     """
     for lora in loras:
-        from latentddpm.interop.lora import merge_lora
+        from latentddpm.interop.lora_merge import merge_lora
 
         merge_lora(model, lora.path, lora.scale)

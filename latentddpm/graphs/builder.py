@@ -6,12 +6,14 @@ their inputs and outputs are transposed. Everything else, (B, L, C) and (B, C), 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from latentddpm.graphs.graph_file import PATHS
 from latentddpm.graphs.onnx_file import Node, Tensor, model_bytes
 
 MICROSOFT = "com.microsoft"
@@ -36,6 +38,7 @@ class GraphBuilder:
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
         self.weights: dict[str, tuple[int, ...]] = {}
+        self.variables: dict[str, str] = {}
         self._made: dict[Any, str] = {}
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -75,6 +78,7 @@ class GraphBuilder:
         """Tensor with the values of a variable."""
         name = self.paths[id(variable)]
         self.weights[name] = tuple(variable.shape)
+        self.variables[variable.path] = name
         return name
 
     def build(self, name: str, inputs: list[Tensor], outputs: dict[str, Tensor]) -> bytes:
@@ -89,4 +93,5 @@ class GraphBuilder:
             *self.nodes,
             *(Node("Identity", (own,), (each.name,)) for own, each in outputs.items()),
         ]
-        return model_bytes(name, nodes, inputs, outputs.values(), self.constants, self.weights)
+        parts = inputs, outputs.values(), self.constants, self.weights
+        return model_bytes(name, nodes, *parts, {PATHS: json.dumps(self.variables)})

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 EXTERNAL = 1
+PATHS = "paths"
+"""Property of a graph: JSON of the path of each variable → name of its weight."""
 
 
 class GraphFile(NamedTuple):

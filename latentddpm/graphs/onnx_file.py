@@ -64,6 +64,7 @@ def model_bytes(
     outputs: Iterable[Tensor],
     constants: Mapping[str, np.ndarray],
     weights: Mapping[str, Sequence[int]],
+    properties: Mapping[str, str],
 ) -> bytes:
     """Bytes of an ONNX model.
 
@@ -73,6 +74,7 @@ def model_bytes(
         inputs, outputs: of the graph.
         constants: values by name, kept in the file.
         weights: shapes of float32 tensors by name, whose values are not in the file.
+        properties: of the model, text by name.
     """
     graph = b"".join(
         (
@@ -91,6 +93,7 @@ def model_bytes(
             _field(2, "latentddpm"),
             _field(7, graph),
             *(_field(8, opset) for opset in opsets),
+            *(_field(14, _field(1, key) + _field(2, text)) for key, text in properties.items()),
         )
     )
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "load_diffusers": "latentddpm.interop.diffusers.folder",
     "save_diffusers": "latentddpm.interop.diffusers.folder",
-    "merge_lora": "latentddpm.interop.lora",
+    "merge_lora": "latentddpm.interop.lora_merge",
 }
 
 __all__ = ["load_diffusers", "merge_lora", "save_diffusers"]
 
 if TYPE_CHECKING:
     from latentddpm.interop.diffusers.folder import load_diffusers, save_diffusers
-    from latentddpm.interop.lora import merge_lora
+    from latentddpm.interop.lora_merge import merge_lora
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@
     tokenizer/      vocab.json, merges.txt, …          `CLIPTokenizer`
 
 The tensors have the layout of PyTorch: dense kernels are (out, in) there and (in, out) in Keras.
-`clip_variables` maps tensors to variables, for reading and for writing. transformers up to version
+`clip_names` maps tensors to variables, for reading and for writing. transformers up to version
 4, and every Stable Diffusion checkpoint, have the prefix `text_model.` before all names; version 5
 does not. Both are read. Files are written with the prefix, because all versions read it.
 """
@@ -23,10 +23,9 @@ from safetensors.numpy import save_file
 from latentddpm.clip.text_encoder import ACTIVATIONS, LAYER_NORM_EPSILON, TextEncoder, check_sizes
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError, check_choice
+from latentddpm.interop.clip_names import Shape, clip_variables
 from latentddpm.interop.tensors import TensorFiles, Tensors, check_dtype
 from latentddpm.utils.files import atomic_path, read_json, write_json
-
-Shape = tuple[int, ...]
 
 CONFIG = "config.json"
 PREFIX = "text_model."
@@ -259,55 +258,11 @@ def read_tower_config(
     return sizes, activation
 
 
-def clip_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str]]:
-    """Map of the tensors of a text encoder of some `sizes`.
-
-    Yields:
-        transformers' name without prefix, shape, our layer, and the attribute of the layer.
-    """
-    width = sizes["hidden_dim"]
-    for part, rows, attribute in (
-        ("token_embedding", sizes["vocabulary_size"], "token_embedding.embeddings"),
-        ("position_embedding", sizes["context_length"], "position_embedding.position_embeddings"),
-    ):
-        yield f"embeddings.{part}.weight", (rows, width), "embedding", attribute
-    yield from block_variables(sizes)
-    yield "final_layer_norm.weight", (width,), "layer_norm", "gamma"
-    yield "final_layer_norm.bias", (width,), "layer_norm", "beta"
-
-
-def block_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str]]:
-    """Map of the tensors of the transformer blocks, in encoders of text and of images."""
-    width, inner = sizes["hidden_dim"], sizes["intermediate_dim"]
-    for i in range(sizes["num_layers"]):
-        block, ours = f"encoder.layers.{i}", f"encoder_block_{i}"
-        for k in (1, 2):
-            yield f"{block}.layer_norm{k}.weight", (width,), ours, f"layer_norm_{k}.gamma"
-            yield f"{block}.layer_norm{k}.bias", (width,), ours, f"layer_norm_{k}.beta"
-        for part, shape, attribute in (
-            ("self_attn.q_proj", (width, width), "attention.query_dense"),
-            ("self_attn.k_proj", (width, width), "attention.key_dense"),
-            ("self_attn.v_proj", (width, width), "attention.value_dense"),
-            ("self_attn.out_proj", (width, width), "attention.output_dense"),
-            ("mlp.fc1", (inner, width), "dense_1"),
-            ("mlp.fc2", (width, inner), "dense_2"),
-        ):
-            yield f"{block}.{part}.weight", shape, ours, f"{attribute}.kernel"
-            yield f"{block}.{part}.bias", shape[:1], ours, f"{attribute}.bias"
-
-
 def _pairs(encoder: TextEncoder) -> Iterator[tuple[str, Shape, keras.Variable]]:
     """Variables of an encoder, each with transformers' name and shape."""
     sizes = {name: getattr(encoder, name) for name in SIZES}
     for name, shape, layer, attribute in clip_variables(sizes):
         yield name, shape, operator.attrgetter(attribute)(encoder.get_layer(layer))
-
-
-def linear_maps(encoder: TextEncoder) -> Iterator[tuple[str, Shape, keras.Variable]]:
-    """Linear maps of an `encoder`: transformers' name, shape (out, in), and kernel."""
-    for name, shape, kernel in _pairs(encoder):
-        if kernel.name == "kernel":
-            yield name.removesuffix(".weight"), shape, kernel
 
 
 def _config_file(folder: Path) -> Path:

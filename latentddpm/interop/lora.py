@@ -12,14 +12,12 @@ Files are safetensors with kohya's names, which diffusers and the common user in
     lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight  (r, in)
     … .lora_up.weight  (out, r)       … .alpha  ()
 
-What is read besides is in `interop.lora_file`. Merging adds the change to the weights once, so a
-merged network is as fast as before.
+What is read besides is in `interop.lora_file`; `interop.lora_merge` merges it.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,36 +28,15 @@ import numpy as np
 from safetensors.numpy import save
 
 from latentddpm.errors import check_choice
-from latentddpm.interop.clip import linear_maps
-from latentddpm.interop.compvis.names import unet_names
 from latentddpm.interop.diffusers.networks import rows_of
-from latentddpm.interop.diffusers.weight_map import to_ours
 from latentddpm.interop.diffusers.weights import variable
-from latentddpm.interop.lora_file import OF_TEXT, OF_UNET, LoraFile
+from latentddpm.interop.lora_merge import stem_of
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import freeze
-from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.utils.files import atomic_path, file_digest
+from latentddpm.utils.files import atomic_path
 
 LAYOUTS = ("dense", "pointwise")
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """Linear map of a model: a dense layer or a convolution.
-
-    Attributes:
-        stem: its name in kohya's files.
-        shape: in PyTorch, (out, in) or (out, in, h, w).
-        layout: of the kernel, see `interop.diffusers.weight_map`.
-        kernel: the variable.
-    """
-
-    stem: str
-    shape: Shape
-    layout: str
-    kernel: keras.Variable
 
 
 @dataclass(frozen=True)
@@ -82,9 +59,6 @@ class Projection:
     def name(self) -> str:
         """Last part of the path, such as "query"."""
         return self.path.rpartition("/")[2]
-
-
-# --- Training ------------------------------------------------------------------------------
 
 
 def add_lora(unet: UNet, rank: int, alpha: float, targets: Sequence[str]) -> None:
@@ -145,71 +119,9 @@ def _in_order(file: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + file[8 + size :]
 
 
-# --- Using ---------------------------------------------------------------------------------
-
-
-def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> None:
-    """Add scale · strength · A B of a LoRA file to the weights of a model.
-
-    A file that was trained on another model with the same shapes is used with a warning, because
-    LoRAs of Stable Diffusion are meant for fine-tuned versions of it too. All of the file is
-    checked before any weight is changed.
-
-    Args:
-        model: whose weights are changed; `model.loras` gets an entry for the file.
-        path: of the LoRA file (`.safetensors`).
-        scale: of the change; 0 is none, 1 that of the training.
-
-    Raises:
-        UserError: see `interop.lora_file.LoraFile`.
-    """
-    maps = {one.stem: one for one in _linear_maps(model)}
-    file = LoraFile(path, {stem: one.shape for stem, one in maps.items()}, _aliases(model.unet))
-    file.check_scale(scale)
-    made_for = file.metadata.get("base_digest")
-    if made_for and model.digest and made_for != model.digest:
-        name = file.metadata.get("base_model", "?")
-        warnings.warn(
-            f"{path}: was trained on another model, {name} ({made_for}), than this one "
-            f"({model.digest})",
-            stacklevel=2,
-        )
-    for stem in file.changes:
-        one = maps[stem]
-        change = to_ours(scale * file.change(stem), one.layout)
-        one.kernel.assign_add(np.reshape(change, one.kernel.shape))
-    name = Path(path).name
-    model.loras.append({"file": name, "sha256": file_digest(path), "scale": scale})
-
-
-def _linear_maps(model: LatentDiffusion) -> Iterator[LinearMap]:
-    """Linear maps of a model that a LoRA file can change."""
-    for row in rows_of(model.unet):
-        if row.layout != "vector":
-            yield LinearMap(_stem(row.key), row.shape, row.layout, variable(model.unet, row.path))
-    if model.text_encoder is not None:
-        for name, shape, kernel in linear_maps(model.text_encoder):
-            stem = OF_TEXT + f"text_model.{name}".replace(".", "_")
-            yield LinearMap(stem, shape, "dense", kernel)
-
-
-def _aliases(unet: UNet) -> dict[str, str]:
-    """CompVis's names of a UNet's linear maps → kohya's."""
-    config = unet.get_config()
-    keys = [row.key for row in rows_of(unet) if row.layout != "vector"]
-    sizes = config["num_res_blocks"], config["attention_levels"]
-    names = unet_names(keys, len(config["channel_multipliers"]), *sizes)
-    return {_stem(theirs): _stem(key) for key, theirs in names.items()}
-
-
-def _stem(key: str) -> str:
-    """Name in kohya's files of a linear map of the UNet, from that of its weight."""
-    return OF_UNET + key.removesuffix(".weight").replace(".", "_")
-
-
 def _projections(unet: UNet) -> Iterator[Projection]:
     """Projections of a UNet: all its linear maps."""
     for row in rows_of(unet):
         if row.layout in LAYOUTS:
             path = row.path.removesuffix("/kernel")
-            yield Projection(_stem(row.key), path, row.shape, variable(unet, path))
+            yield Projection(stem_of(row.key), path, row.shape, variable(unet, path))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.facts import AutoencoderFacts
 from latentddpm.models.denoisers.facts import DenoiserFacts
 
@@ -32,13 +33,16 @@ class GraphNetwork:
     """Network as a graph with its weights.
 
     Args:
-        arguments: of the constructor of the network of layers.
+        kind: name of the class of the network of layers, such as "UNet".
+        arguments: of its constructor.
         read: reads the weights, when they are first asked for.
         bind: makes the function of the graph, at the first call.
         archive: the `.keras` file that the weights are from.
+        paths: path of a variable of the network of layers → name of its weight.
 
     Attributes:
-        archive: as given.
+        kind, archive: as given.
+        paths: path of a variable of the network of layers → name of its weight.
         compute_dtype: "float32".
         distribute_strategy: None; it computes on a single device.
 
@@ -54,13 +58,15 @@ class GraphNetwork:
 
     def __init__(
         self,
+        kind: str,
         arguments: Mapping[str, Any],
         read: Callable[[], Weights],
         bind: Bind,
         archive: Path,
+        paths: Mapping[str, str],
     ) -> None:
         self._arguments = dict(arguments)
-        self.archive = archive
+        self.kind, self.archive, self.paths = kind, archive, paths
         self._read, self._bind = read, bind
         self._run: Run | None = None
 
@@ -127,6 +133,28 @@ class GraphAutoencoder(AutoencoderFacts):
     def count_params(self) -> int:
         """Number of weights."""
         return self.encoder.count_params() + self.decoder.count_params()
+
+
+def add_to_weight(network: Any, path: str, change: np.ndarray) -> None:
+    """Add a change to a weight of a network, of layers or a graph.
+
+    Args:
+        network: whose weight it is.
+        path: of its variable, such as "down_0_block_0/conv1/conv/kernel".
+        change: as many numbers as the weight has, in its order.
+
+    Raises:
+        UserError: a graph that has computed already, and keeps the weights of that time.
+    """
+    if isinstance(network, GraphNetwork):
+        if network.is_bound:
+            raise UserError("this model has computed already; load it again to change its weights")
+        name = network.paths[path]
+        weight = network.weights[name]
+        network.weights[name] = weight + np.reshape(change, weight.shape).astype(weight.dtype)
+        return
+    (variable,) = (one for one in network.weights if one.path == path)
+    variable.assign_add(np.reshape(change, variable.shape))
 
 
 def is_graph(network: Any) -> bool:

@@ -21,7 +21,7 @@ from latentddpm.evaluation.denoiser import likelihood
 from latentddpm.evaluation.denoiser.likelihood import Measured, evaluate_bound, summary
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.report import Report
-from latentddpm.interop.lora import merge_lora
+from latentddpm.interop.lora_merge import merge_lora
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from latentddpm.config import DiffusionRun
 from latentddpm.config_file import load_config
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import read_loras
-from latentddpm.interop.lora import add_lora, merge_lora, save_lora
+from latentddpm.interop.lora import add_lora, save_lora
 from latentddpm.interop.lora_file import read_lora_metadata
+from latentddpm.interop.lora_merge import merge_lora
 from latentddpm.models.archive import load_archive
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import rebuild

@@ -15,8 +15,8 @@ from latentddpm.errors import UserError
 from latentddpm.interop.diffusers.networks import rows_of
 from latentddpm.interop.diffusers.weight_map import to_theirs
 from latentddpm.interop.diffusers.weights import variable
-from latentddpm.interop.lora import merge_lora
 from latentddpm.interop.lora_file import STYLES, style_of
+from latentddpm.interop.lora_merge import merge_lora
 
 GOLDEN = TESTS / "golden" / "lora"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.safetensors") if ".fused" not in path.name)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from tiny import tiny_model
 
 from latentddpm import interop
-from latentddpm.interop.lora import merge_lora
+from latentddpm.interop.lora_merge import merge_lora
 
 for package in ("torch", "diffusers", "transformers", "peft"):
     pytest.importorskip(package)

@@ -27,7 +27,8 @@ from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
-from latentddpm.interop.clip import PREFIX, build_clip, clip_variables, read_clip_config
+from latentddpm.interop.clip import PREFIX, build_clip, read_clip_config
+from latentddpm.interop.clip_names import clip_variables
 from latentddpm.interop.compvis.averaged import plain_tensors
 from latentddpm.interop.compvis.config import (
     LATENT_FACTOR,
@@ -40,9 +41,14 @@ from latentddpm.interop.compvis.config import (
 from latentddpm.interop.compvis.names import unet_names, vae_names
 from latentddpm.interop.diffusers.checkpoint import Checkpoint, CheckpointPart
 from latentddpm.interop.diffusers.folder import build
-from latentddpm.interop.diffusers.networks import AUTOENCODER_SIZES, UNET_SIZES
 from latentddpm.interop.diffusers.read_config import autoencoder_arguments, unet_arguments
-from latentddpm.interop.diffusers.weight_map import TensorMapping, autoencoder_rows, unet_rows
+from latentddpm.interop.diffusers.weight_map import (
+    AUTOENCODER_SIZES,
+    UNET_SIZES,
+    TensorMapping,
+    autoencoder_rows,
+    unet_rows,
+)
 from latentddpm.interop.tensors import DTYPES, RenamedTensors, TensorFiles, Tensors, refuse_pickle
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.weight_files import READ, layout_of, read_header

@@ -6,13 +6,13 @@ model = network.build()     allocates memory and reads the weights
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from latentddpm.errors import UserError, check_choice
+from latentddpm.errors import check_choice
 from latentddpm.interop.diffusers.checkpoint import CheckpointPart
 from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES
 from latentddpm.interop.diffusers.read_config import (
@@ -20,29 +20,12 @@ from latentddpm.interop.diffusers.read_config import (
     linear_projection,
     unet_arguments,
 )
-from latentddpm.interop.diffusers.weight_map import TensorMapping, autoencoder_rows, unet_rows
+from latentddpm.interop.diffusers.weight_map import TensorMapping, rows_of_class
 from latentddpm.interop.diffusers.weights import fill, match
 from latentddpm.interop.tensors import Tensors
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.layers import blank_weights
-
-AUTOENCODER_SIZES = (
-    "channels",
-    "channel_multipliers",
-    "num_res_blocks",
-    "latent_channels",
-    "image_channels",
-    "quant_conv",
-)
-UNET_SIZES = (
-    "channels",
-    "channel_multipliers",
-    "num_res_blocks",
-    "latent_channels",
-    "attention_levels",
-    "context_dim",
-)
 
 
 @dataclass(frozen=True)
@@ -97,23 +80,10 @@ def validate(part: CheckpointPart) -> Network:
     kind = Autoencoder if part.config["_class_name"] == AUTOENCODER else UNet
     linear = linear_projection(part.config, part.source) if kind is UNet else False
     tensors = part.tensors()
-    return Network(
-        kind, arguments, tensors, match(_rows(kind, arguments, linear), tensors, part.source)
-    )
+    rows = rows_of_class(kind.__name__, arguments, linear)
+    return Network(kind, arguments, tensors, match(rows, tensors, part.source))
 
 
 def rows_of(model: keras.Model) -> Iterator[TensorMapping]:
     """Weight map of a Keras `model`, as it is written."""
-    return _rows(type(model), model.get_config())
-
-
-def _rows(
-    kind: type[keras.Model], arguments: Mapping[str, Any], linear: bool = False
-) -> Iterator[TensorMapping]:
-    if kind is Autoencoder:
-        return autoencoder_rows(**{k: arguments[k] for k in AUTOENCODER_SIZES if k in arguments})
-    if kind is not UNet or arguments.get("spatial_dims", 2) != 2:
-        raise UserError(f"diffusers and LoRAs know no {kind.__name__} like this; expected a UNet")
-    sizes = {key: arguments[key] for key in UNET_SIZES}
-    own = arguments.get("learned_variance", False)
-    return unet_rows(**sizes, linear=linear, learned_variance=own)
+    return rows_of_class(type(model).__name__, model.get_config())

@@ -14,12 +14,32 @@ Layouts in diffusers → in Keras (PyTorch is channels-first, Keras channels-las
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from latentddpm.errors import UserError
+
 Shape = tuple[int, ...]
+
+AUTOENCODER_SIZES = (
+    "channels",
+    "channel_multipliers",
+    "num_res_blocks",
+    "latent_channels",
+    "image_channels",
+    "quant_conv",
+)
+UNET_SIZES = (
+    "channels",
+    "channel_multipliers",
+    "num_res_blocks",
+    "latent_channels",
+    "attention_levels",
+    "context_dim",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,28 @@ def to_theirs(array: np.ndarray, layout: str) -> np.ndarray:
     if layout == "pointwise":
         return array.T[:, :, None, None]
     return array.T if layout == "dense" else array
+
+
+def rows_of_class(
+    kind: str, arguments: Mapping[str, Any], linear: bool = False
+) -> Iterator[TensorMapping]:
+    """Weight map of a network, by its class and the arguments of its constructor.
+
+    Args:
+        kind: name of the class, "Autoencoder" or "UNet".
+        arguments: of the constructor.
+        linear: see `unet_rows`.
+
+    Raises:
+        UserError: another class, or a UNet that diffusers has none like.
+    """
+    if kind == "Autoencoder":
+        return autoencoder_rows(**{k: arguments[k] for k in AUTOENCODER_SIZES if k in arguments})
+    if kind != "UNet" or arguments.get("spatial_dims", 2) != 2:
+        raise UserError(f"diffusers and LoRAs know no {kind} like this; expected a UNet")
+    sizes = {key: arguments[key] for key in UNET_SIZES}
+    own = arguments.get("learned_variance", False)
+    return unet_rows(**sizes, linear=linear, learned_variance=own)
 
 
 def autoencoder_rows(

@@ -25,9 +25,9 @@ from latentddpm.choices import STORAGE
 from latentddpm.errors import UserError, check_choice, one_line
 from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
-from latentddpm.utils.files import WEIGHTS, atomic_path, read_arguments
+from latentddpm.utils.files import WEIGHTS, atomic_path, open_archive, read_arguments
 from latentddpm.utils.machine.memory import TooManyWeights, weight_limit
-from latentddpm.utils.stored_weights import check_finite
+from latentddpm.utils.stored_weights import StoredWeights, check_finite, open_weights
 
 SMALLEST_NUMBER = 2  # bytes per weight: they are stored in float32 or float16
 
@@ -68,20 +68,35 @@ def load_archive(path: str | Path, *kinds: type[keras.Model]) -> keras.Model:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     read_config(path, *kinds)
-    with zipfile.ZipFile(path) as archive:
-        stored = archive.getinfo(WEIGHTS).file_size
+    with open_weights(path) as stored:
+        model = _build(path, stored)
+        for variable, name in zip(model.weights, weight_paths(model), strict=True):
+            values = stored[name]
+            if values.shape != tuple(variable.shape):
+                raise UserError(
+                    f"{path}: cannot be loaded: {variable.path} has the shape {values.shape}; its "
+                    f"arguments make {tuple(variable.shape)}"
+                )
+            check_finite(values, path, variable.path)
+            variable.assign(values)
+    return model
+
+
+def _build(path: Path, stored: StoredWeights) -> keras.Model:
+    """Network of the arguments in an archive, as `keras.saving.load_model` makes it, blank."""
+    with open_archive(path) as archive:
+        config = json.loads(archive.read("config.json"))
     try:
-        with blank_weights(), weight_limit(stored // SMALLEST_NUMBER):
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with blank_weights(), weight_limit(stored.size):
+            config["compile_config"] = None
+            return keras.saving.deserialize_keras_object(config, safe_mode=True)
     except TooManyWeights:
         raise UserError(
-            f"{path}: its arguments make a network of more parameters than its {stored:,} bytes "
-            "of weights can be; refused"
+            f"{path}: its arguments make a network of more parameters than its "
+            f"{stored.size:,} weights; refused"
         ) from None
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {one_line(error, 300)}") from error
-    check_weights(model, path)
-    return model
 
 
 def check_weights(model: keras.Model, path: str | Path) -> None:

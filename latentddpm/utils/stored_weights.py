@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from latentddpm.errors import UserError, nearest, one_line
-from latentddpm.utils.files import CHUNK, MAX_EXPANSION, WEIGHTS, open_archive
+from latentddpm.utils.files import CHUNK, WEIGHTS, open_archive
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Start of a member in a zip file: mark, …, lengths of its name and of its extra field."""
@@ -39,7 +39,7 @@ def read_weights(path: str | Path, names: Iterable[str] | None = None) -> dict[s
         names: of the weights to read; all by default.
 
     Returns:
-        Name → array, of float32 or float16.
+        Name → array, float32 or float16; bfloat16 as float32.
 
     Raises:
         UserError: it is not an archive of Keras, it is damaged, or has no such weight.
@@ -61,10 +61,11 @@ def open_weights(path: str | Path) -> Iterator[StoredWeights]:
     import h5py  # a tenth of a second, which reading arguments alone need not wait for
 
     with open_archive(path) as archive, open(path, "rb") as file:
+        size = archive.getinfo(WEIGHTS).file_size
         member = _member(archive, file)
         try:
             with h5py.File(member) as weights:
-                yield StoredWeights(path, weights, member)
+                yield StoredWeights(path, weights, member, size)
         except UserError:
             raise
         except Exception as error:  # h5py has no exceptions of its own
@@ -72,23 +73,48 @@ def open_weights(path: str | Path) -> Iterator[StoredWeights]:
 
 
 class StoredWeights(Mapping):
-    """Weights in an open HDF5 file: name → array.
+    """Weights in an open HDF5 file: name → array, read anew each time.
 
     Args:
         path: of the archive, for messages.
         file: the HDF5 file.
         stream: the bytes that it is read from.
+        stored: number of those bytes.
+
+    Attributes:
+        size: numbers in all weights together.
+
+    Raises:
+        UserError: a dataset is no array of numbers, or they claim more bytes than are there.
     """
 
-    def __init__(self, path: str | Path, file: Any, stream: BinaryIO) -> None:
+    def __init__(self, path: str | Path, file: Any, stream: BinaryIO, stored: int) -> None:
         self._path, self._stream = path, stream
         self._datasets: dict[str, Any] = {}
         # It follows no links, neither inside the file nor to others.
         file.visititems(self._add)
+        self.size = sum(dataset.size for dataset in self._datasets.values())
+        claimed = sum(dataset.nbytes for dataset in self._datasets.values())
+        if claimed > stored:
+            raise UserError(
+                f"{path}: cannot be loaded: {claimed:,} bytes of weights in {stored:,} bytes"
+            )
 
     def _add(self, name: str, item: Any) -> None:
-        if hasattr(item, "dtype"):
-            self._datasets[name] = item
+        if not hasattr(item, "dtype"):
+            return  # a group
+        stored = item.id.get_storage_size()
+        if (
+            not (item.dtype.kind in "fiu" or _is_bfloat16(item))
+            or item.external
+            or item.is_virtual
+            or item.nbytes > stored
+        ):
+            raise UserError(
+                f"{self._path}: cannot be loaded: {name!r} is {item.dtype} {item.shape} in "
+                f"{stored:,} bytes"
+            )
+        self._datasets[name] = item
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._datasets)
@@ -99,26 +125,23 @@ class StoredWeights(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         dataset = self._datasets.get(name)
         if dataset is None:
-            raise UserError(f"{self._path}: no weight {name!r}{nearest(name, self._datasets)}")
-        stored = dataset.id.get_storage_size()
-        if (
-            dataset.dtype.kind not in "fiub"
-            or dataset.external
-            or dataset.is_virtual
-            or dataset.nbytes > MAX_EXPANSION * stored
-        ):
-            raise UserError(
-                f"{self._path}: cannot be loaded: {name!r} is {dataset.dtype} "
-                f"{dataset.shape} in {stored:,} bytes"
-            )
+            hint = nearest(name, self._datasets)
+            raise UserError(f"{self._path}: cannot be loaded: no weight {name!r}{hint}")
         start = dataset.id.get_offset()
-        if start is None or not dataset.nbytes:  # in chunks, or empty
+        if start is None:  # it is in chunks, or empty
             return dataset[...]
         array = np.empty(dataset.shape, dataset.dtype)
         self._stream.seek(start)
-        if self._stream.readinto(memoryview(array).cast("B")) != array.nbytes:
+        if self._stream.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
             raise UserError(f"{self._path}: cannot be loaded: {name!r} is cut off")
+        if _is_bfloat16(dataset):  # the upper half of a float32, a type that NumPy lacks
+            return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         return array
+
+
+def _is_bfloat16(dataset: Any) -> bool:
+    """True for an array that Keras has written as bfloat16, to HDF5 two bytes without meaning."""
+    return dataset.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16"
 
 
 def _member(archive: zipfile.ZipFile, file: BinaryIO) -> BinaryIO:

@@ -211,6 +211,18 @@ def test_an_array_stays_in_the_type_it_is_stored_in(unet, tmp_path):
     assert stored[name].dtype == expected.dtype, f"read as {stored[name].dtype}"
 
 
+def test_bfloat16_is_read_as_float32(tmp_path):
+    unet = UNet(**SIZES, zero_init=False, dtype="bfloat16")
+    unet.save(tmp_path / "unet.keras")
+    loaded = load_archive(tmp_path / "unet.keras", UNet)
+    stored = read_weights(tmp_path / "unet.keras")
+    for name, mine, theirs in zip(weight_paths(unet), unet.weights, loaded.weights, strict=True):
+        assert stored[name].dtype == "float32", f"{name}: read as {stored[name].dtype}"
+        expected = mine.numpy().astype("float32")
+        np.testing.assert_array_equal(stored[name], expected, err_msg=name)
+        np.testing.assert_array_equal(theirs.numpy().astype("float32"), expected, err_msg=name)
+
+
 def test_a_weight_that_is_not_there_is_named(members, tmp_path):
     path = pack(tmp_path / "unet.keras", members)
     with pytest.raises(UserError, match=r"no weight 'layers/dense/vars/7' \(did you mean"):
@@ -315,7 +327,7 @@ def test_a_huge_config_is_refused(members, tmp_path):
 )
 def test_arguments_larger_than_the_weights_are_refused(members, tmp_path, claim):
     path = pack(tmp_path / "unet.keras", rearranged(members, **claim))
-    refused(path, "parameters", "bytes of weights")
+    refused(path, "parameters", "weights; refused")
 
 
 @pytest.mark.parametrize(("hidden_dim", "num_layers"), [(1 << 20, 1), (1, 1 << 30)])

@@ -80,6 +80,7 @@ CONVERSIONS = ("diffusers",)
 
 EXPORTS = {
     "keras": (),
+    "graphs": ("onnxruntime",),
     "saved-model": (),
     "onnx": ("onnx", "tf2onnx", "onnxruntime"),
     "litert": ("ai_edge_litert",),

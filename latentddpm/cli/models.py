@@ -124,15 +124,16 @@ def convert(
     "kind",
     default="keras",
     show_default=True,
-    help="keras, saved-model, onnx, litert.",
+    help="keras, graphs, saved-model, onnx, litert.",
 )
 @click.option("--storage", default="float32", show_default=True, help="float16 halves .keras.")
-@click.option("--out", type=FOLDER, required=True, help="New folder.")
+@click.option("--out", type=FOLDER, help="New folder.")
 @command
-def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None:
+def export(model: Path, kind: str, storage: str, out: Path | None, quiet: bool) -> None:
     """Write a model for other programs, checked against the original.
 
-    A train-vae run is exported too: its encoder and decoder.
+    A train-vae run is exported too: its encoder and decoder. The format graphs puts into an
+    older model folder what new ones have from the start.
     """
     from latentddpm.export.request import check_request
 
@@ -146,5 +147,6 @@ def export(model: Path, kind: str, storage: str, out: Path, quiet: bool) -> None
 
     with activity(f"loading {folder.path.name}", quiet):
         loaded = load_parts(folder.path)
+    out = out or folder.path
     export_model(loaded, out, kind, storage, functools.partial(say, quiet=quiet))
     click.echo(out)

@@ -1,6 +1,7 @@
-"""Export of a model for other programs, in one of four formats.
+"""Export of a model for other programs, in one of five formats.
 
     keras         a model folder of `.keras` archives
+    graphs        the graphs of an older model folder, written into it
     saved-model   a TensorFlow SavedModel with the endpoints of `export.endpoints`
     onnx, litert  a file for each part, and other files that a server needs:
 
@@ -28,7 +29,8 @@ import latentddpm
 from latentddpm.choices import EXPORTS
 from latentddpm.errors import UserError
 from latentddpm.export.endpoints import AXES, Endpoint, check, endpoints
-from latentddpm.export.request import check_request, needs_tools
+from latentddpm.export.graphs import add_graphs
+from latentddpm.export.request import IN_PLACE, check_request, needs_tools
 from latentddpm.export.saved_model import save_saved_model
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -51,13 +53,13 @@ def export_model(
 
     Args:
         model: to export.
-        out: a new folder.
-        format: "keras", "saved-model", "onnx" or "litert".
+        out: a new folder; for "graphs" the model folder that the model was loaded from.
+        format: "keras", "graphs", "saved-model", "onnx" or "litert".
         storage: precision of the weights in `.keras` archives, "float32" or "float16".
-        note: called with a line of text for each endpoint that was written and checked.
+        note: called with a line of text for each endpoint or graph that was written and checked.
 
     Returns:
-        Endpoint → largest difference from the model; empty for "keras".
+        Endpoint or graph → largest difference from the model; empty for "keras".
 
     Raises:
         UserError: see `request.check_request`; the model has no autoencoder; or a part is too
@@ -72,10 +74,16 @@ def export_model(
         ```
     """
     out = Path(out)
-    check_request(out, format, storage)
+    check_request(None if format == IN_PLACE else out, format, storage)
+
+    def report(name: str, difference: float, rest: str = "") -> None:
+        note(f"{name}: largest difference {difference:.1e}{rest}")
+
     if format == "keras":
         model.save(out, storage)
         return {}
+    if format == IN_PLACE:
+        return add_graphs(model, out, report)
     if model.unet is not None and model.unet.spatial_dims != 2:
         raise UserError(
             f"export --format {format}: is for images, and this model has "
@@ -85,10 +93,6 @@ def export_model(
         raise UserError("this model is a UNet alone; an export needs its autoencoder too")
     if keras.backend.backend() != "tensorflow":
         raise UserError(f"export --format {format} needs Keras's TensorFlow backend")
-
-    def report(name: str, difference: float, rest: str = "") -> None:
-        note(f"{name}: largest difference {difference:.1e}{rest}")
-
     if format in PART_FORMATS:
         return _export_parts(model, out, format, report)
     return save_saved_model(model, out, report)

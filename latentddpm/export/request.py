@@ -8,21 +8,28 @@ from pathlib import Path
 from latentddpm.choices import EXPORTS, STORAGE
 from latentddpm.errors import UserError, check_choice
 
+IN_PLACE = "graphs"
+"""Format that is written into the model folder itself."""
 
-def check_request(out: Path, format: str, storage: str = "float32") -> None:
+
+def check_request(out: Path | None, format: str, storage: str = "float32") -> None:
     """Check the arguments of `export_model`.
 
     Args:
-        out: folder to write.
+        out: folder to write; None for the model folder itself.
         format: one of `choices.EXPORTS`.
         storage: one of `choices.STORAGE`.
 
     Raises:
-        UserError: an unknown format, `out` exists, the packages for the format are not installed,
-            or the format does not have this `storage`.
+        UserError: an unknown format, `out` exists, is missing or has no use, the packages for
+            the format are not installed, or the format does not have this `storage`.
     """
     check_choice("format", format, EXPORTS)
-    if out.exists():
+    if format == IN_PLACE and out is not None:
+        raise UserError(f"--out {out}: format {format!r} is written into the folder of the model")
+    if format != IN_PLACE and out is None:
+        raise UserError(f"--out: format {format!r} needs a new folder")
+    if out is not None and out.exists():
         raise UserError(f"{out}: exists already; name a new folder")
     check_choice("storage", storage, STORAGE)
     if format != "keras" and storage != "float32":

@@ -75,8 +75,14 @@ class GraphBuilder:
         return self.constant(values, "int64")
 
     def weight(self, variable: keras.Variable) -> str:
-        """Tensor with the values of a variable."""
-        name = self.paths[id(variable)]
+        """Tensor with the values of a variable.
+
+        Raises:
+            NoGraph: it is not a weight of the archive, as the product of a LoRA is not.
+        """
+        name = self.paths.get(id(variable))
+        if name is None:
+            raise NoGraph(f"{variable} is no weight of the archive")
         self.weights[name] = tuple(variable.shape)
         self.variables[variable.path] = name
         return name

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from latentddpm.utils.files import (
     DENOISERS,
     TEXT_ENCODER,
     FileEntry,
-    atomic_path,
+    atomic_folder,
     read_network,
 )
 
@@ -55,16 +55,26 @@ def config_digest(archive: str | Path) -> str:
     return hashlib.sha256(json.dumps([VERSION, kind, own], sort_keys=True).encode()).hexdigest()
 
 
-def write_graphs(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write graphs into a model folder; its manifest is written later.
+def write_graphs(
+    folder: Path,
+    files: Mapping[str, bytes],
+    check: Callable[[str, Path], None] = lambda name, file: None,
+) -> None:
+    """Write graphs into a model folder, in place of those that it has.
+
+    Its manifest is written later; until then it describes none of them, so none is used.
 
     Args:
         folder: of the model.
         files: name of each graph → its file, of `networks.make_graphs`.
+        check: called with the name and the file of each graph; where it raises, none is written.
     """
-    for name, data in files.items():
-        with atomic_path(folder / file_of(name)) as temporary:
-            temporary.write_bytes(data)
+    if files:
+        with atomic_folder(folder / FOLDER) as staged:
+            for name, data in files.items():
+                file = staged / Path(file_of(name)).name
+                file.write_bytes(data)
+                check(name, file)
 
 
 def file_of(name: str) -> str:

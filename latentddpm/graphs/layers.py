@@ -42,11 +42,13 @@ def emit(graph: GraphBuilder, layer: Any, *inputs: Any, **named: Any) -> str:
     Raises:
         NoGraph: the layer, or a setting of it, has no operators here.
     """
-    own = [EMITTERS[kind.__name__] for kind in type(layer).__mro__ if kind.__name__ in EMITTERS]
-    if not own:
-        raise NoGraph(f"layer {layer.name} ({type(layer).__name__})")
+    # A subclass may compute something else, and a layer of others may have the same name.
+    kind = type(layer)
+    name = f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+    if name not in EMITTERS:
+        raise NoGraph(f"layer {layer.name} is a {name}")
     named = {key: value for key, value in named.items() if key not in ("training", "mask")}
-    return own[0](graph, layer, *inputs, **named)
+    return EMITTERS[name](graph, layer, *inputs, **named)
 
 
 # --- Convolutions and maps of another size -------------------------------------------------------
@@ -337,26 +339,26 @@ def _clip_block(graph: GraphBuilder, layer: Any, inputs: str) -> str:
 
 
 EMITTERS: dict[str, Emit] = {
-    "PaddedConv2D": _padded_conv,
-    "Conv2D": _conv2d,
-    "Conv2DTranspose": _conv_transpose,
-    "MaxPooling2D": _max_pool,
-    "UpSampling2D": _repeat,
-    "Upsample": _upsample,
-    "CropLike": _crop,
-    "GroupNormalization": _group_norm,
-    "LayerNormalization": _layer_norm,
-    "Dense": _dense,
-    "Activation": _activation,
-    "ResnetBlock": _resnet_block,
-    "AttentionBlock": _attention_block,
-    "Attention": _attention,
-    "TransformerBlock": _transformer_block,
-    "TimestepEmbedding": _timestep_embedding,
-    "Concatenate": _concatenate,
-    "Add": _add,
-    "Reshape": _reshape,
-    "TokenAndPositionEmbedding": _token_embedding,
-    "CLIPEncoderLayer": _clip_block,
+    "latentddpm.PaddedConv2D": _padded_conv,
+    "keras.Conv2D": _conv2d,
+    "keras.Conv2DTranspose": _conv_transpose,
+    "keras.MaxPooling2D": _max_pool,
+    "keras.UpSampling2D": _repeat,
+    "latentddpm.Upsample": _upsample,
+    "latentddpm.CropLike": _crop,
+    "latentddpm.GroupNormalization": _group_norm,
+    "keras.LayerNormalization": _layer_norm,
+    "keras.Dense": _dense,
+    "keras.Activation": _activation,
+    "latentddpm.ResnetBlock": _resnet_block,
+    "latentddpm.AttentionBlock": _attention_block,
+    "latentddpm.Attention": _attention,
+    "latentddpm.TransformerBlock": _transformer_block,
+    "latentddpm.TimestepEmbedding": _timestep_embedding,
+    "keras.Concatenate": _concatenate,
+    "keras.Add": _add,
+    "keras.Reshape": _reshape,
+    "keras_hub.TokenAndPositionEmbedding": _token_embedding,
+    "keras_hub.CLIPEncoderLayer": _clip_block,
 }
-"""Name of a layer's class → its function."""
+"""Package and name of a layer's class → its function."""

@@ -11,6 +11,7 @@ archive of its network (`models.archive.weight_paths`), and has no values here.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 
@@ -28,6 +29,18 @@ OUTPUTS = {
     "unet": "prediction",
     "text_encoder": "context",
 }
+MAPS = ("images", "raw_latents", "noisy_latents")
+"""Inputs that are feature maps."""
+
+
+def network_of(name: str, part: keras.Model) -> keras.Model:
+    """Network that a graph is of: a half of the autoencoder, or the part itself.
+
+    Args:
+        name: a key of `entries.PARTS`.
+        part: of the model.
+    """
+    return getattr(part, name) if PARTS[name] == "vae" else part
 
 
 def make_graphs(parts: Mapping[str, keras.Model | None]) -> dict[str, bytes]:
@@ -42,35 +55,46 @@ def make_graphs(parts: Mapping[str, keras.Model | None]) -> dict[str, bytes]:
     """
     found = {}
     for name, part in PARTS.items():
-        network = parts.get(part)
-        if network is None:
+        if parts.get(part) is None:
             continue
-        names = dict(zip(map(id, network.weights), weight_paths(network), strict=True))
-        network = getattr(network, name, network)  # a half of the autoencoder
-        try:
-            found[name] = _make_graph(name, network, names)
-        except NoGraph:
-            continue
+        # A model is saved after days of training: whatever is wrong with a graph, it goes without.
+        with contextlib.suppress(Exception):
+            found[name] = make_graph(name, parts[part])
     return found
 
 
-def _make_graph(name: str, network: keras.Model, names: Mapping[int, str]) -> bytes:
-    graph = GraphBuilder(names)
+def make_graph(name: str, part: keras.Model) -> bytes:
+    """Graph of a network, as an ONNX file without weights.
+
+    Args:
+        name: a key of `entries.PARTS`.
+        part: of the model, whose archive has the weights.
+
+    Raises:
+        NoGraph: it is of signals or volumes, or has a layer that `graphs.layers` does not know.
+    """
+    network, paths = network_of(name, part), weight_paths(part)
+    graph = GraphBuilder(dict(zip(map(id, part.weights), paths, strict=True)))
     inputs, values = [], []
     for tensor in network.inputs:
-        if len(tensor.shape) > 2 and tensor.name != "context" and len(tensor.shape) != 4:
-            raise NoGraph(f"{len(tensor.shape) - 2} dimensions")
-        axes = ("batch", "height", "width") if len(tensor.shape) == 4 else ("batch", "length")
-        shape = (*axes[: len(tensor.shape)], *tensor.shape[len(axes) :])
-        inputs.append(Tensor(tensor.name, shape, tensor.dtype))
-        is_map = len(tensor.shape) == 4
-        values.append(graph.op("Transpose", tensor.name, perm=TO_MAP) if is_map else tensor.name)
-    result = network._run_through_graph(
-        values, operation_fn=lambda layer: partial(emit, graph, layer)
-    )
-    rank = len(network.outputs[0].shape)
-    if rank == 4:
+        rank = len(tensor.shape)
+        if tensor.name in MAPS and rank != 4:
+            raise NoGraph(f"{rank - 2} dimensions")
+        axes = ("batch", "height", "width") if rank == 4 else ("batch", "length")
+        inputs.append(_tensor(tensor.name, axes, tensor))
+        values.append(
+            graph.op("Transpose", tensor.name, perm=TO_MAP) if rank == 4 else tensor.name
+        )
+    result = network._run_through_graph(values, lambda layer: partial(emit, graph, layer))
+    axes = ("batch", "length")
+    if len(network.output.shape) == 4:
         result = graph.op("Transpose", result, perm=TO_LAST)
-    axes = ("batch", "out_height", "out_width") if rank == 4 else ("batch", "out_length")
-    output = Tensor(OUTPUTS[name], (*axes, network.outputs[0].shape[-1]))
-    return graph.build(name, inputs, {result: output})
+        # Names of their own: the runtime warns where an axis of one name has two sizes.
+        axes = ("batch", "output_height", "output_width")
+    return graph.build(name, inputs, {result: _tensor(OUTPUTS[name], axes, network.output)})
+
+
+def _tensor(name: str, axes: tuple[str, ...], tensor: keras.KerasTensor) -> Tensor:
+    """Tensor of the graph: its first axes are free."""
+    shape = tensor.shape
+    return Tensor(name, (*axes[: len(shape)], *shape[len(axes) :]), tensor.dtype)

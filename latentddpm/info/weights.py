@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentddpm.errors import UserError
+from latentddpm.graphs.entries import PARTS
 from latentddpm.info.data import size_text
 from latentddpm.interop.lora_file import style_of
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -60,6 +61,8 @@ def describe_model(path: Path) -> Iterator[str]:
         yield f"pixels     {folder.pixels}, written as {folder.pixels.suffix}"
     for name, part in folder.parts.items():
         yield f"{name:<10} {part['bytes'] / 1e6:.1f} MB, digest {part['digest'][:12]}"
+    if graphs := [name for name in PARTS if folder.graph(name)]:
+        yield f"graphs     {', '.join(graphs)}"
     for key, value in (folder.schedule or {}).items():
         yield f"schedule   {key}: {value}"
     for key, value in folder.defaults.items():

@@ -147,7 +147,7 @@ class LatentDiffusion:
         )
 
     def save(self, folder: str | Path, storage: str = "float32") -> ModelFolder:
-        """Write a model folder, whole or not at all.
+        """Write a model folder, whole or not at all, with graphs of its networks.
 
         Args:
             folder: to write. A model folder that exists is replaced, except its `README.md`.
@@ -168,10 +168,8 @@ class LatentDiffusion:
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder}: holds other files and no {MANIFEST}; name a new folder")
-        of_pixels = isinstance(self.autoencoder, PixelSpace)
-        vae = None if of_pixels else self.autoencoder
-        parts = {"vae": vae, "unet": self.unet, "text_encoder": self.text_encoder}
-        beside = {} if of_pixels else {"vae_digest": weights_digest(vae)}
+        parts, of_pixels = self.networks, isinstance(self.autoencoder, PixelSpace)
+        beside = {} if of_pixels else {"vae_digest": weights_digest(self.autoencoder)}
         with atomic_folder(folder) as staged:
             entries = {}
             for name, part in parts.items():
@@ -198,6 +196,16 @@ class LatentDiffusion:
                 "none" if of_pixels else "autoencoder",
             )
         return read_model_folder(folder)
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """Networks by the names of their parts in a model folder; None for those it lacks."""
+        of_pixels = isinstance(self.autoencoder, PixelSpace)
+        return {
+            "vae": None if of_pixels else self.autoencoder,
+            "unet": self.unet,
+            "text_encoder": self.text_encoder,
+        }
 
     def __repr__(self) -> str:
         return describe_model(self)

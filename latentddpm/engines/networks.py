@@ -69,7 +69,7 @@ def choose_engine(engine: str, folder: Folder) -> str:
         if missing:
             raise UserError(
                 f"--engine onnx: {folder.path} has no graph of its {missing[0]} that fits; "
-                "latentddpm export --format keras writes a copy with graphs"
+                "latentddpm export --format graphs writes them"
             )
         if not installed:
             raise UserError("--engine onnx: needs pip install onnxruntime")

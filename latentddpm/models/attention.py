@@ -9,13 +9,20 @@ cross-attention, in `models.denoisers.transformer`, use the same `attention`.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 from keras import layers, ops
 
-from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, Shape, dense
+from latentddpm.models.layers import (
+    PACKAGE,
+    GroupNormalization,
+    Recomputable,
+    Shape,
+    dense,
+    positions_of,
+    shape_of,
+)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -64,12 +71,11 @@ class AttentionBlock(Recomputable, layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        shape = ops.shape(inputs)
-        hidden = ops.reshape(self.norm(inputs), (shape[0], math.prod(shape[1:-1]), shape[-1]))
+        hidden = ops.reshape(self.norm(inputs), positions_of(inputs, inputs.shape[-1]))
         hidden = self.out(
             attention(self.query(hidden), self.key(hidden), self.value(hidden), self.num_heads)
         )
-        return inputs + ops.reshape(hidden, shape)
+        return inputs + ops.reshape(hidden, shape_of(inputs))
 
     def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape

@@ -11,14 +11,21 @@ as in appendix E.2.1 of Rombach et al. 2022.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 from keras import layers, ops
 
 from latentddpm.models.attention import attention
-from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, Shape, dense
+from latentddpm.models.layers import (
+    PACKAGE,
+    GroupNormalization,
+    Recomputable,
+    Shape,
+    dense,
+    positions_of,
+    shape_of,
+)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -122,15 +129,14 @@ class TransformerBlock(Recomputable, layers.Layer):
         self.built = True
 
     def call(self, inputs, context):
-        shape = ops.shape(inputs)
-        tokens = ops.reshape(self.norm(inputs), (shape[0], math.prod(shape[1:-1]), shape[-1]))
+        tokens = ops.reshape(self.norm(inputs), positions_of(inputs, inputs.shape[-1]))
         tokens = self.proj_in(tokens)
         tokens = tokens + self.self_attention(self.norm1(tokens))
         tokens = tokens + self.cross_attention(self.norm2(tokens), context)
         hidden, gate = ops.split(self.ff_in(self.norm3(tokens)), 2, axis=-1)
         tokens = tokens + self.ff_out(hidden * ops.gelu(gate, approximate=False))
         tokens = self.proj_out(tokens)
-        return inputs + ops.reshape(tokens, shape)
+        return inputs + ops.reshape(tokens, shape_of(inputs))
 
     def compute_output_shape(self, inputs_shape: Shape, context_shape: Shape) -> Shape:
         return inputs_shape

@@ -30,7 +30,7 @@ from keras import ops
 
 from latentddpm.errors import check_choice
 from latentddpm.models.discriminator import PatchDiscriminator
-from latentddpm.training.step.trainer import scaling_optimizer
+from latentddpm.training.step.trainer import checkpoint_variables, scaling_optimizer
 
 LOSSES = ("hinge", "vanilla")
 DISCRIMINATOR_TERMS = ("generator", "discriminator", "logits_real", "logits_fake")
@@ -87,11 +87,11 @@ class Adversary:
         self.optimizer = scaling_optimizer(self.optimizer, self.discriminator)
         self.optimizer.build(self.discriminator.trainable_variables)
 
-    def variables(self) -> dict[str, list[keras.Variable]]:
+    def variables(self) -> dict[str, list[Any]]:
         """Variables of the discriminator and of its optimizer, by group of a checkpoint."""
         return {
             "discriminator": self.discriminator.variables,
-            "discriminator_optimizer": self.optimizer.variables,
+            "discriminator_optimizer": checkpoint_variables(self.optimizer),
         }
 
     def share(self, step: Any) -> Any:

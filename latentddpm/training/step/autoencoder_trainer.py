@@ -166,7 +166,7 @@ class AutoencoderTrainer(Trainer):
 
         return adversarial_step(self, *arguments)
 
-    def checkpoint_groups(self) -> dict[str, list[keras.Variable]]:
+    def checkpoint_groups(self) -> dict[str, list[Any]]:
         groups = super().checkpoint_groups()
         return {**groups, **self.adversary.variables()} if self.adversary else groups
 

@@ -14,11 +14,11 @@ last tenth of the steps until t is large enough for μ, so that the EMA of a sho
 contain its untrained beginning.
 
 The results are those of `keras.optimizers.AdamW`. Keras repeats these lines for each variable:
-about a hundred graph operations times the 300 to 700 variables of a UNet, three quarters of the
-time until the first step (docs/benchmarks.md). Here gradients and parameters are concatenated
-into long vectors, updated, and split again: six operations for each variable, and one reduction
-over the replicas of a `tf.distribute` strategy. A vector ends at `BUCKET_SIZE` numbers, so that
-the copies stay small beside a large network.
+about a hundred graph operations times the 300 to 700 variables of a UNet, and some twenty passes
+over memory. Here a variable of at least `LONG` numbers, which nine tenths of a network's numbers
+belong to, is updated where it lies: one pass for its decay, one fused operation for m, v and θ,
+and two for the EMA. The many short ones are strung together into one vector, updated in the same
+way, and split again, which keeps the graph small.
 
 `training.step.update` passes gradients that are already summed and clipped. `apply`, for a plain
 Keras `fit`, sums over the replicas before it clips, so the result does not depend on their number
@@ -28,37 +28,23 @@ Keras `fit`, sums over the replicas before it clips, so the result does not depe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
 from latentddpm.distribution.replicas import all_reduce
-
-BUCKET_SIZE = 64 * 2**20
-"""Greatest length of a vector, unless a single variable is longer: 256 MiB in float32."""
-
-
-@dataclass
-class Bucket:
-    """Variables updated as one vector of length n, with the vector's state.
-
-    Attributes:
-        indices: positions in the list of variables, in the vector's order: first those with
-            weight decay.
-        num_decayed: how many of them have weight decay.
-        momentum: m, a float32 variable (n,).
-        velocity: v, a float32 variable (n,).
-        average: θ̄, a float32 variable (n,), or None without EMA.
-    """
-
-    indices: list[int]
-    num_decayed: int
-    momentum: Any
-    velocity: Any
-    average: Any
+from latentddpm.training.step.vectors import (
+    Bucket,
+    StoredVector,
+    cut,
+    fill,
+    is_long,
+    length_of,
+    string,
+)
 
 
 @keras.saving.register_keras_serializable(package="latentddpm")
@@ -96,26 +82,45 @@ class FlatAdamW(keras.optimizers.AdamW):
         self._trainable_variables_indices = {
             self._var_key(variable): index for index, variable in enumerate(variables)
         }
-        self._buckets = []
-        for indices in _fill(variables):
-            decayed = [i for i in indices if self.weight_decay and self._decays(variables[i])]
-            rest = [i for i in indices if i not in decayed]
-            vectors = [
-                self.add_variable((_length(variables, indices),), dtype="float32", name=name)
-                for name in ("momentum", "velocity", *["average"] * self.use_ema)
+        self._buckets: list[Bucket] = []
+        self._stored: list[StoredVector] = []
+        for group in fill(variables):
+            decayed = [i for i in group if self.weight_decay and self._decays(variables[i])]
+            order = decayed + [i for i in group if i not in decayed]
+            alone = [[i] for i in order if is_long(variables[i])]
+            short = [i for i in order if [i] not in alone]
+            buckets = [
+                self._bucket(variables, indices, sum(i in decayed for i in indices))
+                for indices in [*[short] * bool(short), *alone]
             ]
-            average = vectors[2] if self.use_ema else None
-            self._buckets.append(Bucket(decayed + rest, len(decayed), *vectors[:2], average))
+            lengths = {i: length_of(variables, [i]) for i in order}
+            for slots in zip(*(bucket.slots() for bucket in buckets), strict=True):
+                indices = [bucket.indices for bucket in buckets]
+                self._stored.append(StoredVector(slots, indices, lengths))
+            self._buckets += buckets
         self.built = True
 
+    def _bucket(
+        self, variables: Sequence[keras.Variable], indices: list[int], num_decayed: int
+    ) -> Bucket:
+        alone, weights = is_long(variables[indices[0]]), variables[indices[0]]
+        shape = weights.shape if alone else (length_of(variables, indices),)
+        if not alone:
+            weights = keras.Variable("zeros", shape=shape, dtype="float32", trainable=False)
+        slots = [
+            self.add_variable(shape, dtype="float32", name=name)
+            for name in ("momentum", "velocity", *["average"] * self.use_ema)
+        ]
+        return Bucket(indices, num_decayed, alone, weights, *slots)
+
     def pack(self, gradients: Sequence[Any]) -> list[Any]:
-        """Gradients concatenated into the vectors that `apply_packed` takes.
+        """Gradients of the buckets, which `apply_packed` takes: short ones are concatenated.
 
         Args:
             gradients: one for each variable, in order, of its shape.
 
         Returns:
-            float32 vectors, one for each bucket.
+            float32 tensors, one for each bucket.
 
         Raises:
             ValueError: not one gradient for each variable.
@@ -125,7 +130,12 @@ class FlatAdamW(keras.optimizers.AdamW):
                 f"{len(gradients)} gradients for {len(self._trainable_variables)} variables: "
                 "expected one for each"
             )
-        return [_string([gradients[i] for i in bucket.indices]) for bucket in self._buckets]
+        return [
+            gradients[bucket.indices[0]]
+            if bucket.alone
+            else string([gradients[i] for i in bucket.indices])
+            for bucket in self._buckets
+        ]
 
     def apply_packed(self, vectors: Sequence[Any]) -> None:
         """Update the variables with gradients that are already summed over replicas and clipped.
@@ -136,12 +146,29 @@ class FlatAdamW(keras.optimizers.AdamW):
         self._update_buckets(vectors)
         self._iterations.assign_add(1)
 
+    def checkpoint_variables(self) -> list[Any]:
+        """State for a checkpoint: step count, then vectors of m, v and θ̄ by `BUCKET_SIZE`."""
+        slots = {id(slot) for bucket in self._buckets for slot in bucket.slots()}
+        return [*(v for v in self.variables if id(v) not in slots), *self._stored]
+
+    def save_own_variables(self, store: Any) -> None:
+        for index, variable in enumerate(self.checkpoint_variables()):
+            store[str(index)] = np.asarray(variable)
+
+    def load_own_variables(self, store: Any) -> None:
+        variables = self.checkpoint_variables()
+        if len(store.keys()) != len(variables):
+            super().load_own_variables(store)  # warns
+            return
+        for index, variable in enumerate(variables):
+            variable.assign(np.asarray(store[str(index)]))
+
     def moving_averages(self) -> list[Any]:
         """EMA θ̄ of each variable, in order and of its shape."""
         averages: list[Any] = [None] * len(self._trainable_variables)
         for bucket in self._buckets:
             variables = [self._trainable_variables[i] for i in bucket.indices]
-            parts = _cut(bucket.average.value, variables)
+            parts = cut(bucket.average.value, variables)
             for index, part in zip(bucket.indices, parts, strict=True):
                 averages[index] = part
         return averages
@@ -163,30 +190,24 @@ class FlatAdamW(keras.optimizers.AdamW):
         replica = tf.distribute.get_replica_context()
         step = ops.cast(self.iterations + 1, "float32")
         rate = ops.cast(self.learning_rate, "float32")
-        correction = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
         keep = self.ema_momentum or 0.0
         if self.ema_warmup:
             keep = ops.minimum(keep, step / (step + 9))
         keep = ops.where(step > 1, keep, 0.0)
+        factors = rate, self.beta_1**step, self.beta_2**step, keep
         # Under a strategy an update sees one device's copy of each of these.
         arguments = [
             (
                 gradient,
-                bucket.velocity.value,
-                bucket.average.value if self.use_ema else None,
                 [self._trainable_variables[i].value for i in bucket.indices],
-                (rate, rate * correction, keep),
+                *(variable.value for variable in (bucket.weights, *bucket.slots())),
             )
             for gradient, bucket in zip(gradients, self._buckets, strict=True)
         ]
 
         def update_all(strategy: tf.distribute.Strategy, arguments: list[Any]) -> None:
-            for bucket, values in zip(self._buckets, arguments, strict=True):
-
-                def update(momentum: Any, *rest: Any, count: int = bucket.num_decayed) -> None:
-                    self._update(count, momentum, *rest)
-
-                strategy.extended.update(bucket.momentum.value, update, values, group=False)
+            first = self._buckets[0].momentum.value
+            strategy.extended.update(first, self._update, (arguments, factors), group=False)
 
         if replica is None:
             update_all(self._distribution_strategy, arguments)
@@ -194,29 +215,39 @@ class FlatAdamW(keras.optimizers.AdamW):
             replica.merge_call(update_all, args=(arguments,))
 
     def _update(
-        self,
-        num_decayed: int,
-        momentum: tf.Variable,
-        gradient: tf.Tensor,
-        velocity: tf.Variable,
-        average: tf.Variable | None,
-        variables: list[tf.Variable],
-        factors: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        self, _: tf.Variable, arguments: list[Any], factors: tuple[tf.Tensor, ...]
     ) -> None:
-        """Update of one bucket on one device."""
-        rate, corrected_rate, keep = factors
-        momentum.assign_add((gradient - momentum) * (1 - self.beta_1))
-        velocity.assign_add((ops.square(gradient) - velocity) * (1 - self.beta_2))
-        values = _string([variable.read_value() for variable in variables])
-        if num_decayed:
-            length = _length(variables, range(num_decayed))
-            decayed = values[:length] * (1 - rate * self.weight_decay)
-            values = ops.concatenate([decayed, values[length:]])
-        values -= corrected_rate * momentum / (ops.sqrt(velocity) + self.epsilon)
-        if average is not None:
-            average.assign(values + keep * (average - values))
-        for variable, value in zip(variables, _cut(values, variables), strict=True):
-            variable.assign(ops.cast(value, variable.dtype))
+        """Update of all buckets on one device."""
+        rate, power_1, power_2, keep = factors
+        for bucket, values in zip(self._buckets, arguments, strict=True):
+            gradient, variables, weights, momentum, velocity, *average = values
+            factor = 1 - rate * (self.weight_decay or 0.0)
+            if not bucket.alone:
+                old = string(variables)
+                end = length_of(variables, range(bucket.num_decayed))
+                weights.assign(ops.concatenate([old[:end] * factor, old[end:]]))
+            elif bucket.num_decayed:
+                weights.assign(weights * factor)
+            tf.raw_ops.ResourceApplyAdam(
+                var=weights.handle,
+                m=momentum.handle,
+                v=velocity.handle,
+                beta1_power=power_1,
+                beta2_power=power_2,
+                lr=rate,
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                epsilon=self.epsilon,
+                grad=gradient,
+            )
+            new = weights.read_value()
+            for mean in average:
+                tf.raw_ops.ResourceApplyGradientDescent(
+                    var=mean.handle, alpha=1 - keep, delta=mean - new
+                )
+            if not bucket.alone:
+                for variable, value in zip(variables, cut(new, variables), strict=True):
+                    variable.assign(ops.cast(value, variable.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "ema_warmup": self.ema_warmup}
@@ -272,37 +303,5 @@ def global_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     Args:
         tensors: of any shapes, at least one.
     """
-    squares = [tf.reduce_sum(tf.square(tf.cast(tensor, tf.float32))) for tensor in tensors]
-    return tf.sqrt(tf.add_n(squares))
-
-
-def _fill(variables: Sequence[keras.Variable]) -> list[list[int]]:
-    """Positions of the variables, in order, in groups of at most `BUCKET_SIZE` numbers."""
-    groups: list[list[int]] = []
-    room = 0
-    for index in range(len(variables)):
-        length = _length(variables, [index])
-        if not groups or length > room:
-            groups.append([])
-            room = BUCKET_SIZE
-        groups[-1].append(index)
-        room -= length
-    return groups
-
-
-def _length(variables: Sequence[Any], indices: Sequence[int]) -> int:
-    return sum(int(tf.TensorShape(variables[i].shape).num_elements()) for i in indices)
-
-
-def _string(tensors: Sequence[Any]) -> Any:
-    """One float32 vector from tensors of any shapes."""
-    return ops.concatenate([ops.cast(ops.reshape(t, (-1,)), "float32") for t in tensors])
-
-
-def _cut(vector: Any, variables: Sequence[Any]) -> list[Any]:
-    """Parts of a vector, in the shapes of `variables`."""
-    lengths = [_length(variables, [i]) for i in range(len(variables))]
-    return [
-        tf.reshape(part, variable.shape)
-        for part, variable in zip(tf.split(vector, lengths), variables, strict=True)
-    ]
+    halves = [tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors]
+    return tf.sqrt(2.0 * tf.add_n(halves))

@@ -254,9 +254,9 @@ class Trainer(keras.Model):
             *keras.tree.map_structure(lambda part: None if part is None else part[:stop], parts)
         )
 
-    def checkpoint_groups(self) -> dict[str, list[keras.Variable]]:
+    def checkpoint_groups(self) -> dict[str, list[Any]]:
         """Variables that the next step depends on, by group: all that a checkpoint holds."""
-        return {"model": self.variables, "optimizer": self.optimizer.variables}
+        return {"model": self.variables, "optimizer": checkpoint_variables(self.optimizer)}
 
     def _get_metrics_result_or_logs(self, logs: Any) -> dict[str, Any]:
         # Keras takes the metrics only when it finds all of them in the logs.
@@ -342,6 +342,20 @@ def scaling_optimizer(optimizer: Any, network: keras.Model) -> keras.optimizers.
     if in_float16 and not _scales_loss(optimizer):
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
+
+
+def checkpoint_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """State of an optimizer for a checkpoint, in an order that stays.
+
+    Args:
+        optimizer: that is built.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not hasattr(inner, "checkpoint_variables"):
+        return optimizer.variables
+    own = {id(variable) for variable in inner.variables}
+    around = [variable for variable in optimizer.variables if id(variable) not in own]
+    return [*around, *inner.checkpoint_variables()]
 
 
 def _scales_loss(optimizer: Any) -> bool:

@@ -1,7 +1,7 @@
 """Generate from an ONNX export with NumPy and ONNX Runtime alone: a server in one page.
 
 latentddpm export --model emoji-128 --format onnx --out exported
-python examples/onnx_generate.py exported "red apple" --seed 0 --out apple.png
+python examples/onnx_generate.py exported "red apple" --steps 20 --seed 0 --out apple.png
 
 The pixels of `latentddpm generate --sampler ddim --timestep-spacing trailing`: DDIM (Song et al.
 2021, eq. 12, η = 0) with classifier-free guidance (Ho & Salimans 2022, eq. 6). All its numbers
@@ -132,8 +132,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("prompt", nargs="?", default="")
+    parser.add_argument("--steps", type=int, help="of DDIM [default: the model's number]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="out.png")
     options = parser.parse_args()
-    write_png(options.out, generate(options.folder, options.prompt, options.seed))
+    write_png(options.out, generate(options.folder, options.prompt, options.seed, options.steps))
     print(options.out)

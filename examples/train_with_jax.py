@@ -434,8 +434,8 @@ def pack(settings):
     text.set_weights(load_arrays(settings.out / "text"))
     schedule = NoiseSchedule(beta_schedule="cosine", prediction_type="v_prediction")
     defaults = {
-        "num_steps": 20,
-        "sampler": "ddim",
+        "num_steps": 10,
+        "sampler": "unipc",
         "timestep_spacing": "trailing",
         "guidance_scale": 4.0,
     }

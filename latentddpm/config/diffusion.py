@@ -53,8 +53,8 @@ class SamplesConfig(Section):
 
     prompts: list[str] = Field([], description="one for each row; none: captions of the data")
     images_per_prompt: int = Field(4, gt=0, description="columns of the grid")
-    num_steps: int = Field(30, gt=0, description="of the sampler")
-    sampler: str = Field("ddim", description="see latentddpm generate --sampler")
+    num_steps: int = Field(15, gt=0, description="of the sampler")
+    sampler: str = Field("unipc", description="see latentddpm generate --sampler")
     timestep_spacing: Literal["leading", "trailing", "linspace"] = Field(
         "trailing", description="choice of the timesteps that the sampler visits"
     )

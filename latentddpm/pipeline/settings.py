@@ -29,8 +29,8 @@ from latentddpm.errors import UserError, check_choice, check_type
 from latentddpm.utils.images.sizes import Tile, check_multiple, check_tile
 
 DEFAULTS = {
-    "num_steps": 30,
-    "sampler": "ddim",
+    "num_steps": 15,
+    "sampler": "unipc",
     "timestep_spacing": "trailing",
     "guidance_scale": 4.0,
 }

@@ -18,11 +18,12 @@ from conftest import environment
 from tiny import shared_model
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
+from latentddpm.config import SamplesConfig
 from latentddpm.errors import UserError
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import MANIFEST, read_model_folder
-from latentddpm.pipeline.settings import FIELDS, GenerationSettings, ModelFacts
+from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
 
 OWN = {"num_steps": 20, "sampler": "ddim", "timestep_spacing": "trailing", "guidance_scale": 4.0}
 FACTS = ModelFacts((OWN,), (64, 96), True, 1000, 8)
@@ -81,6 +82,21 @@ def refused(facts, *words, **given):
 
 
 # --- Given, else the picture's, else the model's -------------------------------------------
+
+
+def test_a_run_that_says_nothing_makes_a_model_that_says_nothing():
+    """The defaults of `samples:`, which a finished model keeps, are those of a model without."""
+    found = {name: getattr(SamplesConfig(), name) for name in DEFAULTS}
+    assert found == DEFAULTS, f"samples: {found}, a model: {DEFAULTS}"
+
+
+@pytest.mark.parametrize("schedule", ["ddpm", "flow"])
+@pytest.mark.parametrize("has_text", [True, False])
+def test_the_defaults_go_with_every_model(schedule, has_text):
+    facts = ModelFacts((), (8, 8), has_text, 15, 8, schedule=schedule, learned_variance=True)
+    found = dataclasses.asdict(facts.settings())
+    expected = {"sampler": "unipc", "num_steps": 15, "timestep_spacing": "trailing"}
+    assert found.items() >= expected.items(), f"{found}, expected {expected}"
 
 
 def test_nothing_is_left_to_defaults():
@@ -328,7 +344,7 @@ def test_the_facts_of_a_folder_need_no_keras(folder):
         text=True,
     )
     assert done.returncode == 0, f"expected it to run: {done.stderr}"
-    expected = ["ddim, 7 steps, trailing, guidance 3", "set()"]
+    expected = ["unipc, 7 steps, trailing, guidance 3", "set()"]
     assert done.stdout.splitlines() == expected, f"{done.stdout!r}, expected {expected}"
 
 

@@ -60,8 +60,9 @@ PARTS = {
 LEFT_OUT = ("safety_checker", "feature_extractor")
 DDPM, DDIM = PIXEL_PIPELINES
 # Defaults of the pipelines of diffusers; of the others `StableDiffusionPipeline`'s.
-GUIDED = {"num_steps": 50, "guidance_scale": 7.5}
-NUM_STEPS = {DDPM: 1000, DDIM: 50}
+GUIDANCE_SCALE = 7.5
+NUM_STEPS = {DDPM: 1000}
+OTHER_NUM_STEPS = 50
 
 
 def load_diffusers(
@@ -253,10 +254,9 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
     if checkpoint.text is not None:
         text_encoder, tokenizer = checkpoint.text()
         check_width(checkpoint, of_unet["context_dim"], text_encoder.hidden_dim)
-        defaults = {**GUIDED, **defaults}
-    if checkpoint.of_pixels:
-        steps = min(NUM_STEPS[checkpoint.pipeline], schedule.num_train_timesteps)
-        defaults = {"num_steps": steps, **defaults}
+        defaults = {"guidance_scale": GUIDANCE_SCALE, **defaults}
+    steps = NUM_STEPS.get(checkpoint.pipeline, OTHER_NUM_STEPS)
+    defaults = {"num_steps": min(steps, schedule.num_train_timesteps), **defaults}
     first_stage = vae.build(quiet) if vae else PixelSpace(of_unet["latent_channels"])
     factor = first_stage.downsample_factor
     return LatentDiffusion(

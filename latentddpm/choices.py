@@ -12,6 +12,7 @@ SAMPLERS = {
     "euler": ("steps_offset", "sigma_spacing", "shift"),
     "euler_ancestral": ("steps_offset", "sigma_spacing", "shift"),
     "heun": ("steps_offset", "sigma_spacing", "shift"),
+    "lcm": ("original_steps", "clip_sample"),
     "pc": ("steps_offset", "variance", "clip_sample", "corrector_steps", "snr"),
     "pndm": ("steps_offset", "set_alpha_to_one"),
     "unipc": ("steps_offset", "sigma_spacing", "shift"),
@@ -26,6 +27,7 @@ SAMPLER_OPTIONS = {
     "clip_sample": bool,
     "sigma_spacing": str,
     "corrector_steps": int,
+    "original_steps": int,
     "snr": float,
     "shift": float,
 }
@@ -47,7 +49,7 @@ PREDICTIONS = {
 }
 """Kind of schedule → what its network may predict."""
 
-NOT_FOR_FLOW = {"pndm": "dpmpp_2m"}
+NOT_FOR_FLOW = {"pndm": "dpmpp_2m", "lcm": "euler"}
 """Samplers that a flow schedule cannot take → the nearest that it can."""
 
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "mode")

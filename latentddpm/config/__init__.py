@@ -20,6 +20,7 @@ from latentddpm.config.autoencoder import (
 from latentddpm.config.data import DataConfig, DiffusionData
 from latentddpm.config.denoiser import LoraConfig, TextConfig, UNetConfig
 from latentddpm.config.diffusion import SamplesConfig, ScheduleConfig
+from latentddpm.config.distillation import DistillConfig
 from latentddpm.config.section import Section
 from latentddpm.config.training import AutoencoderTraining, DiffusionTraining, TrainingConfig
 
@@ -34,6 +35,7 @@ __all__ = [
     "DiffusionRun",
     "DiffusionTraining",
     "DiscriminatorConfig",
+    "DistillConfig",
     "LoraConfig",
     "PerceptualConfig",
     "SamplesConfig",
@@ -68,6 +70,7 @@ class DiffusionRun(Section):
     unet: UNetConfig = UNetConfig()
     text: TextConfig = TextConfig()
     lora: LoraConfig = LoraConfig()
+    distill: DistillConfig = DistillConfig()
     training: DiffusionTraining = DiffusionTraining()
     samples: SamplesConfig = SamplesConfig()
 

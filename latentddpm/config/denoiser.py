@@ -96,16 +96,22 @@ class TextConfig(Section):
         return self.source == "scratch" if self.trainable is None else self.trainable
 
 
-Projection = Literal["query", "key", "value", "out", "proj_in", "proj_out", "ff_in", "ff_out"]
+Projection = Literal[
+    *("query", "key", "value", "out", "proj_in", "proj_out", "ff_in", "ff_out"),
+    *("conv1", "conv2", "shortcut"),
+]
 
 
 class LoraConfig(Section):
-    """LoRA: a low-rank change of the attention of a finished model (`init`), trained alone."""
+    """LoRA: a low-rank change of the layers of a finished model (`init`), trained alone."""
 
     rank: int = Field(0, ge=0, description="of the change of each projection; 0: no LoRA")
     alpha: float = Field(
         0.0, ge=0, description="the change is multiplied by alpha / rank; 0: by 1"
     )
     targets: list[Projection] = Field(
-        ["query", "key", "value", "out"], min_length=1, description="projections that change"
+        ["query", "key", "value", "out"],
+        min_length=1,
+        description="projections of attention that change; conv1, conv2, shortcut: "
+        "convolutions of residual blocks",
     )

@@ -23,6 +23,7 @@ from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream, TimestepDensity
 from latentddpm.diffusion.process import ForwardProcess
+from latentddpm.diffusion.samplers.lcm import solver_timesteps
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.distribution.strategy import distribute_dataset, process_group
 from latentddpm.models.autoencoder.latent_space import LatentSpace
@@ -165,6 +166,7 @@ class LatentBatches:
 
     def _part(self, images: Mapping[Shape, Selection], name: str, **recipe: Any) -> Part:
         factor = self.config.data.resolution // self.cache.latent_shape[0]
+        recipe |= _of_distillation(self.config)
 
         def part(shape: Shape, first: int, last: int) -> tf.data.Dataset:
             height, width = shape
@@ -185,3 +187,15 @@ class LatentBatches:
             return shared(range(first, last), self.batch_size, processes, batches)
 
         return part
+
+
+def _of_distillation(config: DiffusionRun) -> dict[str, Any]:
+    """Arguments of `diffusion_examples` for the examples of a distillation; empty without one."""
+    distill = config.distill
+    if distill.kind == "none":
+        return {}
+    total = config.schedule.num_train_timesteps
+    return {
+        "timesteps": solver_timesteps(total, distill.solver_steps),
+        "guidance_scales": distill.guidance_scale,
+    }

@@ -180,6 +180,8 @@ def diffusion_examples(
     input_perturbation: float = 0.0,
     random_background: bool = False,
     density: TimestepDensity = UNIFORM,
+    timesteps: np.ndarray | None = None,
+    guidance_scales: Sequence[float] | None = None,
 ) -> tf.data.Dataset:
     """Batches of noisy latents with their targets, for the UNet.
 
@@ -205,11 +207,14 @@ def diffusion_examples(
         random_background: draw a colour behind transparent pixels, of a `cache` that is
             `transparent`.
         density: of the timesteps.
+        timesteps: the only ones that are drawn, increasing; None for all of the schedule.
+        guidance_scales: lowest and highest of a guidance scale that is drawn with each example,
+            for the teacher of a distillation; None for none.
 
     Returns:
-        Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)]},
-        target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32; timesteps of a flow schedule
-        are float32. Signals are (B, L, c), with weights (B, 1).
+        Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)][,
+        "guidance_scale": (B,)]}, target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32;
+        timesteps of a flow schedule are float32. Signals are (B, L, c), with weights (B, 1).
     """
     shape = cache.latent_shape
     ones = (1,) * (len(shape) - 1)  # of the axes of space
@@ -221,7 +226,7 @@ def diffusion_examples(
         drawn = {
             "number": stream.index(position, len(selection)),
             "mirrored": stream.chance("flip", position, 0.5 if cache.mirrored else 0.0),
-            "timesteps": _timestep(schedule, density, stream, position),
+            "timesteps": _timestep(schedule, density, stream, position, timesteps),
             "posterior": stream.normal("posterior", position, shape),
             "noise": stream.normal("noise", position, shape),
         }
@@ -230,6 +235,9 @@ def diffusion_examples(
             drawn["noise"] += offset_noise * shift
         if input_perturbation:
             drawn["extra"] = input_perturbation * stream.normal("perturbation", position, shape)
+        if guidance_scales is not None:
+            low, high = guidance_scales
+            drawn["guidance"] = low + (high - low) * stream.uniform("guidance", position, ())
         if random_background:
             drawn["background"] = stream.uniform("background", position, (3,))
         if tokens is not None:
@@ -262,6 +270,8 @@ def diffusion_examples(
         }
         if tokens is not None:
             inputs["token_ids"] = tf.ensure_shape(ids[0], (None, tokens.ids.shape[1]))
+        if guidance_scales is not None:
+            inputs["guidance_scale"] = drawn["guidance"]
         target = schedule.target(latents, noise, timesteps, take=tf.gather)
         if weights is None:
             return inputs, target
@@ -273,16 +283,25 @@ def diffusion_examples(
 
 
 def _timestep(
-    schedule: ForwardProcess, density: TimestepDensity, stream: RandomStream, position: tf.Tensor
+    schedule: ForwardProcess,
+    density: TimestepDensity,
+    stream: RandomStream,
+    position: tf.Tensor,
+    known: np.ndarray | None = None,
 ) -> tf.Tensor:
-    """Timestep of an example, a scalar: int32, or float32 in (0, T] for a flow schedule."""
-    total = schedule.num_train_timesteps
+    """Timestep of an example, a scalar: int32, or float32 in (0, T] for a flow schedule.
+
+    It is one of `known`, where these are given.
+    """
+    total = schedule.num_train_timesteps if known is None else len(known)
     if density.kind == "uniform" and not schedule.continuous:
-        return stream.integer("timestep", position, total)
-    share = density.quantile(1.0 - stream.uniform("timestep", position, ()))
-    if schedule.continuous:
-        return total * schedule.shifted(share)
-    return tf.minimum(tf.cast(total * share, tf.int32), total - 1)
+        number = stream.integer("timestep", position, total)
+    else:
+        share = density.quantile(1.0 - stream.uniform("timestep", position, ()))
+        if schedule.continuous:
+            return total * schedule.shifted(share)
+        number = tf.minimum(tf.cast(total * share, tf.int32), total - 1)
+    return number if known is None else tf.gather(np.asarray(known, np.int32), number)
 
 
 def noisy_examples(

@@ -20,6 +20,9 @@ from latentddpm.choices import (
 )
 from latentddpm.errors import UserError, check_choice, check_type, nearest
 
+ORIGINAL_STEPS = 50
+"""Default of `original_steps`, as of diffusers' `LCMScheduler`."""
+
 
 def check_num_steps(num_steps: int, num_train_timesteps: int) -> None:
     """Check a sampler's number of steps.
@@ -119,6 +122,36 @@ def check_corrector_steps(corrector_steps: int) -> int:
     return int(corrector_steps)
 
 
+def check_original_steps(
+    original_steps: int, num_steps: int | None = None, num_train_timesteps: int | None = None
+) -> int:
+    """Check the timesteps that a consistency model was distilled along, and return their number.
+
+    Args:
+        original_steps: at least 1.
+        num_steps: of the sampler, which visits some of them; None for one that is not known yet.
+        num_train_timesteps: T; None where it is not known yet.
+
+    Raises:
+        UserError: there are fewer of them than steps, or more than T.
+    """
+    if not isinstance(original_steps, Integral) or original_steps < 1:
+        raise UserError(
+            f"original_steps: expected a whole number of at least 1, got {original_steps!r}"
+        )
+    if num_train_timesteps is not None and original_steps > num_train_timesteps:
+        raise UserError(
+            f"original_steps: {original_steps}, expected at most {num_train_timesteps}, the "
+            "timesteps of training"
+        )
+    if num_steps is not None and num_steps > original_steps:
+        raise UserError(
+            f"num_steps: the sampler 'lcm' visits some of {original_steps} timesteps "
+            f"(original_steps), expected 1 to {original_steps}, got {num_steps!r}"
+        )
+    return int(original_steps)
+
+
 def check_snr(snr: float) -> float:
     """Check the ratio of signal to noise of a Langevin step, above 0 and below 1, and return it.
 
@@ -182,6 +215,8 @@ def check_sampler_options(
         check_variance(sampler, checked["variance"], eta)
     if "corrector_steps" in checked:
         check_corrector_steps(checked["corrector_steps"])
+    if "original_steps" in known:
+        check_original_steps(checked.get("original_steps", ORIGINAL_STEPS), num_steps)
     if "snr" in checked:
         check_snr(checked["snr"])
     if "sigma_spacing" in checked:

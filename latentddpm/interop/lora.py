@@ -2,10 +2,11 @@
 
     y = x (W + α/r · A B),   A (in, r), B (r, out),   W is frozen
 
-Training adds A and B to the projections of the UNet's attention, with `enable_lora` of Keras's
-Dense layers. B starts at zero, so the network is unchanged at first. A is drawn from ±1/√in, as in
-PEFT and kohya's scripts, so that their learning rates can be used (Keras's default is 2.4 times as
-wide).
+Training adds A and B to the projections of the UNet's attention, and where asked to convolutions
+of its residual blocks (LoCon), with `enable_lora` of Keras's layers. A convolution's A is one of
+the same size to r channels, its B a 1×1 convolution. B starts at zero, so the network is unchanged
+at first. A is drawn from ±1/√in, as in PEFT and kohya's scripts, so that their learning rates can
+be used (Keras's default is 2.4 times as wide).
 
 Files are safetensors with kohya's names, which diffusers and the common user interfaces read:
 
@@ -29,40 +30,62 @@ from safetensors.numpy import save
 
 from latentddpm.errors import check_choice
 from latentddpm.interop.diffusers.networks import rows_of
+from latentddpm.interop.diffusers.weight_map import to_theirs
 from latentddpm.interop.diffusers.weights import variable
 from latentddpm.interop.lora_merge import stem_of
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import freeze
 from latentddpm.utils.files import atomic_path
 
-LAYOUTS = ("dense", "pointwise")
+LAYOUTS = ("dense", "pointwise", "conv")
+CONVOLUTIONS = ("conv1", "conv2", "shortcut")
+"""Convolutions of a residual block that can be trained."""
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Projection: a linear map of a UNet.
+    """Projection: a linear map of a UNet, in a layer of Keras.
 
     Attributes:
         stem: its name in kohya's files.
         path: of its variables, see `interop.diffusers.weight_map`.
-        shape: (out, in), as in PyTorch; (out, in, 1, 1) if it is a convolution there.
-        layer: the Dense layer.
+        shape: (out, in), as in PyTorch; (out, in, h, w) if it is a convolution there.
+        layer: the dense layer or convolution.
     """
 
     stem: str
     path: str
     shape: Shape
-    layer: keras.layers.Dense
+    layer: keras.layers.Layer
 
     @property
     def name(self) -> str:
         """Last part of the path, such as "query"."""
-        return self.path.rpartition("/")[2]
+        return self.path.removesuffix("/conv").rpartition("/")[2]
+
+    @property
+    def trainable(self) -> bool:
+        """True for what a LoRA may be trained of."""
+        return "attention" in self.path.partition("/")[0] or self.name in CONVOLUTIONS
+
+    def halves(self) -> dict[str, np.ndarray]:
+        """A and B as in PyTorch, by their roles in kohya's files."""
+        down, up = (
+            keras.ops.convert_to_numpy(kernel)
+            for kernel in (self.layer.lora_kernel_a, self.layer.lora_kernel_b)
+        )
+        if down.ndim > 2:
+            return {"lora_down": to_theirs(down, "conv"), "lora_up": up.T[:, :, None, None]}
+        ones = self.shape[2:]
+        return {
+            "lora_down": down.T.reshape(down.T.shape + ones),
+            "lora_up": up.T.reshape(up.T.shape + ones),
+        }
 
 
 def add_lora(unet: UNet, rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Freeze a UNet, and add A and B to projections of its attention.
+    """Freeze a UNet, and add A and B to some of its layers.
 
     A is drawn with Keras's global seed.
 
@@ -71,17 +94,18 @@ def add_lora(unet: UNet, rank: int, alpha: float, targets: Sequence[str]) -> Non
         rank: r, at least 1.
         alpha: α.
         targets: names of projections: "query", "key", "value", "out"; in a conditional UNet also
-            "proj_in", "proj_out", "ff_in", "ff_out" of its transformer blocks.
+            "proj_in", "proj_out", "ff_in", "ff_out" of its transformer blocks; "conv1", "conv2",
+            "shortcut" of its residual blocks.
 
     Raises:
         UserError: the UNet has no projection of one of these names.
     """
     freeze(unet)
-    attention = [one for one in _projections(unet) if "attention" in one.path.partition("/")[0]]
-    names = list(dict.fromkeys(one.name for one in attention))
+    known = [one for one in _projections(unet) if one.trainable]
+    names = list(dict.fromkeys(one.name for one in known))
     for target in targets:
         check_choice("lora.targets", target, names)
-    for one in attention:
+    for one in known:
         if one.name in targets:
             uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # ± 1/√in
             one.layer.enable_lora(rank, lora_alpha=alpha, a_initializer=uniform)
@@ -100,11 +124,9 @@ def save_lora(unet: UNet, path: str | Path, metadata: Mapping[str, Any]) -> None
     """
     tensors = {}
     for one in _projections(unet):
-        if one.layer.lora_enabled:
-            halves = {"lora_down": one.layer.lora_kernel_a, "lora_up": one.layer.lora_kernel_b}
-            for half, kernel in halves.items():
-                matrix = np.ascontiguousarray(keras.ops.convert_to_numpy(kernel).T, "float32")
-                tensors[f"{one.stem}.{half}.weight"] = matrix.reshape(matrix.shape + one.shape[2:])
+        if one.trainable and one.layer.lora_enabled:
+            for half, matrix in one.halves().items():
+                tensors[f"{one.stem}.{half}.weight"] = np.ascontiguousarray(matrix, "float32")
             tensors[f"{one.stem}.alpha"] = np.array(one.layer.lora_alpha, "float32")
     header = {key: str(value) for key, value in metadata.items()}
     with atomic_path(path) as temporary:

@@ -34,7 +34,7 @@ from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
-from latentddpm.training.diffusion_networks import build_networks
+from latentddpm.training.diffusion_networks import build_networks, make_trainer
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
 from latentddpm.training.plan.words import check_captions
@@ -141,7 +141,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     schedule = build_schedule(config)
     with in_scope(strategy), activity("building the networks", run.silent):
         unet, text_encoder, tokenizer = build_networks(config, sources)
-        trainer = DenoisingTrainer(unet, schedule, text_encoder)
+        trainer = make_trainer(config, schedule, unet, text_encoder, tokenizer)
         trainer.compile(**compile_options(config.training))
     late = {}
     if not plan.judged:
@@ -223,6 +223,8 @@ def sampling_defaults(config: DiffusionRun, base: ModelFolder | None) -> dict[st
     beside = dict(base.defaults) if base is not None else {}
     if beside.get("sampler") != defaults["sampler"]:
         beside.pop("sampler_options", None)
+    if config.distill.kind == defaults["sampler"]:
+        beside["sampler_options"] = {"original_steps": config.distill.solver_steps}
     return {**beside, **defaults}
 
 

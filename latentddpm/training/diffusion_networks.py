@@ -9,10 +9,12 @@ A run has a first stage, and may start from a finished model: see `training.plan
 from __future__ import annotations
 
 import keras
+import numpy as np
 
 from latentddpm.clip.text_encoder import TextEncoder, build_text_encoder, load_preset
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
+from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
 from latentddpm.models.denoisers.base import Denoiser
@@ -22,6 +24,8 @@ from latentddpm.training.finetune import base_networks
 from latentddpm.training.plan.sizes import check_text
 from latentddpm.training.plan.sources import Sources
 from latentddpm.training.run.loop import layer_policy
+from latentddpm.training.step.consistency_trainer import ConsistencyTrainer
+from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 
 
 def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, CLIPTokenizer | None]:
@@ -43,6 +47,33 @@ def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, CLIPTokenizer 
         encoder = build_text_encoder(**sizes, context_length=text.context_length)
         return encoder, CLIPTokenizer(text.context_length)
     return (load_clip_folder if text.source == "clip" else load_preset)(text.path)
+
+
+def make_trainer(
+    config: DiffusionRun,
+    schedule: ForwardProcess,
+    unet: Denoiser,
+    text_encoder: TextEncoder | None,
+    tokenizer: CLIPTokenizer | None,
+) -> DenoisingTrainer:
+    """Trainer of a run, which learns from images, or with `distill.kind` from the model itself.
+
+    Args:
+        config: of the run.
+        schedule: of the UNet.
+        unet, text_encoder, tokenizer: returned by `build_networks`.
+    """
+    distill = config.distill
+    if distill.kind == "none":
+        return DenoisingTrainer(unet, schedule, text_encoder)
+    return ConsistencyTrainer(
+        unet,
+        schedule,
+        schedule.num_train_timesteps // distill.solver_steps,
+        distill.huber,
+        text_encoder,
+        None if tokenizer is None else np.asarray(tokenizer([""]))[0],
+    )
 
 
 def build_networks(

@@ -9,6 +9,7 @@
 | euler | `EulerSampler` | 1 | first order |
 | euler_ancestral | `EulerAncestralSampler` | 1 | stochastic |
 | heun | `HeunSampler` | 2 (last step 1) | second order |
+| lcm | `LCMSampler` | 1 | stochastic, few steps of a network distilled for them |
 | pc | `PredictorCorrectorSampler` | 2 (1 + corrector steps) | stochastic, corrects each level |
 | pndm | `PNDMSampler` | 1 (first step 2) | multistep, combines up to four predictions |
 | unipc | `UniPCSampler` | 1 | second order, corrects each step with the next prediction |
@@ -27,6 +28,7 @@ from latentddpm.diffusion.samplers.dpm_solver import (
     DPMSolverMultistepSDESampler,
 )
 from latentddpm.diffusion.samplers.euler import EulerAncestralSampler, EulerSampler, HeunSampler
+from latentddpm.diffusion.samplers.lcm import LCMSampler
 from latentddpm.diffusion.samplers.pndm import PNDMSampler
 from latentddpm.diffusion.samplers.predictor_corrector import PredictorCorrectorSampler
 from latentddpm.diffusion.samplers.sigma import SigmaSampler
@@ -45,6 +47,7 @@ __all__ = [
     "EulerAncestralSampler",
     "EulerSampler",
     "HeunSampler",
+    "LCMSampler",
     "Noise",
     "PNDMSampler",
     "PredictorCorrectorSampler",
@@ -63,6 +66,7 @@ _SAMPLERS: dict[str, type[Sampler]] = {
     "euler": EulerSampler,
     "euler_ancestral": EulerAncestralSampler,
     "heun": HeunSampler,
+    "lcm": LCMSampler,
     "pc": PredictorCorrectorSampler,
     "pndm": PNDMSampler,
     "unipc": UniPCSampler,

@@ -21,6 +21,15 @@ from latentddpm.training.plan.resolve import is_open
 from latentddpm.utils.files import AUTOENCODER, TEXT_ENCODER, read_arguments, read_network
 from latentddpm.utils.files import DENOISERS as NETWORKS
 
+DISTILLED = {
+    "training": {"ema_momentum": 0.95, "condition_dropout": 0.0},
+    "samples": {"sampler": "lcm", "num_steps": 4, "guidance_scale": 1.0},
+}
+"""Section → values of a distillation for settings that are not given. The EMA is its target, which
+has to follow; guidance is part of what is learned."""
+NOT_DISTILLED = ("min_snr_gamma", "offset_noise", "input_perturbation")
+"""Settings of the training target, which a distillation takes from its teacher."""
+
 OWN_SOURCES = ("init", "scratch")
 """Values of `text.source` allowed with an `init` that has a text encoder."""
 
@@ -62,7 +71,7 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
         changes["schedule"] = _agree(config.schedule, "schedule", schedule, base)
     changes["data"] = _agree(config.data, "data", _format(base), base)
     drawn = {key: base.defaults[key] for key in DEFAULTS if key in base.defaults}
-    changes["samples"] = _fill(config.samples, drawn)
+    changes |= _distilled(config, drawn, "text_encoder" in base.parts)
     if base.image_size is not None and len(set(base.image_size)) == 1:
         changes["data"] = _fill(changes["data"], {"resolution": base.image_size[0]})
     config = config.model_copy(update=changes)
@@ -72,6 +81,68 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
             "set text.trainable=false"
         )
     return config
+
+
+def _distilled(
+    config: DiffusionRun, drawn: Mapping[str, Any], has_text: bool
+) -> dict[str, Section]:
+    """Sections that a distillation fills in, and that of the samples, by name."""
+    if config.distill.kind == "none":
+        return {"samples": _fill(config.samples, drawn)}
+    scale = drawn.get("guidance_scale", DEFAULTS["guidance_scale"])
+    teacher = {"guidance_scale": [scale, scale] if has_text else None}
+    return {
+        "samples": _fill(config.samples, {**drawn, **DISTILLED["samples"]}),
+        "training": _fill(config.training, DISTILLED["training"]),
+        "distill": _fill(config.distill, teacher),
+    }
+
+
+def check_distillation(config: DiffusionRun) -> None:
+    """Refuse settings that do not go with a distillation.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    distill, training = config.distill, config.training
+    if distill.kind == "none":
+        return
+    if not config.init:
+        raise UserError(
+            f"distill.kind={distill.kind}: of which model? name it: init=MODEL or --init"
+        )
+    if config.schedule.kind == "flow":
+        raise UserError(
+            f"distill.kind={distill.kind}: needs a schedule of betas, and this model's is 'flow'; "
+            "train it with schedule.kind=ddpm"
+        )
+    total = config.schedule.num_train_timesteps
+    if distill.solver_steps > total:
+        raise UserError(
+            f"distill.solver_steps: {distill.solver_steps}, expected at most {total}, the "
+            "timesteps of training"
+        )
+    if config.text.trained:
+        raise UserError(
+            "text.trainable: a distillation takes the text encoder as it is; leave it out"
+        )
+    for key in NOT_DISTILLED:
+        if getattr(training, key):
+            raise UserError(
+                f"training.{key}: changes the target, which is the teacher's in a distillation; "
+                "leave it out"
+            )
+    scales = distill.guidance_scale
+    if scales is not None and not 0 <= scales[0] <= scales[1]:
+        raise UserError(f"distill.guidance_scale: {scales}, expected [lowest, highest], from 0 on")
+    if scales is not None and config.text.source == "none":
+        raise UserError(
+            f"distill.guidance_scale: {scales}, but {config.init} is unconditional: there is no "
+            "guidance; leave it out"
+        )
 
 
 def inherit_autoencoder_config(config: AutoencoderRun, base: ModelFolder) -> AutoencoderRun:

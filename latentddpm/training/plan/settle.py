@@ -17,7 +17,11 @@ from latentddpm.data.dataset import Dataset, open_dataset
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan import resolve, sizes
-from latentddpm.training.plan.inherit import inherit_autoencoder_config, inherit_pixels
+from latentddpm.training.plan.inherit import (
+    check_distillation,
+    inherit_autoencoder_config,
+    inherit_pixels,
+)
 from latentddpm.training.plan.pixels import complete_pixels
 from latentddpm.training.plan.signals import check_of_images
 from latentddpm.training.plan.sources import Sources, read_sources
@@ -222,6 +226,7 @@ def check_diffusion(config: DiffusionRun, sources: Sources) -> None:
         if config.text.source == "clip" and not Path(config.text.path).is_dir():
             raise UserError(f"text.path: {config.text.path}: no such folder of a CLIP model")
     check_of_images(config)
+    check_distillation(config)
     sizes.check_schedule(config.schedule, config.samples, config.training)
     if config.data.resolution is not None:
         sizes.check_sides(config.data, sources.first_stage.downsample_factor)

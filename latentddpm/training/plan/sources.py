@@ -9,7 +9,7 @@ from latentddpm.config import DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan.first_stage import FirstStage, read_first_stage
-from latentddpm.training.plan.inherit import inherit_config
+from latentddpm.training.plan.inherit import check_distillation, inherit_config
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ def read_sources(config: DiffusionRun, vae: str | Path | None) -> tuple[Diffusio
     base = read_model_folder(config.init) if config.init else None
     if base is not None:
         config = inherit_config(config, base)
+    elif config.distill.kind != "none":
+        check_distillation(config)
     elif config.lora.rank:
         raise UserError("lora.rank: a LoRA changes a finished model; name it with --init MODEL")
     elif config.text.source == "init":

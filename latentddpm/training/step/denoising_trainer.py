@@ -113,11 +113,20 @@ class DenoisingTrainer(Trainer):
 
         Arguments are those of `Trainer.loss_terms`.
         """
-        terms = dict(super().loss_terms(x, y, y_pred, sample_weight, training))
+        terms = super().loss_terms(x, y, y_pred, sample_weight, training)
         errors = keras.losses.mean_squared_error(y, y_pred)  # (B, h, w), of signals (B, L)
         if sample_weight is not None:
             errors *= sample_weight  # (B, 1, 1)
         errors = ops.mean(errors, axis=tuple(range(1, len(errors.shape))))  # (B,)
+        return {**terms, **self.quartile_terms(x, errors)}
+
+    def quartile_terms(self, x: Any, errors: Any) -> dict[str, Term]:
+        """Mean of the errors in each quarter of the timesteps, and its number of examples.
+
+        Args:
+            x: the inputs of a micro-batch.
+            errors: of its examples, (B,).
+        """
         timesteps = ops.cast(x["timesteps"], "float32")
         quartiles = ops.cast(4.0 * timesteps / self.schedule.num_train_timesteps, "int32")
         quartiles = ops.minimum(quartiles, 3)  # a flow schedule's last timestep is T itself
@@ -126,4 +135,4 @@ class DenoisingTrainer(Trainer):
         counts = ops.segment_sum(ops.ones_like(errors), quartiles, num_segments=4)
         means = ops.divide_no_nan(totals, counts)
         pairs = zip(ops.unstack(means, 4), ops.unstack(counts, 4), strict=True)
-        return {**terms, **dict(zip(QUARTILES, pairs, strict=True))}
+        return dict(zip(QUARTILES, pairs, strict=True))

@@ -297,6 +297,27 @@ class WarmLion(WarmEMA, keras.optimizers.Lion):
     """Lion (Chen et al. 2023): `keras.optimizers.Lion` with `ema_warmup`."""
 
 
+def moving_averages(optimizer: Any, weights: Sequence[Any]) -> list[Any]:
+    """EMA of the weights that an optimizer keeps, in float32; the weights before its first step.
+
+    Args:
+        optimizer: built, also one that scales its loss.
+        weights: values of the variables that it trains, in order.
+
+    Returns:
+        One tensor for each; the weights themselves where the optimizer keeps no EMA.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not inner.use_ema:
+        return list(weights)
+    if isinstance(inner, FlatAdamW):
+        averages = inner.moving_averages()
+    else:
+        averages = [average.value for average in inner._model_variables_moving_average]
+    begun = inner.iterations > 0  # before, Keras's averages are zeros
+    return [ops.where(begun, *pair) for pair in zip(averages, weights, strict=True)]
+
+
 def global_norm(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """Euclidean norm over all numbers of some tensors, a float32 scalar.
 

@@ -49,7 +49,7 @@ PREDICTIONS = {
 }
 """Kind of schedule → what its network may predict."""
 
-NOT_FOR_FLOW = {"pndm": "dpmpp_2m", "lcm": "euler"}
+NOT_FOR_FLOW = {"pndm": "dpmpp_2m", "lcm": "dpmpp_2m"}
 """Samplers that a flow schedule cannot take → the nearest that it can."""
 
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal", "mode")

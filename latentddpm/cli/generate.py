@@ -33,6 +33,7 @@ from latentddpm.cli.usage import command
 @click.option("--clip-sample/--no-clip-sample", default=None, help="Clip each clean estimate.")
 @click.option("--shift", type=float, help="Of flow models: above 1 more steps at high noise.")
 @click.option("--corrector-steps", type=int, help="Of pc: Langevin steps a level [default: 1].")
+@click.option("--original-steps", type=int, help="Of lcm: those it was distilled along [50].")
 @click.option("--snr", type=float, help="Of pc: size of a Langevin step [default: 0.16].")
 @click.option("--start-step", type=int, help="First of the steps, from noise [default: 0].")
 @click.option("--guidance-scale", type=float, help="1 = none [default: the model's].")

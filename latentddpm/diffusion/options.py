@@ -123,31 +123,34 @@ def check_corrector_steps(corrector_steps: int) -> int:
 
 
 def check_original_steps(
-    original_steps: int, num_steps: int | None = None, num_train_timesteps: int | None = None
-) -> int:
-    """Check the timesteps that a consistency model was distilled along, and return their number.
+    original_steps: int | None,
+    num_steps: int | None = None,
+    num_train_timesteps: int | None = None,
+) -> int | None:
+    """Check the number of timesteps that a consistency model was distilled along, and return it.
 
     Args:
-        original_steps: at least 1.
+        original_steps: at least 1; None for the default, 50, or T where there are more steps.
         num_steps: of the sampler, which visits some of them; None for one that is not known yet.
-        num_train_timesteps: T; None where it is not known yet.
+        num_train_timesteps: T, at most; None where it is not known yet.
 
     Raises:
         UserError: there are fewer of them than steps, or more than T.
     """
+    if original_steps is None:
+        few = (num_steps or 1) <= ORIGINAL_STEPS <= (num_train_timesteps or ORIGINAL_STEPS)
+        return ORIGINAL_STEPS if few else num_train_timesteps
     if not isinstance(original_steps, Integral) or original_steps < 1:
         raise UserError(
             f"original_steps: expected a whole number of at least 1, got {original_steps!r}"
         )
-    if num_train_timesteps is not None and original_steps > num_train_timesteps:
+    low, high = num_steps or 1, num_train_timesteps or original_steps
+    if not low <= original_steps <= high:
         raise UserError(
-            f"original_steps: {original_steps}, expected at most {num_train_timesteps}, the "
-            "timesteps of training"
-        )
-    if num_steps is not None and num_steps > original_steps:
-        raise UserError(
-            f"num_steps: the sampler 'lcm' visits some of {original_steps} timesteps "
-            f"(original_steps), expected 1 to {original_steps}, got {num_steps!r}"
+            f"original_steps: {original_steps}, expected at least the {low} of num_steps"
+            if original_steps < low
+            else f"original_steps: {original_steps}, expected at most {high}, the timesteps of "
+            "training"
         )
     return int(original_steps)
 
@@ -215,8 +218,8 @@ def check_sampler_options(
         check_variance(sampler, checked["variance"], eta)
     if "corrector_steps" in checked:
         check_corrector_steps(checked["corrector_steps"])
-    if "original_steps" in known:
-        check_original_steps(checked.get("original_steps", ORIGINAL_STEPS), num_steps)
+    if "original_steps" in checked:
+        check_original_steps(checked["original_steps"], num_steps)
     if "snr" in checked:
         check_snr(checked["snr"])
     if "sigma_spacing" in checked:

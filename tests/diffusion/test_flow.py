@@ -10,6 +10,7 @@ from analytic import normal, step_noise, to_numpy
 from safetensors.numpy import load_file
 from toy_denoiser import flow_denoiser, toy_noise
 
+from latentddpm.choices import NOT_FOR_FLOW
 from latentddpm.diffusion import FlowSchedule, NoiseSchedule, samplers
 from latentddpm.diffusion.flow import FLOW_PREDICTIONS
 from latentddpm.diffusion.inpainting import Inpainting
@@ -20,7 +21,7 @@ TESTS = Path(__file__).parents[1]
 GOLDEN = load_file(TESTS / "golden" / "flow.safetensors")
 CASES = sorted(name for name in GOLDEN if not name.endswith("/sigmas"))
 MEAN, STD = 0.3, 0.5
-FLOW_SAMPLERS = tuple(name for name in samplers.NAMES if name != "pndm")
+FLOW_SAMPLERS = tuple(name for name in samplers.NAMES if name not in NOT_FOR_FLOW)
 DETERMINISTIC = ("ddim", "dpmpp_2m", "euler", "heun", "unipc")
 
 

@@ -21,6 +21,7 @@ VALUES = {
     "sigma_spacing": "karras",
     "shift": 3.0,
     "corrector_steps": 2,
+    "original_steps": 20,
     "snr": 0.1,
 }
 
@@ -71,6 +72,7 @@ def test_what_passes_the_check_is_what_the_sampler_takes(name, option):
         ("ddpm", {"variance": "larg"}),
         ("euler", {"sigma_spacing": "karas"}),
         ("pc", {"corrector_steps": -1}),
+        ("lcm", {"original_steps": 0}),
         ("pc", {"snr": 1.0}),
         ("euler", {"shift": 0.0}),
     ],
@@ -88,6 +90,7 @@ def test_a_wrong_value_is_refused_in_the_same_words(name, options):
     ("name", "options", "schedule", "message"),
     [
         ("pndm", {}, FlowSchedule(), "nearest that does is 'dpmpp_2m'"),
+        ("lcm", {}, FlowSchedule(), "nearest that does is 'dpmpp_2m'"),
         ("euler", {"sigma_spacing": "karras"}, FlowSchedule(), "leave it out"),
         ("euler", {"shift": 3.0}, SCHEDULE, "only a flow schedule has one"),
     ],

@@ -24,9 +24,11 @@ OPTIONS = {
     "learned": {"variance": "learned_range"},
     "clip": {"clip_sample": True},
     "zero": {},
+    "20": {"original_steps": 20},
     "": {},
 }
 NOT_IN_DIFFUSERS = {"pc"}  # with these levels; see below for the two halves of its step
+OWN_TIMESTEPS = {"lcm"}  # whatever the spacing
 
 
 def ours(case):
@@ -63,14 +65,21 @@ def check(case, trajectory, timesteps):
 
 
 def test_the_golden_file_holds_every_case():
-    """Each sampler, each spacing, ε and v, 5, 10, 23 and 50 steps."""
+    """Each sampler, each spacing, ε and v, 5, 10, 23 and 50 steps; lcm few steps."""
     plain = {case.rpartition("/")[0].split("/")[0] for case in CASES}
     names = sorted({*samplers.NAMES} - NOT_IN_DIFFUSERS)
     assert {name.split()[0] for name in plain} == {*names}, "expected every sampler"
     for name, spacing, prediction, count in itertools.product(
-        names, samplers.TIMESTEP_SPACINGS, ("epsilon", "v_prediction"), (5, 10, 23, 50)
+        {*names} - OWN_TIMESTEPS,
+        samplers.TIMESTEP_SPACINGS,
+        ("epsilon", "v_prediction"),
+        (5, 10, 23, 50),
     ):
         assert f"{name}/{spacing}/{prediction}/{count}" in GOLDEN, "expected every combination"
+    for name, prediction, count in itertools.product(
+        OWN_TIMESTEPS, ("epsilon", "v_prediction"), (1, 2, 4, 8)
+    ):
+        assert f"{name}/trailing/{prediction}/{count}" in GOLDEN, "expected every combination"
 
 
 @pytest.mark.parametrize("kind", sorted({case.split("/")[0] for case in CASES}))

@@ -28,6 +28,7 @@ VALUES = {
     "sigma_spacing": "karras",
     "shift": 3.0,
     "corrector_steps": 2,
+    "original_steps": 20,
     "snr": 0.1,
 }
 WRONG = {int: 0.5, float: "1", float | list: "1", bool: 1, str: 3, dict: []}

@@ -45,6 +45,7 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "v_prediction")
 COUNTS = (5, 10, 23, 50)
+FEW = (1, 2, 4, 8)  # of lcm
 
 # our name and options -> diffusers' class and options
 SAMPLERS = {
@@ -76,6 +77,8 @@ SAMPLERS = {
     "ddpm learned": ("DDPMScheduler", {"clip_sample": False, "variance_type": "learned_range"}),
     "ddpm clip": ("DDPMScheduler", {"clip_sample": True}),
     "ddim etas": ("DDIMScheduler", {"clip_sample": False}),
+    "lcm": ("LCMScheduler", {}),
+    "lcm 20": ("LCMScheduler", {"original_inference_steps": 20}),
     "ddim clip": ("DDIMScheduler", {"clip_sample": True}),
 }
 ONCE = ("large", "learned", "clip", "etas")  # options that do not meet spacing and prediction
@@ -84,8 +87,12 @@ IN_SIGMA = ("euler", "euler_ancestral", "heun")
 
 def cases():
     """(sampler, spacing, prediction, count) of everything that is frozen."""
-    for case in itertools.product(SAMPLERS, SPACINGS, PREDICTIONS, COUNTS):
-        sampler, spacing, prediction, _ = case
+    for case in itertools.product(SAMPLERS, SPACINGS, PREDICTIONS, (*FEW, *COUNTS)):
+        sampler, spacing, prediction, count = case
+        if count not in (FEW if sampler.startswith("lcm") else COUNTS):
+            continue
+        if sampler.startswith("lcm") and spacing != "trailing":
+            continue  # the same timesteps with any spacing
         karras_whole = sampler in ("dpmpp_2m karras", "dpmpp_2m_sde karras", "unipc karras")
         if karras_whole and spacing != "leading":
             continue  # the spacing of the timesteps plays no part
@@ -141,7 +148,7 @@ def drive(scheduler, kind, etas, denoiser, count, as_it_comes):
         if etas or kind == "dpmpp_2m_sde":
             noise = torch.from_numpy(toy_noise(step)).permute(0, 3, 1, 2)
             options = {"variance_noise": noise} | ({"eta": etas[step]} if etas else {})
-        if kind in ("ddpm", "euler_ancestral"):
+        if kind in ("ddpm", "euler_ancestral", "lcm"):
             # DDPMScheduler adds noise in the last step unless that starts at t = 0: next to none
             # with "fixed_small", √β of it otherwise. Algorithm 2 of Ho 2020 adds none.
             last = scheduler.config.get("variance_type") != "fixed_small" and step == count - 1
@@ -186,8 +193,8 @@ def recorded_noise():
         return generator.noise
 
     with contextlib.ExitStack() as stack:
-        for name in ("scheduling_ddpm", "scheduling_euler_ancestral_discrete"):
-            module = getattr(diffusers.schedulers, name)
+        for name in ("ddpm", "euler_ancestral_discrete", "lcm"):
+            module = getattr(diffusers.schedulers, f"scheduling_{name}")
             stack.enter_context(mock.patch.object(module, "randn_tensor", draw))
         yield
 

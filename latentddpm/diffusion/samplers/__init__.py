@@ -14,7 +14,7 @@
 | pndm | `PNDMSampler` | 1 (first step 2) | multistep, combines up to four predictions |
 | unipc | `UniPCSampler` | 1 | second order, corrects each step with the next prediction |
 
-All take (schedule, num_steps, timestep_spacing, steps_offset) and have `timesteps`, `sample` and
+All take (schedule, num_steps, timestep_spacing) and have `timesteps`, `sample` and
 `add_noise`. Their base class is in `base`, the levels they visit in `spacing` and `sigma`.
 """
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.diffusion.options import (
-    ORIGINAL_STEPS,
+    check_num_steps,
     check_original_steps,
     check_sampler_of_schedule,
 )
@@ -41,14 +41,13 @@ class LCMSampler(Sampler):
     give blurred images. With one step it draws no noise.
 
     Args:
-        schedule, num_steps, timestep_spacing, steps_offset: see `Sampler`. The last two play no
-            part here.
-        original_steps: n₀, timesteps of the solver that the network was distilled along; at least
-            `num_steps`.
+        schedule, num_steps, timestep_spacing: see `Sampler`. The last plays no part here.
+        original_steps: n₀, timesteps of the solver that the network was distilled along, at least
+            `num_steps`; None for 50, or T where `num_steps` is more.
         clip_sample: clip each x̂0 to [-1, 1], for images that are not encoded.
 
     Raises:
-        UserError: see `Sampler`; a flow schedule; or more steps than `original_steps`.
+        UserError: see `Sampler`; a flow schedule; or `original_steps` outside of that.
 
     Example:
         >>> sampler = latentddpm.samplers.LCMSampler(latentddpm.NoiseSchedule(), num_steps=4)
@@ -61,16 +60,16 @@ class LCMSampler(Sampler):
         schedule: NoiseSchedule,
         num_steps: int,
         timestep_spacing: str = "leading",
-        steps_offset: int | None = None,
-        original_steps: int = ORIGINAL_STEPS,
+        original_steps: int | None = None,
         clip_sample: bool = False,
     ) -> None:
         check_sampler_of_schedule("lcm", {}, schedule.kind)
+        check_num_steps(num_steps, schedule.num_train_timesteps)
         self.original_steps = check_original_steps(
             original_steps, num_steps, schedule.num_train_timesteps
         )
         self.clip_sample = clip_sample
-        super().__init__(schedule, num_steps, timestep_spacing, steps_offset)
+        super().__init__(schedule, num_steps, timestep_spacing)
 
     def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         grid = solver_timesteps(self.schedule.num_train_timesteps, self.original_steps)

@@ -20,9 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentddpm.choices import NOT_FOR_FLOW
+from latentddpm.choices import NOT_FOR_FLOW, SAMPLERS
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.flow import FlowSchedule
+from latentddpm.diffusion.options import ORIGINAL_STEPS
+from latentddpm.diffusion.samplers.lcm import TIMESTEP_SCALING
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.diffusers.flow_scheduler import (
@@ -49,6 +51,7 @@ VARIANCE = "variance_type"
 VARIANCES = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned_range"}
 ALGORITHM = "algorithm_type"
 STOCHASTIC = "sde-dpmsolver++"
+ORIGINAL = "original_inference_steps"
 # Options that no sampler here has: key → the value that turns them off.
 OFF = {
     "thresholding": False,
@@ -69,6 +72,7 @@ class Kind:
         options: key → (its default, the value that the sampler here has).
         beta_start: its default.
         beta_end: its default.
+        beta_schedule: its default.
         zero_snr: True if it has the key `rescale_betas_zero_snr`.
         set_alpha_to_one: default; None if it has no such key.
         clip_sample: the same.
@@ -80,6 +84,7 @@ class Kind:
     options: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    beta_schedule: str = "linear"
     zero_snr: bool = True
     set_alpha_to_one: bool | None = None
     clip_sample: bool | None = None
@@ -131,6 +136,15 @@ KINDS = {
         beta_end=0.012,
         zero_snr=False,
     ),
+    "LCMScheduler": Kind(
+        "lcm",
+        "leading",
+        {ORIGINAL: (ORIGINAL_STEPS, ORIGINAL_STEPS), "timestep_scaling": (10.0, TIMESTEP_SCALING)},
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+    ),
     "UniPCMultistepScheduler": Kind(
         "unipc",
         "linspace",
@@ -163,7 +177,6 @@ OTHERS = (
     "DPMSolverSinglestepScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
-    "LCMScheduler",
     "LMSDiscreteScheduler",
 )
 
@@ -210,6 +223,8 @@ def read_scheduler(
             sampler = kind.stochastic
         elif key == VARIANCE and value in VARIANCES:
             options |= {} if value == ours else {"variance": VARIANCES[value]}
+        elif key == ORIGINAL and type(value) is int and value > 0:
+            options |= {} if value == ours else {"original_steps": value}
         elif value != ours:
             left_out.append(f"{key}: {value!r:.40} (here {ours!r})")
     if kind and kind.clip_sample is not None and config.get(CLIP, kind.clip_sample):
@@ -226,7 +241,8 @@ def read_scheduler(
     if flow:  # their levels do not depend on timestep_spacing
         spacing = "linspace" if name in FLOW_KINDS else "trailing"
     check_choice(f"{source}: timestep_spacing", spacing, samplers.TIMESTEP_SPACINGS)
-    if spacing == "leading" and config.get("steps_offset", 0) != 1:  # 1 is the default here
+    takes_offset = spacing == "leading" and "steps_offset" in SAMPLERS[sampler]
+    if takes_offset and config.get("steps_offset", 0) != 1:  # 1 is the default here
         options["steps_offset"] = _steps_offset(config, source, schedule.num_train_timesteps)
     knows_end = kind is not None and kind.set_alpha_to_one is not None
     if knows_end and not config.get(ALPHA_TO_ONE, kind.set_alpha_to_one):
@@ -289,6 +305,8 @@ def scheduler_config(
         config[ALGORITHM] = STOCHASTIC
     if "variance" in options and VARIANCE in kind.options:
         config[VARIANCE] = {v: k for k, v in VARIANCES.items()}[options["variance"]]
+    if "original_steps" in options and ORIGINAL in kind.options:
+        config[ORIGINAL] = options["original_steps"]
     if kind.clip_sample is not None:
         config[CLIP] = options.get(CLIP, False)
     if kind.zero_snr:
@@ -306,7 +324,7 @@ def _schedule(config: Config, source: str, kind: Kind | None) -> NoiseSchedule:
     defaults: dict[str, Any] = {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
     if kind:
         betas = {"beta_start": kind.beta_start, "beta_end": kind.beta_end}
-        defaults |= {"beta_schedule": "linear", **betas}
+        defaults |= {"beta_schedule": kind.beta_schedule, **betas}
     values = {}
     for key in ("beta_schedule", "beta_start", "beta_end", *defaults):
         values[key] = config.get(key, defaults.get(key))

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
-from latentddpm.cli.options import FOLDER
+from latentddpm.cli.options import FOLDER, engine_option
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import read_model_folder
 
@@ -20,7 +20,7 @@ USED_BY = {
     "caption_templates": ("generator", "nll", "denoise"),
     "nll_timesteps": ("nll",),
     **dict.fromkeys(("projection", "group_by"), ("latents",)),
-    **dict.fromkeys(("num_images", "sweep", "batch_size", "clip"), ("generator",)),
+    **dict.fromkeys(("num_images", "sweep", "batch_size", "clip", "engine"), ("generator",)),
     **dict.fromkeys(
         ("num_steps", "sampler", "timestep_spacing", "guidance_scale"), ("generator",)
     ),
@@ -41,6 +41,7 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
             help="Local folder of a CLIPModel, for the CLIP score of images and captions.",
         ),
         click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True),
+        engine_option,
         click.option(
             "--sweep",
             multiple=True,

@@ -99,7 +99,7 @@ class _Networks:
             return function(plan.options[name]) if plan.options[name] else None
 
         self.plan = plan
-        self.model = LatentDiffusion.load(plan.folder.path) if plan.draws else None
+        self.model = LatentDiffusion.load(plan.folder.path, plan.engine) if plan.draws else None
         if plan.loras:
             apply_loras(self.model, plan.loras)
         if self.model is not None:

@@ -73,6 +73,7 @@ class GeneratedImages:
             "model_digest": model.digest,
             **values,
             **({"loras": model.loras} if model.loras else {}),
+            **({"engine": model.engine} if model.engine != "keras" else {}),
         }
         digest = hashlib.sha256(json.dumps(self.making, sort_keys=True).encode()).hexdigest()
         name = f"{settings.sampler}-{settings.num_steps}-{settings.guidance_scale:g}"

@@ -15,6 +15,7 @@ from latentddpm.config_file import load_config, parse_config
 from latentddpm.data.captions import Templates
 from latentddpm.data.dataset import SPLITS
 from latentddpm.data.sources.open import open_source
+from latentddpm.engines.networks import choose_engine
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.metrics.precision_recall import LEAST
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
@@ -51,6 +52,7 @@ class EvaluationPlan:
         split: whose images are used: "all", "training" or "validation".
         size: (height, width) of the images, in pixels.
         settings: to generate images with, in the part `generator`.
+        engine: that computes the networks.
         options: all options of `latentddpm evaluate`, by their names.
     """
 
@@ -62,6 +64,7 @@ class EvaluationPlan:
     split: str
     size: tuple[int, int]
     settings: list[GenerationSettings]
+    engine: str
     options: dict[str, Any]
 
     @property
@@ -119,6 +122,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
             "--nll: the bound is that of DDPM's steps, and this model was trained by flow "
             "matching; expected another part, such as --denoise"
         )
+    engine = _engine(parts, folder, options["engine"])
     size = _size(folder, options["resolution"])
     data, data_from = _data_settings(folder, options)
     settings = []
@@ -132,7 +136,17 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
             settings = settings_of(facts, parse_sweep(options["sweep"]), **given)
     if split is None:
         split = COMPARED if generator else "validation" if "denoise" in parts else "all"
-    return EvaluationPlan(parts, folder, loras, data, data_from, split, size, settings, options)
+    return EvaluationPlan(
+        parts, folder, loras, data, data_from, split, size, settings, engine, options
+    )
+
+
+def _engine(parts: frozenset[str], folder: ModelFolder, given: str | None) -> str:
+    """Engine that draws; every part but the generator's needs the networks of Keras layers."""
+    others = [part for part in PARTS if part in parts - {"generator"}]
+    if given == "onnx" and others:
+        raise UserError(f"--engine onnx: draws and no more; --{others[0]} needs --engine keras")
+    return choose_engine("keras" if others else given or "auto", folder)
 
 
 def _data_settings(folder: ModelFolder, options: dict[str, Any]) -> tuple[DataConfig, str]:

@@ -349,6 +349,7 @@ EMITTERS: dict[str, Emit] = {
     "latentddpm.GroupNormalization": _group_norm,
     "keras.LayerNormalization": _layer_norm,
     "keras.Dense": _dense,
+    "latentddpm.Dense": _dense,
     "keras.Activation": _activation,
     "latentddpm.ResnetBlock": _resnet_block,
     "latentddpm.AttentionBlock": _attention_block,

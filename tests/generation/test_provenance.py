@@ -53,9 +53,9 @@ def options(model, **given):
     names = ("prompts", "negative_prompt", "loras", "num_images", "seed", "num_steps", "sampler")
     names += ("timestep_spacing", "sigma_spacing", "eta", "guidance_scale", "guidance_rescale")
     names += ("init_image", "strength", "mask", "height", "width", "source", "out", "grid")
-    names += ("overwrite", "tile", "frames", "animate")
+    names += ("overwrite", "tile", "frames", "animate", "engine", "strategy")
     left_out = {**dict.fromkeys(names), "prompts": (), "loras": (), "grid": False}
-    left_out |= {"overwrite": False, "tile": "auto"}
+    left_out |= {"overwrite": False, "tile": "auto", "strategy": "auto"}
     return {**given, **{name: left_out[name] for name in names if name not in given}} | {
         "model": model
     }

@@ -1,0 +1,221 @@
+"""Engines: ONNX Runtime draws what Keras draws, from the same folder, without importing Keras."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import environment
+from tiny import pixel_model, quick_model, shared_model, tiny_lora
+
+from latentddpm.diffusion.guidance import ClassifierFreeGuidance
+from latentddpm.diffusion.inpainting import Inpainting
+from latentddpm.diffusion.samplers import NAMES, get
+from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.engines.networks import choose_engine
+from latentddpm.errors import UserError
+from latentddpm.generation.devices import engine_of
+from latentddpm.interop.lora_merge import merge_lora
+from latentddpm.models.autoencoder.tiling import decode
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.model_folder import MANIFEST, read_model_folder
+from latentddpm.utils.machine import accelerators
+
+SIZES = {"height": 16, "width": 24, "num_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder of an untrained model with text, with graphs."""
+    path = tmp_path_factory.mktemp("engines") / "model"
+    shared_model().save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    """The model of the folder, by both engines."""
+    return {engine: LatentDiffusion.load(folder, engine) for engine in ("keras", "onnx")}
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "")
+
+
+def levels_apart(models, *prompts, **options):
+    """Largest difference of the images of both engines, in levels of 255."""
+    images = [models[engine].generate(prompts, **options).astype(int) for engine in models]
+    assert images[0].std() > 1, "the untrained model draws one color: nothing is compared"
+    return np.abs(images[0] - images[1]).max()
+
+
+# --- The same pictures -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 3.0, "sampler": "unipc", "num_images": 2},
+        {"negative_prompt": "a dog", "sampler": "ddpm", "guidance_rescale": 0.5},
+    ],
+    ids=["text", "noise in the steps"],
+)
+def test_both_engines_draw_the_same(models, options):
+    apart = levels_apart(models, "a cat", "an apple", seed=1, **SIZES, **options)
+    assert apart <= 1, f"{apart} levels of 255, expected at most 1"
+
+
+def test_both_engines_paint_the_same_into_a_picture(models):
+    numbers = np.random.default_rng(0)
+    start = {"init_image": numbers.integers(0, 255, (16, 24, 3), np.uint8)}
+    mask = np.zeros((16, 24), np.uint8)
+    mask[:, 12:] = 255
+    apart = levels_apart(models, "a cat", seed=1, mask=mask, strength=0.5, **start, **SIZES)
+    assert apart <= 1, f"{apart} levels of 255, expected at most 1"
+
+
+def test_a_model_of_pixels_has_an_engine_too(tmp_path):
+    pixel_model().save(tmp_path / "model")
+    both = {engine: LatentDiffusion.load(tmp_path / "model", engine) for engine in ("keras", "onnx")}
+    assert both["onnx"].engine == "onnx", f"{both['onnx'].engine}"
+    apart = levels_apart(both, "", seed=1, num_steps=2)
+    assert apart <= 1, f"{apart} levels of 255, expected at most 1"
+
+
+def test_strips_and_one_pass_are_the_same(models):
+    latents = np.random.default_rng(0).standard_normal((1, 8, 8, 4), np.float32)
+    first_stage = models["onnx"].autoencoder
+    whole, strips = (decode(first_stage, latents, tile) for tile in ("off", 16))
+    assert np.abs(whole - strips).max() < 1e-4, f"{np.abs(whole - strips).max()}, expected 1e-5"
+
+
+def test_a_lora_changes_both_engines_alike(tmp_path, folder):
+    both = {engine: LatentDiffusion.load(folder, engine) for engine in ("keras", "onnx")}
+    plain = both["keras"].generate("a cat", seed=1, **SIZES)
+    tiny_lora(tmp_path / "lora.safetensors", width=both["keras"].unet.context_dim)
+    for model in both.values():
+        merge_lora(model, tmp_path / "lora.safetensors", 3.0)
+    apart = levels_apart(both, "a cat", seed=1, **SIZES)
+    assert apart <= 1, f"{apart} levels of 255, expected at most 1"
+    changed = np.abs(plain.astype(int) - both["keras"].generate("a cat", seed=1, **SIZES)).max()
+    assert changed > 1, f"the LoRA changed {changed} levels: nothing is compared"
+    with pytest.raises(UserError, match="has computed already"):
+        merge_lora(both["onnx"], tmp_path / "lora.safetensors", 1.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numpy_and_tensors_are_sampled_alike(name):
+    """With NumPy arrays NumPy computes the steps; with tensors Keras's backend does."""
+    import keras
+
+    schedule = NoiseSchedule(prediction_type="v_prediction")
+    numbers = np.random.default_rng(0)
+    start, known = numbers.standard_normal((2, 2, 4, 4, 2), np.float32)
+    noise = {k: numbers.standard_normal((2, 4, 4, 2), np.float32) for k in range(9)}
+    context = numbers.standard_normal((2, 3, 4), np.float32)
+    repaint = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4, 1)
+
+    def network(noisy_latents, timesteps, context):
+        shift = context[:, :1, None, :2]
+        return 0.5 * noisy_latents + shift - timesteps[:, None, None, None] / 1000
+
+    results = []
+    for kind in (np.asarray, keras.ops.convert_to_tensor):
+        guided = ClassifierFreeGuidance(network, kind(context), kind(0 * context), 2.0, 0.5)
+        sampler = Inpainting(get(name)(schedule, 4, "trailing"), known, repaint)
+        draw = lambda step, more=0: noise[step + 4 * more]  # noqa: E731
+        results.append(sampler.sample(guided, kind(start), draw))
+    assert isinstance(results[0], np.ndarray), f"{type(results[0])}, expected NumPy's"
+    assert not isinstance(results[1], np.ndarray), "expected a tensor"
+    difference = np.abs(results[0] - keras.ops.convert_to_numpy(results[1])).max()
+    assert difference < 1e-5, f"{difference}, expected rounding errors"
+
+
+# --- Without Keras ---------------------------------------------------------------------------
+
+
+def test_the_command_needs_no_keras(tmp_path, folder):
+    code = (
+        "import sys\nfrom latentddpm.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code, end\n"
+        "print(sorted({'keras', 'tensorflow', 'keras_hub'} & set(sys.modules)))"
+    )
+    words = ["generate", "--prompt", "a cat", "--seed", "1", "--steps", "2", "--quiet"]
+    words += ["--model", str(folder), "--out", str(tmp_path / "a.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=environment() | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"expected it to draw: {done.stderr}"
+    assert done.stdout.splitlines()[-1] == "[]", f"imported {done.stdout}"
+    assert (tmp_path / "a.png").is_file(), "no picture"
+
+
+# --- Which engine ----------------------------------------------------------------------------
+
+
+def test_auto_takes_graphs_on_a_processor(folder, tmp_path, monkeypatch):
+    found = read_model_folder(folder)
+    assert choose_engine("auto", found) == "onnx", "a folder with graphs, and no accelerator"
+    assert choose_engine("keras", found) == "keras", "as asked for"
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(
+        "latentddpm.engines.networks.has_accelerator",
+        lambda: accelerators.has_accelerator(tmp_path, {}),
+    )
+    assert choose_engine("auto", found) == "keras", "a GPU is faster"
+    assert choose_engine("onnx", found) == "onnx", "as asked for, on the processor"
+    hidden = accelerators.has_accelerator(tmp_path, {"CUDA_VISIBLE_DEVICES": "-1"})
+    assert not hidden, "a hidden GPU is none"
+
+
+def test_another_backend_of_keras_is_taken_at_its_word(folder, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert choose_engine("auto", read_model_folder(folder)) == "keras", "the user wants JAX"
+
+
+def test_a_folder_without_graphs(folder, tmp_path):
+    old = shutil.copytree(folder, tmp_path / "old")
+    manifest = json.loads((old / MANIFEST).read_text())
+    del manifest["graphs"]
+    (old / MANIFEST).write_text(json.dumps(manifest))
+    found = read_model_folder(old)
+    assert choose_engine("auto", found) == "keras", "Keras computes the same without graphs"
+    with pytest.raises(UserError, match="export --format graphs"):
+        choose_engine("onnx", found)
+    with pytest.raises(UserError, match="engine: 'tensorrt' .*'auto'|expected"):
+        choose_engine("tensorrt", found)
+
+
+def test_a_picture_is_made_again_by_its_engine(folder):
+    found = read_model_folder(folder)
+    assert engine_of(found, None, "keras", "auto") == ("keras", None), "as the picture says"
+    assert engine_of(found, "onnx", "keras", "auto") == ("onnx", None), "as asked for"
+    assert engine_of(found, None, None, "mirrored:2")[0] == "keras", "two devices are Keras's"
+    engine, note = engine_of(found, None, "tensorrt", "auto")
+    assert engine == "keras", f"{engine}"
+    assert "cannot be had here" in note, f"{note}"
+    with pytest.raises(UserError, match="--strategy mirrored:2 needs --engine keras"):
+        engine_of(found, "onnx", None, "mirrored:2")
+
+
+def test_a_graph_is_not_saved(models, tmp_path):
+    with pytest.raises(UserError, match="engine='keras'"):
+        models["onnx"].save(tmp_path / "copy")
+
+
+def test_weights_of_another_shape_are_named(folder, tmp_path):
+    other = quick_model()
+    path = tmp_path / "mixed"
+    other.save(path)
+    graphs = path / "graphs"
+    shutil.rmtree(graphs)
+    shutil.copytree(folder / "graphs", graphs)
+    with pytest.raises(UserError, match="no graph of its encoder"):
+        choose_engine("onnx", read_model_folder(path))

@@ -28,6 +28,11 @@ def compiled_model():
     return model
 
 
+def functional_model():
+    inputs = keras.Input((1,))
+    return keras.Model(inputs, keras.layers.Dense(1)(inputs))
+
+
 def averaging_optimizer():
     optimizer = keras.optimizers.AdamW(use_ema=True)
     optimizer.build([keras.Variable([1.0])])
@@ -55,6 +60,7 @@ PRIVATE = {
         "_maybe_symbolic_build",
         "_symbolic_build",
     },
+    functional_model: {"_run_through_graph"},
     averaging_optimizer: {
         "_all_reduce_sum_gradients",
         "_backend_apply_gradients",

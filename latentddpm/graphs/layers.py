@@ -324,12 +324,12 @@ def _clip_block(graph: GraphBuilder, layer: Any, inputs: str) -> str:
     normed = _layer_norm(graph, layer.layer_norm_1, inputs)
     attention = layer.attention
     projected = []
-    for dense in (attention._query_dense, attention._key_dense, attention._value_dense):
+    for dense in (attention.query_dense, attention.key_dense, attention.value_dense):
         kernel = graph.op("Reshape", graph.weight(dense.kernel), graph.sizes(0, -1))
         bias = graph.op("Reshape", graph.weight(dense.bias), graph.sizes(-1))
         projected.append(graph.op("Add", graph.op("MatMul", normed, kernel), bias))
     mixed = graph.op("MultiHeadAttention", *projected, num_heads=layer.num_heads, unidirectional=1)
-    out = attention._output_dense
+    out = attention.output_dense
     kernel = graph.op("Reshape", graph.weight(out.kernel), graph.sizes(-1, layer.hidden_dim))
     mixed = graph.op("Add", graph.op("MatMul", mixed, kernel), graph.weight(out.bias))
     hidden = graph.op("Add", inputs, mixed)

@@ -7,9 +7,8 @@
 Attention is causal: position k sees the positions 0 .. k. Padding is at the end of a row, so it
 needs no mask, as in the text encoder of Stable Diffusion.
 
-The layers are those of KerasHub's `CLIPTextEncoder`, with CLIP's epsilon of 1e-5 in the final norm
-(KerasHub's is 1e-6). The import of KerasHub takes seconds, so it runs when the first encoder is
-built.
+Weights have the names and shapes of KerasHub's `CLIPTextEncoder`, which is imported for presets
+alone. Its final norm has an epsilon of 1e-6 where CLIP's is 1e-5.
 """
 
 from __future__ import annotations
@@ -20,11 +19,15 @@ from typing import Any
 import keras
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.clip.transformer import (
+    LAYER_NORM_EPSILON,
+    CLIPEncoderLayer,
+    TokenAndPositionEmbedding,
+)
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.machine.memory import count_weights
 
 ACTIVATIONS = ("quick_gelu", "gelu")  # CLIP and SD 1.x; OpenCLIP and SD 2.x (exact, by erf)
-LAYER_NORM_EPSILON = 1e-5
 
 
 @keras.saving.register_keras_serializable(package="latentddpm")
@@ -87,25 +90,26 @@ class TextEncoder(keras.Model):
         check_choice("activation", activation, ACTIVATIONS)
         count_weights((vocabulary_size + context_length) * hidden_dim)
         count_weights(num_layers * hidden_dim * (4 * hidden_dim + 2 * intermediate_dim))
-        from keras_hub.models import CLIPTextEncoder
-
-        # === Layers ===
-        backbone = CLIPTextEncoder(
-            vocabulary_size=vocabulary_size,
-            embedding_dim=hidden_dim,
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            intermediate_dim=intermediate_dim,
-            intermediate_activation=activation,
-            max_sequence_length=context_length,
-            dtype=dtype,
-        )
-        backbone.layer_norm.epsilon = LAYER_NORM_EPSILON
 
         # === Functional Model ===
-        super().__init__(inputs=backbone.input, outputs=backbone.output, **kwargs)
-        self.dtype_policy = backbone.dtype_policy
+        inputs = keras.Input((None,), name="token_ids", dtype="int32")
+        hidden = TokenAndPositionEmbedding(
+            vocabulary_size, context_length, hidden_dim, dtype=dtype, name="embedding"
+        )(inputs)
+        for block in range(num_layers):
+            hidden = CLIPEncoderLayer(
+                hidden_dim,
+                num_heads,
+                intermediate_dim,
+                activation,
+                dtype=dtype,
+                name=f"encoder_block_{block}",
+            )(hidden)
+        norm = keras.layers.LayerNormalization(
+            epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="layer_norm"
+        )
+        super().__init__(inputs={"token_ids": inputs}, outputs=norm(hidden), **kwargs)
+        self.dtype_policy = norm.dtype_policy if dtype is None else keras.dtype_policies.get(dtype)
 
         # === Config ===
         self.hidden_dim = hidden_dim

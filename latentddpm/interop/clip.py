@@ -20,8 +20,9 @@ import keras
 import numpy as np
 from safetensors.numpy import save_file
 
-from latentddpm.clip.text_encoder import ACTIVATIONS, LAYER_NORM_EPSILON, TextEncoder, check_sizes
+from latentddpm.clip.text_encoder import ACTIVATIONS, TextEncoder, check_sizes
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.clip.transformer import LAYER_NORM_EPSILON
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.clip_names import Shape, clip_variables
 from latentddpm.interop.tensors import TensorFiles, Tensors, check_dtype

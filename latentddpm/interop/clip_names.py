@@ -24,7 +24,7 @@ def clip_variables(sizes: dict[str, int]) -> Iterator[tuple[str, Shape, str, str
     width = sizes["hidden_dim"]
     for part, rows, attribute in (
         ("token_embedding", sizes["vocabulary_size"], "token_embedding.embeddings"),
-        ("position_embedding", sizes["context_length"], "position_embedding.position_embeddings"),
+        ("position_embedding", sizes["context_length"], "position_embedding.embeddings"),
     ):
         yield f"embeddings.{part}.weight", (rows, width), "embedding", attribute
     yield from block_variables(sizes)

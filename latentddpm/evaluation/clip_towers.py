@@ -26,15 +26,14 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.errors import UserError
 from latentddpm.interop.clip import (
     CONFIG,
-    Shape,
     assign,
-    block_variables,
     check_tensors,
     load_clip_folder,
     read_clip_config,
     read_float32,
     read_tower_config,
 )
+from latentddpm.interop.clip_names import Shape, block_variables
 from latentddpm.interop.tensors import TensorFiles
 from latentddpm.models.archive import weights_digest
 from latentddpm.models.inference import compiled

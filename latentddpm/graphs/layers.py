@@ -307,20 +307,18 @@ def _reshape(graph: GraphBuilder, layer: layers.Reshape, hidden: str) -> str:
     return graph.op("Reshape", hidden, graph.sizes(0, channels, 1, 1))
 
 
-# --- CLIP's text transformer, of KerasHub --------------------------------------------------------
+# --- CLIP's text transformer --------------------------------------------------------
 
 
 def _token_embedding(graph: GraphBuilder, layer: Any, ids: str) -> str:
     table = graph.weight(layer.token_embedding.embeddings)
-    positions = graph.weight(layer.position_embedding.position_embeddings)
+    positions = graph.weight(layer.position_embedding.embeddings)
     length = graph.op("Shape", ids, start=1, end=2)
     positions = graph.op("Slice", positions, graph.sizes(0), length, graph.sizes(0))
     return graph.op("Add", graph.op("Gather", table, ids), positions)
 
 
 def _clip_block(graph: GraphBuilder, layer: Any, inputs: str) -> str:
-    if not layer.use_causal_mask:
-        raise NoGraph(f"layer {layer.name}: attention is not causal")
     normed = _layer_norm(graph, layer.layer_norm_1, inputs)
     attention = layer.attention
     projected = []
@@ -334,7 +332,7 @@ def _clip_block(graph: GraphBuilder, layer: Any, inputs: str) -> str:
     mixed = graph.op("Add", graph.op("MatMul", mixed, kernel), graph.weight(out.bias))
     hidden = graph.op("Add", inputs, mixed)
     normed = _layer_norm(graph, layer.layer_norm_2, hidden)
-    inner = _activation(graph, layer.activation, _dense(graph, layer.dense_1, normed))
+    inner = ACTIVATIONS[layer.activation](graph, _dense(graph, layer.dense_1, normed))
     return graph.op("Add", hidden, _dense(graph, layer.dense_2, inner))
 
 
@@ -359,7 +357,7 @@ EMITTERS: dict[str, Emit] = {
     "keras.Concatenate": _concatenate,
     "keras.Add": _add,
     "keras.Reshape": _reshape,
-    "keras_hub.TokenAndPositionEmbedding": _token_embedding,
-    "keras_hub.CLIPEncoderLayer": _clip_block,
+    "latentddpm.TokenAndPositionEmbedding": _token_embedding,
+    "latentddpm.CLIPEncoderLayer": _clip_block,
 }
 """Package and name of a layer's class → its function."""

@@ -225,7 +225,7 @@ class FlatAdamW(keras.optimizers.AdamW):
             if not bucket.alone:
                 old = string(variables)
                 end = length_of(variables, range(bucket.num_decayed))
-                weights.assign(ops.concatenate([old[:end] * factor, old[end:]]))
+                weights.assign(tf.concat([old[:end] * factor, old[end:]], axis=0))
             elif bucket.num_decayed:
                 weights.assign(weights * factor)
             tf.raw_ops.ResourceApplyAdam(
@@ -247,7 +247,7 @@ class FlatAdamW(keras.optimizers.AdamW):
                 )
             if not bucket.alone:
                 for variable, value in zip(variables, cut(new, variables), strict=True):
-                    variable.assign(ops.cast(value, variable.dtype))
+                    variable.assign(tf.cast(value, variable.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "ema_warmup": self.ema_warmup}

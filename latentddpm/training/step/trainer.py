@@ -300,9 +300,10 @@ def dense_gradients(tape: Any, loss: Any, variables: Sequence[keras.Variable]) -
     tensors = [variable.value for variable in variables]
     gradients = tape.gradient(loss, tensors, unconnected_gradients="zero")
     # Embeddings give `IndexedSlices`; of other gradients TensorFlow may not know the shape.
+    dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
     return [
-        tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
-        for gradient, variable in zip(gradients, variables, strict=True)
+        each if each.shape.is_fully_defined() else tf.ensure_shape(each, variable.shape)
+        for each, variable in zip(dense, variables, strict=True)
     ]
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 BUCKET_SIZE = 64 * 2**20
 """Greatest length of a vector, unless a single variable is longer: 256 MiB in float32."""
@@ -131,7 +130,7 @@ def string(tensors: Sequence[Any]) -> Any:
     Args:
         tensors: at least one.
     """
-    return ops.concatenate([ops.cast(ops.reshape(t, (-1,)), "float32") for t in tensors])
+    return tf.concat([tf.cast(_shaped(tensor, (-1,)), "float32") for tensor in tensors], axis=0)
 
 
 def cut(vector: Any, variables: Sequence[Any]) -> list[Any]:
@@ -142,7 +141,11 @@ def cut(vector: Any, variables: Sequence[Any]) -> list[Any]:
         variables: of any shapes.
     """
     lengths = [length_of(variables, [i]) for i in range(len(variables))]
-    parts = tf.split(tf.reshape(vector, (-1,)), lengths)
-    return [
-        tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)
-    ]
+    parts = tf.split(_shaped(vector, (-1,)), lengths)
+    return [_shaped(part, each.shape) for part, each in zip(parts, variables, strict=True)]
+
+
+def _shaped(tensor: Any, shape: tuple[int, ...]) -> Any:
+    """Tensor of a shape; one that is a vector needs no operation."""
+    tensor = tf.convert_to_tensor(tensor)
+    return tensor if tensor.shape.rank == len(shape) == 1 else tf.reshape(tensor, shape)

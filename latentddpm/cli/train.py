@@ -39,6 +39,7 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--precision", help="auto, float32, bfloat16, float16 [default: the config's]."
         ),
+        click.option("--jit", help="auto, on, off: compile the step with XLA."),
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
         strict_option,
         click.option("--on-nan", help="stop or skip: a loss or gradient that is not finite."),
@@ -169,6 +170,7 @@ def _settings(
     init: Path | None,
     overrides: tuple[str, ...],
     precision: str | None,
+    jit: str | None,
     on_nan: str | None,
     wandb: str | None,
     **run: Any,
@@ -179,18 +181,18 @@ def _settings(
     """
     from latentddpm.config_file import load_config
 
-    own = {"precision": precision, "on_nan": on_nan, "wandb": wandb}
+    own = {"precision": precision, "jit_compile": jit, "on_nan": on_nan, "wandb": wandb}
     own = [f"training.{key}={value}" for key, value in own.items() if value is not None]
     return load_config(kind, config, (*overrides, *own), init=init), run
 
 
 def _settled(settings: Run, out: Path, *, resume: bool, quiet: bool, **_: Any) -> Run:
-    """Configuration with the precision that the run would have."""
-    from latentddpm.training.precision import settle_precision
+    """Configuration with the precision and the compilation that the run would have."""
+    from latentddpm.training.precision import settle_jit, settle_precision
 
     settings, note = settle_precision(settings, out if resume else None)
     say(note, quiet or not note)
-    return settings
+    return settle_jit(settings)[0]
 
 
 def _echo(settings: Any, **parts: Any) -> None:

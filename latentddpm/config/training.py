@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from latentddpm.config.section import Betas, Section
+
+JIT = {True: "on", False: "off"}
+"""Boolean → setting `jit_compile`."""
 
 
 class TrainingConfig(Section):
@@ -47,7 +50,9 @@ class TrainingConfig(Section):
     on_nan: Literal["stop", "skip"] = Field(
         "stop", description="skip: drop and count a batch whose loss or gradient is not finite"
     )
-    jit_compile: bool = Field(False, description="compile the step with XLA")
+    jit_compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the step with XLA. auto: on a GPU, where it compiles"
+    )
     wandb: str = Field("", description="project of Weights & Biases to log to as well")
     log_every: int = Field(50, gt=0, description="steps")
     validate_every: int = Field(2000, gt=0, description="steps")
@@ -59,6 +64,12 @@ class TrainingConfig(Section):
     keep_best: bool = Field(
         False, description="the finished model is the best checkpoint, not the last"
     )
+
+    @field_validator("jit_compile", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        """YAML reads on and off as true and false, which older configurations hold."""
+        return JIT.get(value, value) if isinstance(value, bool) else value
 
 
 class AutoencoderTraining(TrainingConfig):

@@ -39,7 +39,7 @@ from latentddpm.training.autoencoder_networks import (
     build_perceptual,
 )
 from latentddpm.training.plan.plan import Plan, plan_vae
-from latentddpm.training.precision import settle_precision
+from latentddpm.training.precision import settle_jit, settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import large_plan, run_summary
@@ -128,6 +128,7 @@ def train_planned(plan: Plan) -> Autoencoder:
     run, dataset = plan.run, plan.dataset
     out, strategy = run.folder, run.strategy
     config, precision = settle_precision(run.config, out if run.resume else None, strategy)
+    config, may_fall_back = settle_jit(config, strategy)
     plan = replace(plan, run=replace(run, config=config))
     run = plan.run
 
@@ -167,7 +168,7 @@ def train_planned(plan: Plan) -> Autoencoder:
     if best_metric == "perceptual":
         best_metric = perceptual.term
     validate = Validation(run, trainer, batches)
-    run_steps(run, trainer, batches.training, validate, contract, best_metric)
+    run_steps(run, trainer, batches.training, validate, contract, best_metric, may_fall_back)
     autoencoder = in_float32(autoencoder)
     if run.is_chief:
         if config.training.train == "all":

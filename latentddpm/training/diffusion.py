@@ -38,7 +38,7 @@ from latentddpm.training.diffusion_networks import build_networks, make_trainer
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
 from latentddpm.training.plan.words import check_captions
-from latentddpm.training.precision import settle_precision
+from latentddpm.training.precision import settle_jit, settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import large_plan, run_summary
@@ -134,6 +134,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     run, dataset, sources = plan.run, plan.dataset, plan.sources
     out, strategy = run.folder, run.strategy
     config, precision = settle_precision(run.config, out if run.resume else None, strategy)
+    config, may_fall_back = settle_jit(config, strategy)
     plan = replace(plan, run=replace(run, config=config))
     run = plan.run
 
@@ -181,7 +182,10 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     notes = [*plan.notes, *filter(None, (cache.note, precision)), *large_plan(run)]
     run.say("\n".join([run_summary(run, trainer, parts, images), *notes]))
     validate = Validation(run, trainer, batches, model, prompts)
-    run_steps(run, trainer, batches.training, validate, contract, config.training.best_metric)
+    run_steps(
+        *(run, trainer, batches.training, validate, contract),
+        *(config.training.best_metric, may_fall_back),
+    )
     if config.lora.rank:
         if run.is_chief:
             save_trained_lora(unet, out / LORA, config, sources.base)

@@ -1,7 +1,9 @@
-"""Precision of a run: `training.precision: auto` becomes the one that is right here.
+"""Precision and compilation of a run: what `auto` becomes on this machine.
 
-A run that resumes keeps the precision it began with, on any machine, so that it goes on exactly.
-A new one takes what the machine is fastest in; its configuration and its checkpoints hold that.
+A run that resumes keeps what it began with, on any machine, so that it goes on exactly. A new one
+takes the precision that the machine is fastest in, and compiles its step with XLA on a GPU: on a
+CPU that takes longer than a thousand steps give back (docs/benchmarks.md). Its configuration and
+its checkpoints hold both.
 """
 
 from __future__ import annotations
@@ -47,6 +49,27 @@ def settle_precision(
     training = config.training.model_copy(update={"precision": choice.precision})
     note = f"precision  {choice.precision}: {choice.reason}"
     return config.model_copy(update={"training": training}), note
+
+
+def settle_jit(
+    config: Settings, strategy: tf.distribute.Strategy | None = None
+) -> tuple[Settings, bool]:
+    """Configuration with "on" or "off" in the place of `training.jit_compile: auto`.
+
+    Args:
+        config: of the run; one that goes on has the setting that it began with.
+        strategy: of the run; with one its step is not compiled.
+
+    Returns:
+        (config, chosen): chosen is True where "on" was chosen here, and a step that does not
+        compile may do without.
+    """
+    if config.training.jit_compile != AUTO:
+        return config, False
+    single = strategy is None or strategy.num_replicas_in_sync == 1
+    chosen = single and bool(tf.config.list_physical_devices("GPU"))
+    training = config.training.model_copy(update={"jit_compile": "on" if chosen else "off"})
+    return config.model_copy(update={"training": training}), chosen
 
 
 def _begun(kind: type[Settings], folder: Path) -> str | None:

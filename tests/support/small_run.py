@@ -73,10 +73,10 @@ class Run:
         (self.folder / "samples").mkdir(exist_ok=True)
         (self.folder / "samples" / f"step-{step:08d}.png").touch()
 
-    def run(self, resume=False):
+    def run(self, resume=False, **options):
         contract = Contract.of(self.config, {"images": 40})
         run = training_run.Run(self.config, self.folder, resume=resume, quiet=True)
-        run_steps(run, self.model, self.examples, self.validation, contract)
+        run_steps(run, self.model, self.examples, self.validation, contract, **options)
         return self
 
     @property

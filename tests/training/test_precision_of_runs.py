@@ -1,4 +1,4 @@
-"""`training.precision: auto` in a run: said, kept in its files, and kept when it resumes."""
+"""`precision: auto` and `jit_compile: auto` in a run: settled, said, kept when it resumes."""
 
 import json
 
@@ -10,7 +10,7 @@ from tiny import few_emoji, step_by_step
 
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.distribution import precision
-from latentddpm.training.precision import settle_precision
+from latentddpm.training.precision import settle_jit, settle_precision
 
 FAST, SLOW = 1.9, 0.2
 SETTINGS = {
@@ -136,6 +136,33 @@ def test_a_folder_that_says_nothing_begins_anew(text, tmp_path, machine):
         (tmp_path / "config.yaml").write_text(text, "utf-8")
     config, note = settle_precision(AutoencoderRun(), tmp_path)
     assert config.training.precision == "float32", f"{note!r}"
+
+
+def test_a_processor_does_not_compile_unless_told():
+    config, chosen = settle_jit(DiffusionRun())
+    assert (config.training.jit_compile, chosen) == ("off", False), "auto: off without a GPU"
+    told = DiffusionRun.model_validate({"training": {"jit_compile": "on"}})
+    assert settle_jit(told) == (told, False), "expected what the configuration says"
+
+
+@pytest.mark.parametrize(("held", "expected"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_older_configurations_say_true_or_false(held, expected):
+    config = AutoencoderRun.model_validate({"training": {"jit_compile": held}})
+    assert config.training.jit_compile == expected
+
+
+def test_a_run_keeps_its_compilation_and_says_where_it_changes(lab):
+    short = "--precision", "float32", "--set", "training.num_steps=1"
+    succeeds(train(lab, "run", *short))
+    file = next((lab / "run").glob("checkpoints/*/run.json"))
+    assert json.loads(file.read_text("utf-8"))["config"]["training"]["jit_compile"] == "off"
+    longer = *short[:2], "--set", "training.num_steps=2", "--resume"
+    told = succeeds(train(lab, "run", *longer, "--jit", "on"))
+    assert 'training.jit_compile "off" → "on"' in told.stderr, told.stderr
+    assert "adamw, XLA" in told.stderr.replace("EMA 0, ", ""), told.stderr
+    wrong = train(lab, "other", "--jit", "yes")
+    assert wrong.code == 2, "expected a refusal"
+    assert "training.jit_compile" in wrong.stderr, wrong.stderr
 
 
 def test_dry_run_shows_what_the_run_would_take(lab, machine):

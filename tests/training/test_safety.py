@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 from click.testing import CliRunner
 from limits import file_size_limit
 from safetensors.numpy import load_file
@@ -22,6 +23,7 @@ from small_run import STEPS, Run, settings
 
 from latentddpm.cli.usage import command
 from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.errors import UserError
 from latentddpm.training.run import checkpoint, loop
 from latentddpm.training.run.callbacks import StopEvaluation
 from latentddpm.training.run.contract import FREE
@@ -37,6 +39,13 @@ class Hungry(keras.layers.Layer):
     def call(self, inputs):
         count = tf.cast(tf.shape(inputs)[0], tf.int64) * 2**32
         return inputs + tf.reduce_sum(tf.fill((count, 2**28), tf.reduce_sum(inputs)))
+
+
+class NotForXLA(keras.layers.Layer):
+    """Its inputs, from an operation that XLA does not have."""
+
+    def call(self, inputs):
+        return tf.ensure_shape(tf.py_function(lambda x: x, [inputs], "float32"), inputs.shape)
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +261,18 @@ def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
     run.checkpoints.touch()
     with pytest.raises(OSError, match="checkpoints: File exists; no checkpoint was written yet"):
         run.run()
+
+
+def test_a_step_that_does_not_compile_is_refused_or_goes_on_without(tmp_path):
+    short = {"num_steps": 2, "validate_every": 9, "jit_compile": "on"}
+    with pytest.raises(UserError, match=r"jit_compile: on, but the step does not compile .*off"):
+        Run(tmp_path / "told", extra=[NotForXLA()], **short).run()
+    run = Run(tmp_path / "chosen", extra=[NotForXLA()], **short).run(may_fall_back=True)
+    assert list(run.log("loss")) == [1, 2], f"expected both steps: {run.log('loss')}"
+    kept = yaml.safe_load((run.folder / "config.yaml").read_text("utf-8"))
+    assert kept["training"]["jit_compile"] == "off", "it would be tried again"
+    _, contract = checkpoint.newest_contract(run.checkpoints)
+    assert contract.config["training"]["jit_compile"] == "off", "expected what the step was"
 
 
 def test_out_of_memory_says_what_to_lower(tmp_path):

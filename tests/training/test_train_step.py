@@ -39,6 +39,19 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer):
     assert np.isfinite(logs["loss"]), f"expected a finite loss again, got {logs}"
 
 
+def test_a_compiled_step_is_the_same_step():
+    x, y = data()
+    ends = []
+    for jit_compile in (False, True):
+        model = small(jit_compile=jit_compile)
+        logs = [step(model, x, y) for _ in range(3)]
+        ends.append((state(model), logs))
+    (one, logs), (other, compiled_logs) = ends
+    for mine, compiled in zip(one, other, strict=True):
+        np.testing.assert_allclose(compiled, mine, atol=1e-5, err_msg="XLA takes another step")
+    assert logs[-1] == pytest.approx(compiled_logs[-1], abs=1e-5), "XLA logs other numbers"
+
+
 def test_means_leave_out_what_is_not_finite():
     model = small()
     x, y = data(8)

@@ -49,11 +49,12 @@ OPEN = (
     ("unet", "attention_levels"),
     ("text", "source"),
     ("training", "precision"),
+    ("training", "jit_compile"),
 )
-"""Settings, (section, key), that a run may leave open. Precision is settled once TensorFlow is
+"""Settings, (section, key), that a run may leave open. The last two are settled once TensorFlow is
 there; a run that is resumed keeps its own."""
 
-OWN_LINES = ("precision", "channels", "bit_depth", "window", "rate")
+OWN_LINES = ("precision", "jit_compile", "channels", "bit_depth", "window", "rate")
 """Settings that the start lines name in lines of their own."""
 
 

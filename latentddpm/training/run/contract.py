@@ -16,6 +16,7 @@ from typing import Any
 import pydantic
 
 from latentddpm.config import COMMANDS, AutoencoderRun, DiffusionRun
+from latentddpm.config.training import JIT
 from latentddpm.errors import UserError
 
 FREE = (
@@ -79,8 +80,10 @@ class Contract:
         return cls(**json.loads(text))
 
 
-def with_pixels(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run; one of a version without a pixel format had 8-bit RGB.
+def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, also of an older version, in the words of this one.
+
+    A version without a pixel format had 8-bit RGB, and `jit_compile` was true or false.
 
     Args:
         config: sections with their settings, as JSON.
@@ -88,7 +91,10 @@ def with_pixels(config: Mapping[str, Any]) -> dict[str, Any]:
     data = dict(config.get("data", {}))
     if data.get("channels") is None:
         data |= {"channels": 3, "bit_depth": 8}
-    return {**config, "data": data}
+    training = dict(config.get("training", {}))
+    if training.get("jit_compile") in (True, False):
+        training["jit_compile"] = JIT[training["jit_compile"]]
+    return {**config, "data": data, "training": training}
 
 
 def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[str]]:
@@ -114,7 +120,7 @@ def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[st
     except pydantic.ValidationError:
         known = old.config
     refused, noted = [], []
-    for key, was, now in _differences(with_pixels(known), with_pixels(new.config)):
+    for key, was, now in _differences(in_todays_words(known), in_todays_words(new.config)):
         if key == INIT:
             continue
         text = f"{key} {_shown(was)} → {_shown(now)}"

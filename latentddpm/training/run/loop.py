@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -43,6 +44,13 @@ from latentddpm.utils.machine.memory import is_out_of_memory
 OPTIMIZERS = {"adamw": FlatAdamW, "adafactor": WarmAdafactor, "lion": WarmLion}
 Examples = Callable[[int, int], tf.data.Dataset]
 """Function (start, stop) → training batches of steps `start` … `stop` − 1."""
+
+
+ENOUGH_OF_AN_ERROR = 200  # characters of XLA's message
+
+
+class NotCompiled(Exception):
+    """Error: XLA does not compile the training step; no step was taken."""
 
 
 def make_optimizer(training: TrainingConfig) -> keras.optimizers.Optimizer:
@@ -101,7 +109,7 @@ def compile_options(training: TrainingConfig) -> dict[str, Any]:
     return {
         "optimizer": make_optimizer(training),
         "accumulation_steps": training.accumulation_steps,
-        "jit_compile": training.jit_compile,
+        "jit_compile": training.jit_compile == "on",
     }
 
 
@@ -133,6 +141,7 @@ def run_steps(
     validate: Callable[[int, RunLog], Mapping[str, float]],
     contract: Contract,
     best_metric: str = "none",
+    may_fall_back: bool = False,
 ) -> None:
     """Train a compiled trainer to `training.num_steps`.
 
@@ -149,15 +158,40 @@ def run_steps(
         contract: returned by `check_resume`.
         best_metric: number of `validate`, without `validation_`, that decides which checkpoint is
             the best; "none" keeps no best checkpoint.
+        may_fall_back: where the step does not compile with XLA, go on without.
 
     Raises:
         signals.Stopped: a signal came; the current step was finished and saved.
         Diverged: see `health`; the newest checkpoint is from before that.
         MemoryError: a step needs more memory than there is; the message says what to lower.
         UserError: an image cannot be read any more, another process trains in the folder, no
-            intact checkpoint or one of other shapes, or Weights & Biases does not accept the run.
+            intact checkpoint or one of other shapes, a step that does not compile, or Weights &
+            Biases does not accept the run.
         OSError: a checkpoint or the log cannot be written; earlier checkpoints stay.
     """
+    try:
+        _run_steps(run, trainer, examples, validate, contract, best_metric)
+    except NotCompiled as error:
+        if not may_fall_back:
+            raise UserError(f"training.jit_compile: on, but {error}; expected off") from error
+        run.say(f"going on without XLA: {error}")
+        training = run.training.model_copy(update={"jit_compile": "off"})
+        run = replace(run, config=run.config.model_copy(update={"training": training}))
+        trainer.jit_compile = False
+        trainer.train_function = trainer.test_function = None
+        contract = Contract.of(run.config, contract.data)
+        _run_steps(run, trainer, examples, validate, contract, best_metric)
+
+
+def _run_steps(
+    run: Run,
+    trainer: Trainer,
+    examples: Examples,
+    validate: Callable[[int, RunLog], Mapping[str, float]],
+    contract: Contract,
+    best_metric: str,
+) -> None:
+    """Train, or raise `NotCompiled` before the first step."""
     checkpoints, total = run.folder / CHECKPOINTS, run.training.num_steps
     lock = require_lock(run.folder, "trains") if run.is_chief else contextlib.nullcontext()
     with lock:
@@ -206,6 +240,7 @@ def _fit(
     """Call `fit` from the saver's step to the last; a failure names the checkpoint to resume."""
     training, first = run.training, saver.step
     total, agreed = training.num_steps, any_process(run.strategy)
+    before = int(trainer.optimizer.iterations)
 
     def validate_unless_stopped(step: int) -> None:
         with contextlib.suppress(signals.Stopped):
@@ -247,6 +282,10 @@ def _fit(
             if message := error_of_data(error):
                 raise UserError(f"{message} ({saver.newest()})") from error
             if not is_out_of_memory(error):
+                unchanged = int(trainer.optimizer.iterations) == before
+                if trainer.jit_compile and unchanged and isinstance(error, tf.errors.OpError):
+                    reason = one_line(error, ENOUGH_OF_AN_ERROR)
+                    raise NotCompiled(f"the step does not compile ({reason})") from error
                 raise
             replicas = trainer.distribute_strategy.num_replicas_in_sync
             raise MemoryError(less_memory(run.config, replicas)) from error

@@ -213,6 +213,7 @@ def run_summary(
     device = f"{replicas} × {_device()}" if replicas > 1 else _device()
     average = f"EMA {training.ema_momentum:g}"
     recipe = [training.precision, training.optimizer, *[average] * (training.ema_momentum > 0)]
+    recipe += ["XLA"] * (training.jit_compile == "on")
     return "\n".join(
         (
             f"parameters {', '.join(sizes)}",

@@ -22,7 +22,7 @@ from latentddpm.errors import UserError
 from latentddpm.evaluation.metrics.similarity import HIGHER_IS_BETTER
 from latentddpm.pipeline.model_folder import LORA
 from latentddpm.training.run import checkpoint
-from latentddpm.training.run.contract import Contract, compare, with_pixels
+from latentddpm.training.run.contract import Contract, compare, in_todays_words
 from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run
 from latentddpm.utils import signals
 
@@ -102,10 +102,10 @@ def earlier_settings(folder: Path) -> dict[str, Any]:
     """
     found = checkpoint.newest_contract(folder / CHECKPOINTS)
     if found is not None:
-        return with_pixels(found[1].config)
+        return in_todays_words(found[1].config)
     for kind in COMMANDS.values():
         with contextlib.suppress(UserError):
-            return with_pixels(load_config(kind, folder / CONFIG).model_dump(mode="json"))
+            return in_todays_words(load_config(kind, folder / CONFIG).model_dump(mode="json"))
     return {}
 
 

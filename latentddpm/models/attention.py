@@ -5,6 +5,17 @@
 
 as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). The blocks with
 cross-attention, in `models.denoisers.transformer`, use the same `attention`.
+
+The scores of n positions are n² numbers. Where they are many, they are computed for a block of
+queries at a time, so that memory does not grow with the square; a row of scores is whole in its
+block, and so is its softmax. The gradient keeps none of them, but computes each block again
+(Rabe & Staats 2021; Dao et al. 2022, algorithm 4):
+
+    P = softmax(q kᵀ)    D = g vᵀ    S = P ∘ (D − rowsum(P ∘ D))
+    ∂q = S k             ∂k = Σ Sᵀ q             ∂v = Σ Pᵀ g             sums over the blocks
+
+with the gradient g of the output. Sizes that are known while tracing decide in Python, others in
+the graph.
 """
 
 from __future__ import annotations
@@ -23,6 +34,11 @@ from latentddpm.models.layers import (
     positions_of,
     shape_of,
 )
+
+MOST_SCORES = 1 << 25
+"""Most scores that are computed at a time: 128 MiB."""
+KEPT_SCORES = 1 << 20
+"""Most scores that are kept for the gradient: 4 MiB."""
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -93,8 +109,10 @@ class AttentionBlock(Recomputable, layers.Layer):
 def attention(query, key, value, num_heads: int):
     """Multi-head attention softmax(q kᵀ / √d) v; the softmax is computed in float32.
 
-    It uses `ops.matmul`. `ops.dot_product_attention` uses an einsum, which takes TensorFlow 1.1 to
-    1.7 times as long on a CPU, and divides the (L, M) scores by √d instead of the smaller queries.
+    On TensorFlow it uses `ops.matmul`, in blocks where the scores are many. Keras has
+    `ops.dot_product_attention` compute an einsum there, which takes 1.1 to 1.7 times as long on a
+    CPU, and divides the (L, M) scores by √d instead of the smaller queries. On the other backends
+    that operation is their own fused attention.
 
     Args:
         query: (B, L, C).
@@ -104,19 +122,124 @@ def attention(query, key, value, num_heads: int):
     Returns:
         (B, L, C).
     """
+    channels = query.shape[-1]
+    depth = channels // num_heads
 
-    def split(array):  # (B, L, C) → (B, N, L, d)
-        batch, length, channels = ops.shape(array)
-        array = ops.reshape(array, (batch, length, num_heads, channels // num_heads))
+    def split(array):  # (B, L, C) → (B, L, N, d)
+        batch, length, _ = ops.shape(array)
+        return ops.reshape(array, (batch, length, num_heads, depth))
+
+    def swap(array):  # (B, L, N, d) ⇄ (B, N, L, d)
         return ops.transpose(array, (0, 2, 1, 3))
 
-    scale = (query.shape[-1] // num_heads) ** -0.5
-    query, key, value = split(query * scale), split(key), split(value)
-    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (B, N, L, M)
-    scores = ops.cast(scores, "float32")
+    if keras.backend.backend() == "tensorflow":
+        query, key, value = (swap(split(array)) for array in (query * depth**-0.5, key, value))
+        sizes = (*ops.shape(query)[:3], ops.shape(key)[2])
+        few = _known(*sizes) and math.prod(sizes) <= KEPT_SCORES
+        mixed = swap((_attend if few else _attend_in_blocks)(query, key, value))
+    else:
+        mixed = ops.dot_product_attention(split(query), split(key), split(value))
+    batch, length, *_ = ops.shape(mixed)
+    return ops.reshape(mixed, (batch, length, channels))
+
+
+def _known(*sizes) -> bool:
+    """True where all sizes are known while tracing."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _weights(query, key):
+    """Softmax of the scores q kᵀ, (B, N, L, M), float32."""
+    scores = ops.cast(ops.matmul(query, _turned(key)), "float32")
     # The softmax of a single score is 1; Keras would warn about it.
-    weights = ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(scores)
-    weights = ops.cast(weights, value.dtype)
-    mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, L, N, d)
-    batch, length, heads, depth = ops.shape(mixed)
-    return ops.reshape(mixed, (batch, length, heads * depth))
+    return ops.ones_like(scores) if scores.shape[-1] == 1 else ops.softmax(scores)
+
+
+def _attend(query, key, value):
+    """Attention of (B, N, L, d) to (B, N, M, d), whose gradient keeps the scores."""
+    return ops.matmul(ops.cast(_weights(query, key), value.dtype), value)
+
+
+@ops.custom_gradient
+def _attend_in_blocks(query, key, value):
+    """Attention like `_attend`, a block of queries at a time; its gradient keeps no scores."""
+    rows = _rows(query, key)
+
+    def gradient(upstream):
+        def turn(block):
+            queries, above = ops.split(block, 2, axis=-1)
+            weights = _weights(queries, key)
+            spread = ops.cast(ops.matmul(above, _turned(value)), "float32")
+            inner = ops.sum(spread * weights, axis=-1, keepdims=True)
+            slopes = ops.cast((spread - inner) * weights, key.dtype)
+            below = ops.matmul(slopes, key)
+            weights = ops.cast(weights, above.dtype)
+            return (
+                ops.concatenate([below, above], axis=-1),
+                ops.matmul(_turned(slopes), queries),
+                ops.matmul(_turned(weights), above),
+            )
+
+        both = ops.concatenate([query, upstream], axis=-1)
+        both, to_key, to_value = _in_turns(turn, rows, both, key, value)
+        return ops.split(both, 2, axis=-1)[0], to_key, to_value
+
+    (mixed,) = _in_turns(lambda block: (_attend(block, key, value),), rows, query)
+    return mixed, gradient
+
+
+def _turned(array):
+    """Matrices (…, L, M) → (…, M, L)."""
+    return ops.swapaxes(array, -1, -2)
+
+
+def _rows(query, key):
+    """Number of queries in a block, of equal blocks with at most `MOST_SCORES` scores."""
+    batch, heads, length, _ = ops.shape(query)
+    most = MOST_SCORES // (batch * heads * ops.shape(key)[2])
+    most = max(most, 1) if _known(most) else ops.maximum(most, 1)
+    return _turns(length, _turns(length, most))
+
+
+def _turns(length, rows):
+    """Turns of `rows` rows that `length` rows take: ⌈length / rows⌉.
+
+    As a division of numbers above zero, because ONNX rounds towards zero.
+    """
+    return (length + rows - 1) // rows
+
+
+def _in_turns(function, rows, queue, *sums):
+    """Apply a function to `rows` rows of a queue after the other, the next when one is done.
+
+    Each turn takes its rows from the front of the queue and puts its result at the end, so that
+    no turn can begin before the last is done. TensorFlow runs loops of independent turns ten at
+    a time, which would take ten times the memory.
+
+    Args:
+        function: (B, N, rows, D) → the same shape, and what it adds to each of `sums`.
+        rows: number of rows of a turn.
+        queue: (B, N, L, D).
+        sums: arrays of the shape and type of the sums; they are computed in float32.
+
+    Returns:
+        (B, N, L, D) and the sums.
+    """
+    batch, heads, length, width = ops.shape(queue)
+    if _known(rows, length) and rows == length:
+        return function(queue)
+    turns = _turns(length, rows)
+    queue = ops.pad(queue, ((0, 0), (0, 0), (0, turns * rows - length), (0, 0)))
+    queue = ops.reshape(queue, (batch, heads, turns * rows, width))
+    types = [array.dtype for array in sums]
+
+    def turn(index, queue, *sums):
+        block, *added = function(queue[:, :, :rows])
+        queue = ops.concatenate([queue[:, :, rows:], block], axis=2)
+        sums = (total + ops.cast(one, "float32") for total, one in zip(sums, added, strict=True))
+        return index + 1, queue, *sums
+
+    state = (0, queue, *(ops.zeros_like(array, dtype="float32") for array in sums))
+    _, queue, *sums = ops.while_loop(lambda index, *_: index < turns, turn, state)
+    sums = map(ops.cast, sums, types)
+    return queue[:, :, :length], *sums

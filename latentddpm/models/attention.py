@@ -25,15 +25,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from latentddpm.models.layers import (
-    PACKAGE,
-    GroupNormalization,
-    Recomputable,
-    Shape,
-    dense,
-    positions_of,
-    shape_of,
-)
+from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, Shape, dense
+from latentddpm.models.shapes import positions_of, shape_of
 
 MOST_SCORES = 1 << 25
 """Most scores that are computed at a time: 128 MiB."""

@@ -19,40 +19,17 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import layers, ops
 
+from latentddpm.models.shapes import positions_of, shape_of
 from latentddpm.utils.machine.memory import count_weights
 
 PACKAGE = "latentddpm"
 Shape = tuple[int | None, ...]
-
-
-def shape_of(array: Any) -> Sequence[Any]:
-    """Shape of `array` for a reshape, with -1 for its single unknown size.
-
-    Asking a graph for a size costs it several operations; where two or more are unknown it has to.
-    """
-    sides = tuple(array.shape)
-    return (
-        ops.shape(array) if sides.count(None) > 1 else tuple(-1 if n is None else n for n in sides)
-    )
-
-
-def positions_of(array: Any, *channels: int) -> tuple[Any, ...]:
-    """Shape (B, P, *channels) for a reshape of a feature map (B, …, C) to its P positions.
-
-    Args:
-        array: the feature map.
-        channels: sizes after the positions, whose product is C.
-    """
-    batch, *sides = array.shape[:-1]
-    if None in sides:
-        return (ops.shape(array)[0] if batch is None else batch, -1, *channels)
-    return (-1 if batch is None else batch, math.prod(sides), *channels)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -157,12 +134,11 @@ def of_rank(name: str, dims: int) -> type[layers.Layer]:
 class Dense(layers.Dense):
     """Dense layer that multiplies one matrix, (B·L, C), whatever the rank of its input (B, …, C).
 
-    Keras's own asks for every size that is not known, which makes 29 operations of 13, and adds
-    the bias to the result of another shape, where TensorFlow cannot fuse the two. The class has
-    the name of Keras's class because archives number layers by their class names.
+    Keras's own asks for every unknown size, and adds the bias where TensorFlow cannot fuse it. It
+    has the name of Keras's class because archives number layers by their class names.
 
     Args:
-        units, kwargs: see `keras.layers.Dense`.
+        kwargs: see `keras.layers.Dense`.
     """
 
     def call(self, inputs, training=None):

@@ -17,15 +17,8 @@ import keras
 from keras import layers, ops
 
 from latentddpm.models.attention import attention
-from latentddpm.models.layers import (
-    PACKAGE,
-    GroupNormalization,
-    Recomputable,
-    Shape,
-    dense,
-    positions_of,
-    shape_of,
-)
+from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, Shape, dense
+from latentddpm.models.shapes import positions_of, shape_of
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -18,12 +18,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from latentddpm.utils.files import write_json
+from latentddpm.utils.machine.cache import cache_folder
 from latentddpm.utils.machine.kernels import (
     MEASURED,
     NATIVE,
@@ -105,16 +105,6 @@ def cached_speed(measure: Callable[[], float]) -> float:
             cache_folder().mkdir(parents=True, exist_ok=True)
             write_json(cache_folder() / CACHE, known)
     return known[key]
-
-
-def cache_folder() -> Path:
-    """Folder for what can be computed again, in the user's cache folder.
-
-    Raises:
-        RuntimeError: the user has no home.
-    """
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "latentddpm"
 
 
 def _key() -> str:

@@ -34,7 +34,7 @@ MOST_LOOSE, MOST_IN_A_FOLDER = 8, 12
 # `tensorflow` is for input pipelines, training and export; networks and maths use keras.ops.
 TENSORFLOW = (
     *("distribution.precision", "distribution.replicas", "distribution.strategy"),
-    "models.inference",
+    *("models.inference", "engines.traced"),
     *("data.random", "data.buckets", "data.batches", "data.dataset", "data.examples", "data.pack"),
     *("data.latents.cache", "data.sources.storage", "data.sources.records"),
     *("training", "export.endpoints", "export.saved_model", "export.onnx", "export.litert"),

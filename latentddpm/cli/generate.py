@@ -55,6 +55,7 @@ from latentddpm.cli.usage import command
 @click.option("--batch-size", type=int, default=16, show_default=True)
 @strategy_option
 @engine_option
+@click.option("--no-cache", is_flag=True, help="Keep no traced functions for the next start.")
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")
 @click.option("--overwrite", is_flag=True, help="Replace files that are there [else: a number].")
@@ -63,9 +64,9 @@ from latentddpm.cli.usage import command
 @click.option("--animate", type=FOLDER, help="The whole way as a .gif or .webp file.")
 @click.option("--timing", is_flag=True, help="Print the time of each stage.")
 @command
-def generate(quiet: bool, timing: bool, **options: Any) -> None:
+def generate(quiet: bool, timing: bool, no_cache: bool, **options: Any) -> None:
     """Generate images from prompts and from pictures."""
     from latentddpm.generation.generate import generate_images
 
-    for path in generate_images(**options, quiet=quiet, timing=timing):
+    for path in generate_images(**options, cache=not no_cache, quiet=quiet, timing=timing):
         click.echo(path)

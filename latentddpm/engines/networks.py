@@ -1,6 +1,6 @@
 """Networks of a model folder, computed by an engine.
 
-keras   networks of Keras layers, on its devices
+keras   networks of Keras layers, on its devices; `engines.traced` keeps their functions
 onnx    the graphs of the folder, on the processor, by ONNX Runtime; Keras is not imported
 auto    onnx where the folder has graphs and there is no accelerator, else keras
 """
@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, Protocol
 
 from latentddpm.choices import ENGINES
 from latentddpm.engines.onnx import OnnxGraph
+from latentddpm.engines.traced import TracedGraph
 from latentddpm.errors import UserError, check_choice
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.graph_networks import (
+    Graph,
     GraphAutoencoder,
     GraphDenoiser,
     GraphNetwork,
@@ -25,6 +27,7 @@ from latentddpm.models.graph_networks import (
 )
 from latentddpm.utils.files import AUTOENCODER, DENOISERS, TEXT_ENCODER, read_network
 from latentddpm.utils.machine.accelerators import has_accelerator
+from latentddpm.utils.machine.cache import is_switched_off
 
 GRAPHS = {"vae": ("encoder", "decoder"), "unet": ("unet",), "text_encoder": ("text_encoder",)}
 """Part of a model folder → the graphs that compute it."""
@@ -78,17 +81,38 @@ def choose_engine(engine: str, folder: Folder) -> str:
     return "keras" if missing or other or not installed or has_accelerator() else "onnx"
 
 
-def load_networks(folder: Folder, engine: str) -> Networks:
+def load_networks(folder: Folder, engine: str, cache: bool = False) -> Networks:
     """Networks of a model that generates.
 
     Args:
         folder: of the model.
         engine: "keras" or "onnx", see `choose_engine`.
+        cache: compute the networks of Keras by traced functions from the user's cache folder,
+            where that can be; see `engines.traced`.
 
     Raises:
         UserError: the folder lacks a part, or a file of it cannot be loaded.
     """
+    if engine == "keras" and cache and _can_trace(folder):
+        return _traced_networks(folder)
     return LOADERS[engine](folder)
+
+
+def _can_trace(folder: Folder) -> bool:
+    """True where traced functions compute a model as its layers do: on a processor, in float32."""
+    other = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
+    if other or is_switched_off() or has_accelerator():
+        return False
+    every = (*DENOISERS, AUTOENCODER, TEXT_ENCODER)
+    arguments = [read_arguments(folder.file(part), *every) for part in folder.parts]
+    return all(_in_float32(each.get("dtype")) for each in arguments)
+
+
+def _in_float32(dtype: Any) -> bool:
+    """True for the dtype policy of a network that computes in float32."""
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get("config", {}).get("name")
+    return dtype in (None, "float32")
 
 
 def _keras_networks(folder: Folder) -> Networks:
@@ -107,20 +131,30 @@ def _keras_networks(folder: Folder) -> Networks:
 
 
 def _onnx_networks(folder: Folder) -> Networks:
-    def network(kind: type[GraphNetwork], part: str, name: str, *classes: str) -> Any:
-        archive = folder.file(part)
-        graph = OnnxGraph(folder.graph(name), archive)
-        name, arguments = read_network(archive, *classes)
-        name = name.rpartition(">")[2]
-        return kind(name, arguments, graph.read, graph.bind, archive, graph.paths)
+    return _graph_networks(
+        folder,
+        lambda part, name, *classes: OnnxGraph(folder.graph(name), folder.file(part), classes),
+    )
 
-    unet = network(GraphDenoiser, "unet", "unet", *DENOISERS)
+
+def _traced_networks(folder: Folder) -> Networks:
+    return _graph_networks(
+        folder,
+        lambda part, name, *classes: TracedGraph(
+            folder.file(part), classes, name if part == "vae" else ""
+        ),
+    )
+
+
+def _graph_networks(folder: Folder, graph: Callable[..., Graph]) -> Networks:
+    """Networks of a folder, by `graph(part, name of the graph, *classes)` of each."""
+    unet = GraphDenoiser(graph("unet", "unet", *DENOISERS))
     first_stage, text_encoder = PixelSpace(unet.latent_channels), None
     if folder.first_stage != "none":
-        halves = (network(GraphNetwork, "vae", name, AUTOENCODER) for name in GRAPHS["vae"])
+        halves = (GraphNetwork(graph("vae", name, AUTOENCODER)) for name in GRAPHS["vae"])
         first_stage = GraphAutoencoder(*halves)
     if "text_encoder" in folder.parts:
-        text_encoder = network(GraphTextEncoder, "text_encoder", "text_encoder", TEXT_ENCODER)
+        text_encoder = GraphTextEncoder(graph("text_encoder", "text_encoder", TEXT_ENCODER))
     return Networks(first_stage, unet, text_encoder)
 
 

@@ -12,7 +12,7 @@ alone: TensorFlow and Keras are not imported.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from latentddpm.errors import UserError
 from latentddpm.graphs.graph_file import PATHS, read_graph_file
 from latentddpm.models.graph_networks import Run, Weights
+from latentddpm.utils.files import read_network
 from latentddpm.utils.stored_weights import check_finite, read_weights
 
 TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
@@ -29,27 +30,28 @@ ERRORS_ONLY = 3  # of ONNX Runtime's log; warnings are about its own optimisatio
 
 
 class OnnxGraph:
-    """Graph file and the archive whose weights it wants.
+    """Graph file and the archive whose weights it wants; a `models.graph_networks.Graph`.
 
     Args:
         graph: the `.onnx` file.
         archive: the `.keras` file.
+        classes: names under which Keras knows what it may hold, see `utils.files`.
 
     Raises:
         UserError: the graph is damaged.
     """
 
-    def __init__(self, graph: Path, archive: Path) -> None:
+    engine = "onnx"
+
+    def __init__(self, graph: Path, archive: Path, classes: Sequence[str]) -> None:
         try:
             self.file = read_graph_file(graph)
         except (OSError, ValueError) as error:
             raise UserError(f"{graph}: cannot be read: {error}") from None
+        name, self.arguments = read_network(archive, *classes)
+        self.kind = name.rpartition(">")[2]
         self.path, self.archive = graph, archive
-
-    @property
-    def paths(self) -> Mapping[str, str]:
-        """Path of a variable of the network of layers → name of its weight."""
-        return json.loads(self.file.properties.get(PATHS, "{}"))
+        self.paths = json.loads(self.file.properties.get(PATHS, "{}"))
 
     def read(self) -> Weights:
         """Weights of the graph, from the archive, in float32.

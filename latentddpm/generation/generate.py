@@ -19,7 +19,7 @@ from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
-from latentddpm.generation.devices import devices, engine_of
+from latentddpm.generation.devices import ALONE, devices, engine_of
 from latentddpm.generation.frames import Frames, ToWrite, check_frames, decoded
 from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
 from latentddpm.generation.notes import notes_on
@@ -107,6 +107,7 @@ def generate_images(
     tile: str = "auto",
     strategy: str = "auto",
     engine: str | None = None,
+    cache: bool = True,
     **options: Any,
 ) -> list[Path]:
     """Generate images and write them as PNG files, with metadata to make them again.
@@ -119,6 +120,7 @@ def generate_images(
         strategy: name of a strategy, see `distribution.strategy.make_strategy`. With several
             processes each generates and writes its share of the images.
         engine: see `devices.engine_of`.
+        cache: see `LatentDiffusion.load`; of no effect with LoRA files or several devices.
         options: see `plan_images`.
 
     Returns:
@@ -149,7 +151,8 @@ def generate_images(
                 )
             name = model_name(plan.folder)
             with timed("load model"), activity(f"loading {name}", quiet):
-                model = LatentDiffusion.load(plan.folder.path, plan.engine)
+                cache = cache and not plan.loras and strategy in ALONE
+                model = LatentDiffusion.load(plan.folder.path, plan.engine, cache)
                 apply_loras(model, plan.loras)
             share = processes.share(len(plan.prompts))
             share = slice(share.start, share.stop)

@@ -90,7 +90,7 @@ def stem_of(key: str) -> str:
 
 
 def _rows(unet: Any) -> Iterator[TensorMapping]:
-    kind = unet.kind if isinstance(unet, GraphNetwork) else type(unet).__name__
+    kind = unet.graph.kind if isinstance(unet, GraphNetwork) else type(unet).__name__
     return (row for row in rows_of_class(kind, unet.get_config()) if row.layout != "vector")
 
 

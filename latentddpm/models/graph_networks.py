@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,26 +23,42 @@ from latentddpm.models.denoisers.facts import DenoiserFacts
 
 Run = Callable[[Any], np.ndarray]
 """Function of a graph: its inputs by name, or its only input → its output."""
-Weights = dict[str, np.ndarray]
+Weights = Mapping[str, np.ndarray]
 """Weights of a graph, by their names in the archive; float32."""
-Bind = Callable[[Weights], Run]
-"""Engine: makes the function of a graph with these weights."""
+
+
+class Graph(Protocol):
+    """Graph of a network, as an engine has it.
+
+    Attributes:
+        engine: that computes it, "onnx" or "keras".
+        kind: name of the class of the network of layers, such as "UNet".
+        arguments: of its constructor.
+        archive: the `.keras` file that the weights are from.
+        paths: path of a variable of the network of layers → name of its weight.
+    """
+
+    engine: str
+    kind: str
+    arguments: Mapping[str, Any]
+    archive: Path
+    paths: Mapping[str, str]
+
+    def read(self) -> Weights:
+        """Weights of the graph."""
+
+    def bind(self, weights: Weights) -> Run:
+        """Function of the graph with these weights."""
 
 
 class GraphNetwork:
     """Network as a graph with its weights.
 
     Args:
-        kind: name of the class of the network of layers, such as "UNet".
-        arguments: of its constructor.
-        read: reads the weights, when they are first asked for.
-        bind: makes the function of the graph, at the first call.
-        archive: the `.keras` file that the weights are from.
-        paths: path of a variable of the network of layers → name of its weight.
+        graph: of an engine.
 
     Attributes:
-        kind, archive: as given.
-        paths: path of a variable of the network of layers → name of its weight.
+        graph: as given.
         compute_dtype: "float32".
         distribute_strategy: None; it computes on a single device.
 
@@ -56,29 +72,20 @@ class GraphNetwork:
     compute_dtype = "float32"
     distribute_strategy = None
 
-    def __init__(
-        self,
-        kind: str,
-        arguments: Mapping[str, Any],
-        read: Callable[[], Weights],
-        bind: Bind,
-        archive: Path,
-        paths: Mapping[str, str],
-    ) -> None:
-        self._arguments = dict(arguments)
-        self.kind, self.archive, self.paths = kind, archive, paths
-        self._read, self._bind = read, bind
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._arguments = dict(graph.arguments)
         self._run: Run | None = None
 
     def __call__(self, inputs: Any, training: bool = False) -> np.ndarray:
         if self._run is None:
-            self._run = self._bind(self.weights)
+            self._run = self.graph.bind(self.weights)
         return self._run(inputs)
 
     @functools.cached_property
     def weights(self) -> Weights:
-        """Weights by their names in the archive; until the first call they may be replaced."""
-        return self._read()
+        """Weights by their names in the archive; until the first call they may be changed."""
+        return self.graph.read()
 
     @property
     def is_bound(self) -> bool:
@@ -149,7 +156,7 @@ def add_to_weight(network: Any, path: str, change: np.ndarray) -> None:
     if isinstance(network, GraphNetwork):
         if network.is_bound:
             raise UserError("this model has computed already; load it again to change its weights")
-        name = network.paths[path]
+        name = network.graph.paths[path]
         weight = network.weights[name]
         network.weights[name] = weight + np.reshape(change, weight.shape).astype(weight.dtype)
         return

@@ -116,7 +116,9 @@ class LatentDiffusion:
         self.loras: list[dict[str, Any]] = []
 
     @classmethod
-    def load(cls, folder: str | Path, engine: str = "keras") -> LatentDiffusion:
+    def load(
+        cls, folder: str | Path, engine: str = "keras", cache: bool = False
+    ) -> LatentDiffusion:
         """Load a model.
 
         Args:
@@ -124,13 +126,16 @@ class LatentDiffusion:
                 "emoji-128".
             engine: that computes its networks, see `engines.networks`: "keras", whose networks
                 can be trained, saved and exported; "onnx", which only generates; or "auto".
+            cache: compute Keras's networks by functions that are kept in the user's cache folder,
+                where that can be: a later start is several times as fast. Such a model only
+                generates, as `latentddpm generate` does.
 
         Raises:
             UserError: see `model_folder.read_model_folder`; the folder holds no UNet; or see
                 `engines.networks.choose_engine`.
         """
         found = read_model_folder(folder)
-        networks = load_networks(found, choose_engine(engine, found))
+        networks = load_networks(found, choose_engine(engine, found), cache)
         tokenizer = None
         if networks.text_encoder is not None:
             tokenizer = CLIPTokenizer.load(found.path / TOKENIZER)
@@ -163,7 +168,7 @@ class LatentDiffusion:
         from latentddpm.graphs.networks import make_graphs
         from latentddpm.models.archive import save_archive, weights_digest
 
-        if self.engine != "keras":
+        if is_graph(self.unet):
             raise UserError("save: needs the model of LatentDiffusion.load(…, engine='keras')")
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
@@ -213,7 +218,7 @@ class LatentDiffusion:
     @property
     def engine(self) -> str:
         """Engine that computes its networks: "keras" or "onnx"."""
-        return "onnx" if is_graph(self.unet) else "keras"
+        return self.unet.graph.engine if is_graph(self.unet) else "keras"
 
     @property
     def facts(self) -> ModelFacts:

@@ -242,7 +242,7 @@ class AutoencoderHalf:
         from latentddpm.models.archive import load_archive
         from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
-        whole = load_archive(self.network.archive, Autoencoder)
+        whole = load_archive(self.network.graph.archive, Autoencoder)
         return whole.encoder if self.verb == "encode" else whole.decoder
 
     def bytes_of_one_pass(self, shape: tuple[int, ...]) -> int:

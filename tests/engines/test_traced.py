@@ -1,0 +1,120 @@
+"""Traced functions: the numbers of the layers, at the second start without them."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny import tiny_model
+
+from latentddpm.engines.traced import TracedGraph
+from latentddpm.models.archive import save_archive
+from latentddpm.models.denoisers.classic import ClassicUNet
+from latentddpm.models.graph_networks import is_graph
+from latentddpm.models.inference import compiled
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.utils.files import DENOISERS
+from latentddpm.utils.machine.cache import SWITCH
+
+MOST_OPERATIONS = 1800
+"""Of the UNet of `tiny_model` without words: 1563 on the day of this test, 2414 the day before."""
+
+
+@pytest.fixture(scope="module")
+def unets(tmp_path_factory):
+    """Two networks that differ in their weights alone, and their archives."""
+    folder = tmp_path_factory.mktemp("unets")
+    networks = [ClassicUNet(4, channel_multipliers=(1, 2)) for _ in range(2)]
+    for k, network in enumerate(networks):
+        save_archive(network, folder / f"{k}.keras")
+    return [(network, folder / f"{k}.keras") for k, network in enumerate(networks)]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(SWITCH)
+    return tmp_path / "latentddpm" / "traced"
+
+
+def inputs(batch=2):
+    noisy_latents = np.random.default_rng(0).normal(size=(batch, 8, 8, 1)).astype("float32")
+    return {"noisy_latents": noisy_latents, "timesteps": np.arange(batch, dtype="int32")}
+
+
+def start(archive):
+    """Function of an archive, as a new process would make it."""
+    graph = TracedGraph(archive, DENOISERS)
+    return graph.bind(graph.read())
+
+
+def files(cache):
+    """Name → inode, which a file that is written again has anew."""
+    return {file.name: file.stat().st_ino for file in cache.iterdir()}
+
+
+def test_the_numbers_are_those_of_the_layers(unets, cache):
+    for k, (network, archive) in enumerate(unets):
+        expected = np.asarray(compiled(network)(inputs()))
+        for time in ("first", "second"):
+            found = start(archive)(inputs())
+            np.testing.assert_array_equal(found, expected, f"network {k}, {time} start")
+    assert len(files(cache)) == 1, "expected one function for all weights of one shape"
+
+
+def test_the_second_start_takes_what_the_first_kept(unets, cache):
+    _, archive = unets[0]
+    start(archive)(inputs())
+    kept = files(cache)
+    start(archive)(inputs())
+    assert files(cache) == kept, "expected the function of the first start to be used again"
+    start(archive)(inputs(batch=1))
+    assert len(files(cache)) == 2, "expected a function for another number of images"
+
+
+def test_a_damaged_function_is_replaced(unets, cache):
+    _, archive = unets[0]
+    expected = start(archive)(inputs())
+    (name,) = files(cache)
+    whole = (cache / name).read_bytes()
+    (cache / name).write_bytes(whole[:-100] + bytes(100))
+    np.testing.assert_array_equal(start(archive)(inputs()), expected)
+    assert (cache / name).read_bytes()[-100:] != bytes(100), "expected a whole one in its place"
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing(unets, cache):
+    network, archive = unets[0]
+    cache.parent.write_text("a file where the folder should be", "utf-8")
+    found = start(archive)(inputs())
+    np.testing.assert_array_equal(found, np.asarray(compiled(network)(inputs())))
+
+
+def test_a_whole_model_draws_the_same(tmp_path, cache, monkeypatch):
+    tiny_model().save(tmp_path / "model")
+    options = {"num_steps": 2, "seed": 3, "guidance_scale": 2.0}
+    traced = LatentDiffusion.load(tmp_path / "model", cache=True)
+    assert is_graph(traced.unet), "expected traced functions in place of layers"
+    assert traced.engine == "keras"
+    images = traced.generate("red apple", **options)
+    assert len(files(cache)) == 3, "expected functions of the text encoder, UNet and decoder"
+    monkeypatch.setenv(SWITCH, "1")
+    layers = LatentDiffusion.load(tmp_path / "model", cache=True)
+    assert not is_graph(layers.unet), f"expected {SWITCH} to switch the cache off"
+    words = traced.text_encoder({"token_ids": np.arange(16, dtype="int32")[None]})
+    given = {
+        "noisy_latents": np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype("float32"),
+        "timesteps": np.array([500], "int32"),
+        "context": words,
+    }
+    np.testing.assert_array_equal(traced.unet(given), np.asarray(compiled(layers.unet)(given)))
+    difference = np.abs(images.astype(int) - layers.generate("red apple", **options))
+    assert difference.max() <= 1, f"expected one level at most, got {difference.max()}"
+
+
+def test_the_number_of_operations_is_bounded():
+    network = tiny_model(text=False).unet
+    function = tf.function(lambda inputs: network(inputs, training=False), autograph=False)
+    specs = {
+        "noisy_latents": tf.TensorSpec((None, 8, 8, 4)),
+        "timesteps": tf.TensorSpec((None,)),
+    }
+    count = len(function.get_concrete_function(specs).graph.get_operations())
+    assert count <= MOST_OPERATIONS, f"{count} operations, expected {MOST_OPERATIONS} at most"

@@ -77,6 +77,11 @@ CONDITIONAL = ("unet",)
 STORAGE = ("float32", "float16")
 """Precisions in which weights are stored."""
 
+AUTO = "auto"
+HALF = ("bfloat16", "float16")
+PRECISIONS = ("float32", *HALF)
+"""Precisions in which networks compute without training, and hold their weights."""
+
 CONVERSIONS = ("diffusers",)
 """Formats of other libraries that `convert --to` writes."""
 

@@ -1,6 +1,8 @@
-"""Precision that this machine trains fastest in: what `training.precision: auto` stands for.
+"""Precision that this machine computes fastest in: what "auto" stands for.
 
-    GPU         bfloat16 from compute capability 8.0 on, which has units for it; else float32
+    GPU         in training bfloat16 from compute capability 8.0 on, which has units for it;
+                without training float16 from 7.0 on, whose numbers are finer and whose overflow
+                is seen (`models.precision`); else float32
     processor   bfloat16 where a convolution with its gradient is `WORTH` times as fast in it as in
                 float32, which is so where there are instructions for it; else float32
 
@@ -22,6 +24,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from latentddpm.choices import AUTO, HALF
+from latentddpm.errors import UserError, one_line
 from latentddpm.utils.files import write_json
 from latentddpm.utils.machine.cache import cache_folder
 from latentddpm.utils.machine.kernels import (
@@ -34,7 +38,8 @@ from latentddpm.utils.machine.kernels import (
 
 WORTH = 1.1
 """Speed of bfloat16, in that of float32, from which its coarser numbers are worth it."""
-CAPABILITY = (8, 0)
+TRAINING, DRAWING = ("bfloat16", (8, 0)), ("float16", (7, 0))
+"""Half precision of GPUs, and the compute capability from which they have units for it."""
 SHAPE = (4, 32, 32, 64)  # of the input, and 64 output channels
 SECONDS = 1.0
 MOST_ROUNDS = 9
@@ -60,16 +65,75 @@ def fastest_precision() -> Choice:
     return choose_on_processor(cached_speed(measure_speed), processor_name())
 
 
-def choose_on_gpus(details: Sequence[Mapping[str, Any]]) -> Choice:
+def choose_precision(asked: str) -> str:
+    """Precision to compute in without training.
+
+    Args:
+        asked: one of `choices.PRECISIONS`, or "auto" for the one that is fastest here.
+
+    Raises:
+        UserError: the device cannot compute in it.
+    """
+    import keras
+
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    if asked != AUTO:
+        return check_device(asked, why_not) if on_tensorflow else asked
+    if not on_tensorflow:
+        return "float32"
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        return choose_on_gpus(details, training=False).precision
+    return fastest_precision().precision
+
+
+def check_device(precision: str, why_not: Callable[[str], str]) -> str:
+    """Check that the device can compute in a precision, and return it.
+
+    Args:
+        precision: one of `choices.PRECISIONS`.
+        why_not: returns why the device cannot compute in a precision, "" where it can.
+
+    Raises:
+        UserError: it cannot; the message has the nearest precision that it can compute in.
+    """
+    if precision == "float32" or not (reason := why_not(precision)):
+        return precision
+    others = [one for one in HALF if one != precision and not why_not(one)]
+    raise UserError(
+        f"precision: this device cannot compute in {precision} ({reason}); "
+        f"expected {' or '.join([*others, 'float32'])}"
+    )
+
+
+def why_not(precision: str) -> str:
+    """Reason why TensorFlow cannot compute in a precision here, in one line; "" where it can.
+
+    Args:
+        precision: one of `choices.PRECISIONS`.
+    """
+    try:
+        images, kernel = tf.ones((1, 4, 4, 8), precision), tf.ones((3, 3, 8, 8), precision)
+        hidden = tf.nn.silu(tf.nn.conv2d(images, kernel, 1, "SAME"))
+        tf.linalg.matmul(hidden, hidden, transpose_b=True).numpy()
+    except (tf.errors.OpError, TypeError) as error:
+        return one_line(error, 100)
+    return ""
+
+
+def choose_on_gpus(details: Sequence[Mapping[str, Any]], training: bool = True) -> Choice:
     """Precision for GPUs.
 
     Args:
         details: of each, see `tf.config.experimental.get_device_details`.
+        training: gradients will be computed.
     """
     slowest = min(details, key=lambda one: tuple(one.get("compute_capability", ())))
     name, capability = slowest.get("device_name", "GPU"), slowest.get("compute_capability", ())
     known = ".".join(map(str, capability)) or "unknown"
-    precision = "bfloat16" if tuple(capability) >= CAPABILITY else "float32"
+    half, least = TRAINING if training else DRAWING
+    precision = half if tuple(capability) >= least else "float32"
     return Choice(precision, f"compute capability {known} ({name})")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from latentddpm.choices import ENGINES
+from latentddpm.choices import AUTO, ENGINES, HALF
 from latentddpm.engines.onnx import OnnxGraph
 from latentddpm.engines.traced import TracedGraph
 from latentddpm.errors import UserError, check_choice
@@ -25,7 +25,7 @@ from latentddpm.models.graph_networks import (
     GraphNetwork,
     GraphTextEncoder,
 )
-from latentddpm.utils.files import AUTOENCODER, DENOISERS, TEXT_ENCODER, read_network
+from latentddpm.utils.files import NETWORKS, read_arguments
 from latentddpm.utils.machine.accelerators import has_accelerator
 from latentddpm.utils.machine.cache import is_switched_off
 
@@ -53,19 +53,27 @@ class Networks(NamedTuple):
     text_encoder: Any
 
 
-def choose_engine(engine: str, folder: Folder) -> str:
+def choose_engine(engine: str, folder: Folder, precision: str = AUTO) -> str:
     """Engine for a model: "keras" or "onnx".
 
     Args:
         engine: one of `choices.ENGINES`.
         folder: of the model.
+        precision: that was asked for, one of `choices.PRECISIONS` or "auto"; half precision is
+            Keras's.
 
     Raises:
-        UserError: another name, or "onnx" for a model without graphs.
+        UserError: another name, or "onnx" for a model without graphs or for half precision.
     """
     check_choice("engine", engine, ENGINES)
     if engine == "keras":
         return engine
+    half = precision in HALF
+    if engine == "onnx" and half:
+        raise UserError(
+            f"precision: the engine onnx computes in float32, not in {precision}; expected "
+            "float32, or the engine keras"
+        )
     missing = [name for part in folder.parts for name in GRAPHS[part] if not folder.graph(name)]
     installed = importlib.util.find_spec("onnxruntime") is not None
     if engine == "onnx":
@@ -78,24 +86,29 @@ def choose_engine(engine: str, folder: Folder) -> str:
             raise UserError("--engine onnx: needs pip install onnxruntime")
         return engine
     other = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
-    return "keras" if missing or other or not installed or has_accelerator() else "onnx"
+    keras = half or missing or other or not installed or has_accelerator()
+    return "keras" if keras else "onnx"
 
 
-def load_networks(folder: Folder, engine: str, cache: bool = False) -> Networks:
+def load_networks(
+    folder: Folder, engine: str, precision: str = "float32", cache: bool = False
+) -> Networks:
     """Networks of a model that generates.
 
     Args:
         folder: of the model.
         engine: "keras" or "onnx", see `choose_engine`.
+        precision: of Keras's networks, one of `choices.PRECISIONS`.
         cache: compute the networks of Keras by traced functions from the user's cache folder,
             where that can be; see `engines.traced`.
 
     Raises:
         UserError: the folder lacks a part, or a file of it cannot be loaded.
     """
-    if engine == "keras" and cache and _can_trace(folder):
+    traced = cache and precision == "float32"
+    if engine == "keras" and traced and _can_trace(folder):
         return _traced_networks(folder)
-    return LOADERS[engine](folder)
+    return LOADERS[engine](folder, precision)
 
 
 def _can_trace(folder: Folder) -> bool:
@@ -103,8 +116,7 @@ def _can_trace(folder: Folder) -> bool:
     other = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
     if other or is_switched_off() or has_accelerator():
         return False
-    every = (*DENOISERS, AUTOENCODER, TEXT_ENCODER)
-    arguments = [read_arguments(folder.file(part), *every) for part in folder.parts]
+    arguments = [read_arguments(folder.file(part), *NETWORKS) for part in folder.parts]
     return all(_in_float32(each.get("dtype")) for each in arguments)
 
 
@@ -115,50 +127,48 @@ def _in_float32(dtype: Any) -> bool:
     return dtype in (None, "float32")
 
 
-def _keras_networks(folder: Folder) -> Networks:
+def _keras_networks(folder: Folder, precision: str) -> Networks:
     from latentddpm.clip.text_encoder import TextEncoder
     from latentddpm.models.archive import load_archive
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.denoisers.kinds import load_denoiser
 
-    unet = load_denoiser(folder.file("unet"))
+    held = {"precision": precision}
+    unet = load_denoiser(folder.file("unet"), **held)
     first_stage, text_encoder = PixelSpace(unet.latent_channels), None
     if folder.first_stage != "none":
-        first_stage = load_archive(folder.file("vae"), Autoencoder)
+        first_stage = load_archive(folder.file("vae"), Autoencoder, **held)
     if "text_encoder" in folder.parts:
-        text_encoder = load_archive(folder.file("text_encoder"), TextEncoder)
+        text_encoder = load_archive(folder.file("text_encoder"), TextEncoder, **held)
     return Networks(first_stage, unet, text_encoder)
 
 
-def _onnx_networks(folder: Folder) -> Networks:
+def _onnx_networks(folder: Folder, precision: str) -> Networks:
     return _graph_networks(
-        folder,
-        lambda part, name, *classes: OnnxGraph(folder.graph(name), folder.file(part), classes),
+        folder, lambda part, name: OnnxGraph(folder.graph(name), folder.file(part))
     )
 
 
 def _traced_networks(folder: Folder) -> Networks:
     return _graph_networks(
         folder,
-        lambda part, name, *classes: TracedGraph(
-            folder.file(part), classes, name if part == "vae" else ""
-        ),
+        lambda part, name: TracedGraph(folder.file(part), name if part == "vae" else ""),
     )
 
 
 def _graph_networks(folder: Folder, graph: Callable[..., Graph]) -> Networks:
-    """Networks of a folder, by `graph(part, name of the graph, *classes)` of each."""
-    unet = GraphDenoiser(graph("unet", "unet", *DENOISERS))
+    """Networks of a folder, by `graph(part, name of the graph)` of each."""
+    unet = GraphDenoiser(graph("unet", "unet"))
     first_stage, text_encoder = PixelSpace(unet.latent_channels), None
     if folder.first_stage != "none":
-        halves = (GraphNetwork(graph("vae", name, AUTOENCODER)) for name in GRAPHS["vae"])
+        halves = (GraphNetwork(graph("vae", name)) for name in GRAPHS["vae"])
         first_stage = GraphAutoencoder(*halves)
     if "text_encoder" in folder.parts:
-        text_encoder = GraphTextEncoder(graph("text_encoder", "text_encoder", TEXT_ENCODER))
+        text_encoder = GraphTextEncoder(graph("text_encoder", "text_encoder"))
     return Networks(first_stage, unet, text_encoder)
 
 
-LOADERS: Mapping[str, Callable[[Folder], Networks]] = {
+LOADERS: Mapping[str, Callable[[Folder, str], Networks]] = {
     "keras": _keras_networks,
     "onnx": _onnx_networks,
 }

@@ -12,7 +12,7 @@ alone: TensorFlow and Keras are not imported.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 from latentddpm.errors import UserError
 from latentddpm.graphs.graph_file import PATHS, read_graph_file
 from latentddpm.models.graph_networks import Run, Weights
-from latentddpm.utils.files import read_network
+from latentddpm.utils.files import NETWORKS, read_network
 from latentddpm.utils.stored_weights import check_finite, read_weights
 
 TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
@@ -35,7 +35,6 @@ class OnnxGraph:
     Args:
         graph: the `.onnx` file.
         archive: the `.keras` file.
-        classes: names under which Keras knows what it may hold, see `utils.files`.
 
     Raises:
         UserError: the graph is damaged.
@@ -43,12 +42,12 @@ class OnnxGraph:
 
     engine = "onnx"
 
-    def __init__(self, graph: Path, archive: Path, classes: Sequence[str]) -> None:
+    def __init__(self, graph: Path, archive: Path) -> None:
         try:
             self.file = read_graph_file(graph)
         except (OSError, ValueError) as error:
             raise UserError(f"{graph}: cannot be read: {error}") from None
-        name, self.arguments = read_network(archive, *classes)
+        name, self.arguments = read_network(archive, *NETWORKS)
         self.kind = name.rpartition(">")[2]
         self.path, self.archive = graph, archive
         self.paths = json.loads(self.file.properties.get(PATHS, "{}"))

@@ -31,7 +31,7 @@ from latentddpm.errors import one_line
 from latentddpm.models.graph_networks import Run, Weights
 from latentddpm.models.inference import compiled
 from latentddpm.utils.console import say, speaks
-from latentddpm.utils.files import read_network
+from latentddpm.utils.files import NETWORKS, read_network
 from latentddpm.utils.machine.cache import Cache
 from latentddpm.utils.machine.kernels import processor_flags, processor_name
 from latentddpm.utils.startup import import_keras, import_tensorflow
@@ -59,7 +59,6 @@ class TracedGraph:
 
     Args:
         archive: the `.keras` file.
-        classes: names under which Keras knows what it may hold, see `utils.files`.
         half: "encoder" or "decoder" of an autoencoder; "" for a network that is one whole.
     """
 
@@ -67,9 +66,9 @@ class TracedGraph:
     paths: Mapping[str, str] = {}
     """None are known: LoRA files are merged into layers."""
 
-    def __init__(self, archive: Path, classes: Sequence[str], half: str = "") -> None:
-        self.archive, self.classes, self.half = archive, classes, half
-        name, self.arguments = read_network(archive, *classes)
+    def __init__(self, archive: Path, half: str = "") -> None:
+        self.archive, self.half = archive, half
+        name, self.arguments = read_network(archive, *NETWORKS)
         self.kind = name.rpartition(">")[2]
         sizes = {key: value for key, value in self.arguments.items() if key != "name"}
         self._facts = [FORMAT, name, sizes, half, *_surroundings()]
@@ -148,7 +147,7 @@ class TracedGraph:
         from latentddpm.models.archive import load_archive, weight_paths
 
         import_keras()
-        classes = [getattr(networks, name.rpartition(">")[2]) for name in self.classes]
+        classes = [getattr(networks, name.rpartition(">")[2]) for name in NETWORKS]
         whole = load_archive(self.archive, *classes)
         network = getattr(whole, self.half) if self.half else whole
         own = set(map(id, network.weights))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentddpm.choices import HALF
+from latentddpm.errors import UserError
 from latentddpm.interop.clip_names import linear_maps
 from latentddpm.interop.compvis.names import unet_names
 from latentddpm.interop.diffusers.weight_map import TensorMapping, rows_of_class, to_ours
@@ -59,9 +61,14 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
         scale: of the change; 0 is none, 1 that of the training.
 
     Raises:
-        UserError: see `interop.lora_file.LoraFile`; or a model of another engine than Keras that
-            has drawn already.
+        UserError: see `interop.lora_file.LoraFile`; a model of another engine than Keras that has
+            drawn already; or weights in half precision, in which a small change would be lost.
     """
+    if (held := model.precision) in HALF:
+        raise UserError(
+            f"{path}: is added to weights in float32, and this model holds them in {held}; "
+            f"load it in float32, merge, then model.hold_in({held!r})"
+        )
     maps = {one.stem: one for one in _linear_maps(model)}
     file = LoraFile(path, {stem: one.shape for stem, one in maps.items()}, _aliases(model.unet))
     file.check_scale(scale)

@@ -21,7 +21,7 @@ import h5py
 import keras
 import numpy as np
 
-from latentddpm.choices import STORAGE
+from latentddpm.choices import HALF, PRECISIONS, STORAGE
 from latentddpm.errors import UserError, check_choice, one_line
 from latentddpm.models.functional import rebuild
 from latentddpm.models.layers import blank_weights
@@ -53,23 +53,28 @@ def save_archive(model: keras.Model, path: str | Path, storage: str = "float32")
             _halve(temporary)
 
 
-def load_archive(path: str | Path, *kinds: type[keras.Model]) -> keras.Model:
+def load_archive(
+    path: str | Path, *kinds: type[keras.Model], precision: str = "float32"
+) -> keras.Model:
     """Network in a `.keras` archive, loaded in safe mode.
 
     Args:
         path: of the archive.
         kinds: class of the network, or the classes that it may have.
+        precision: to compute and to hold the weights in, one of `choices.PRECISIONS`; each is
+            rounded as it is read.
 
     Raises:
-        UserError: no such file, not an archive of Keras, one of another class, or with weights
-            that are not finite.
+        UserError: no such file, not an archive of Keras, one of another class, with weights that
+            are not finite or too large for the precision; or an unknown precision.
     """
+    check_choice("precision", precision, PRECISIONS)
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     read_config(path, *kinds)
     with open_weights(path) as stored:
-        model = _build(path, stored)
+        model = _build(path, stored, precision)
         for variable, name in zip(model.weights, weight_paths(model), strict=True):
             values = stored[name]
             if values.shape != tuple(variable.shape):
@@ -78,14 +83,28 @@ def load_archive(path: str | Path, *kinds: type[keras.Model]) -> keras.Model:
                     f"arguments make {tuple(variable.shape)}"
                 )
             check_finite(values, path, variable.path)
-            variable.assign(values)
+            with np.errstate(over="ignore"):
+                variable.assign(values)
+            if variable.dtype == "float16":
+                _check_held(variable, path)
     return model
 
 
-def _build(path: Path, stored: StoredWeights) -> keras.Model:
+def _check_held(variable: keras.Variable, path: Path) -> None:
+    """Refuse a weight that was finite in its file and is too large for float16."""
+    if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+        raise UserError(
+            f"{path}: {variable.path!r} holds numbers beyond 65,504, too large for float16; "
+            "expected bfloat16 or float32"
+        )
+
+
+def _build(path: Path, stored: StoredWeights, precision: str) -> keras.Model:
     """Network of the arguments in an archive, as `keras.saving.load_model` makes it, blank."""
     with open_archive(path) as archive:
         config = json.loads(archive.read("config.json"))
+    if precision in HALF:
+        config["config"]["dtype"] = precision
     try:
         with blank_weights(), weight_limit(stored.size):
             config["compile_config"] = None

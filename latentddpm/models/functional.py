@@ -28,6 +28,11 @@ class FunctionalModel(keras.Model):
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         self._arguments = arguments
 
+    @property
+    def variable_dtype(self) -> str:
+        """Type of the weights, "float32" under a mixed policy."""
+        return keras.dtype_policies.get(self._arguments.get("dtype")).variable_dtype
+
     def get_config(self) -> dict[str, Any]:
         return {**self._arguments, "name": self.name}
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import latentddpm
+from latentddpm.choices import HALF
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.diffusion import samplers
@@ -28,6 +29,7 @@ from latentddpm.graphs.entries import write_graphs
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import FirstStage, decode
 from latentddpm.models.graph_networks import is_graph
+from latentddpm.models.precision import hold_in, precision_of, settle_precision
 from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
     FILES,
@@ -117,7 +119,11 @@ class LatentDiffusion:
 
     @classmethod
     def load(
-        cls, folder: str | Path, engine: str = "keras", cache: bool = False
+        cls,
+        folder: str | Path,
+        engine: str = "keras",
+        precision: str = "float32",
+        cache: bool = False,
     ) -> LatentDiffusion:
         """Load a model.
 
@@ -126,16 +132,20 @@ class LatentDiffusion:
                 "emoji-128".
             engine: that computes its networks, see `engines.networks`: "keras", whose networks
                 can be trained, saved and exported; "onnx", which only generates; or "auto".
+            precision: in which Keras's networks compute and hold their weights: "float32",
+                "bfloat16" or "float16", which take half the memory and only generate, see
+                `models.precision`; or "auto" for the fastest of this machine.
             cache: compute Keras's networks by functions that are kept in the user's cache folder,
                 where that can be: a later start is several times as fast. Such a model only
                 generates, as `latentddpm generate` does.
 
         Raises:
-            UserError: see `model_folder.read_model_folder`; the folder holds no UNet; or see
-                `engines.networks.choose_engine`.
+            UserError: see `model_folder.read_model_folder`; the folder holds no UNet; see
+                `engines.networks.choose_engine`; or the device cannot compute in the precision.
         """
         found = read_model_folder(folder)
-        networks = load_networks(found, choose_engine(engine, found), cache)
+        engine = choose_engine(engine, found, precision)
+        networks = load_networks(found, engine, settle_precision(precision, engine), cache)
         tokenizer = None
         if networks.text_encoder is not None:
             tokenizer = CLIPTokenizer.load(found.path / TOKENIZER)
@@ -170,6 +180,11 @@ class LatentDiffusion:
 
         if is_graph(self.unet):
             raise UserError("save: needs the model of LatentDiffusion.load(…, engine='keras')")
+        if self.precision in HALF:
+            raise UserError(
+                f"save: the weights are rounded to {self.precision}; needs the model of "
+                "LatentDiffusion.load(…, precision='float32')"
+            )
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
             raise UserError(f"{folder}: holds other files and no {MANIFEST}; name a new folder")
@@ -214,6 +229,24 @@ class LatentDiffusion:
 
     def __repr__(self) -> str:
         return describe_model(self)
+
+    def hold_in(self, precision: str) -> None:
+        """Hold the weights in a precision, and compute in it, from now on.
+
+        Args:
+            precision: see `load`.
+
+        Raises:
+            UserError: it is not known, or the device cannot compute in it.
+        """
+        precision = settle_precision(precision, self.engine)
+        for part in ("autoencoder", "unet", "text_encoder"):
+            setattr(self, part, hold_in(getattr(self, part), precision))
+
+    @property
+    def precision(self) -> str:
+        """Precision in which the networks hold their weights."""
+        return precision_of(self.autoencoder if self.unet is None else self.unet)
 
     @property
     def engine(self) -> str:

@@ -17,7 +17,7 @@ from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.models.autoencoder.tiling import FirstStage, encode
 from latentddpm.models.graph_networks import GraphDenoiser, GraphTextEncoder, is_graph
-from latentddpm.models.inference import compiled
+from latentddpm.models.precision import finite
 from latentddpm.pipeline.init_image import InitImage, first_step
 from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils.images.pixel_format import PixelFormat
@@ -51,7 +51,8 @@ def text_contexts(
         return None
     distinct = list(dict.fromkeys([*negative_prompts, *prompts]))
     token_ids = tokenizer(distinct)
-    states = np.asarray(compiled(text_encoder)({"token_ids": token_ids}))
+    states = finite(text_encoder, "text encoder")({"token_ids": token_ids})
+    states = np.asarray(states, np.float32)
     row = {text: k for k, text in enumerate(distinct)}
     return tuple(states[[row[text] for text in texts]] for texts in (prompts, negative_prompts))
 
@@ -69,7 +70,7 @@ def guided_denoiser(
     Returns:
         A function (noisy latents (B, h, w, c), timesteps (B,)) → prediction (B, h, w, c).
     """
-    predict = compiled(unet)
+    predict = finite(unet, "denoiser")
 
     def denoise(noisy_latents: Any, timesteps: Any, context: Any = None) -> Any:
         inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps}

@@ -258,6 +258,8 @@ DENOISERS = {
     "latentddpm>BasicUNet": "basic",
 }
 """Names under which Keras knows the networks that denoise → their kinds."""
+NETWORKS = (AUTOENCODER, TEXT_ENCODER, *DENOISERS)
+"""Names of all networks of a model folder, as Keras registers them."""
 
 
 def read_arguments(path: str | Path, *names: str) -> dict[str, Any]:

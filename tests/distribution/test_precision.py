@@ -9,10 +9,14 @@ import pytest
 from latentddpm.distribution import precision
 from latentddpm.distribution.precision import (
     cached_speed,
+    check_device,
     choose_on_gpus,
     choose_on_processor,
+    choose_precision,
     measure_speed,
+    why_not,
 )
+from latentddpm.errors import UserError
 
 
 def gpu(*capability, name="NVIDIA A100"):
@@ -37,6 +41,53 @@ def gpu(*capability, name="NVIDIA A100"):
 def test_gpus_by_their_compute_capability(details, expected):
     choice = choose_on_gpus(details)
     assert choice.precision == expected, f"{details}: {choice}, expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        ([gpu(9, 0)], "float16"),
+        ([gpu(7, 5)], "float16"),
+        ([gpu(7, 0)], "float16"),
+        ([gpu(6, 1)], "float32"),
+        ([gpu(9, 0), gpu(6, 1)], "float32"),
+        ([gpu()], "float32"),
+    ],
+    ids=str,
+)
+def test_without_training_gpus_compute_in_float16(details, expected):
+    choice = choose_on_gpus(details, training=False)
+    assert choice.precision == expected, f"{details}: {choice}, expected {expected}"
+
+
+# --- What a device cannot compute in --------------------------------------------------------
+
+
+def test_what_tensorflow_computes_in_here_is_accepted():
+    for half in ("bfloat16", "float16"):
+        if not why_not(half):
+            assert choose_precision(half) == half
+    assert why_not("float32") == "", "expected float32 everywhere"
+    assert why_not("int32"), "TensorFlow convolves no whole numbers: expected a reason"
+
+
+@pytest.mark.parametrize(
+    ("asked", "unable", "nearest"),
+    [
+        ("float16", {"float16"}, "expected bfloat16 or float32"),
+        ("bfloat16", {"bfloat16"}, "expected float16 or float32"),
+        ("bfloat16", {"bfloat16", "float16"}, "expected float32"),
+    ],
+)
+def test_a_precision_that_a_device_lacks_is_refused_with_the_nearest(asked, unable, nearest):
+    def reason(precision):
+        return "no kernel" if precision in unable else ""
+
+    with pytest.raises(UserError) as refusal:
+        check_device(asked, reason)
+    expected = f"precision: this device cannot compute in {asked} (no kernel); {nearest}"
+    assert str(refusal.value) == expected
+    assert check_device("float32", reason) == "float32"
 
 
 def test_a_gpu_is_named():

@@ -43,13 +43,14 @@ def make_denoiser(kind: str, context_dim: int | None = None, **arguments: Any) -
     return KINDS[kind](**arguments)
 
 
-def load_denoiser(path: str | Path) -> Denoiser:
+def load_denoiser(path: str | Path, precision: str = "float32") -> Denoiser:
     """Denoiser of any kind in a `.keras` archive, loaded in safe mode.
 
     Args:
         path: of the archive.
+        precision: see `models.archive.load_archive`.
 
     Raises:
         UserError: see `models.archive.load_archive`.
     """
-    return load_archive(path, *KINDS.values())
+    return load_archive(path, *KINDS.values(), precision=precision)

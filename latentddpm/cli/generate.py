@@ -7,7 +7,14 @@ from typing import Any
 import click
 
 from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
-from latentddpm.cli.options import FOLDER, NUMBERS, engine_option, lora_option, strategy_option
+from latentddpm.cli.options import (
+    FOLDER,
+    NUMBERS,
+    engine_option,
+    lora_option,
+    precision_option,
+    strategy_option,
+)
 from latentddpm.cli.usage import command
 
 
@@ -55,6 +62,7 @@ from latentddpm.cli.usage import command
 @click.option("--batch-size", type=int, default=16, show_default=True)
 @strategy_option
 @engine_option
+@precision_option
 @click.option("--no-cache", is_flag=True, help="Keep no traced functions for the next start.")
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")

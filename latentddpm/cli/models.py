@@ -49,7 +49,7 @@ def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
 @command
 def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: bool) -> None:
     """Write a model with LoRA files in its weights."""
-    from latentddpm.generation.loras import apply_loras, read_loras
+    from latentddpm.generation.loras import load_model, read_loras
 
     check_choice("storage", storage, STORAGE)
     check_new(out)
@@ -57,11 +57,8 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
     folder = read_model_folder(model, verify=False)
     folder.file("unet")
     import_keras()
-    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-
     with activity(f"loading {folder.path.name}", quiet):
-        merged = LatentDiffusion.load(folder.path)
-    apply_loras(merged, chosen)
+        merged = load_model(folder.path, chosen)
     merged.save(out, storage)
     click.echo(out)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from latentddpm.choices import ENGINES
+from latentddpm.choices import ENGINES, PRECISIONS
 
 FOLDER = click.Path(path_type=Path)
 
@@ -50,6 +50,9 @@ lora_option = click.option(
     multiple=True,
     metavar="FILE[:SCALE]",
     help="LoRA file or run to apply; may be given repeatedly.",
+)
+precision_option = click.option(
+    "--precision", help=f"auto, {', '.join(PRECISIONS)} [default: auto]."
 )
 engine_option = click.option("--engine", help=f"{', '.join(ENGINES)} [default: auto].")
 strategy_option = click.option(

@@ -1,7 +1,9 @@
-"""Devices of a generation: the engine that computes, and the processes that share the images.
+"""Devices of a generation: engine and precision, and the processes that share the images.
 
---engine      else the engine of the PNG that is made again, else auto
---strategy    several devices or processes are Keras's; so auto means keras with them
+--engine       else the engine of the PNG that is made again, else auto
+--precision    else that of the PNG, else auto: float32 on a processor, so that a picture does not
+               depend on its kind, unless --engine keras was asked for. Half precision is Keras's
+--strategy     several devices or processes are Keras's; so auto means keras with them
 """
 
 from __future__ import annotations
@@ -9,17 +11,39 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from latentddpm.choices import AUTO, HALF, PRECISIONS
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.engines.networks import choose_engine
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, check_choice
 from latentddpm.pipeline.model_folder import ModelFolder
+from latentddpm.utils.machine.accelerators import has_accelerator
 
 ALONE = ("auto", "one")
 """Strategies that do not ask for several devices."""
 
 
+def precision_of(given: str | None, remembered: str | None, engine: str | None) -> str:
+    """Precision of a generation: "auto" only where the device decides, which Keras knows.
+
+    Args:
+        given: on the command line; None for none.
+        remembered: of the PNG to make again; None for none.
+        engine: on the command line; None for none.
+
+    Raises:
+        UserError: it is not known.
+    """
+    asked = check_choice("--precision", given or remembered or AUTO, (AUTO, *PRECISIONS))
+    alone = engine != "keras" and not has_accelerator()
+    return "float32" if asked == AUTO and alone else asked
+
+
 def engine_of(
-    folder: ModelFolder, given: str | None, remembered: str | None, strategy: str
+    folder: ModelFolder,
+    given: str | None,
+    remembered: str | None,
+    strategy: str,
+    precision: str = AUTO,
 ) -> tuple[str, str | None]:
     """Engine of a generation, and a sentence for people where it is not the one of the PNG.
 
@@ -28,6 +52,7 @@ def engine_of(
         given: on the command line; None for none.
         remembered: of the PNG to make again; None for none.
         strategy: as of `--strategy`.
+        precision: returned by `precision_of`.
 
     Raises:
         UserError: see `engines.networks.choose_engine`; or an engine that cannot do what the
@@ -38,13 +63,13 @@ def engine_of(
         raise UserError(
             f"--engine onnx: computes on one processor; --strategy {strategy} needs --engine keras"
         )
-    if given is None and remembered is not None and not several:
+    if given is None and remembered is not None and not several and precision not in HALF:
         try:
             return choose_engine(remembered, folder), None
         except UserError:
             note = f"made with the engine {remembered}, which cannot be had here: "
             return "keras", f"{note}keras draws it, and single pixels may differ by one level"
-    return choose_engine("keras" if several else given or "auto", folder), None
+    return choose_engine("keras" if several else given or AUTO, folder, precision), None
 
 
 @contextlib.contextmanager

@@ -19,9 +19,9 @@ from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
-from latentddpm.generation.devices import ALONE, devices, engine_of
+from latentddpm.generation.devices import ALONE, devices, engine_of, precision_of
 from latentddpm.generation.frames import Frames, ToWrite, check_frames, decoded
-from latentddpm.generation.loras import Lora, apply_loras, read_loras, remembered_loras
+from latentddpm.generation.loras import Lora, load_model, read_loras, remembered_loras
 from latentddpm.generation.notes import notes_on
 from latentddpm.generation.output import (
     check_out,
@@ -63,6 +63,7 @@ class Plan:
     Attributes:
         folder: of the model.
         engine: that computes its networks.
+        precision: that they compute in; "auto" where the device decides.
         loras: files to apply to the model.
         settings: of all images.
         pixels: format of the images.
@@ -82,6 +83,7 @@ class Plan:
 
     folder: ModelFolder
     engine: str
+    precision: str
     loras: list[Lora]
     settings: GenerationSettings
     pixels: PixelFormat
@@ -140,7 +142,6 @@ def generate_images(
         with timed(f"import {'Keras' if plan.engine == 'keras' else 'ONNX Runtime'}"):
             if plan.engine == "keras":
                 import_keras()
-            from latentddpm.pipeline.latent_diffusion import LatentDiffusion
         with devices(plan.engine, strategy) as processes:
             together = "--grid" if plan.rows else "--animate" if plan.animate else ""
             if processes.count > 1 and (together or plan.seed is None):
@@ -151,9 +152,8 @@ def generate_images(
                 )
             name = model_name(plan.folder)
             with timed("load model"), activity(f"loading {name}", quiet):
-                cache = cache and not plan.loras and strategy in ALONE
-                model = LatentDiffusion.load(plan.folder.path, plan.engine, cache)
-                apply_loras(model, plan.loras)
+                how = {"precision": plan.precision, "cache": cache and strategy in ALONE}
+                model = load_model(plan.folder.path, plan.loras, plan.engine, **how)
             share = processes.share(len(plan.prompts))
             share = slice(share.start, share.stop)
             last = model.make_sampler(plan.settings).num_steps
@@ -172,6 +172,8 @@ def generate_images(
                     progress=not quiet and processes.is_chief,
                     **(vars(plan.start) if plan.start else {}),
                 )
+                if model.precision != "float32":
+                    plan.metadata["precision"] = model.precision
                 records = _records(plan, share, model.loras, bool(plan.rows))
                 with timed("write"):
                     files = plan.targets if plan.rows else plan.targets[share]
@@ -237,12 +239,10 @@ def plan_images(options: dict[str, Any]) -> Plan:
             f"{source}: made by model {remembered.get('model_digest')}, "
             f"{folder.path} is {folder.digest}; give its own with --model"
         )
-    engine, note = engine_of(
-        folder,
-        options["engine"],
-        remembered.get("engine", source and "keras"),
-        options["strategy"],
-    )
+    own = remembered.get("precision", source and "float32")
+    precision = precision_of(options["precision"], own, options["engine"])
+    own = remembered.get("engine", source and "keras")
+    engine, note = engine_of(folder, options["engine"], own, options["strategy"], precision)
     pixels = folder.pixels
     suffix = ".png" if grid else pixels.suffix
     check_out(out, 1 if grid else len(each), suffix)
@@ -279,6 +279,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
     return Plan(
         folder,
         engine,
+        precision,
         loras,
         settings,
         pixels,

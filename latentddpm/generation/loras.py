@@ -7,7 +7,7 @@ its name, beside the PNG and in the working directory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,17 +93,34 @@ def remembered_loras(source: Path | None, traces: Iterable[Any]) -> list[Lora]:
     return found
 
 
-def apply_loras(model: LatentDiffusion, loras: Iterable[Lora]) -> None:
-    """Add LoRA files to the weights of a model.
+def load_model(
+    folder: Path,
+    loras: Sequence[Lora],
+    engine: str = "keras",
+    precision: str = "float32",
+    cache: bool = False,
+) -> LatentDiffusion:
+    """Model with LoRA files in its weights.
+
+    They are added in float32; then the weights are rounded once.
 
     Args:
-        model: to change; `model.loras` lists them afterwards.
+        folder: of the model.
         loras: the files with their scales.
+        engine, precision: see `LatentDiffusion.load`.
+        cache: see there; without effect where there are LoRA files, which change layers.
 
     Raises:
-        UserError: see `interop.lora_merge.merge_lora`.
+        UserError: see `LatentDiffusion.load` and `interop.lora_merge.merge_lora`.
     """
-    for lora in loras:
-        from latentddpm.interop.lora_merge import merge_lora
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
+    if not loras:
+        return LatentDiffusion.load(folder, engine, precision, cache)
+    from latentddpm.interop.lora_merge import merge_lora
+
+    model = LatentDiffusion.load(folder, engine)
+    for lora in loras:
         merge_lora(model, lora.path, lora.scale)
+    model.hold_in(precision)
+    return model

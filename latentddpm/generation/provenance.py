@@ -5,6 +5,7 @@ the fields of GenerationSettings   how; a new field is written and read without 
 prompts, seed, num_images, grid    what
 negative_prompts                   of a grid whose rows have different ones
 frames                             of a strip: its levels
+precision                          of the networks; left out for float32
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
 """
 
@@ -39,6 +40,7 @@ OPTIONAL = {
     "loras": list,
     "frames": int,
     "engine": str,
+    "precision": str,
 }
 
 

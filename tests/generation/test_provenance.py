@@ -53,7 +53,7 @@ def options(model, **given):
     names = ("prompts", "negative_prompt", "loras", "num_images", "seed", "num_steps", "sampler")
     names += ("timestep_spacing", "sigma_spacing", "eta", "guidance_scale", "guidance_rescale")
     names += ("init_image", "strength", "mask", "height", "width", "source", "out", "grid")
-    names += ("overwrite", "tile", "frames", "animate", "engine", "strategy")
+    names += ("overwrite", "tile", "frames", "animate", "engine", "precision", "strategy")
     left_out = {**dict.fromkeys(names), "prompts": (), "loras": (), "grid": False}
     left_out |= {"overwrite": False, "tile": "auto", "strategy": "auto"}
     return {**given, **{name: left_out[name] for name in names if name not in given}} | {

@@ -8,13 +8,20 @@ from typing import Any
 import click
 
 from latentddpm.cli.evaluate_options import check_used, default_parts, drawing_options
-from latentddpm.cli.options import FOLDER, data_option, lora_option, model_option
+from latentddpm.cli.options import (
+    FOLDER,
+    data_option,
+    lora_option,
+    model_option,
+    precision_option,
+)
 from latentddpm.cli.usage import command
 
 
 @click.command()
 @model_option
 @lora_option
+@precision_option
 @data_option
 @click.option(
     "--autoencoder", is_flag=True, help="PSNR, SSIM and more of reconstructions [default]."

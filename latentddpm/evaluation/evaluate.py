@@ -16,7 +16,7 @@ from typing import Any
 from latentddpm import __version__
 from latentddpm.data.dataset import open_dataset
 from latentddpm.evaluation.plan import PARTS, EvaluationPlan
-from latentddpm.generation.loras import apply_loras
+from latentddpm.generation.loras import load_model
 from latentddpm.utils.console import activity
 from latentddpm.utils.files import write_json
 from latentddpm.utils.startup import import_keras
@@ -58,6 +58,7 @@ def evaluate_model(
         conditions = {
             "model": str(options["model"]),
             "model_digest": plan.folder.digest,
+            **({} if networks.precision == "float32" else {"precision": networks.precision}),
             "loras": networks.model.loras if networks.model else [],
             "data": options["data"],
             "split": plan.split,
@@ -93,20 +94,20 @@ class _Networks:
         from latentddpm.interop.vgg import load_perceptual
         from latentddpm.models.archive import load_archive
         from latentddpm.models.autoencoder.autoencoder import Autoencoder
-        from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+        from latentddpm.models.precision import settle_precision
 
         def load(function: Callable[[Any], Any], name: str) -> Any:
             return function(plan.options[name]) if plan.options[name] else None
 
         self.plan = plan
-        self.model = LatentDiffusion.load(plan.folder.path, plan.engine) if plan.draws else None
-        if plan.loras:
-            apply_loras(self.model, plan.loras)
-        if self.model is not None:
+        self.precision, self.model = settle_precision(plan.precision, plan.engine), None
+        if plan.draws:
+            self.model = load_model(plan.folder.path, plan.loras, plan.engine, self.precision)
             self.model.facts.check_size(*plan.size)
             self.autoencoder = self.model.autoencoder
         else:
-            self.autoencoder = load_archive(plan.folder.file("vae"), Autoencoder)
+            vae = plan.folder.file("vae")
+            self.autoencoder = load_archive(vae, Autoencoder, precision=self.precision)
             self.autoencoder.check_size(*plan.size)
         self.extractor = load(load_extractor, "extractor")
         if self.extractor:
@@ -190,6 +191,8 @@ def _heading(conditions: dict[str, Any], data_from: str) -> str:
     ]
     if "pixels" in conditions:
         lines.append(f"pixels: {conditions['pixels']}; features see {conditions['seen_as']}")
+    if "precision" in conditions:
+        lines.append(f"precision: {conditions['precision']}")
     if conditions["split"] != "all":
         fraction, by = conditions["validation_fraction"], conditions["validation_by"]
         lines.append(f"validation images: {fraction:.3g} of all, by {by} (from {data_from})")

@@ -74,6 +74,7 @@ class GeneratedImages:
             **values,
             **({"loras": model.loras} if model.loras else {}),
             **({"engine": model.engine} if model.engine != "keras" else {}),
+            **({"precision": model.precision} if model.precision != "float32" else {}),
         }
         digest = hashlib.sha256(json.dumps(self.making, sort_keys=True).encode()).hexdigest()
         name = f"{settings.sampler}-{settings.num_steps}-{settings.guidance_scale:g}"

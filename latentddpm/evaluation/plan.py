@@ -19,6 +19,7 @@ from latentddpm.engines.networks import choose_engine
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.metrics.precision_recall import LEAST
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
+from latentddpm.generation.devices import precision_of
 from latentddpm.generation.loras import Lora, read_loras
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
@@ -53,6 +54,7 @@ class EvaluationPlan:
         size: (height, width) of the images, in pixels.
         settings: to generate images with, in the part `generator`.
         engine: that computes the networks.
+        precision: that they compute in; "auto" where the device decides.
         options: all options of `latentddpm evaluate`, by their names.
     """
 
@@ -65,6 +67,7 @@ class EvaluationPlan:
     size: tuple[int, int]
     settings: list[GenerationSettings]
     engine: str
+    precision: str
     options: dict[str, Any]
 
     @property
@@ -100,6 +103,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     _check_files(options)
     open_source(options["data"])
     loras = read_loras(options["loras"])
+    precision = precision_of(options["precision"], None, options["engine"])
     folder = read_model_folder(options["model"])
     if folder.pixels.spatial_dims == 1:
         raise UserError(
@@ -122,7 +126,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
             "--nll: the bound is that of DDPM's steps, and this model was trained by flow "
             "matching; expected another part, such as --denoise"
         )
-    engine = _engine(parts, folder, options["engine"])
+    engine = _engine(parts, folder, options["engine"], precision)
     size = _size(folder, options["resolution"])
     data, data_from = _data_settings(folder, options)
     settings = []
@@ -137,16 +141,16 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     if split is None:
         split = COMPARED if generator else "validation" if "denoise" in parts else "all"
     return EvaluationPlan(
-        parts, folder, loras, data, data_from, split, size, settings, engine, options
+        parts, folder, loras, data, data_from, split, size, settings, engine, precision, options
     )
 
 
-def _engine(parts: frozenset[str], folder: ModelFolder, given: str | None) -> str:
+def _engine(parts: frozenset[str], folder: ModelFolder, given: str | None, precision: str) -> str:
     """Engine that draws; every part but the generator's needs the networks of Keras layers."""
     others = [part for part in PARTS if part in parts - {"generator"}]
     if given == "onnx" and others:
         raise UserError(f"--engine onnx: draws and no more; --{others[0]} needs --engine keras")
-    return choose_engine("keras" if others else given or "auto", folder)
+    return choose_engine("keras" if others else given or "auto", folder, precision)
 
 
 def _data_settings(folder: ModelFolder, options: dict[str, Any]) -> tuple[DataConfig, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.evaluation.images import ImageSet
-from latentddpm.models.inference import compiled
+from latentddpm.models.precision import finite
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 BATCH = 32
@@ -34,7 +34,7 @@ class Captions:
         if model.text_encoder is None:
             return
         prompts = images.captions()
-        encode_text = compiled(model.text_encoder)
+        encode_text = finite(model.text_encoder, "text encoder")
         self._states = np.concatenate(
             [
                 encode_text({"token_ids": model.tokenizer(prompts[start : start + BATCH])})

@@ -32,7 +32,7 @@ from latentddpm.evaluation.metrics.similarity import psnr, rmse
 from latentddpm.evaluation.report import Report, aligned, plain, shown
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import decode, encode
-from latentddpm.models.inference import compiled
+from latentddpm.models.precision import finite
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.utils import signals
 from latentddpm.utils.images.labels import written
@@ -143,7 +143,7 @@ class _Denoising:
         self.captions = Captions(model, images)
         self.timesteps = noise_levels(model.schedule)
         self.of_pixels = isinstance(model.autoencoder, PixelSpace)
-        self._network = compiled(model.unet)
+        self._network = finite(model.unet, "denoiser")
 
     def latents(self, values: np.ndarray) -> np.ndarray:
         """x0 of images, the mode of the posterior, float32 (B, h, w, c)."""

@@ -43,7 +43,7 @@ from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.report import Report, aligned, shown
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import encode
-from latentddpm.models.inference import compiled
+from latentddpm.models.precision import finite
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.utils import signals
 from latentddpm.utils.figures import new_figure
@@ -108,7 +108,7 @@ def evaluate_bound(
     shape = (*(side // factor for side in images.size), model.autoencoder.latent_channels)
     edges = timestep_bands(model.schedule, num_timesteps)
     captions = Captions(model, images)
-    network = compiled(model.unet)
+    network = finite(model.unet, "denoiser")
     parts = []
     for number, pixels in enumerate(images.batches(BATCH, "bound", quiet)):
         batch = slice(number * BATCH, number * BATCH + len(pixels))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from latentddpm.choices import PRECISIONS
 from latentddpm.cli.options import FOLDER, catalog_option, data_option, strict_option
 from latentddpm.cli.usage import command
 from latentddpm.distribution.processes import parse_strategy
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
 from latentddpm.utils.startup import import_keras
 
@@ -95,6 +96,12 @@ def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
 @click.option("--bucket-max-ratio", type=click.FloatRange(1), default=2.0, show_default=True)
 @click.option("--mirrored", is_flag=True, help="Encode a mirrored copy of each image too.")
 @click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    help=f"{', '.join(PRECISIONS)}; as data.latents_precision of the training.",
+)
+@click.option(
     "--strategy",
     default="auto",
     show_default=True,
@@ -112,6 +119,7 @@ def encode(
     bucket_step: int,
     bucket_max_ratio: float,
     mirrored: bool,
+    precision: str,
     strategy: str,
     strict: bool,
     quiet: bool,
@@ -120,6 +128,7 @@ def encode(
     from latentddpm.training.encode_folder import encode_folder, plan_encoding
 
     parse_strategy(strategy)
+    check_choice("--precision", precision, PRECISIONS)
     buckets = (bucket_step, bucket_max_ratio) if aspect_buckets else None
     plan_encoding(data, vae, out, resolution, buckets)
     import_keras()
@@ -127,7 +136,7 @@ def encode(
 
     devices = make_strategy(strategy)
     options = {"resolution": resolution, "aspect_buckets": buckets, "mirrored": mirrored}
-    options["strategy"] = devices
+    options |= {"precision": precision, "strategy": devices}
     with translate_worker_errors(devices):
         cache = encode_folder(
             data, vae, out, catalog=catalog, **options, strict=strict, quiet=quiet

@@ -59,7 +59,7 @@ class DataConfig(Section):
 
 
 class DiffusionData(DataConfig):
-    """Data settings of `train-diffusion`: those of both commands, and aspect buckets."""
+    """Data settings of `train-diffusion`: those of both, aspect buckets, and the encoding."""
 
     aspect_buckets: bool = Field(
         False, description="crop to the nearest of several shapes with the square's area"
@@ -67,4 +67,7 @@ class DiffusionData(DataConfig):
     bucket_step: int = Field(64, gt=0, description="sides of these shapes are multiples of it")
     bucket_max_ratio: float = Field(
         2.0, ge=1, description="greatest ratio of the longer side to the shorter side"
+    )
+    latents_precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="that the autoencoder computes in while it encodes the images"
     )

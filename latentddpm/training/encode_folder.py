@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentddpm.choices import PRECISIONS
 from latentddpm.data.buckets import Buckets, make_buckets
 from latentddpm.data.dataset import open_dataset
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
 from latentddpm.data.sources.open import open_source
-from latentddpm.errors import UserError
+from latentddpm.errors import UserError, check_choice
+from latentddpm.models.precision import settle_precision
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan.plan import check_out
 from latentddpm.training.plan.sizes import check_multiple, factor_of
@@ -64,6 +66,7 @@ def encode_folder(
     resolution: int | None = None,
     aspect_buckets: tuple[int, float] | None = None,
     mirrored: bool = False,
+    precision: str = "float32",
     strict: bool = False,
     quiet: bool = False,
     strategy: tf.distribute.Strategy | None = None,
@@ -79,6 +82,7 @@ def encode_folder(
         aspect_buckets: (step in pixels, greatest ratio of the sides) of `data.buckets`; None for
             squares only.
         mirrored: encode a mirrored copy of each image too.
+        precision: that the autoencoder computes in, one of `choices.PRECISIONS`.
         strict: refuse data with unreadable images.
         quiet: show no progress.
         strategy: from `distribution.strategy.make_strategy`; with several processes each encodes
@@ -95,6 +99,8 @@ def encode_folder(
     from latentddpm.models.archive import load_archive
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
+    check_choice("precision", precision, PRECISIONS)
+    precision = settle_precision(precision)
     source, buckets = plan_encoding(data, vae, out, resolution, aspect_buckets)
     processes = process_group(strategy)
     dataset = open_dataset(
@@ -108,10 +114,13 @@ def encode_folder(
         dataset.catalog,
         out,
         vae_digest=source.parts["vae"]["digest"],
-        load_autoencoder=lambda: load_archive(source.file("vae"), Autoencoder),
+        load_autoencoder=lambda: load_archive(
+            source.file("vae"), Autoencoder, precision=precision
+        ),
         resolution=buckets,
         pixels=source.pixels,
         mirrored=mirrored,
+        precision=precision,
         quiet=quiet,
         processes=processes,
     )

@@ -105,6 +105,7 @@ def prepare_latents(
     pixels: PixelFormat = RGB,
     mirrored: bool = False,
     dtype: str = "float16",
+    precision: str = "float32",
     batch_size: int = 32,
     quiet: bool = False,
     processes: ProcessGroup = ONE_PROCESS,
@@ -125,6 +126,7 @@ def prepare_latents(
         mirrored: encode a mirrored copy of every image too.
         dtype: "float16" rounds each number by less than 0.05 %; a million 32×32×4 latents
             then take 16 GB, in "float32" twice as much.
+        precision: that the autoencoder computes in.
         batch_size: images that are encoded at a time.
         quiet: show no messages and no progress bar.
         processes: of one job, which all call this and encode a range of rows each.
@@ -147,6 +149,7 @@ def prepare_latents(
         dtype=dtype,
         mirrored=mirrored,
         pixels=None if pixels.is_default else pixels.to_json(),
+        precision=precision,
     )
     wanted = Index(key=key, images=len(catalog), contents=catalog.digest)
     index, moments, problem = open_cache(cache)

@@ -325,9 +325,18 @@ def _padded(images: np.ndarray, batch_size: int) -> np.ndarray:
 def _compiled(autoencoder: Autoencoder) -> Callable[[np.ndarray], np.ndarray]:
     """Function images → moments, (B, h, w, 2c), that is mean and logvar, as memory allows."""
     from latentddpm.models.autoencoder.tiling import encode, images_in_memory
+    from latentddpm.models.precision import precision_of
+
+    whole = precision_of(autoencoder) == "float32"
+
+    def in_one_pass(images: np.ndarray) -> np.ndarray:
+        moments = np.concatenate(autoencoder.encode_on_batch(images), axis=-1)
+        if whole or np.isfinite(moments).all():
+            return moments
+        return np.concatenate(encode(autoencoder, images), axis=-1)  # goes over to float32
 
     return AsMemoryAllows(
-        lambda images: np.concatenate(autoencoder.encode_on_batch(images), axis=-1),
+        in_one_pass,
         lambda images: np.concatenate(encode(autoencoder, images), axis=-1),
         lambda images: images_in_memory(autoencoder, *images.shape[1:3]),
     )

@@ -33,6 +33,7 @@ class Key(_Record):
         mirrored: True if there are rows of mirrored copies.
         buckets: other shapes, (height, width), that images are cropped to.
         pixels: format that they are read in, `PixelFormat.to_json`; None for 8-bit RGB.
+        precision: that the autoencoder computed in.
     """
 
     vae_digest: str
@@ -42,6 +43,7 @@ class Key(_Record):
     mirrored: bool
     buckets: tuple[tuple[int, int], ...] = ()
     pixels: dict[str, Any] | None = None
+    precision: str = "float32"
 
 
 class Index(_Record):
@@ -108,6 +110,8 @@ def misfit(index: Index, wanted: Index) -> str:
         return f"made of images read as {was}, not {now}"
     if has.transform != needs.transform:
         return f"made with version {has.transform} of reading images, now {needs.transform}"
+    if has.precision != needs.precision:
+        return f"encoded in {has.precision}, not {needs.precision}"
     if has.dtype != needs.dtype:
         return f"made in {has.dtype}, not {needs.dtype}"
     if has.mirrored != needs.mirrored:

@@ -21,6 +21,7 @@ from latentddpm.data.dataset import Dataset
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
 from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.errors import UserError
+from latentddpm.models.precision import settle_precision
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan.inherit import check_autoencoder
 from latentddpm.training.plan.sizes import factor_of
@@ -81,16 +82,17 @@ class AutoencoderStage:
         """
         return latents or out / "latents"
 
-    def load(self, data: DataConfig) -> Autoencoder:
-        """Autoencoder, in float32.
+    def load(self, data: DataConfig, precision: str = "float32") -> Autoencoder:
+        """Autoencoder.
 
         Args:
             data: of the run, complete.
+            precision: see `models.archive.load_archive`.
         """
         from latentddpm.models.archive import load_archive
         from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
-        return load_archive(self.folder.file("vae"), Autoencoder)
+        return load_archive(self.folder.file("vae"), Autoencoder, precision=precision)
 
     def latent_space(self) -> LatentSpace:
         """Scaling of the latents."""
@@ -109,14 +111,16 @@ class AutoencoderStage:
         Raises:
             UserError, OSError: see `data.latents.cache.prepare_latents`.
         """
+        precision = settle_precision(run.config.data.latents_precision)
         return prepare_latents(
             dataset.catalog,
             folder,
             vae_digest=self.digest,
-            load_autoencoder=partial(self.load, run.config.data),
+            load_autoencoder=partial(self.load, run.config.data, precision),
             resolution=buckets_of(run.config.data),
             pixels=PixelFormat.of(run.config.data),
             mirrored=run.config.data.flip,
+            precision=precision,
             quiet=run.silent,
             processes=run.processes,
         )

@@ -65,6 +65,26 @@ def test_a_picture_keeps_the_options_of_its_sampler(model, tmp_path):
     assert read_metadata(again) == made, "expected the same metadata"
 
 
+@step_by_step()
+def test_a_picture_keeps_the_precision_it_was_computed_in(model, tmp_path):
+    whole, half, again = (tmp_path / f"{name}.png" for name in ("whole", "half", "again"))
+    given = ("--seed", 7, "--steps", 2, "--engine", "keras")
+    succeeds(generate(model, *given, "--precision", "float32", "--out", whole))
+    succeeds(generate(model, *given, "--precision", "bfloat16", "--out", half))
+    made = read_metadata(half)
+    assert made["precision"] == "bfloat16", f"metadata {made}"
+    assert "precision" not in read_metadata(whole), "expected no word of float32"
+    assert (pixels(half) != pixels(whole)).any(), "expected another rounding to be seen"
+    done = succeeds(call("generate", "--from", half, "--out", again))
+    assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
+    assert read_metadata(again) == made, "expected the same metadata"
+    other = again.with_name("other.png")
+    succeeds(call("generate", "--from", half, "--precision", "float32", "--out", other))
+    assert (pixels(other) == pixels(whole)).all(), "expected what is given to come first"
+    refused(call("generate", "--from", half, "--engine", "onnx"), "onnx", "float32", "bfloat16")
+    refused(generate(model, "--precision", "half"), "--precision: 'half' is not known")
+
+
 # --- From a picture ------------------------------------------------------------------------
 
 

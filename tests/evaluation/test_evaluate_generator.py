@@ -27,6 +27,7 @@ from latentddpm.evaluation.generated_images import GeneratedImages, spread_promp
 from latentddpm.evaluation.generator import References, evaluate_generator, heading, table_row
 from latentddpm.evaluation.metrics.nearest import nearest, share_nearer
 from latentddpm.evaluation.sweep import KEYS, parse_sweep, settings_of
+from latentddpm.models.precision import hold_in
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.utils import signals
 from latentddpm.utils.pixels import read_metadata
@@ -144,6 +145,15 @@ def test_another_lora_or_scale_finds_no_image_of_this_one(model, tmp_path):
     folders = {folder(*loras) for loras in changes}
     assert len(folders) == len(changes), f"{len(folders)} folders for {len(changes)} changes"
     assert folder() == images_of(model, tmp_path).folder, "without a LoRA: the model's own"
+
+
+def test_another_precision_finds_no_image_of_this_one(model, tmp_path):
+    half = copy.copy(model)
+    half.unet = hold_in(model.unet, "bfloat16")
+    images, other = images_of(model, tmp_path), images_of(half, tmp_path)
+    assert images.folder != other.folder, "two precisions share a folder"
+    assert other.making["precision"] == "bfloat16", f"metadata {other.making}"
+    assert "precision" not in images.making, f"metadata {images.making}: float32 is left out"
 
 
 def test_a_file_of_another_making_under_the_same_name_is_drawn_again(model, tmp_path):

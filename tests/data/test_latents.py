@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import age
 from PIL import Image
+from tiny import step_by_step
 
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.images import read_image
@@ -202,6 +203,7 @@ def test_gather_serves_tensorflow(bench):
         ({"resolution": 24}, "made at resolution 16, not 24"),
         ({"dtype": "float32"}, "made in float16, not float32"),
         ({"mirrored": True}, "made without mirrored copies"),
+        ({"precision": "bfloat16"}, "encoded in float32, not bfloat16"),
     ],
 )
 def test_other_settings_are_a_miss(bench, capsys, changes, reason):
@@ -212,6 +214,27 @@ def test_other_settings_are_a_miss(bench, capsys, changes, reason):
     assert bench.encoded == 3 * (1 + changes.get("mirrored", False)), "all is encoded again"
     assert f"{bench.cache}: {reason}; 10 of 10 images to encode\n" in error, f"why: {error!r}"
     bench.prepare(**changes, load_autoencoder=never)
+
+
+@step_by_step()
+def test_moments_in_half_precision_are_nearly_those_of_float32(bench, autoencoder, monkeypatch):
+    """Of float16 too, which goes over to float32 where it overflows."""
+    from latentddpm.models.precision import hold_in
+
+    monkeypatch.undo()  # the encoder as it is
+    whole = np.array(bench.prepare(dtype="float32").moments)
+    loud = hold_in(autoencoder, "float16")
+    bias = loud.encoder.get_layer("conv_in").conv.bias
+    bias.assign(np.full(bias.shape, 60_000.0))
+    loud.encoder.get_layer("conv_in").conv.kernel.assign(np.full((3, 3, 3, 4), 5_000.0))
+    half = {"dtype": "float32", "precision": "bfloat16"}
+    rounded = bench.prepare(**half, load_autoencoder=lambda: hold_in(autoencoder, "bfloat16"))
+    off = np.abs(rounded.moments - whole).max() / np.abs(whole).max()
+    assert 0 < off < 0.1, f"off by {off}, expected a rounding"
+    half["precision"] = "float16"
+    with pytest.warns(UserWarning, match="encode: not finite in float16; encoded again in float"):
+        moments = bench.prepare(**half, load_autoencoder=lambda: loud).moments
+    assert np.isfinite(moments).all(), "expected float32 to be finite"
 
 
 def test_another_way_of_reading_images_is_a_miss(bench, capsys, monkeypatch):

@@ -105,6 +105,7 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
     metavar="PATH|none",
     help="Model folder or finished train-vae run; none: on pixels [default: that of --init].",
 )
+@click.option("--distill", help="lcm: make --init a model that needs few steps.")
 @click.option("--latents", type=FOLDER, help="Latents cache [default: OUT/latents].")
 @command
 def train_diffusion(
@@ -173,6 +174,7 @@ def _settings(
     jit: str | None,
     on_nan: str | None,
     wandb: str | None,
+    distill: str | None = None,
     **run: Any,
 ) -> tuple[Run, dict[str, Any]]:
     """Configuration from the options, and the remaining options, for the training function.
@@ -181,8 +183,9 @@ def _settings(
     """
     from latentddpm.config_file import load_config
 
-    own = {"precision": precision, "jit_compile": jit, "on_nan": on_nan, "wandb": wandb}
-    own = [f"training.{key}={value}" for key, value in own.items() if value is not None]
+    training = {"precision": precision, "jit_compile": jit, "on_nan": on_nan, "wandb": wandb}
+    own = {f"training.{key}": value for key, value in training.items()} | {"distill.kind": distill}
+    own = [f"{key}={value}" for key, value in own.items() if value is not None]
     return load_config(kind, config, (*overrides, *own), init=init), run
 
 

@@ -313,6 +313,8 @@ def noisy_examples(
     captions: Sequence[str] | None = None,
     tokenizer: CLIPTokenizer | None = None,
     condition_dropout: float = 0.1,
+    timesteps: np.ndarray | None = None,
+    guidance_scales: Sequence[float] | None = None,
 ) -> tf.data.Dataset:
     """Batches of noisy latents for a `DenoisingTrainer`, without end, from latents in memory.
 
@@ -328,10 +330,11 @@ def noisy_examples(
         captions: N texts; None for an unconditional UNet.
         tokenizer: turns captions into token ids.
         condition_dropout: share of examples that get the empty prompt, for guidance.
+        timesteps, guidance_scales: for a `ConsistencyTrainer`; see `diffusion_examples`.
 
     Returns:
-        Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)]},
-        target (B, h, w, c))`, float32 and int32.
+        Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)][,
+        "guidance_scale": (B,)]}, target (B, h, w, c))`, float32 and int32.
 
     Raises:
         ValueError: captions without a tokenizer, or not N of them.
@@ -363,4 +366,6 @@ def noisy_examples(
         positions=tf.data.Dataset.range(np.iinfo(np.int64).max),
         tokens=tokens,
         condition_dropout=condition_dropout,
+        timesteps=timesteps,
+        guidance_scales=guidance_scales,
     )

@@ -20,7 +20,7 @@ from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.metrics.precision_recall import LEAST
 from latentddpm.evaluation.sweep import parse_sweep, settings_of
 from latentddpm.generation.devices import precision_of
-from latentddpm.generation.loras import Lora, read_loras
+from latentddpm.generation.loras import Lora, lora_defaults, read_loras
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.pipeline.settings import GenerationSettings
@@ -131,7 +131,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     data, data_from = _data_settings(folder, options)
     settings = []
     if parts & OF_THE_DENOISER:
-        facts = facts_of(folder)
+        facts = facts_of(folder).with_defaults(lora_defaults(loras))
         facts.check_size(*size)
         if generator:
             given = {"height": size[0], "width": size[1]}

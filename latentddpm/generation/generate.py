@@ -21,7 +21,13 @@ from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
 from latentddpm.generation.devices import ALONE, devices, engine_of, precision_of
 from latentddpm.generation.frames import Frames, ToWrite, check_frames, decoded
-from latentddpm.generation.loras import Lora, load_model, read_loras, remembered_loras
+from latentddpm.generation.loras import (
+    Lora,
+    load_model,
+    lora_defaults,
+    read_loras,
+    remembered_loras,
+)
 from latentddpm.generation.notes import notes_on
 from latentddpm.generation.output import (
     check_out,
@@ -246,7 +252,8 @@ def plan_images(options: dict[str, Any]) -> Plan:
     pixels = folder.pixels
     suffix = ".png" if grid else pixels.suffix
     check_out(out, 1 if grid else len(each), suffix)
-    facts = facts_of(folder).with_defaults(remembered_settings(remembered))
+    facts = facts_of(folder).with_defaults(lora_defaults(loras))
+    facts = facts.with_defaults(remembered_settings(remembered))
     negatives = read_texts(
         "negative_prompt", options["negative_prompt"] or remembered.get("negative_prompts")
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentddpm.errors import UserError
 from latentddpm.generation.provenance import beside
+from latentddpm.interop.lora_file import lora_settings
 from latentddpm.pipeline.model_folder import LORA, check_lora
 from latentddpm.pipeline.recognise import ADAPTERS
 from latentddpm.utils.files import file_digest
@@ -63,6 +64,23 @@ def read_loras(options: Iterable[str]) -> list[Lora]:
             raise UserError(f"--lora {option}: {path}: no such file")
         check_lora(path)
         found.append(Lora(path, scale))
+    return found
+
+
+def lora_defaults(loras: Iterable[Lora]) -> dict[str, Any]:
+    """Generation settings that LoRA files ask for, by name; of several, the last file's.
+
+    A LoRA that makes a model need few steps says so: sampler, steps, guidance.
+
+    Args:
+        loras: the files.
+
+    Raises:
+        UserError: see `interop.lora_file.lora_settings`.
+    """
+    found: dict[str, Any] = {}
+    for lora in loras:
+        found |= lora_settings(lora.path)
     return found
 
 

@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from latentddpm.errors import UserError, nearest
+from latentddpm.errors import UserError, check_choice, check_type, nearest
 from latentddpm.interop.tensors import FLOATS, NUMBERS, TensorFiles, check_dtype
 from latentddpm.pipeline.model_folder import check_lora
+from latentddpm.pipeline.settings import FIELDS
 from latentddpm.utils.files import read_json
 from latentddpm.utils.stored_weights import check_finite
 
@@ -76,6 +77,8 @@ STRANGERS = {
 PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.")
 ADAPTER = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")
 HEADER, CONFIG = "lora_adapter_metadata", "adapter_config.json"
+SETTINGS = "generation_settings"
+"""Key of the metadata for the settings, as JSON, that a LoRA's images are drawn with."""
 PARTS = {OF_UNET: "unet", OF_TEXT: "text_encoder"}
 LARGEST = 1e38  # the largest float32 is 3.4e38
 Shape = tuple[int, ...]
@@ -258,6 +261,28 @@ def read_lora_metadata(path: str | Path) -> dict[str, str]:
     """Metadata in the header of the safetensors file at `path`: name → text."""
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
+
+
+def lora_settings(path: str | Path) -> dict[str, Any]:
+    """Generation settings that a LoRA file asks for, by name; {} for most files.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: they are malformed, or have an unknown name.
+    """
+    text = read_lora_metadata(path).get(SETTINGS, "{}")
+    where = f"{path}: {SETTINGS} in its header"
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{where} is no JSON object: {text!r:.80}")
+    for name, value in settings.items():
+        check_type(f"{where}: {name}", value, FIELDS[check_choice(where, name, FIELDS)])
+    return settings
 
 
 def _role(key: str) -> tuple[str, str | None]:

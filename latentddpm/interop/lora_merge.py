@@ -19,7 +19,7 @@ from latentddpm.errors import UserError
 from latentddpm.interop.clip_names import linear_maps
 from latentddpm.interop.compvis.names import unet_names
 from latentddpm.interop.diffusers.weight_map import TensorMapping, rows_of_class, to_ours
-from latentddpm.interop.lora_file import OF_TEXT, OF_UNET, LoraFile
+from latentddpm.interop.lora_file import OF_TEXT, OF_UNET, LoraFile, lora_settings
 from latentddpm.models.graph_networks import GraphNetwork, add_to_weight
 from latentddpm.utils.files import file_digest
 
@@ -53,7 +53,8 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
 
     A file that was trained on another model with the same shapes is used with a warning, because
     LoRAs of Stable Diffusion are meant for fine-tuned versions of it too. All of the file is
-    checked before any weight is changed.
+    checked before any weight is changed. Settings that it asks for, such as the sampler and the
+    few steps of a distilled one, become the model's defaults.
 
     Args:
         model: whose weights are changed; `model.loras` gets an entry for the file.
@@ -83,6 +84,7 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
     for stem in file.changes:
         one = maps[stem]
         add_to_weight(one.network, one.path, to_ours(scale * file.change(stem), one.layout))
+    model.defaults = {**model.defaults, **lora_settings(path)}
     name = Path(path).name
     model.loras.append({"file": name, "sha256": file_digest(path), "scale": scale})
 

@@ -188,7 +188,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     )
     if config.lora.rank:
         if run.is_chief:
-            save_trained_lora(unet, out / LORA, config, sources.base)
+            save_trained_lora(unet, out / LORA, config, sources.base, model.defaults)
     else:
         model.unet = in_float32(unet)
         if text_encoder is not None:

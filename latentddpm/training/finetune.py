@@ -5,13 +5,17 @@ The settings that such a run takes from the model are those of `training.plan.in
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import latentddpm
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
 from latentddpm.interop.lora import add_lora, save_lora
+from latentddpm.interop.lora_file import SETTINGS
 from latentddpm.models.archive import load_archive
 from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.models.denoisers.kinds import load_denoiser
@@ -19,14 +23,23 @@ from latentddpm.models.functional import freeze, rebuild
 from latentddpm.pipeline.model_folder import TOKENIZER, ModelFolder
 
 
-def save_trained_lora(unet: Denoiser, path: Path, config: DiffusionRun, base: ModelFolder) -> None:
+def save_trained_lora(
+    unet: Denoiser,
+    path: Path,
+    config: DiffusionRun,
+    base: ModelFolder,
+    settings: Mapping[str, Any],
+) -> None:
     """Write a run's LoRA, with metadata that identifies it and its model.
+
+    That of a distillation also says how its images are drawn, which `generate` takes as defaults.
 
     Args:
         unet: with the trained LoRA.
         path: of the `.safetensors` file.
         config: of the run.
         base: model that the LoRA belongs to.
+        settings: of generation, by name.
     """
     lora = config.lora
     alpha = lora.alpha or lora.rank
@@ -41,6 +54,8 @@ def save_trained_lora(unet: Denoiser, path: Path, config: DiffusionRun, base: Mo
         "ss_network_dim": lora.rank,
         "ss_network_alpha": alpha,
     }
+    if config.distill.kind != "none":
+        metadata[SETTINGS] = json.dumps(settings, sort_keys=True)
     save_lora(unet, path, metadata)
 
 

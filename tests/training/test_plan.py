@@ -353,7 +353,22 @@ EARLY = [
     "encode --data bare --vae vae --out q --strategy two",
     "evaluate --model vae --data nowhere",
     "evaluate --model flow --data bare --nll",
+    f"{TRAIN_UNET} --distill lcm",
+    "train-diffusion --data captioned --out q --init model --distill lmc",
+    "train-diffusion --data captioned --out q --init flow --distill lcm",
+    "train-diffusion --data captioned --out q --init model --distill lcm"
+    " --set distill.solver_steps=2000",
+    "train-diffusion --data captioned --out q --init model --distill lcm"
+    " --set text.trainable=true",
+    "train-diffusion --data captioned --out q --init model --distill lcm"
+    " --set training.min_snr_gamma=5",
+    "train-diffusion --data captioned --out q --init model --distill lcm"
+    " --set distill.guidance_scale=[4,2]",
+    "train-diffusion --data captioned --out q --init wordless --distill lcm"
+    " --set distill.guidance_scale=[1,2]",
     "generate --model flow --sampler pndm",
+    "generate --model flow --sampler lcm",
+    "generate --model model --sampler lcm --steps 8 --original-steps 4",
     "generate --model wordless --sampler euler --shift 3",
     "train-diffusion --data bare --out q --init wordless --set schedule.kind=flow",
     "evaluate --model nowhere --data bare",

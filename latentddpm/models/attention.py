@@ -20,6 +20,7 @@ the graph.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras

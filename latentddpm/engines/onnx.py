@@ -94,11 +94,11 @@ class OnnxGraph:
         except Exception as error:  # its errors have no common class
             raise UserError(f"{self.path}: ONNX Runtime cannot open it: {error}") from None
         types = {each.name: TYPES[each.type] for each in session.get_inputs()}
-        return partial(_run, session, types, weights)
+        return partial(_run, session, types)
 
 
-def _run(session: Any, types: Mapping[str, Any], weights: Weights, inputs: Any) -> np.ndarray:
-    """Output of a session; `weights` are kept, since it reads them where they are."""
+def _run(session: Any, types: Mapping[str, Any], inputs: Any) -> np.ndarray:
+    """Output of a session, which has copied the weights."""
     if not isinstance(inputs, Mapping):
         (name,) = types
         inputs = {name: inputs}

@@ -20,6 +20,7 @@ import numpy as np
 from latentddpm.errors import UserError
 from latentddpm.models.autoencoder.facts import AutoencoderFacts
 from latentddpm.models.denoisers.facts import DenoiserFacts
+from latentddpm.utils.machine.memory import give_memory_back
 
 Run = Callable[[Any], np.ndarray]
 """Function of a graph: its inputs by name, or its only input → its output."""
@@ -80,11 +81,16 @@ class GraphNetwork:
     def __call__(self, inputs: Any, training: bool = False) -> np.ndarray:
         if self._run is None:
             self._run = self.graph.bind(self.weights)
+            del self.weights  # the engine has copied them
+            give_memory_back()
         return self._run(inputs)
 
     @functools.cached_property
     def weights(self) -> Weights:
-        """Weights by their names in the archive; until the first call they may be changed."""
+        """Weights by their names in the archive; until the first call they may be changed.
+
+        The first call lets go of them. Later they are those of the archive again.
+        """
         return self.graph.read()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
 import math
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,16 @@ def free_memory() -> int | None:
 
 class TooManyWeights(ValueError):
     """Error for a network with more weights than `weight_limit` allows."""
+
+
+def give_memory_back() -> None:
+    """Give freed memory back to the system, where the allocator is glibc's, which would keep it.
+
+    ONNX Runtime holds several copies of the weights while it opens a graph: of a decoder with
+    188 MB of weights 700 MB were in use afterwards, and 210 MB after this (measured).
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
     GPU         in training bfloat16 from compute capability 8.0 on, which has units for it;
                 without training float16 from 7.0 on, whose numbers are finer and whose overflow
                 is seen (`models.precision`); else float32
-    processor   bfloat16 where a convolution with its gradient is `WORTH` times as fast in it as in
-                float32, which is so where there are instructions for it; else float32
+    processor   in training bfloat16 where a convolution with its gradient is `WORTH` times as fast
+                in it as in float32, which is so where there are instructions for it; else, and
+                without training, float32: there bfloat16 pays for autoencoders, not for UNets
 
 The convolution is timed once, in about a second. The answer is kept in the user's cache folder,
 under the processor's name and all else that decides which kernels compute it.
@@ -69,7 +70,7 @@ def choose_precision(asked: str) -> str:
     """Precision to compute in without training.
 
     Args:
-        asked: one of `choices.PRECISIONS`, or "auto" for the one that is fastest here.
+        asked: one of `choices.PRECISIONS`, or "auto" for the one that is right for the device.
 
     Raises:
         UserError: the device cannot compute in it.
@@ -79,13 +80,11 @@ def choose_precision(asked: str) -> str:
     on_tensorflow = keras.backend.backend() == "tensorflow"
     if asked != AUTO:
         return check_device(asked, why_not) if on_tensorflow else asked
-    if not on_tensorflow:
+    gpus = tf.config.list_physical_devices("GPU") if on_tensorflow else ()
+    if not gpus:
         return "float32"
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-        return choose_on_gpus(details, training=False).precision
-    return fastest_precision().precision
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return choose_on_gpus(details, training=False).precision
 
 
 def check_device(precision: str, why_not: Callable[[str], str]) -> str:

@@ -103,7 +103,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     _check_files(options)
     open_source(options["data"])
     loras = read_loras(options["loras"])
-    precision = precision_of(options["precision"], None, options["engine"])
+    precision = precision_of(options["precision"])
     folder = read_model_folder(options["model"])
     if folder.pixels.spatial_dims == 1:
         raise UserError(

@@ -1,8 +1,7 @@
 """Devices of a generation: engine and precision, and the processes that share the images.
 
 --engine       else the engine of the PNG that is made again, else auto
---precision    else that of the PNG, else auto: float32 on a processor, so that a picture does not
-               depend on its kind, unless --engine keras was asked for. Half precision is Keras's
+--precision    else that of the PNG, else auto: float32 on a processor. Half precision is Keras's
 --strategy     several devices or processes are Keras's; so auto means keras with them
 """
 
@@ -22,20 +21,18 @@ ALONE = ("auto", "one")
 """Strategies that do not ask for several devices."""
 
 
-def precision_of(given: str | None, remembered: str | None, engine: str | None) -> str:
+def precision_of(given: str | None, remembered: str | None = None) -> str:
     """Precision of a generation: "auto" only where the device decides, which Keras knows.
 
     Args:
         given: on the command line; None for none.
         remembered: of the PNG to make again; None for none.
-        engine: on the command line; None for none.
 
     Raises:
         UserError: it is not known.
     """
     asked = check_choice("--precision", given or remembered or AUTO, (AUTO, *PRECISIONS))
-    alone = engine != "keras" and not has_accelerator()
-    return "float32" if asked == AUTO and alone else asked
+    return "float32" if asked == AUTO and not has_accelerator() else asked
 
 
 def engine_of(

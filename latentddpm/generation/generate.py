@@ -246,7 +246,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
             f"{folder.path} is {folder.digest}; give its own with --model"
         )
     own = remembered.get("precision", source and "float32")
-    precision = precision_of(options["precision"], own, options["engine"])
+    precision = precision_of(options["precision"], own)
     own = remembered.get("engine", source and "keras")
     engine, note = engine_of(folder, options["engine"], own, options["strategy"], precision)
     pixels = folder.pixels

@@ -34,7 +34,7 @@ def settle_precision(asked: str, engine: str = "keras") -> str:
     """Precision for the networks of an engine, with "auto" decided.
 
     Args:
-        asked: one of `choices.PRECISIONS`, or "auto" for the fastest of this machine.
+        asked: one of `choices.PRECISIONS`, or "auto" for the one that is right for the device.
         engine: "keras", or another one, which computes in float32.
 
     Raises:

@@ -134,7 +134,7 @@ class LatentDiffusion:
                 can be trained, saved and exported; "onnx", which only generates; or "auto".
             precision: in which Keras's networks compute and hold their weights: "float32",
                 "bfloat16" or "float16", which take half the memory and only generate, see
-                `models.precision`; or "auto" for the fastest of this machine.
+                `models.precision`; or "auto": float16 on a GPU that has units for it.
             cache: compute Keras's networks by functions that are kept in the user's cache folder,
                 where that can be: a later start is several times as fast. Such a model only
                 generates, as `latentddpm generate` does.

@@ -68,6 +68,8 @@ def test_what_tensorflow_computes_in_here_is_accepted():
         if not why_not(half):
             assert choose_precision(half) == half
     assert why_not("float32") == "", "expected float32 everywhere"
+    if not precision.tf.config.list_physical_devices("GPU"):
+        assert choose_precision("auto") == "float32", "expected float32 on a processor"
     assert why_not("int32"), "TensorFlow convolves no whole numbers: expected a reason"
 
 

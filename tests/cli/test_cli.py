@@ -385,7 +385,7 @@ def test_a_picture_tells_how_it_was_made(model, apple):
         "prompts": ["red apple"],
         "negative_prompt": "",
         "seed": 7,
-        "sampler": "ddim",
+        "sampler": "unipc",
         "num_steps": 3,
         "guidance_scale": 3.0,
         "model_digest": read_model_folder(model).digest,

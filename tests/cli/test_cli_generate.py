@@ -53,7 +53,8 @@ def generate(model, *arguments):
 @step_by_step()
 def test_a_picture_keeps_the_options_of_its_sampler(model, tmp_path):
     out, again = tmp_path / "out.png", tmp_path / "again.png"
-    given = ("--steps", 3, "--eta", "1,0.5,0", "--variance", "large", "--clip-sample")
+    given = ("--steps", 3, "--sampler", "ddim", "--eta", "1,0.5,0")
+    given += ("--variance", "large", "--clip-sample")
     succeeds(generate(model, "--seed", 7, "--out", out, *given, "--start-step", 1))
     made = read_metadata(out)
     expected = {"eta": [1.0, 0.5, 0.0], "variance": "large", "clip_sample": True}
@@ -197,10 +198,10 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
         ("--steps", "1001"),
         ("--timestep-spacing", "leding"),
         ("--sampler", "ddpm", "--eta", "0.5"),
-        ("--eta", "2"),
-        ("--eta", "1,a"),
-        ("--eta", "1,0.5"),
-        ("--variance", "large"),
+        ("--sampler", "ddim", "--eta", "2"),
+        ("--sampler", "ddim", "--eta", "1,a"),
+        ("--sampler", "ddim", "--eta", "1,0.5"),
+        ("--sampler", "ddim", "--variance", "large"),
         ("--sampler", "ddpm", "--variance", "larg"),
         ("--sampler", "ddpm", "--variance", "learned_range"),
         ("--sampler", "pc", "--snr", "0"),
@@ -208,7 +209,7 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
         ("--sampler", "euler", "--clip-sample"),
         ("--start-step", "1000"),
         ("--start-step", "1", "--init-image", str(photo)),
-        ("--sigma-spacing", "karras"),
+        ("--sampler", "ddim", "--sigma-spacing", "karras"),
         ("--guidance-scale", "-1"),
         ("--height", "33"),
         ("--height", "-16"),
@@ -219,7 +220,7 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
         ("--tile", "high"),
         ("--tile", "9"),
         ("--strategy", "two"),
-        ("--eta", "nan"),
+        ("--sampler", "ddim", "--eta", "nan"),
         ("--guidance-scale", "nan"),
         ("--mask", str(pictures / "mask.png")),
         ("--strength", "0.5"),
@@ -364,7 +365,7 @@ def test_options_change_the_picture_and_come_back(options, expected, model, plai
 
 def test_another_sampler_takes_its_own_options(model, tmp_path):
     out, again = tmp_path / "out.png", tmp_path / "again.png"
-    succeeds(generate(model, "--eta", 0.5, "--out", out))
+    succeeds(generate(model, "--sampler", "ddim", "--eta", 0.5, "--out", out))
     succeeds(call("generate", "--from", out, "--sampler", "euler", "--out", again))
     found = read_metadata(again)
     assert found["sampler_options"] == {}, f"eta is of ddim alone, got {found}"
@@ -379,7 +380,7 @@ def test_another_sampler_takes_its_own_options(model, tmp_path):
             ("--sigma-spacing: ", "'ddim'", "euler"),
         ),
         (("--sampler", "euler", "--sigma-spacing", "karas"), ("--sigma-spacing: ", "'karras'")),
-        (("--eta", 2), ("--eta: ", "2.0")),
+        (("--sampler", "ddim", "--eta", 2), ("--eta: ", "2.0")),
         (("--guidance-rescale", 2), ("--guidance-rescale: ", "2.0")),
     ],
 )

@@ -128,7 +128,7 @@ def test_images_kept_by_the_version_before_are_found_again(model, tmp_path):
         "sampler_options": {},
         "guidance_rescale": 0.0,
     }
-    images = images_of(model, tmp_path, guidance_scale=1.5)
+    images = images_of(model, tmp_path, sampler="ddim", guidance_scale=1.5)
     assert list(images.making.items()) == list(making.items()), f"metadata {images.making}"
     digest = hashlib.sha256(json.dumps(making, sort_keys=True).encode()).hexdigest()
     expected = f"ddim-2-1.5-{digest[:8]}"
@@ -464,7 +464,7 @@ def test_the_command_from_model_folder_to_table(model, tmp_path):
     lines = answer.stdout.splitlines()
     assert lines[1].startswith("with style.safetensors:0.5 (SHA-256 "), f"no LoRA in {lines}"
     assert "(split training) at 32×32" in lines[2], f"not told what it is compared with: {lines}"
-    assert [line.split()[0] for line in lines[-3:]] == ["validation", "ddim", "ddim"], lines
+    assert [line.split()[0] for line in lines[-3:]] == ["validation", "unipc", "unipc"], lines
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text("utf-8"))
     assert len(found["generator"]["settings"]) == 2, f"evaluation.json holds {found}"
     drawn = read_metadata(next((tmp_path / "out" / "generated").glob("*/*.png")))

@@ -167,7 +167,7 @@ def test_metadata_keeps_the_order_of_the_command_line(folders):
 
 
 def test_metadata_holds_every_setting(folders):
-    plan = plan_images(options(folders / "text", eta=0.5))
+    plan = plan_images(options(folders / "text", sampler="ddim", eta=0.5))
     written = {name: plan.metadata[name] for name in OF_IMAGES}
     assert written == plan.settings.to_json(), f"{written}, of {plan.settings!r}"
     assert "length" not in plan.metadata, "that is of signals"

@@ -410,9 +410,9 @@ def test_transparent_is_white_in_a_picture_and_repainted_in_a_mask(tmp_path):
         ({"init_image": None, "mask": "mask.png"}, ("mask", "init_image")),
         ({"latents": np.zeros((1, 4, 4, 3))}, ("latents", "(1, 4, 4, 4)", "(1, 4, 4, 3)")),
         ({"output": "pictures"}, ("output", "'pictures'", "'images'")),
-        ({"sampler_options": {"etta": 1}}, ("etta", "'ddim'", "did you mean 'eta'")),
+        ({"sampler": "ddim", "sampler_options": {"etta": 1}}, ("etta", "did you mean 'eta'")),
         ({"sampler": "ddpm", "sampler_options": {"eta": 1}}, ("eta", "'ddpm'")),
-        ({"sampler_options": {"eta": 2}}, ("eta", "2")),
+        ({"sampler": "ddim", "sampler_options": {"eta": 2}}, ("eta", "2")),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(options, words, model, picture):

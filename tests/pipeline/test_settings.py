@@ -402,7 +402,7 @@ def test_a_model_refuses_what_only_its_sampler_knows(model):
 
 def test_settings_handed_over_draw_what_they_say(model):
     given = {"num_steps": 2, "guidance_scale": 2.0, "height": 16, "negative_prompt": "cat"}
-    given |= {"sampler_options": {"eta": 0.5}}
+    given |= {"sampler": "ddim", "sampler_options": {"eta": 0.5}}
     settings = model.settings(**given)
     images = model.generate("red apple", seed=3, settings=settings)
     expected = model.generate("red apple", seed=3, **given)

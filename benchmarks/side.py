@@ -17,6 +17,7 @@ Sizes:
     page      Stable Diffusion's autoencoder on 256×256; a UNet of 25.4 M parameters, widths
               64/128/256, on 16×16×4 latents, batch 16, context 77×256; images of 128×128
     quick     an autoencoder of 2.7 M on 64×64, a UNet of 9.4 M on the same latents, batch 4
+    tiny      for rehearsals: does it run?
     512, 1024 a UNet of Stable Diffusion's size, 860 M, on the latents of such an image, batch 1
 
 The output lands in FOLDER/CELL.npy, channels last, for comparison.

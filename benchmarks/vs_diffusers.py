@@ -63,7 +63,7 @@ class Cell(NamedTuple):
         own = SIZES[self.size].get("batch", 1) if self.job.startswith("unet") else 1
         return " ".join(
             [self.job]
-            + [f"{self.size}×{self.size}"] * (self.size != "page")
+            + [self.size] * (self.size != "page")
             + [f"batch {self.batch}"] * (self.batch != own)
             + [self.precision] * (self.precision != "float32")
         )
@@ -78,14 +78,14 @@ class Cell(NamedTuple):
         return not (side == "torch-channels-last" and self.job in COLD)
 
 
-def cells(jobs: list[str], batches: list[int], precisions: list[str]) -> list[Cell]:
-    """Cells of the networks of the page."""
+def cells(jobs: list[str], size: str, batches: list[int], precisions: list[str]) -> list[Cell]:
+    """Cells of the jobs on the networks of a size."""
     found = []
     for job, precision in itertools.product(jobs, precisions):
         if precision == "float32" or job not in ("unet-train", *COLD):
-            own = SIZES["page"]["batch"] if job.startswith("unet") else 1
+            own = SIZES[size]["batch"] if job.startswith("unet") else 1
             several = {own, *batches} if job in BATCHED else {own}
-            found += [Cell(job, "page", batch, precision) for batch in sorted(several)]
+            found += [Cell(job, size, batch, precision) for batch in sorted(several)]
     return found
 
 
@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", nargs="*", default=JOBS, choices=JOBS)
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
+    parser.add_argument("--size", default="page", choices=("page", "tiny"), help="tiny: rehearse")
     parser.add_argument("--batches", nargs="+", type=int, default=[])
     parser.add_argument("--precisions", nargs="+", default=("float32",), choices=PRECISIONS)
     parser.add_argument("--large", nargs="+", default=[], choices=("512", "1024"))
@@ -193,7 +194,7 @@ def main() -> None:
         bench = Bench(Path(folder), options.isa)
         if options.quick:
             sys.exit(quick.run(bench, options.write))
-        asked = cells(options.jobs, options.batches, options.precisions)
+        asked = cells(options.jobs, options.size, options.batches, options.precisions)
         asked += [Cell("unet-forward", size, 1, "float32") for size in options.large]
         for cell in asked:
             found[cell.name] = bench.measure(cell, sides, options.rounds)

@@ -29,6 +29,19 @@ SIZES: dict[str, dict[str, Any]] = {
         "latents": 16,
         "batch": 4,
     },
+    "tiny": {
+        "vae": LARGE,
+        "unet": {
+            "channels": 32,
+            "channel_multipliers": (1, 2),
+            "num_res_blocks": 1,
+            "attention_levels": (1,),
+            "context_dim": 64,
+        },
+        "image": 64,
+        "latents": 8,
+        "batch": 2,
+    },
     "512": {"vae": LARGE, "unet": {"context_dim": 768}, "image": 64, "latents": 64},
     "1024": {"vae": LARGE, "unet": {"context_dim": 768}, "image": 64, "latents": 128},
 }

@@ -99,9 +99,10 @@ def actions(side: str, folder: Path, size: str, precision: str) -> Callable[...,
 
     engine = "onnx" if side == "onnx" else "keras"
     model = LatentDiffusion.load(folder / "ours", engine=engine, precision=precision)
+    vae = model.autoencoder
     functions = {
-        "vae-encode": lambda images: model.autoencoder.encode(images)[0],
-        "vae-decode": model.autoencoder.decode,
+        "vae-encode": lambda images: vae.encoder(images)[..., : vae.latent_channels],
+        "vae-decode": lambda latents: vae.decoder(vae.latent_space.to_raw(latents)),
         "unet-forward": model.unet,
     }
 

@@ -27,6 +27,8 @@ DATA = Path(__file__).parents[1] / "tests" / "assets" / "emoji"
 TRAINING = {
     "training.num_steps": 12,
     "training.batch_size": 8,
+    "training.learning_rate": 1e-3,
+    "training.warmup_steps": 0,
     "training.log_every": 1,
     "training.validate_every": 6,
     "training.checkpoint_every": 100,

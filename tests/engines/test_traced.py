@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import tiny_model
+from tiny import assemble, tiny_autoencoder, tiny_model
 
 from latentddpm.engines.traced import TracedGraph
 from latentddpm.models.archive import save_archive
@@ -87,30 +87,51 @@ def test_a_cache_that_cannot_be_written_changes_nothing(unets, cache):
     np.testing.assert_array_equal(found, np.asarray(compiled(network)(inputs())))
 
 
-def test_a_whole_model_draws_the_same(tmp_path, cache, monkeypatch):
-    tiny_model().save(tmp_path / "model")
-    options = {"num_steps": 2, "seed": 3, "guidance_scale": 2.0}
-    traced = LatentDiffusion.load(tmp_path / "model", cache=True)
+def draw_traced_and_by_layers(folder, cache, monkeypatch, **options):
+    """The model of a folder, traced and of layers, which drew the same; and the files it kept."""
+    traced = LatentDiffusion.load(folder, cache=True)
     assert is_graph(traced.unet), "expected traced functions in place of layers"
     assert traced.engine == "keras"
-    images = traced.generate("red apple", **options)
-    assert len(files(cache)) == 3, "expected functions of the text encoder, UNet and decoder"
+    images = traced.generate(num_steps=2, seed=3, **options)
+    kept = files(cache)
     monkeypatch.setenv(SWITCH, "1")
-    layers = LatentDiffusion.load(tmp_path / "model", cache=True)
+    layers = LatentDiffusion.load(folder, cache=True)
     assert not is_graph(layers.unet), f"expected {SWITCH} to switch the cache off"
-    words = traced.text_encoder({"token_ids": np.arange(16, dtype="int32")[None]})
+    difference = np.abs(images.astype(int) - layers.generate(num_steps=2, seed=3, **options))
+    assert difference.max() <= 1, f"expected one level at most, got {difference.max()}"
+    return traced, layers, kept
+
+
+def test_a_whole_model_draws_the_same(tmp_path, cache, monkeypatch):
+    small = {"channel_multipliers": (1,), "attention_levels": ()}
+    model = assemble(tiny_autoencoder(channel_multipliers=(1, 2)), 0, False, small)
+    model.save(tmp_path / "model")
+    size = {"height": 16, "width": 16}
+    *_, kept = draw_traced_and_by_layers(tmp_path / "model", cache, monkeypatch, **size)
+    assert len(kept) == 2, "expected functions of the UNet and the decoder"
+
+
+@pytest.mark.slow
+def test_a_model_of_text_draws_the_same(tmp_path, cache, monkeypatch):
+    tiny_model().save(tmp_path / "model")
+    options = {"prompt": "red apple", "guidance_scale": 2.0}
+    traced, layers, kept = draw_traced_and_by_layers(
+        tmp_path / "model", cache, monkeypatch, **options
+    )
+    assert len(kept) == 3, "expected functions of the text encoder, UNet and decoder"
+    words = {"token_ids": np.arange(16, dtype="int32")[None]}
+    context = traced.text_encoder(words)
+    np.testing.assert_allclose(context, np.asarray(layers.text_encoder(words)), atol=1e-6)
     given = {
         "noisy_latents": np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype("float32"),
         "timesteps": np.array([500], "int32"),
-        "context": words,
+        "context": context,
     }
     np.testing.assert_array_equal(traced.unet(given), np.asarray(compiled(layers.unet)(given)))
-    difference = np.abs(images.astype(int) - layers.generate("red apple", **options))
-    assert difference.max() <= 1, f"expected one level at most, got {difference.max()}"
 
 
 def test_the_number_of_operations_is_bounded():
-    network = tiny_model(text=False).unet
+    network = tiny_model(text=False).unet  # of two levels, without words
     function = tf.function(lambda inputs: network(inputs, training=False), autograph=False)
     specs = {
         "noisy_latents": tf.TensorSpec((None, 8, 8, 4)),

@@ -200,22 +200,26 @@ def _trace(
     outputs = [one.name for one in traced.outputs]
     graph.collection_def["train_op"].node_list.value.extend(outputs)  # what it has to keep
     optimised = tf_optimizer.OptimizeGraph(tf.compat.v1.ConfigProto(), graph)
-    present = {node.name for node in optimised.node}
-    names = [*inputs, *variables]
-    used = [
-        (name, one.name)
-        for name, one in zip(names, traced.inputs, strict=True)
-        if one.op.name in present
-    ]
-    wrapped = tf.compat.v1.wrap_function(
-        lambda: tf.graph_util.import_graph_def(optimised, name=""), []
+    places = {
+        one.op.name: name for name, one in zip([*inputs, *variables], traced.inputs, strict=True)
+    }
+    used = [node.name for node in optimised.node if node.name in places]
+    nodes = [node for node in optimised.node if node.name not in places]
+    operations = tf.compat.v1.GraphDef(
+        node=nodes, library=optimised.library, versions=optimised.versions
     )
-    find = wrapped.graph.get_tensor_by_name
-    pruned = wrapped.prune([find(place) for _, place in used], [find(one) for one in outputs])
-    library = pruned.graph.as_graph_def().library
-    library.function.insert(0, pruned.function_def)
+    types = {one.op.name: tf.TensorSpec(one.shape, one.dtype) for one in traced.inputs}
+    whole = tf.compat.v1.wrap_function(
+        lambda *given: tf.graph_util.import_graph_def(
+            operations, dict(zip(used, given, strict=True)), outputs, name=""
+        ),
+        [types[place] for place in used],
+    )
+    library = whole.graph.as_graph_def().library
+    library.function.insert(0, whole.function_def)
+    names = [places[place] for place in used]
     arguments = [
-        [name, list(variables[name].shape) if name in variables else None] for name, _ in used
+        [name, list(variables[name].shape) if name in variables else None] for name in names
     ]
     stored = tf.compat.v1.GraphDef(library=library)
     return json.dumps(arguments).encode() + b"\n" + stored.SerializeToString()

@@ -160,7 +160,7 @@ def test_a_run_keeps_its_compilation_and_says_where_it_changes(lab):
     told = succeeds(train(lab, "run", *longer, "--jit", "on"))
     assert 'training.jit_compile "off" → "on"' in told.stderr, told.stderr
     assert "adamw, XLA" in told.stderr.replace("EMA 0, ", ""), told.stderr
-    wrong = train(lab, "other", "--jit", "yes")
+    wrong = train(lab, "other", "--jit", "maybe")
     assert wrong.code == 2, "expected a refusal"
     assert "training.jit_compile" in wrong.stderr, wrong.stderr
 

@@ -63,6 +63,8 @@ class FlatAdamW(keras.optimizers.AdamW):
     def __init__(self, *args: Any, ema_warmup: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ema_warmup = ema_warmup
+        self._buckets: list[Bucket] = []
+        self._stored: list[StoredVector] = []
         for name in (
             "amsgrad",
             "clipnorm",
@@ -82,8 +84,6 @@ class FlatAdamW(keras.optimizers.AdamW):
         self._trainable_variables_indices = {
             self._var_key(variable): index for index, variable in enumerate(variables)
         }
-        self._buckets: list[Bucket] = []
-        self._stored: list[StoredVector] = []
         for group in fill(variables):
             decayed = [i for i in group if self.weight_decay and self._decays(variables[i])]
             order = decayed + [i for i in group if i not in decayed]
@@ -97,7 +97,7 @@ class FlatAdamW(keras.optimizers.AdamW):
             for slots in zip(*(bucket.slots() for bucket in buckets), strict=True):
                 indices = [bucket.indices for bucket in buckets]
                 self._stored.append(StoredVector(slots, indices, lengths))
-            self._buckets += buckets
+            self._buckets.extend(buckets)
         self.built = True
 
     def _bucket(

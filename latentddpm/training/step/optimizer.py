@@ -219,15 +219,15 @@ class FlatAdamW(keras.optimizers.AdamW):
     ) -> None:
         """Update of all buckets on one device."""
         rate, power_1, power_2, keep = factors
+        decay, share = 1 - rate * (self.weight_decay or 0.0), 1 - keep
         for bucket, values in zip(self._buckets, arguments, strict=True):
             gradient, variables, weights, momentum, velocity, *average = values
-            factor = 1 - rate * (self.weight_decay or 0.0)
             if not bucket.alone:
                 old = string(variables)
                 end = length_of(variables, range(bucket.num_decayed))
-                weights.assign(tf.concat([old[:end] * factor, old[end:]], axis=0))
+                weights.assign(tf.concat([old[:end] * decay, old[end:]], axis=0))
             elif bucket.num_decayed:
-                weights.assign(weights * factor)
+                weights.assign(weights * decay)
             tf.raw_ops.ResourceApplyAdam(
                 var=weights.handle,
                 m=momentum.handle,
@@ -243,7 +243,7 @@ class FlatAdamW(keras.optimizers.AdamW):
             new = weights.read_value()
             for mean in average:
                 tf.raw_ops.ResourceApplyGradientDescent(
-                    var=mean.handle, alpha=1 - keep, delta=mean - new
+                    var=mean.handle, alpha=share, delta=mean - new
                 )
             if not bucket.alone:
                 for variable, value in zip(variables, cut(new, variables), strict=True):

@@ -28,9 +28,8 @@ from keras import layers, ops
 
 from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, Shape, dense
 from latentddpm.models.shapes import positions_of, shape_of
+from latentddpm.utils.machine.memory import MOST_SCORES
 
-MOST_SCORES = 1 << 25
-"""Most scores that are computed at a time: 128 MiB."""
 KEPT_SCORES = 1 << 20
 """Most scores that are kept for the gradient: 4 MiB."""
 

@@ -6,6 +6,7 @@ import pytest
 from tiny import shared_model, tiny_autoencoder
 
 from latentddpm.errors import UserError
+from latentddpm.models import attention
 from latentddpm.models.autoencoder import tiling
 from latentddpm.models.autoencoder.strips import run_in_strips
 from latentddpm.models.autoencoder.tiling import decode, encode
@@ -63,9 +64,10 @@ def test_decoding_in_strips_equals_the_whole(autoencoder, rows):
 
 def test_attention_of_few_rows_at_a_time(autoencoder, monkeypatch):
     """As for an image so large that the scores of a strip are too many: here two rows of five."""
-    monkeypatch.setattr("latentddpm.models.autoencoder.strips.MOST_SCORES", 2 * 9 * 12 * 9)
     latents = normal(1, 12, 9, 4)
     whole = np.asarray(autoencoder.decoder(latents))
+    monkeypatch.setattr(attention, "KEPT_SCORES", 0)
+    monkeypatch.setattr(attention, "MOST_SCORES", 2 * 9 * 12 * 9)
     np.testing.assert_allclose(run_in_strips(autoencoder.decoder, latents, 5), whole, atol=CLOSE)
 
 

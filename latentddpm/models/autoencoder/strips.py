@@ -29,9 +29,6 @@ from latentddpm.models.attention import AttentionBlock, attention
 from latentddpm.models.layers import GroupNormalization, PaddedConv2D, ResnetBlock
 from latentddpm.models.resample import Upsample
 
-MOST_SCORES = 1 << 24
-"""Attention scores computed at a time: TensorFlow does not give memory back to the system."""
-
 
 def run_in_strips(
     network: keras.Model, inputs: np.ndarray, rows: int, progress: bool = False
@@ -200,7 +197,7 @@ def _resnet_block(block: ResnetBlock, source: _Map) -> _Map:
 
 def _attention_block(block: AttentionBlock, source: _Map) -> _Map:
     normalise = _normaliser(block.norm, source)
-    batch, height, width, channels = source.values.shape
+    batch, *_, channels = source.values.shape
 
     def tokens(strip: Any) -> Any:
         return ops.reshape(normalise(strip), (batch, -1, channels))
@@ -216,9 +213,7 @@ def _attention_block(block: AttentionBlock, source: _Map) -> _Map:
         mixed = attention(block.query(tokens(strip)), keys, values, block.num_heads)
         return np.asarray(strip + ops.reshape(block.out(mixed), strip.shape))
 
-    scores_of_a_row = batch * block.num_heads * width * height * width
-    few = source._replace(rows=min(source.rows, max(MOST_SCORES // scores_of_a_row, 1)))
-    return few.filled(map(attended, few.own()))._replace(rows=source.rows)
+    return source.filled(map(attended, source.own()))
 
 
 def _group_norm(norm: GroupNormalization, source: _Map) -> _Map:

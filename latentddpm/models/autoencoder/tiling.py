@@ -23,7 +23,7 @@ from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.graph_networks import GraphNetwork
 from latentddpm.models.inference import compiled, has_replicas
 from latentddpm.utils.images.sizes import AUTO, OFF, Tile, check_tile
-from latentddpm.utils.machine.memory import available_memory, is_out_of_memory
+from latentddpm.utils.machine.memory import MOST_SCORES, available_memory, is_out_of_memory
 
 if TYPE_CHECKING:
     import keras
@@ -251,8 +251,9 @@ class AutoencoderHalf:
         positions = height * width * self.scale**2
         tokens = positions // self.factor**2
         maps = MAPS_OF_ONE_PASS * positions * self.widest
-        scores = 2 * tokens**2  # of the attention in the middle, before and after its softmax
-        return 4 * batch * max(maps, scores)
+        # Of the attention in the middle, before and after its softmax, a block at a time.
+        scores = 2 * min(batch * tokens**2, MOST_SCORES)
+        return 4 * max(batch * maps, scores)
 
     def _size(self, inputs: np.ndarray) -> str:
         batch, height, width = inputs.shape[:3]

@@ -67,7 +67,7 @@ def cost_of(config: AutoencoderRun | DiffusionRun, factor: int = 1) -> Cost:
         numbers += blocks * MAPS_OF_A_BLOCK * area * width
         if attends:
             adds += blocks * (16 * width**2 * area + 2 * width * area**2)
-            numbers += blocks * (12 * width * area + area**2)
+            numbers += blocks * 12 * width * area  # many scores are not kept
     return Cost(adds, numbers)
 
 

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+MOST_SCORES = 1 << 25
+"""Most scores of an attention that are computed at a time: 128 MiB."""
+
 _weights_left = contextvars.ContextVar("weights_left", default=math.inf)
 
 

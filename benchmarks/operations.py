@@ -171,8 +171,7 @@ def times(forms: dict[str, Form], inputs: list[np.ndarray], gradient: bool, repe
             with tf.GradientTape() as tape:
                 tape.watch(inputs)
                 loss = tf.reduce_sum(tf.square(form(*inputs)))
-            layers = getattr(form, "trainable_variables", [])
-            return tape.gradient(loss, [*inputs, *layers])
+            return tape.gradient(loss, [*inputs, *tape.watched_variables()])
 
         return tf.function(run, autograph=False)
 

@@ -30,8 +30,9 @@ from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, 
 from latentddpm.models.shapes import positions_of, shape_of
 from latentddpm.utils.machine.memory import MOST_SCORES
 
-KEPT_SCORES = 1 << 20
-"""Most scores that are kept for the gradient: 4 MiB."""
+KEPT_SCORES = 1 << 23
+"""Most scores that are kept for the gradient: 32 MiB. Computing them again takes a quarter more
+time of attention and its gradient (docs/benchmarks.md)."""
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -167,10 +168,11 @@ def _attend_in_blocks(query, key, value):
             slopes = ops.cast((spread - inner) * weights, key.dtype)
             below = ops.matmul(slopes, key)
             weights = ops.cast(weights, above.dtype)
+            # Turned are the narrow factors, not the scores: half the time at d = 8.
             return (
                 ops.concatenate([below, above], axis=-1),
-                ops.matmul(_turned(slopes), queries),
-                ops.matmul(_turned(weights), above),
+                _turned(ops.matmul(_turned(queries), slopes)),
+                _turned(ops.matmul(_turned(above), weights)),
             )
 
         both = ops.concatenate([query, upstream], axis=-1)

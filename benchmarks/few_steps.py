@@ -1,6 +1,6 @@
 """Few steps beside many: prompts drawn with a distilled LoRA, and by the model as it is.
 
-    python benchmarks/few_steps.py --lora runs/lcm/lora.safetensors --out few.png
+    python benchmarks/few_steps.py --lora runs/lcm/lora.safetensors --out few.png [--model NAME]
 
 For each prompt and the same seed there are two pictures: left the model's own settings, right
 those of the LoRA. Whether the right one is recognised as well as the left one is for eyes to say.

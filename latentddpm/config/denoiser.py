@@ -115,3 +115,6 @@ class LoraConfig(Section):
         description="projections of attention that change; conv1, conv2, shortcut: "
         "convolutions of residual blocks",
     )
+    storage: Literal["float32", "float16"] = Field(
+        "float32", description="of the file; float16 halves it"
+    )

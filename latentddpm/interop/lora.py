@@ -111,13 +111,16 @@ def add_lora(unet: UNet, rank: int, alpha: float, targets: Sequence[str]) -> Non
             one.layer.enable_lora(rank, lora_alpha=alpha, a_initializer=uniform)
 
 
-def save_lora(unet: UNet, path: str | Path, metadata: Mapping[str, Any]) -> None:
+def save_lora(
+    unet: UNet, path: str | Path, metadata: Mapping[str, Any], storage: str = "float32"
+) -> None:
     """Write the A and B of a UNet to a LoRA file, atomically; equal weights give equal bytes.
 
     Args:
         unet: after `add_lora`.
         path: of the file.
         metadata: name → value, for the header of the file.
+        storage: type of A and B in the file, one of `choices.STORAGE`.
 
     Raises:
         OSError: the file cannot be written.
@@ -126,7 +129,7 @@ def save_lora(unet: UNet, path: str | Path, metadata: Mapping[str, Any]) -> None
     for one in _projections(unet):
         if one.trainable and one.layer.lora_enabled:
             for half, matrix in one.halves().items():
-                tensors[f"{one.stem}.{half}.weight"] = np.ascontiguousarray(matrix, "float32")
+                tensors[f"{one.stem}.{half}.weight"] = np.ascontiguousarray(matrix, storage)
             tensors[f"{one.stem}.alpha"] = np.array(one.layer.lora_alpha, "float32")
     header = {key: str(value) for key, value in metadata.items()}
     with atomic_path(path) as temporary:

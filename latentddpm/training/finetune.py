@@ -56,7 +56,7 @@ def save_trained_lora(
     }
     if config.distill.kind != "none":
         metadata[SETTINGS] = json.dumps(settings, sort_keys=True)
-    save_lora(unet, path, metadata)
+    save_lora(unet, path, metadata, lora.storage)
 
 
 def base_networks(

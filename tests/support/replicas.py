@@ -46,6 +46,7 @@ from latentddpm.training.run import checkpoint
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.step.autoencoder_trainer import AutoencoderTrainer
+from latentddpm.training.step.consistency_trainer import ConsistencyTrainer
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.training.step.optimizer import FlatAdamW, WarmAdafactor, WarmLion
 from latentddpm.training.step.trainer import Trainer
@@ -133,6 +134,11 @@ BUILDERS = {
         signal_data,
         {},
     ),
+    "consistency": (
+        lambda: ConsistencyTrainer(UNet(**UNET), NoiseSchedule(), stride=20),
+        unet_data,
+        {},
+    ),
     "autoencoder": (
         lambda: AutoencoderTrainer(Autoencoder(**SIZES), kl_weight=1e-3),
         image_data,
@@ -202,6 +208,7 @@ CASES = {
 }
 SLOW_CASES = {
     "signals, 2 replicas": {"kind": "signals", "replicas": 2},
+    "consistency, 2 replicas": {"kind": "consistency", "replicas": 2},
     "autoencoder, 2 replicas": {"kind": "autoencoder", "replicas": 2},
     "unet, 2 replicas, 2 micro-batches": {
         "kind": "unet",

@@ -22,6 +22,8 @@ from tiny import (
 )
 
 from latentddpm.cli import main
+from latentddpm.config import DiffusionRun
+from latentddpm.config_file import load_config
 from latentddpm.data.examples import noisy_examples
 from latentddpm.diffusion import NoiseSchedule, samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
@@ -35,6 +37,8 @@ from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.settings import ModelFacts
 from latentddpm.training.diffusion import train_diffusion
+from latentddpm.training.plan.inherit import check_distillation
+from latentddpm.training.plan.sources import read_sources
 from latentddpm.training.run.checkpoint import _variables
 from latentddpm.training.step.consistency_trainer import ConsistencyTrainer
 from latentddpm.training.step.optimizer import FlatAdamW, WarmLion
@@ -370,3 +374,18 @@ def test_settings_of_a_lora_that_are_malformed_are_refused(tmp_path, text):
     with pytest.raises(UserError, match="generation_settings in its header") as caught:
         lora_settings(path)
     assert "\n" not in str(caught.value), "expected one line"
+
+
+def test_a_distillation_has_defaults_of_its_own(lab):
+    config, _ = read_sources(
+        load_config(DiffusionRun, None, ("distill.kind=lcm",), init=lab / "base"), None
+    )
+    check_distillation(config)
+    assert config.distill.guidance_scale == [3.0, 3.0], "expected the model's own guidance"
+    found = config.samples.sampler, config.samples.num_steps, config.samples.guidance_scale
+    assert found == ("lcm", 4, 1.0), f"{found}"
+    assert (config.training.ema_momentum, config.training.condition_dropout) == (0.95, 0.0)
+    assert {"conv1", "ff_in"} < {*config.lora.targets}, f"{config.lora.targets}"
+    given = ("distill.kind=lcm", "samples.num_steps=2", "training.ema_momentum=0.9")
+    config, _ = read_sources(load_config(DiffusionRun, None, given, init=lab / "base"), None)
+    assert (config.samples.num_steps, config.training.ema_momentum) == (2, 0.9), "not those given"

@@ -27,6 +27,9 @@ DISTILLED = {
 }
 """Section → values of a distillation for settings that are not given. The EMA is its target, which
 has to follow; guidance is part of what is learned."""
+CHANGED = ("query", "key", "value", "out", "conv1", "conv2")
+CHANGED_WITH_TEXT = ("proj_in", "proj_out", "ff_in", "ff_out")
+"""Targets of the LoRA of a distillation; and those that only transformer blocks have."""
 NOT_DISTILLED = ("min_snr_gamma", "offset_noise", "input_perturbation")
 """Settings of the training target, which a distillation takes from its teacher."""
 
@@ -91,10 +94,12 @@ def _distilled(
         return {"samples": _fill(config.samples, drawn)}
     scale = drawn.get("guidance_scale", DEFAULTS["guidance_scale"])
     teacher = {"guidance_scale": [scale, scale] if has_text else None}
+    targets = [*CHANGED, *CHANGED_WITH_TEXT] if has_text else [*CHANGED]
     return {
         "samples": _fill(config.samples, {**drawn, **DISTILLED["samples"]}),
         "training": _fill(config.training, DISTILLED["training"]),
         "distill": _fill(config.distill, teacher),
+        "lora": _fill(config.lora, {"targets": targets}),
     }
 
 

@@ -84,6 +84,7 @@ def test_the_level_at_the_end_comes_back(sampler):
         ("ddpm", {"variance": "learned_range"}, {"variance_type": "learned_range"}),
         ("ddpm", {"clip_sample": True}, {"clip_sample": True}),
         ("ddim", {"clip_sample": True}, {"clip_sample": True}),
+        ("lcm", {"original_steps": 20}, {"original_inference_steps": 20}),
         ("dpmpp_2m_sde", {"steps_offset": 0}, {"algorithm_type": "sde-dpmsolver++"}),
     ],
 )
@@ -93,6 +94,17 @@ def test_what_a_step_adds_and_clips_comes_back(sampler, options, theirs):
     assert {key: config[key] for key in theirs} == theirs, f"config {config}"
     found = read_scheduler(config, SOURCE, pixels=True)[1]
     assert found == defaults, f"defaults {found}, expected {defaults}"
+
+
+def test_lcm_has_defaults_of_its_own():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule, defaults = read_scheduler({"_class_name": "LCMScheduler"}, SOURCE)
+    assert schedule.get_config() == NoiseSchedule().get_config(), f"schedule {schedule}"
+    assert defaults == {"sampler": "lcm", "timestep_spacing": "leading"}, f"defaults {defaults}"
+    odd = {"_class_name": "LCMScheduler", "timestep_scaling": 5.0}
+    with pytest.warns(SchedulerNote, match="timestep_scaling: 5.0"):
+        read_scheduler(odd, SOURCE)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1.0, {"clip_sample": True}), (2.0, {})])

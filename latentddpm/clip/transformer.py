@@ -15,8 +15,15 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from latentddpm.utils.machine.memory import is_blank
+
 PACKAGE = "latentddpm"
 LAYER_NORM_EPSILON = 1e-5
+
+
+def _initializer(name: str) -> str:
+    """Name of an initializer, or of zeros where weights are read next."""
+    return "zeros" if is_blank() else name
 
 
 def quick_gelu(inputs: Any) -> Any:
@@ -49,11 +56,12 @@ class TokenAndPositionEmbedding(layers.Layer):
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
         self.hidden_dim = hidden_dim
+        options = {"embeddings_initializer": _initializer("uniform"), "dtype": self.dtype_policy}
         self.token_embedding = layers.Embedding(
-            vocabulary_size, hidden_dim, dtype=self.dtype_policy, name="token_embedding"
+            vocabulary_size, hidden_dim, name="token_embedding", **options
         )
         self.position_embedding = layers.Embedding(
-            context_length, hidden_dim, dtype=self.dtype_policy, name="position_embedding"
+            context_length, hidden_dim, name="position_embedding", **options
         )
 
     def build(self, inputs_shape: tuple[int | None, ...]) -> None:
@@ -108,13 +116,14 @@ class CLIPEncoderLayer(layers.Layer):
         self.activation = activation
         dtype = {"dtype": self.dtype_policy}
         norm = {"epsilon": LAYER_NORM_EPSILON, **dtype}
+        weights = {"kernel_initializer": _initializer("glorot_uniform"), **dtype}
         self.layer_norm_1 = layers.LayerNormalization(name="layer_norm_1", **norm)
         self.attention = layers.MultiHeadAttention(
-            num_heads, hidden_dim // num_heads, name="attention", **dtype
+            num_heads, hidden_dim // num_heads, name="attention", **weights
         )
         self.layer_norm_2 = layers.LayerNormalization(name="layer_norm_2", **norm)
-        self.dense_1 = layers.Dense(intermediate_dim, name="dense_1", **dtype)
-        self.dense_2 = layers.Dense(hidden_dim, name="dense_2", **dtype)
+        self.dense_1 = layers.Dense(intermediate_dim, name="dense_1", **weights)
+        self.dense_2 = layers.Dense(hidden_dim, name="dense_2", **weights)
 
     def build(self, inputs_shape: tuple[int | None, ...]) -> None:
         self.layer_norm_1.build(inputs_shape)

@@ -32,8 +32,8 @@ from safetensors.numpy import load_file
 from latentddpm.errors import UserError, one_line
 from latentddpm.interop.tensors import TensorFiles, refuse_pickle
 from latentddpm.models.archive import load_archive, weights_digest
-from latentddpm.models.layers import blank_weights
 from latentddpm.models.perceptual import BLOCKS, PerceptualDistance
+from latentddpm.utils.machine.memory import blank_weights
 from latentddpm.utils.stored_weights import check_finite
 
 IMAGENET, HED = "imagenet", "hed"

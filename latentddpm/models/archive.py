@@ -24,12 +24,9 @@ import numpy as np
 from latentddpm.choices import HALF, PRECISIONS, STORAGE
 from latentddpm.errors import UserError, check_choice, one_line
 from latentddpm.models.functional import rebuild
-from latentddpm.models.layers import blank_weights
 from latentddpm.utils.files import WEIGHTS, atomic_path, open_archive, read_arguments
-from latentddpm.utils.machine.memory import TooManyWeights, weight_limit
+from latentddpm.utils.machine.memory import TooManyWeights, blank_weights, weight_limit
 from latentddpm.utils.stored_weights import StoredWeights, check_finite, open_weights
-
-SMALLEST_NUMBER = 2  # bytes per weight: they are stored in float32 or float16
 
 
 def save_archive(model: keras.Model, path: str | Path, storage: str = "float32") -> None:
@@ -183,7 +180,7 @@ def weights_digest(model: keras.Model) -> str:
     config = {k: v for k, v in model.get_config().items() if k not in ("name", "dtype")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for variable in model.weights:
-        digest.update(np.asarray(keras.ops.convert_to_numpy(variable), np.float16).tobytes())
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable), np.float16))
     return digest.hexdigest()
 
 

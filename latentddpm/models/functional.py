@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from latentddpm.models.layers import blank_weights
+from latentddpm.utils.machine.memory import blank_weights
 
 
 class FunctionalModel(keras.Model):

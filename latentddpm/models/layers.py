@@ -16,17 +16,14 @@ most of the time to a first training step.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import layers, ops
 
 from latentddpm.models.shapes import positions_of, shape_of
-from latentddpm.utils.machine.memory import count_weights
+from latentddpm.utils.machine.memory import count_weights, is_blank
 
 PACKAGE = "latentddpm"
 Shape = tuple[int | None, ...]
@@ -84,22 +81,6 @@ def group_norm(channels: int, groups: int, epsilon: float, **kwargs: Any) -> lay
     return GroupNormalization(groups=groups, epsilon=epsilon, **kwargs)
 
 
-_blank = contextvars.ContextVar("blank", default=False)
-
-
-@contextlib.contextmanager
-def blank_weights() -> Iterator[None]:
-    """Make networks with zeros for weights inside the block, because real ones are loaded next.
-
-    Drawing the 860 million initial weights of a UNet takes longer than loading its real ones.
-    """
-    token = _blank.set(True)
-    try:
-        yield
-    finally:
-        _blank.reset(token)
-
-
 def zeros_or_default(zero_init: bool = False, default: str = "glorot_uniform") -> Any:
     """Kernel initializer: Glorot uniform or another default, or zeros.
 
@@ -107,7 +88,7 @@ def zeros_or_default(zero_init: bool = False, default: str = "glorot_uniform") -
         zero_init: zeros. A residual block whose last kernel is zero is the identity.
         default: name of the initializer without `zero_init`.
     """
-    if _blank.get():
+    if is_blank():
         return _counted_zeros
     return "zeros" if zero_init else default
 

@@ -11,9 +11,9 @@ from latentddpm.models.layers import (
     GroupNormalization,
     PaddedConv2D,
     ResnetBlock,
-    blank_weights,
 )
 from latentddpm.models.resample import Upsample
+from latentddpm.utils.machine.memory import blank_weights
 
 DOWN = ((0, 1), (0, 1))
 

@@ -25,7 +25,7 @@ from latentddpm.interop.diffusers.weights import fill, match
 from latentddpm.interop.tensors import Tensors
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.denoisers.unet import UNet
-from latentddpm.models.layers import blank_weights
+from latentddpm.utils.machine.memory import blank_weights
 
 
 @dataclass(frozen=True)

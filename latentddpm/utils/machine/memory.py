@@ -1,4 +1,4 @@
-"""Memory: errors when it runs out, bytes that are free, a limit on the number of weights."""
+"""Memory: errors when it runs out, bytes that are free, weights that are limited or left blank."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ MOST_SCORES = 1 << 25
 """Most scores of an attention that are computed at a time: 128 MiB."""
 
 _weights_left = contextvars.ContextVar("weights_left", default=math.inf)
+_blank = contextvars.ContextVar("blank", default=False)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -91,6 +92,24 @@ def count_weights(number: int) -> None:
     if left < 0:
         raise TooManyWeights(f"{number} more weights")
     _weights_left.set(left)
+
+
+@contextlib.contextmanager
+def blank_weights() -> Iterator[None]:
+    """Make networks with zeros for weights inside the block, because real ones are loaded next.
+
+    Drawing the 860 million initial weights of a UNet takes longer than loading its real ones.
+    """
+    token = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(token)
+
+
+def is_blank() -> bool:
+    """True inside `blank_weights`."""
+    return _blank.get()
 
 
 def _lines(path: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 A run that resumes keeps what it began with, on any machine, so that it goes on exactly. A new one
 takes the precision that the machine is fastest in, and compiles its step with XLA on a GPU: on a
-CPU that takes longer than a thousand steps give back (docs/benchmarks.md). Its configuration and
+CPU that takes longer than 800 steps give back (docs/benchmarks.md). Its configuration and
 its checkpoints hold both.
 """
 

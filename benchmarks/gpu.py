@@ -10,7 +10,8 @@ text encoder and decoder, one image. Each side and job is a process of its own, 
 long it compiled, the median and best of its later calls, and the peak of the GPU's memory where
 the backend counts it. Losses and pictures of the two are compared. Sizes are those of `side.py`.
 
-It never ran on a GPU: it was rehearsed on a CPU, in size tiny.
+It never ran on a GPU. On a CPU, in size tiny, the training step of Keras on JAX was rehearsed;
+the rest of it never ran.
 """
 
 import argparse

@@ -9,7 +9,7 @@ float32 (TF32 is switched off). Compares the loss of every logged step, the numb
 validation, and the pictures that both draw with the model of the CPU. Exit code 1 if a loss is
 further apart than `--tolerance`, relative, or a picture more than two levels of 255.
 
-It never ran on a GPU: it was rehearsed on CPU devices.
+It never ran on a GPU. Both trainings were rehearsed on two logical CPU devices.
 """
 
 import argparse

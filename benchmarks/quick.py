@@ -1,4 +1,4 @@
-"""Check of two minutes, `vs_diffusers.py --quick`: no ratio is 25 % worse than it was.
+"""Check meant for two minutes, `vs_diffusers.py --quick`: no ratio is 25 % worse than it was.
 
 One process a side loads small networks (`side.py`, size quick) and then does jobs as it is told,
 so the sides take turns call by call and a noisy machine is noisy for both. A ratio is of the best

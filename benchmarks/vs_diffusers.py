@@ -16,7 +16,7 @@ cold starts in each. `cold-again` is the second start, with the user's cache of 
 `--large` is one step of a UNet of Stable Diffusion's size (16 GiB of memory and of disk).
 `--isa avx2` hides AVX-512 from oneDNN, MKL and PyTorch's own kernels, and leaves TensorFlow the
 kernels that it takes on such a processor; for ONNX Runtime there is no such switch, so `onnx` is
-left out. `--quick` is a check of two minutes, see `quick.py`.
+left out. `--quick` is a check meant for two minutes, see `quick.py`.
 """
 
 import argparse

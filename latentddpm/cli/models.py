@@ -53,8 +53,8 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
 
     check_choice("storage", storage, STORAGE)
     check_new(out)
-    chosen = read_loras(loras)
     folder = read_model_folder(model, verify=False)
+    chosen = read_loras(loras, folder.path)
     folder.file("unet")
     import_keras()
     with activity(f"loading {folder.path.name}", quiet):

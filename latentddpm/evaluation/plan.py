@@ -102,9 +102,9 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     check_choice("--projection", options["projection"], PROJECTIONS)
     _check_files(options)
     open_source(options["data"])
-    loras = read_loras(options["loras"])
     precision = precision_of(options["precision"])
     folder = read_model_folder(options["model"])
+    loras = read_loras(options["loras"], folder.path)
     if folder.pixels.spatial_dims == 1:
         raise UserError(
             f"{folder.path}: a model of signals; what is measured here are features and bounds of "

@@ -237,7 +237,6 @@ def plan_images(options: dict[str, Any]) -> Plan:
         name: input_file(name, options[name], source, remembered)
         for name in ("init_image", "mask")
     }
-    loras = read_loras(options["loras"]) or remembered_loras(source, remembered.get("loras") or [])
     model = options["model"] or remembered.get("model") or DEFAULT_MODEL
     folder = read_model_folder(model, verify=False)
     if remembered and folder.digest != remembered.get("model_digest"):
@@ -245,6 +244,9 @@ def plan_images(options: dict[str, Any]) -> Plan:
             f"{source}: made by model {remembered.get('model_digest')}, "
             f"{folder.path} is {folder.digest}; give its own with --model"
         )
+    loras = read_loras(options["loras"], folder.path) or remembered_loras(
+        source, remembered.get("loras") or [], folder.path
+    )
     own = remembered.get("precision", source and "float32")
     precision = precision_of(options["precision"], own)
     own = remembered.get("engine", source and "keras")

@@ -1,7 +1,8 @@
 """LoRA files as options name them: `FILE`, `FILE:SCALE`, or the run that trained one.
 
+A LoRA that comes with a model lies in its folder and is named without its suffix, such as `lcm`.
 The metadata of a PNG holds name, SHA-256 and scale of each. `--from` looks for the same file, by
-its name, beside the PNG and in the working directory.
+its name, beside the PNG, in the working directory and in the model's folder.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ class Lora:
     scale: float
 
 
-def read_loras(options: Iterable[str]) -> list[Lora]:
+def read_loras(options: Iterable[str], model: Path | None = None) -> list[Lora]:
     """LoRA files of the options `--lora`.
 
     Args:
         options: each `FILE`, `FILE:SCALE`, or the folder of a run, PEFT or diffusers instead of
-            the file.
+            the file; or the name of one that comes with the model.
+        model: folder of the model; None where no name is looked up.
 
     Raises:
         UserError: no such file, one that is no LoRA, or a scale that is not a finite number.
@@ -57,9 +59,12 @@ def read_loras(options: Iterable[str]) -> list[Lora]:
                 raise UserError(f"--lora {option}: expected FILE or FILE:SCALE") from None
         if not math.isfinite(scale):
             raise UserError(f"--lora {option}: the scale has to be a finite number")
+        own = model / f"{path}.safetensors" if model and len(path.parts) == 1 else None
         if path.is_dir():
             names = (name for name in ADAPTERS if (path / name).is_file())
             path = path / next(names, LORA)
+        elif not path.exists() and own is not None and own.is_file():
+            path = own
         if not path.is_file():
             raise UserError(f"--lora {option}: {path}: no such file")
         check_lora(path)
@@ -84,12 +89,13 @@ def lora_defaults(loras: Iterable[Lora]) -> dict[str, Any]:
     return found
 
 
-def remembered_loras(source: Path | None, traces: Iterable[Any]) -> list[Lora]:
+def remembered_loras(source: Path | None, traces: Iterable[Any], model: Path) -> list[Lora]:
     """LoRA files that a PNG was made with.
 
     Args:
         source: the PNG.
         traces: its metadata `loras`: for each file its name `file`, `sha256` and `scale`.
+        model: folder of the model.
 
     Raises:
         UserError: a file is missing or is another one, or the metadata is malformed.
@@ -101,7 +107,8 @@ def remembered_loras(source: Path | None, traces: Iterable[Any]) -> list[Lora]:
             scale = float(trace["scale"])
         except (TypeError, KeyError, ValueError):
             raise UserError(f"{source}: its metadata has loras: {trace!r:.100}") from None
-        path = beside(source, name)
+        own = model / name
+        path = beside(source, name) or (own if own.is_file() else None)
         if path is None or file_digest(path) != sha256:
             raise UserError(
                 f"{source}: was made with {name} (SHA-256 {str(sha256)[:12]}), which is not "

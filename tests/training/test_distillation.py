@@ -29,7 +29,7 @@ from latentddpm.diffusion import NoiseSchedule, samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.samplers.lcm import boundary_scalings, solver_timesteps
 from latentddpm.errors import UserError
-from latentddpm.generation.loras import Lora, lora_defaults
+from latentddpm.generation.loras import Lora, lora_defaults, read_loras, remembered_loras
 from latentddpm.interop.lora import add_lora, merge_lora, save_lora
 from latentddpm.interop.lora_file import lora_settings
 from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs
@@ -42,6 +42,7 @@ from latentddpm.training.plan.sources import read_sources
 from latentddpm.training.run.checkpoint import _variables
 from latentddpm.training.step.consistency_trainer import ConsistencyTrainer
 from latentddpm.training.step.optimizer import FlatAdamW, WarmLion
+from latentddpm.utils.files import file_digest
 from latentddpm.utils.pixels import read_metadata
 
 MEAN, STD = 0.4, 0.5
@@ -389,3 +390,14 @@ def test_a_distillation_has_defaults_of_its_own(lab):
     given = ("distill.kind=lcm", "samples.num_steps=2", "training.ema_momentum=0.9")
     config, _ = read_sources(load_config(DiffusionRun, None, given, init=lab / "base"), None)
     assert (config.samples.num_steps, config.training.ema_momentum) == (2, 0.9), "not those given"
+
+
+def test_a_lora_that_comes_with_a_model_has_a_name(tmp_path):
+    path = tiny_lora(tmp_path / "lcm.safetensors")
+    (found,) = read_loras(["lcm:0.5"], tmp_path)
+    assert found == Lora(path, 0.5), f"{found}"
+    trace = {"file": path.name, "sha256": file_digest(path), "scale": 0.5}
+    again = remembered_loras(tmp_path / "elsewhere" / "a.png", [trace], tmp_path)
+    assert again == [found], f"{again}, expected it in the model's folder"
+    with pytest.raises(UserError, match="lmc: no such file"):
+        read_loras(["lmc"], tmp_path)

@@ -97,5 +97,8 @@ EXPORTS = {
 ENGINES = ("auto", "keras", "onnx")
 """Engines that compute the networks of a model."""
 
+JIT = ("auto", "on", "off")
+"""Settings of compilation with XLA."""
+
 PROJECTIONS = ("tsne", "umap")
 """Projections of latents to the plane, for `evaluate --latents`."""

@@ -63,6 +63,7 @@ from latentddpm.cli.usage import command
 @strategy_option
 @engine_option
 @precision_option
+@click.option("--jit", help="auto, on, off: compile Keras's networks with XLA [default: auto].")
 @click.option("--no-cache", is_flag=True, help="Keep no traced functions for the next start.")
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from latentddpm.choices import AUTO, HALF, PRECISIONS
+from latentddpm.choices import AUTO, HALF, JIT, PRECISIONS
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup, parse_strategy
 from latentddpm.engines.networks import choose_engine
 from latentddpm.errors import UserError, check_choice
@@ -67,6 +67,22 @@ def engine_of(
             note = f"made with the engine {remembered}, which cannot be had here: "
             return "keras", f"{note}keras draws it, and single pixels may differ by one level"
     return choose_engine("keras" if several else given or AUTO, folder, precision), None
+
+
+def jit_of(given: str | None, engine: str) -> bool | None:
+    """Whether the networks are compiled with XLA; None for Keras's choice, which is on GPUs.
+
+    Args:
+        given: one of `choices.JIT`; None for "auto".
+        engine: returned by `engine_of`.
+
+    Raises:
+        UserError: another word, or "on" for an engine that has no XLA.
+    """
+    check_choice("--jit", given or AUTO, JIT)
+    if given == "on" and engine != "keras":
+        raise UserError(f"--jit on: the engine {engine} has no XLA; expected --engine keras")
+    return {"on": True, "off": False}.get(given)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
-from latentddpm.generation.devices import ALONE, devices, engine_of, precision_of
+from latentddpm.generation.devices import ALONE, devices, engine_of, jit_of, precision_of
 from latentddpm.generation.frames import Frames, ToWrite, check_frames, decoded
 from latentddpm.generation.loras import (
     Lora,
@@ -116,6 +116,7 @@ def generate_images(
     strategy: str = "auto",
     engine: str | None = None,
     cache: bool = True,
+    jit: str | None = None,
     **options: Any,
 ) -> list[Path]:
     """Generate images and write them as PNG files, with metadata to make them again.
@@ -128,6 +129,7 @@ def generate_images(
         strategy: name of a strategy, see `distribution.strategy.make_strategy`. With several
             processes each generates and writes its share of the images.
         engine: see `devices.engine_of`.
+        jit: see `devices.jit_of`.
         cache: see `LatentDiffusion.load`; of no effect with LoRA files or several devices.
         options: see `plan_images`.
 
@@ -140,6 +142,7 @@ def generate_images(
     with collect() as spent:
         read_count("batch_size", batch_size)
         plan = plan_images({**options, "tile": tile, "engine": engine, "strategy": strategy})
+        compiles = jit_of(jit, plan.engine)
         for note in plan.notes:
             say(note, quiet)
         source = options["source"]
@@ -158,8 +161,10 @@ def generate_images(
                 )
             name = model_name(plan.folder)
             with timed("load model"), activity(f"loading {name}", quiet):
-                how = {"precision": plan.precision, "cache": cache and strategy in ALONE}
-                model = load_model(plan.folder.path, plan.loras, plan.engine, **how)
+                how = {"cache": cache and strategy in ALONE, "jit": compiles}
+                model = load_model(
+                    plan.folder.path, plan.loras, plan.engine, plan.precision, **how
+                )
             share = processes.share(len(plan.prompts))
             share = slice(share.start, share.stop)
             last = model.make_sampler(plan.settings).num_steps

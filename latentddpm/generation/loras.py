@@ -124,6 +124,7 @@ def load_model(
     engine: str = "keras",
     precision: str = "float32",
     cache: bool = False,
+    jit: bool | None = None,
 ) -> LatentDiffusion:
     """Model with LoRA files in its weights.
 
@@ -134,13 +135,14 @@ def load_model(
         loras: the files with their scales.
         engine, precision: see `LatentDiffusion.load`.
         cache: see there; without effect where there are LoRA files, which change layers.
+        jit: compile the networks of Keras with XLA; None for Keras's choice.
 
     Raises:
         UserError: see `LatentDiffusion.load` and `interop.lora_merge.merge_lora`.
     """
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
-    if not loras:
+    if not loras and jit is None:
         return LatentDiffusion.load(folder, engine, precision, cache)
     from latentddpm.interop.lora_merge import merge_lora
 
@@ -148,4 +150,7 @@ def load_model(
     for lora in loras:
         merge_lora(model, lora.path, lora.scale)
     model.hold_in(precision)
+    if jit is not None and engine == "keras":
+        for network in filter(None, (model.unet, model.text_encoder)):
+            network.jit_compile = jit
     return model

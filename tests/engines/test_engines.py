@@ -16,7 +16,8 @@ from latentddpm.diffusion.samplers import NAMES, get
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.engines.networks import choose_engine
 from latentddpm.errors import UserError
-from latentddpm.generation.devices import engine_of
+from latentddpm.generation.devices import engine_of, jit_of
+from latentddpm.generation.loras import load_model
 from latentddpm.interop.lora_merge import merge_lora
 from latentddpm.models.autoencoder.tiling import decode
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -207,6 +208,23 @@ def test_a_picture_is_made_again_by_its_engine(folder):
     assert "cannot be had here" in note, f"{note}"
     with pytest.raises(UserError, match="--strategy mirrored:2 needs --engine keras"):
         engine_of(found, "onnx", None, "mirrored:2")
+
+
+def test_xla_is_kerass():
+    found = [jit_of(given, "keras") for given in (None, "auto", "on", "off")]
+    assert found == [None, None, True, False], f"{found}"
+    with pytest.raises(UserError, match="--jit on: the engine onnx has no XLA"):
+        jit_of("on", "onnx")
+    with pytest.raises(UserError, match="--jit: 'yes'"):
+        jit_of("yes", "keras")
+
+
+@pytest.mark.slow
+def test_a_network_that_xla_compiles_draws_the_same(folder, models):
+    compiled = load_model(folder, (), jit=True)
+    both = {"keras": models["keras"], "xla": compiled}
+    apart = levels_apart(both, "a cat", seed=1, **SIZES)
+    assert apart <= 1, f"{apart} levels of 255, expected at most 1"
 
 
 def test_a_graph_is_not_saved(models, tmp_path):

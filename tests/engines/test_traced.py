@@ -11,11 +11,11 @@ from latentddpm.models.denoisers.classic import ClassicUNet
 from latentddpm.models.graph_networks import is_graph
 from latentddpm.models.inference import compiled
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.utils.files import DENOISERS
 from latentddpm.utils.machine.cache import SWITCH
 
-MOST_OPERATIONS = 1800
-"""Of the UNet of `tiny_model` without words: 1563 on the day of this test, 2414 the day before."""
+MOST_OPERATIONS = 2100
+"""Of the UNet of `tiny_model` without words: 1887, and 2414 the day before this test was written.
+324 of them are the loops of attention in blocks, where the number of positions is not known."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def inputs(batch=2):
 
 def start(archive):
     """Function of an archive, as a new process would make it."""
-    graph = TracedGraph(archive, DENOISERS)
+    graph = TracedGraph(archive)
     return graph.bind(graph.read())
 
 

@@ -162,7 +162,7 @@ def test_metadata_keeps_the_order_of_the_command_line(folders):
     found = list(plan_images(options(folders / "text", **given)).metadata)
     expected = ["latentddpm", "model", "model_digest", "sampler", "guidance_scale"]
     expected += ["negative_prompt", "num_images", "timestep_spacing", "guidance_rescale"]
-    expected += ["height", "width", "num_steps", "sampler_options", "start_step"]
+    expected += ["height", "width", "num_steps", "sampler_options", "start_step", "engine"]
     assert found == expected, f"{found}, expected {expected}"
 
 

@@ -7,6 +7,7 @@ from tiny import shared_model, tiny_autoencoder
 
 from latentddpm.errors import UserError
 from latentddpm.models import attention
+from latentddpm.models.autoencoder import strips as strips_module
 from latentddpm.models.autoencoder import tiling
 from latentddpm.models.autoencoder.strips import run_in_strips
 from latentddpm.models.autoencoder.tiling import decode, encode
@@ -182,7 +183,7 @@ def test_strips_that_do_not_fit_are_halved(autoencoder, monkeypatch):
             raise exhausted()
         return run_in_strips(network, inputs, rows, progress)
 
-    monkeypatch.setattr(tiling, "run_in_strips", run)
+    monkeypatch.setattr(strips_module, "run_in_strips", run)
     with pytest.warns(UserWarning, match="out of memory; in strips of"):
         images = decode(autoencoder, latents, 64)
     assert heights == [8, 4, 2], f"expected strips of 8, 4, 2 latent rows, got {heights}"

@@ -30,8 +30,9 @@ from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.samplers.lcm import boundary_scalings, solver_timesteps
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import Lora, lora_defaults, read_loras, remembered_loras
-from latentddpm.interop.lora import add_lora, merge_lora, save_lora
+from latentddpm.interop.lora import add_lora, save_lora
 from latentddpm.interop.lora_file import lora_settings
+from latentddpm.interop.lora_merge import merge_lora
 from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion

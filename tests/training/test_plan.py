@@ -187,7 +187,7 @@ def test_the_config_of_a_run_says_it_all_and_gives_the_same(lab, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(plan.run.config), "utf-8")
     text = file.read_text("utf-8").replace("trainable: null", "")
-    for of_some in ("window", "rate"):
+    for of_some in ("window", "rate", "guidance_scale"):
         text = text.replace(f"{of_some}: null", "")
     assert "null" not in text, "still open"
     again = plan_diffusion(file, lab / "captioned", lab / "vae", tmp_path / "b", quiet=True)

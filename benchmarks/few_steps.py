@@ -57,7 +57,7 @@ def main() -> None:
         drawn.append(model.generate(prompts, seed=seeds))
         seconds.append(round(time.perf_counter() - start, 1))
         settings.append(str(model.settings()))
-    pairs = list(zip(*drawn, strict=True))
+    pairs = [np.stack(pair) for pair in zip(*drawn, strict=True)]
     columns = [
         labelled_grid(pairs[first : first + ROWS], prompts[first : first + ROWS])
         for first in range(0, len(prompts), ROWS)

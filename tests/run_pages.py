@@ -151,8 +151,8 @@ def files_of_a_reader(world):
     latentddpm.interop.save_diffusers(model, world / "stable-diffusion-v1-5")
     save_file(random_vgg16(), world / "vgg16.safetensors")
     (world / "runs/style").mkdir()
-    for name in ("lora.safetensors", "others.safetensors", "runs/style/lora.safetensors"):
-        tiny_lora(world / name, width=16)
+    for name in ("lora", "others", "runs/style/lora", "emoji-128/lcm"):
+        tiny_lora(world / f"{name}.safetensors", width=16)
     shutil.copytree(TESTS / "golden/clip_towers/model", world / "clip-vit-base-patch32")
     picture = next((EMOJI / "images/noto").glob("*.png"))
     for name in ("apple.png", "face.png"):

@@ -76,7 +76,7 @@ class OnnxGraph:
         """Function of the graph with these weights.
 
         Args:
-            weights: by name, float32, as `read` gives them.
+            weights: by name, float32, in any order of memory.
 
         Raises:
             UserError: ONNX Runtime cannot open the graph.
@@ -85,7 +85,8 @@ class OnnxGraph:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
-        values = map(onnxruntime.OrtValue.ortvalue_from_numpy, weights.values())
+        arrays = list(map(np.ascontiguousarray, weights.values()))  # kept while it copies them
+        values = map(onnxruntime.OrtValue.ortvalue_from_numpy, arrays)
         options.add_external_initializers(list(weights), list(values))
         try:
             session = onnxruntime.InferenceSession(

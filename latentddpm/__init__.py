@@ -48,7 +48,7 @@ _HOMES = {
 }
 
 # Those that are there without Keras.
-_LIGHT = ("CLIPTokenizer", "UserError", "open_dataset")
+_LIGHT = ("CLIPTokenizer", "LatentDiffusion", "UserError", "open_dataset")
 
 __all__ = [
     "Adversary",

@@ -28,6 +28,7 @@ from latentddpm.models.graph_networks import (
 from latentddpm.utils.files import NETWORKS, read_arguments
 from latentddpm.utils.machine.accelerators import has_accelerator
 from latentddpm.utils.machine.cache import is_switched_off
+from latentddpm.utils.startup import import_keras
 
 GRAPHS = {"vae": ("encoder", "decoder"), "unet": ("unet",), "text_encoder": ("text_encoder",)}
 """Part of a model folder → the graphs that compute it."""
@@ -128,6 +129,7 @@ def _in_float32(dtype: Any) -> bool:
 
 
 def _keras_networks(folder: Folder, precision: str) -> Networks:
+    import_keras()
     from latentddpm.clip.text_encoder import TextEncoder
     from latentddpm.models.archive import load_archive
     from latentddpm.models.autoencoder.autoencoder import Autoencoder

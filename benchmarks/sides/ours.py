@@ -1,6 +1,7 @@
 """Our side of `vs_diffusers.py`: Keras on TensorFlow, and the engine without either."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def cold(side: str, folder: Path, size: str) -> Action:
 
 
 def actions(side: str, folder: Path, size: str, precision: str) -> Callable[..., Action]:
-    """Function (job, batch) → action, on a model that is loaded once."""
+    """Function (job, batch) → action, on networks that are loaded once, when they are needed."""
     if side != "onnx":
         from latentddpm.utils.startup import import_keras
 
@@ -98,18 +99,38 @@ def actions(side: str, folder: Path, size: str, precision: str) -> Callable[...,
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
     engine = "onnx" if side == "onnx" else "keras"
-    model = LatentDiffusion.load(folder / "ours", engine=engine, precision=precision)
-    vae = model.autoencoder
+    load = partial(LatentDiffusion.load, folder / "ours", engine=engine, precision=precision)
+    model = cache(load)
+
+    @cache
+    def network(part: str) -> Any:
+        """Network alone, as diffusers' side loads it; graphs read their weights when called."""
+        if side == "onnx":
+            return model().unet if part == "unet" else model().autoencoder
+        from latentddpm.models.archive import load_archive
+        from latentddpm.models.networks import Autoencoder, UNet
+
+        kind = UNet if part == "unet" else Autoencoder
+        return load_archive(folder / "ours" / f"{part}.keras", kind, precision=precision)
+
+    def encode(images: Any) -> Any:
+        vae = network("vae")
+        return vae.encoder(images)[..., : vae.latent_channels]
+
+    def decode(latents: Any) -> Any:
+        vae = network("vae")
+        return vae.decoder(vae.latent_space.to_raw(latents))
+
     functions = {
-        "vae-encode": lambda images: vae.encoder(images)[..., : vae.latent_channels],
-        "vae-decode": lambda latents: vae.decoder(vae.latent_space.to_raw(latents)),
-        "unet-forward": model.unet,
+        "vae-encode": encode,
+        "vae-decode": decode,
+        "unet-forward": lambda inputs: network("unet")(inputs),
     }
 
     def action(job: str, batch: int) -> Action:
         values = arrays(size, batch)
         if job == "generate":
-            return lambda: model.generate(
+            return lambda: model().generate(
                 PROMPT,
                 negative_prompt=NEGATIVE,
                 num_images=batch,
@@ -128,22 +149,24 @@ def actions(side: str, folder: Path, size: str, precision: str) -> Callable[...,
 
         inputs = tf.nest.map_structure(tf.constant, inputs)
         if job == "unet-train":
-            return training(model, inputs, values["target"], side == "keras-xla")
+            return training(network("unet"), inputs, values["target"], side == "keras-xla")
+        network("unet" if job == "unet-forward" else "vae")  # its variables, outside of the graph
         graph = tf.function(functions[job], jit_compile=side == "keras-xla")
         return lambda: np.asarray(graph(inputs))
 
     return action
 
 
-def training(model: Any, inputs: Any, target: np.ndarray, xla: bool) -> Action:
+def training(unet: Any, inputs: Any, target: np.ndarray, xla: bool) -> Action:
     """A training step, which returns all losses so far."""
     import tensorflow as tf
 
+    from latentddpm.diffusion.schedule import NoiseSchedule
     from latentddpm.training.step.denoising_trainer import DenoisingTrainer
     from latentddpm.training.step.optimizer import FlatAdamW
 
     optimizer = FlatAdamW(RATE, weight_decay=DECAY, global_clipnorm=CLIP, epsilon=EPSILON)
-    trainer = DenoisingTrainer(model.unet, model.schedule)
+    trainer = DenoisingTrainer(unet, NoiseSchedule())
     trainer.compile(optimizer, jit_compile=xla)
     optimizer.build(trainer.trainable_variables)
     stream = iter(tf.data.Dataset.from_tensors((inputs, target)).repeat())

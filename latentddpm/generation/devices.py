@@ -70,7 +70,7 @@ def engine_of(
 
 
 def jit_of(given: str | None, engine: str) -> bool | None:
-    """Whether the networks are compiled with XLA; None for Keras's choice, which is on GPUs.
+    """Choice of compiling the networks with XLA; None for Keras's own, which is on GPUs.
 
     Args:
         given: one of `choices.JIT`; None for "auto".

@@ -42,10 +42,8 @@ def random_model(size: str) -> Any:
     vae, unet = Autoencoder(**sides["vae"]), UNet(**sides["unet"], zero_init=False)
     heads, layers = width // 64, sides.get("layers", 1)
     text_encoder = TextEncoder(hidden_dim=width, num_layers=layers, num_heads=heads)
-    size_of_images = (side, side)
-    return LatentDiffusion(
-        vae, unet, NoiseSchedule(), text_encoder, CLIPTokenizer(), size_of_images
-    )
+    drawn = {"image_size": (side, side), "defaults": {"sampler": "ddim", "num_steps": STEPS}}
+    return LatentDiffusion(vae, unet, NoiseSchedule(), text_encoder, CLIPTokenizer(), **drawn)
 
 
 def prepare(folder: Path, size: str) -> dict[str, str]:

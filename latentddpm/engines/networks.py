@@ -2,7 +2,7 @@
 
 keras   networks of Keras layers, on its devices; `engines.traced` keeps their functions
 onnx    the graphs of the folder, on the processor, by ONNX Runtime; Keras is not imported
-auto    onnx where the folder has graphs and there is no accelerator, else keras
+auto    onnx where the folder has graphs, there is no accelerator, and memory enough; else keras
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from latentddpm.choices import AUTO, ENGINES, HALF
 from latentddpm.engines.onnx import OnnxGraph
 from latentddpm.engines.traced import TracedGraph
 from latentddpm.errors import UserError, check_choice
+from latentddpm.graphs.graph_file import read_graph_file
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.graph_networks import (
     Graph,
@@ -28,10 +29,16 @@ from latentddpm.models.graph_networks import (
 from latentddpm.utils.files import NETWORKS, read_arguments
 from latentddpm.utils.machine.accelerators import has_accelerator
 from latentddpm.utils.machine.cache import is_switched_off
+from latentddpm.utils.machine.memory import free_memory
 from latentddpm.utils.startup import import_keras
 
 GRAPHS = {"vae": ("encoder", "decoder"), "unet": ("unet",), "text_encoder": ("text_encoder",)}
 """Part of a model folder → the graphs that compute it."""
+
+
+COPIES_TO_OPEN = 5
+"""Memory that ONNX Runtime takes at most while it opens a graph, in that of the weights: those it
+is given, its own, transposed and packed ones (docs/benchmarks.md)."""
 
 
 class Folder(Protocol):
@@ -88,7 +95,15 @@ def choose_engine(engine: str, folder: Folder, precision: str = AUTO) -> str:
         return engine
     other = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
     keras = half or missing or other or not installed or has_accelerator()
-    return "keras" if keras else "onnx"
+    return "keras" if keras or not _fits(folder) else "onnx"
+
+
+def _fits(folder: Folder) -> bool:
+    """True where the largest graph of a model can be opened in the memory that is free."""
+    free = free_memory()
+    graphs = (folder.graph(name) for part in folder.parts for name in GRAPHS[part])
+    largest = max(read_graph_file(graph).weight_bytes for graph in graphs)
+    return free is None or COPIES_TO_OPEN * largest < free
 
 
 def load_networks(

@@ -15,6 +15,7 @@ archive, and its values are bound when the graph is opened.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,11 @@ class GraphFile(NamedTuple):
     content: bytes
     weights: dict[str, tuple[int, ...]]
     properties: dict[str, str]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in float32."""
+        return 4 * sum(map(math.prod, self.weights.values()))
 
 
 def read_graph_file(path: str | Path) -> GraphFile:

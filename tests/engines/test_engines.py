@@ -18,6 +18,7 @@ from latentddpm.engines.networks import choose_engine
 from latentddpm.errors import UserError
 from latentddpm.generation.devices import engine_of, jit_of
 from latentddpm.generation.loras import load_model
+from latentddpm.graphs.graph_file import read_graph_file
 from latentddpm.interop.lora_merge import merge_lora
 from latentddpm.models.autoencoder.tiling import decode
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -194,6 +195,15 @@ def test_auto_takes_graphs_on_a_processor(folder, tmp_path, monkeypatch):
     assert choose_engine("onnx", found) == "onnx", "as asked for, on the processor"
     hidden = accelerators.has_accelerator(tmp_path, {"CUDA_VISIBLE_DEVICES": "-1"})
     assert not hidden, "a hidden GPU is none"
+
+
+def test_a_model_too_large_to_open_is_kerass(folder, monkeypatch):
+    found = read_model_folder(folder)
+    largest = max(read_graph_file(found.graph(name)).weight_bytes for name in ("unet", "decoder"))
+    for free, expected in ((5 * largest, "keras"), (6 * largest, "onnx"), (None, "onnx")):
+        monkeypatch.setattr("latentddpm.engines.networks.free_memory", lambda free=free: free)
+        assert choose_engine("auto", found) == expected, f"{free} bytes free, {largest} of weights"
+    assert choose_engine("onnx", found) == "onnx", "as asked for"
 
 
 def test_another_backend_of_keras_is_taken_at_its_word(folder, monkeypatch):

@@ -36,7 +36,7 @@ GRAPHS = {"vae": ("encoder", "decoder"), "unet": ("unet",), "text_encoder": ("te
 """Part of a model folder → the graphs that compute it."""
 
 
-COPIES_TO_OPEN = 5
+COPIES_TO_OPEN = 4
 """Memory that ONNX Runtime takes at most while it opens a graph, in that of the weights: those it
 is given, its own, transposed and packed ones (docs/benchmarks.md)."""
 

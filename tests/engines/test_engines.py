@@ -14,7 +14,7 @@ from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting
 from latentddpm.diffusion.samplers import NAMES, get
 from latentddpm.diffusion.schedule import NoiseSchedule
-from latentddpm.engines.networks import choose_engine
+from latentddpm.engines.networks import COPIES_TO_OPEN, choose_engine
 from latentddpm.errors import UserError
 from latentddpm.generation.devices import engine_of, jit_of
 from latentddpm.generation.loras import load_model
@@ -200,7 +200,8 @@ def test_auto_takes_graphs_on_a_processor(folder, tmp_path, monkeypatch):
 def test_a_model_too_large_to_open_is_kerass(folder, monkeypatch):
     found = read_model_folder(folder)
     largest = max(read_graph_file(found.graph(name)).weight_bytes for name in ("unet", "decoder"))
-    for free, expected in ((5 * largest, "keras"), (6 * largest, "onnx"), (None, "onnx")):
+    least = COPIES_TO_OPEN * largest
+    for free, expected in ((least, "keras"), (least + 1, "onnx"), (None, "onnx")):
         monkeypatch.setattr("latentddpm.engines.networks.free_memory", lambda free=free: free)
         assert choose_engine("auto", found) == expected, f"{free} bytes free, {largest} of weights"
     assert choose_engine("onnx", found) == "onnx", "as asked for"

@@ -93,9 +93,12 @@ def test_any_split_of_whole_networks_trains_as_one_device():
 
 def assert_near(case, found):
     """Of AdamW also the gradient it is given, which no epsilon has a part in: what is left is the
-    rounding of float32's sums, 6e-8 each, on the way through some fifty layers.
+    rounding of float32's sums, 6e-8 each, on the way through some fifty layers. A distillation
+    calls them three times, each on what the one before gave: teacher, target, student.
     """
-    limits = {"replicas that differ": 1, "gradient": 2e-6, "gradient of a variable": 5e-6}
+    calls = 3 if case.startswith("consistency") else 1
+    limits = {"gradient": 2e-6 * calls, "gradient of a variable": 5e-6 * calls}
+    limits["replicas that differ"] = 1
     for name, value in found.items():
         limit = limits.get(name, 1e-5)
         assert value < limit, f"{case}: {name} is off by {value}, expected less than {limit}"

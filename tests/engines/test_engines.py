@@ -18,6 +18,7 @@ from latentddpm.engines.networks import COPIES_TO_OPEN, choose_engine
 from latentddpm.errors import UserError
 from latentddpm.generation.devices import engine_of, jit_of
 from latentddpm.generation.loras import load_model
+from latentddpm.graphs.entries import PARTS
 from latentddpm.graphs.graph_file import read_graph_file
 from latentddpm.interop.lora_merge import merge_lora
 from latentddpm.models.autoencoder.tiling import decode
@@ -199,7 +200,7 @@ def test_auto_takes_graphs_on_a_processor(folder, tmp_path, monkeypatch):
 
 def test_a_model_too_large_to_open_is_kerass(folder, monkeypatch):
     found = read_model_folder(folder)
-    largest = max(read_graph_file(found.graph(name)).weight_bytes for name in ("unet", "decoder"))
+    largest = max(read_graph_file(found.graph(name)).weight_bytes for name in PARTS)
     least = COPIES_TO_OPEN * largest
     for free, expected in ((least, "keras"), (least + 1, "onnx"), (None, "onnx")):
         monkeypatch.setattr("latentddpm.engines.networks.free_memory", lambda free=free: free)

@@ -111,7 +111,8 @@ def write(
         quiet: show no progress bar.
 
     Raises:
-        UserError: another `storage`, or a weight that is too large for it.
+        UserError: another `storage`, a weight that is too large for it, or a network that
+            diffusers has none like.
         OSError: the file cannot be written.
     """
     dtype = np.dtype(check_choice("storage", storage, STORAGE))
@@ -136,6 +137,11 @@ def write(
         for row in rows:
             array = keras.ops.convert_to_numpy(variable(model, row.path))
             stored = np.ascontiguousarray(to_theirs(_stored(array, dtype, row.path), row.layout))
+            if stored.shape != row.shape:
+                raise UserError(
+                    f"{row.path}: has the shape {stored.shape}, and diffusers' {row.key} "
+                    f"{row.shape}: it has no network with these settings"
+                )
             file.write(stored.data)
             bar.update(array.size)
 

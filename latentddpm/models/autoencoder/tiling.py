@@ -24,6 +24,7 @@ from latentddpm.models.graph_networks import GraphNetwork
 from latentddpm.models.inference import compiled, has_replicas
 from latentddpm.utils.images.sizes import AUTO, OFF, Tile, check_tile
 from latentddpm.utils.machine.memory import MOST_SCORES, available_memory, is_out_of_memory
+from latentddpm.utils.startup import import_keras
 
 if TYPE_CHECKING:
     import keras
@@ -220,6 +221,7 @@ class AutoencoderHalf:
                 f"in strips of {rows * self.factor} pixels, which gives the same",
                 stacklevel=2,
             )
+        import_keras()
         from latentddpm.models.autoencoder.strips import run_in_strips
 
         network = self._of_layers()

@@ -15,7 +15,7 @@ from keras import layers
 
 from latentddpm.graphs.builder import GraphBuilder, NoGraph
 from latentddpm.models.attention import AttentionBlock
-from latentddpm.models.denoisers.base import TimestepEmbedding
+from latentddpm.models.denoisers.time_embedding import TimestepEmbedding
 from latentddpm.models.denoisers.transformer import Attention, TransformerBlock
 from latentddpm.models.layers import GroupNormalization, PaddedConv2D, ResnetBlock
 from latentddpm.models.resample import Upsample

@@ -9,7 +9,7 @@ import tensorflow as tf
 from checks import check_layer
 
 from latentddpm.models.archive import load_archive, save_archive, weights_digest
-from latentddpm.models.denoisers.base import TimestepEmbedding
+from latentddpm.models.denoisers.time_embedding import TimestepEmbedding
 from latentddpm.models.denoisers.transformer import Attention, TransformerBlock
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.training.step.optimizer import FlatAdamW

@@ -19,7 +19,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs, embed_time
+from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs
+from latentddpm.models.denoisers.time_embedding import embed_time
 from latentddpm.models.functional import constructor_arguments
 from latentddpm.models.layers import PACKAGE, of_rank, zeros_or_default
 from latentddpm.models.resample import CropLike

@@ -19,6 +19,11 @@ class DenoiserFacts:
         return self._arguments.get("context_dim")
 
     @property
+    def conditions(self) -> list[dict[str, Any]]:
+        """Inputs beside noisy latents, timesteps and context; see `models.denoisers.told`."""
+        return self._arguments.get("conditions") or []
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the noisy latents."""
         return self._arguments["latent_channels"]

@@ -11,14 +11,16 @@ of the skip connection. So any size is taken, as by diffusers' `UNet2DConditionM
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import layers
 
 from latentddpm.models.attention import AttentionBlock
-from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs, embed_time
+from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs
+from latentddpm.models.denoisers.time_embedding import embed_time
+from latentddpm.models.denoisers.told import embed_conditions, with_maps
 from latentddpm.models.denoisers.transformer import TransformerBlock
 from latentddpm.models.functional import constructor_arguments
 from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, group_norm
@@ -30,6 +32,7 @@ LATER = {
     "learned_variance": False,
     "spatial_dims": 2,
     "original_ddpm": False,
+    "conditions": None,
 }
 """Arguments that older models lack, with their defaults, which are not saved: so they keep their
 digest."""
@@ -61,6 +64,8 @@ class UNet(Denoiser):
         original_ddpm: details of the code of Ho et al., which published checkpoints have: their
             embedding of timesteps (see `TimestepEmbedding`), and TensorFlow's padding in front of
             strided convolutions. Later networks have PyTorch's.
+        conditions: further inputs, each with its `name`, the way it `enters` and its `size`; see
+            `models.denoisers.told`. None for none.
         recompute: compute activations again in the backward pass instead of keeping them. In
             training an example takes a third of the memory and a step a fifth more time
             (measured, see docs/benchmarks.md). Not saved with the model.
@@ -70,15 +75,16 @@ class UNet(Denoiser):
     Call arguments:
         inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}` and, with `context_dim`,
             `"context"`: (B, L, context_dim). Timesteps are whole numbers, or float32 numbers
-            between them as some samplers need.
+            between them as some samplers need. Conditions by their names: vectors (B, size),
+            maps (B, h, w, size).
 
     Returns:
         The prediction, float32 (B, h, w, c); with `learned_variance` (B, h, w, 2c).
 
     Raises:
         ValueError: `norm_groups` or `num_heads` does not divide a width, an attention level
-            does not exist, `num_heads` is a list without a number for each level, or
-            `spatial_dims` is not 1, 2 or 3.
+            does not exist, `num_heads` is a list without a number for each level,
+            `spatial_dims` is not 1, 2 or 3, or a condition has another form.
 
     Example:
         >>> unet = latentddpm.UNet(  # Stable Diffusion 1.x: 320 channels, context_dim=768
@@ -106,11 +112,13 @@ class UNet(Denoiser):
         learned_variance: bool = False,
         spatial_dims: int = 2,
         original_ddpm: bool = False,
+        conditions: Sequence[Mapping[str, Any]] | None = None,
         recompute: bool = False,
         dtype: Any = None,
         name: str = "unet",
     ) -> None:
         config = constructor_arguments(locals())
+        config["conditions"] = [dict(one) for one in conditions or ()] or None
         for key, default in LATER.items():
             if config[key] == default:
                 del config[key]
@@ -127,7 +135,8 @@ class UNet(Denoiser):
                 f"attention_levels {unknown} do not exist; levels are 0 … {num_levels - 1}"
             )
 
-        inputs = denoiser_inputs(latent_channels, spatial_dims, context_dim)
+        told = [dict(one) for one in conditions or ()]
+        inputs = denoiser_inputs(latent_channels, spatial_dims, context_dim, told)
         context = inputs.get("context")
 
         # === Blocks ===
@@ -156,9 +165,10 @@ class UNet(Denoiser):
         time_embedding = embed_time(
             inputs["timesteps"], channels, 4 * channels, "silu", dtype, original_ddpm
         )
+        time_embedding = embed_conditions(inputs, told, time_embedding, channels, "silu", dtype)
         strided = {"padding": "same" if original_ddpm else 1, "stride": 2, "dtype": dtype}
         hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(
-            inputs["noisy_latents"]
+            with_maps(inputs["noisy_latents"], inputs, told, dtype)
         )
         skips = [hidden]
         for level, multiplier in enumerate(channel_multipliers):

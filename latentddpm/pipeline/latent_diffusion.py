@@ -45,7 +45,7 @@ from latentddpm.pipeline.sampler_inputs import (
     guided_denoiser,
     on_device,
     start_latents,
-    text_contexts,
+    told_texts,
 )
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
@@ -398,17 +398,16 @@ class LatentDiffusion:
                 self.autoencoder, start, sampler, noise, tile, self.pixels, settings.start_step
             )
         with timed("text encoder"), activity("encoding the prompts", quiet):
-            contexts = text_contexts(self.text_encoder, self.tokenizer, prompts, negatives)
+            told = told_texts(self.text_encoder, self.tokenizer, prompts, negatives)
 
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]
         steps = len(batches) * (sampler.num_steps - first_step)
         with StepBar(steps, quiet) as bar:
             for batch in batches:
-                own = None if contexts is None else tuple(rows[batch] for rows in contexts)
                 with timed("sampler"):
                     denoised = sampler.sample(
-                        guided_denoiser(self.unet, own, settings),
+                        guided_denoiser(self.unet, told[batch], settings),
                         on_device(self.unet, starts[batch]),
                         noise=partial(step_noise, seeds[batch], noise.shape[1:]),
                         callback=step_callback(bar, starts[batch], callback),

@@ -1,12 +1,14 @@
-"""Inputs of a sampler: text contexts, the guided denoiser, and the latents to start from.
+"""Inputs of a sampler: what it is told, the guided denoiser, and the latents to start from.
 
-prompts ─► text encoder ─► contexts ─► denoiser: the UNet with classifier-free guidance
+prompts ─► text encoder ─► contexts ─► told ─► denoiser: the UNet with classifier-free guidance
 noise [, picture ─► encoder ─► latents] ─► noisy latents at the first step
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,44 +29,86 @@ if TYPE_CHECKING:
     from latentddpm.clip.text_encoder import TextEncoder
     from latentddpm.models.denoisers.base import Denoiser
 
-Contexts = tuple[np.ndarray, np.ndarray]
-"""Text states of prompts and of their negative prompts, float32 (N, L, d) each."""
+
+@dataclass(frozen=True)
+class Told:
+    """Inputs that tell a network of N images, beside their noisy latents and the timestep.
+
+    Attributes:
+        given: input of the network → its values, float32 (N, …), such as
+            `{"context": (N, L, d)}`; empty where the network takes no such input.
+        without: the same inputs as guidance leads away from them: the text states of the negative
+            prompts, and of every other condition the values that tell nothing.
+        conditions: condition → names of its inputs, in the model's order. An input that no
+            condition names here is a condition of its own.
+
+    Example:
+        >>> told = Told({"digit": np.eye(10)[[3, 7]]}, {"digit": np.zeros((2, 10))})
+        >>> told[1:].given["digit"].shape
+        (1, 10)
+    """
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+    without: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.given)
+
+    def __getitem__(self, rows: slice) -> Told:
+        """Inputs of some of the images."""
+        return self.map(lambda values: values[rows])
+
+    def map(self, change: Callable[[Any], Any]) -> Told:
+        """Inputs of the same names, with other values.
+
+        Args:
+            change: values → values, such as those on a device.
+        """
+        given, without = (
+            {name: change(values) for name, values in each.items()}
+            for each in (self.given, self.without)
+        )
+        return replace(self, given=given, without=without)
 
 
-def text_contexts(
+def told_texts(
     text_encoder: TextEncoder | GraphTextEncoder | None,
     tokenizer: CLIPTokenizer | None,
     prompts: Sequence[str],
     negative_prompts: Sequence[str],
-) -> Contexts | None:
-    """Contexts of N prompts; each distinct text is encoded once.
+) -> Told:
+    """Inputs that tell a network of N prompts; each distinct text is encoded once.
 
     Args:
         text_encoder, tokenizer: of the model; None for an unconditional one.
         prompts, negative_prompts: one for each image.
 
     Returns:
-        Text states of the prompts and of the negative prompts, float32 (N, L, d) each; None
-        without a text encoder.
+        Text states of the prompts and of the negative prompts, float32 (N, L, d) each, as
+        `context`; nothing without a text encoder.
     """
     if text_encoder is None:
-        return None
+        return Told()
     distinct = list(dict.fromkeys([*negative_prompts, *prompts]))
     token_ids = tokenizer(distinct)
     states = finite(text_encoder, "text encoder")({"token_ids": token_ids})
     states = np.asarray(states, np.float32)
     row = {text: k for k, text in enumerate(distinct)}
-    return tuple(states[[row[text] for text in texts]] for texts in (prompts, negative_prompts))
+    given, without = (
+        {"context": states[[row[text] for text in texts]]} for texts in (prompts, negative_prompts)
+    )
+    return Told(given, without)
 
 
 def guided_denoiser(
-    unet: Denoiser | GraphDenoiser, contexts: Contexts | None, settings: GenerationSettings
+    unet: Denoiser | GraphDenoiser, told: Told, settings: GenerationSettings
 ) -> samplers.Denoiser:
-    """Denoiser of one batch, with classifier-free guidance where there are contexts.
+    """Denoiser of one batch, with classifier-free guidance where the network is told anything.
 
     Args:
         unet: of the model.
-        contexts: of the batch, (B, L, d) each; None for an unconditional model.
+        told: of the B images of the batch; empty for an unconditional model.
         settings: for `guidance_scale` and `guidance_rescale`.
 
     Returns:
@@ -72,17 +116,14 @@ def guided_denoiser(
     """
     predict = finite(unet, "denoiser")
 
-    def denoise(noisy_latents: Any, timesteps: Any, context: Any = None) -> Any:
-        inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps}
-        if context is not None:
-            inputs["context"] = context
-        return predict(inputs)
+    def denoise(noisy_latents: Any, timesteps: Any, inputs: Any = None) -> Any:
+        return predict({"noisy_latents": noisy_latents, "timesteps": timesteps, **(inputs or {})})
 
-    if contexts is None:
+    if not told:
         return denoise
-    contexts = tuple(on_device(unet, one) for one in contexts)
+    told = told.map(partial(on_device, unet))
     scale, rescale = settings.guidance_scale, settings.guidance_rescale
-    return ClassifierFreeGuidance(denoise, *contexts, scale, rescale)
+    return ClassifierFreeGuidance(denoise, told.given, told.without, scale, rescale)
 
 
 def on_device(network: Denoiser | GraphDenoiser, values: np.ndarray) -> Any:

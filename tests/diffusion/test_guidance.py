@@ -172,3 +172,64 @@ def test_batch_size_must_be_that_of_the_context(scale):
     guidance = ClassifierFreeGuidance(Denoiser(), CONTEXT, NULL, scale)
     with pytest.raises(UserError, match="expected the batch size of context, 3, got 2"):
         guidance(LATENTS[:2], TIMESTEPS[:2])
+
+
+DIGITS = np.eye(10, dtype="float32")[[1, 4, 4]]
+LINES = np.random.default_rng(3).standard_normal((3, 2, 2, 1)).astype("float32")
+TOLD = {"context": CONTEXT, "digit": DIGITS, "lines": LINES}
+WITHOUT = {"digit": 0 * DIGITS[:1], "lines": 0 * LINES, "context": NULL}
+
+
+class TellsApart(Denoiser):
+    """The same network, also told a digit and a map beside the latents."""
+
+    def __call__(self, noisy_latents, timesteps, inputs):
+        assert list(inputs) == ["context", "digit", "lines"], "expected the order given"
+        text = super().__call__(noisy_latents, timesteps, inputs["context"])
+        digit = keras.ops.matmul(inputs["digit"], np.linspace(-1, 1, 10, dtype="float32"))
+        return text * (1 + digit[:, None, None, None]) - inputs["lines"]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("of", [np.asarray, keras.ops.convert_to_tensor], ids=["numpy", "keras"])
+def test_a_mapping_tells_the_network_several_things(scale, of):
+    denoiser = TellsApart()
+    told, without = ({k: of(v) for k, v in each.items()} for each in (TOLD, WITHOUT))
+    guidance = ClassifierFreeGuidance(denoiser, told, without, scale)
+    found = guidance(of(LATENTS), of(TIMESTEPS))
+    conditional = TellsApart()(LATENTS, TIMESTEPS, TOLD)
+    nothing = {name: np.broadcast_to(WITHOUT[name], TOLD[name].shape) for name in TOLD}
+    unconditional = TellsApart()(LATENTS, TIMESTEPS, nothing)
+    expected = unconditional + scale * (conditional - unconditional)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert denoiser.batch_sizes == [3 if scale == 1 else 6], "expected one call of the network"
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_a_mapping_of_a_context_alone_is_bit_for_bit_the_context(scale, rescale):
+    def of_mapping(noisy_latents, timesteps, inputs):
+        return Denoiser()(noisy_latents, timesteps, inputs["context"])
+
+    both = (
+        ClassifierFreeGuidance(Denoiser(), CONTEXT, NULL, scale, rescale),
+        ClassifierFreeGuidance(
+            of_mapping, {"context": CONTEXT}, {"context": NULL}, scale, rescale
+        ),
+    )
+    found = [np.asarray(one(keras.ops.convert_to_tensor(LATENTS), TIMESTEPS)) for one in both]
+    assert np.array_equal(*found), "expected the same bits"
+
+
+@pytest.mark.parametrize(
+    ("told", "without", "words"),
+    [
+        (TOLD, {"context": NULL}, r"null_context: expected the inputs \['context', 'digit', 'li"),
+        (TOLD, NULL, "null_context: expected the inputs .*, got an array"),
+        (TOLD, {**WITHOUT, "digit": DIGITS[:2]}, r"null_context\['digit'\]: .*\(3, 10\), or \(1"),
+        ({**TOLD, "digit": DIGITS[:2]}, WITHOUT, "context: expected inputs of one batch size"),
+    ],
+)
+def test_bad_mappings(told, without, words):
+    with pytest.raises(UserError, match=words):
+        ClassifierFreeGuidance(TellsApart(), told, without, 2.0)

@@ -74,6 +74,14 @@ classes are in `models.denoisers.kinds`; a test compares the two."""
 CONDITIONAL = ("unet",)
 """Kinds of networks that take text."""
 
+CONDITIONS = {
+    "class": ("column", "words"),
+    "labels": ("column", "words", "combine"),
+    "number": ("column",),
+}
+"""Kind of each condition → the settings of `conditions:` that it takes, beside `dropout`. Their
+classes are in `conditions.kinds`; a test compares the two."""
+
 STORAGE = ("float32", "float16")
 """Precisions in which weights are stored."""
 

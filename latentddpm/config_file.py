@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import pydantic
 import yaml
@@ -128,25 +128,33 @@ def _override(settings: dict[str, Any], override: str) -> None:
             settings[name] = float(settings[name])
 
 
+def _inside(kind: Any, part: str) -> Any:
+    """Class of the settings below a key; of a dictionary of sections that of each."""
+    if get_origin(kind) is dict:
+        return get_args(kind)[1]
+    return (
+        kind.model_fields[part].annotation if part in getattr(kind, "model_fields", {}) else None
+    )
+
+
 def _known_part(kind: Any, location: tuple[str | int, ...]) -> list[str | int]:
     """Location of an error without the names that pydantic gives to the members of a union."""
     known = []
     for part in location:
-        fields = getattr(kind, "model_fields", None)
-        if isinstance(part, str) and fields is None:
+        sections = get_origin(kind) is dict or hasattr(kind, "model_fields")
+        if isinstance(part, str) and not sections:
             break
         known.append(part)
-        kind = fields[part].annotation if fields and part in fields else None
+        kind = _inside(kind, part) if isinstance(part, str) else None
     return known
 
 
 def _known(kind: Any, location: list[str]) -> bool:
     """True where settings of a class have the key at a location."""
     for part in location:
-        fields = getattr(kind, "model_fields", {})
-        if part not in fields:
+        kind = _inside(kind, part)
+        if kind is None:
             return False
-        kind = fields[part].annotation
     return True
 
 
@@ -173,7 +181,7 @@ def _explain(kind: type[Section], settings: Any, error: pydantic.ValidationError
                 return _of_another_command(kind, settings, key, command)
         section: Any = kind
         for part in location[:-1]:
-            section = section.model_fields[part].annotation
+            section = _inside(section, part)
         known = list(section.model_fields)
         return f"unknown key {key}{nearest(location[-1], known)}; known: {', '.join(known)}"
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

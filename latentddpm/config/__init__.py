@@ -17,6 +17,7 @@ from latentddpm.config.autoencoder import (
     DiscriminatorConfig,
     PerceptualConfig,
 )
+from latentddpm.config.conditions import ConditionConfig
 from latentddpm.config.data import DataConfig, DiffusionData
 from latentddpm.config.denoiser import LoraConfig, TextConfig, UNetConfig
 from latentddpm.config.diffusion import SamplesConfig, ScheduleConfig
@@ -30,6 +31,7 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderRun",
     "AutoencoderTraining",
+    "ConditionConfig",
     "DataConfig",
     "DiffusionData",
     "DiffusionRun",
@@ -69,6 +71,9 @@ class DiffusionRun(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     unet: UNetConfig = UNetConfig()
     text: TextConfig = TextConfig()
+    conditions: dict[str, ConditionConfig] = Field(
+        {}, description="what the network is told beside text: a name and settings for each"
+    )
     lora: LoraConfig = LoraConfig()
     distill: DistillConfig = DistillConfig()
     training: DiffusionTraining = DiffusionTraining()

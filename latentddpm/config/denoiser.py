@@ -86,6 +86,13 @@ class TextConfig(Section):
     )
     path: str = Field("", description="CLIP folder, or KerasHub preset name")
     context_length: int = Field(24, ge=3, le=77, description="tokens, for source scratch")
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of examples whose text alone is dropped, beside "
+        "training.condition_dropout; null: 0.05 where there are conditions, else 0",
+    )
     hidden_dim: int = Field(256, gt=0, description="width, for source scratch")
     num_layers: int = Field(4, gt=0, description="transformer blocks, for source scratch")
     num_heads: int = Field(4, gt=0, description="of attention; divides hidden_dim")

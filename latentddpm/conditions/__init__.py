@@ -1,0 +1,1 @@
+"""Conditions: what a network is told beside the noisy latents, the timestep and text."""

@@ -8,7 +8,7 @@ The examples of a step depend only on the seed and the number of the step; see `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,8 +17,9 @@ from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.data.buckets import Part, Shape, interleave, one_by_one, stream_name
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.split import Selection
+from latentddpm.data.conditions.source import ConditionSource
 from latentddpm.data.dataset import Dataset
-from latentddpm.data.examples import diffusion_examples, image_examples, share, shared
+from latentddpm.data.examples import TEXT, diffusion_examples, image_examples, share, shared
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream, TimestepDensity
@@ -31,6 +32,9 @@ from latentddpm.utils.images.pixel_format import PixelFormat
 
 RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
 """Settings that change training examples; validation examples do not depend on them."""
+
+TEXT_DROPOUT = 0.05
+"""Default of `text.dropout` where there are conditions."""
 
 
 class ImageBatches:
@@ -114,6 +118,7 @@ class LatentBatches:
         tokens: of the captions; None for an unconditional UNet.
         config: of the run.
         strategy: of the run; None for one device.
+        conditions: what else the images tell.
     """
 
     def __init__(
@@ -125,7 +130,9 @@ class LatentBatches:
         tokens: CaptionTokens | None,
         config: DiffusionRun,
         strategy: tf.distribute.Strategy | None = None,
+        conditions: Sequence[ConditionSource] = (),
     ) -> None:
+        self.conditions = conditions
         self.training_images, self.validation_images = images
         self.cache, self.tokens, self.config, self.strategy = cache, tokens, config, strategy
         self._schedule_and_space = (schedule, latent_space)
@@ -141,6 +148,8 @@ class LatentBatches:
             training.logit_std,
             training.mode_scale,
         )
+        if self.conditions:
+            recipe["dropouts"] = alone(self.config)
         images = self.training_images
         background = {"random_background": self.cache.transparent}
         part = self._part(images, "train-diffusion", **recipe, **background)
@@ -180,6 +189,7 @@ class LatentBatches:
                     stream=RandomStream(self.config.training.seed, stream_name(name, shape)),
                     positions=positions,
                     tokens=self.tokens,
+                    conditions=self.conditions,
                     **recipe,
                 )
 
@@ -187,6 +197,17 @@ class LatentBatches:
             return shared(range(first, last), self.batch_size, processes, batches)
 
         return part
+
+
+def alone(config: DiffusionRun) -> dict[str, float]:
+    """Shares of examples that are not told one thing alone, by its name.
+
+    Args:
+        config: of a run with conditions.
+    """
+    text = config.text.dropout
+    shares = {name: one.dropout for name, one in config.conditions.items()}
+    return {TEXT: TEXT_DROPOUT if text is None else text, **shares}
 
 
 def _of_distillation(config: DiffusionRun) -> dict[str, Any]:

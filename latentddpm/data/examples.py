@@ -1,8 +1,8 @@
 """Training examples: the tf.data pipelines, in which all random numbers are drawn.
 
     image_examples      position ─► image file ─► {images, noise}              (autoencoder)
-    diffusion_examples  position ─► cached moments, caption ─► ({noisy_latents, timesteps
-                        [, token_ids]}, target[, weight])                           (UNet)
+    diffusion_examples  position ─► cached moments, caption, conditions ─► ({noisy_latents,
+                        timesteps[, token_ids][, conditions]}, target[, weight])    (UNet)
 
     noisy_examples      the same from latents and captions in memory
 
@@ -12,7 +12,7 @@ The networks are deterministic functions of these examples; see `data.random` fo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import tensorflow as tf
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
+from latentddpm.data.conditions.source import ConditionSource
 from latentddpm.data.images import WHITE, UnreadableImage
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
@@ -28,10 +29,17 @@ from latentddpm.data.random import UNIFORM, RandomStream, TimestepDensity
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.models.autoencoder.latent_space import LatentSpace
+from latentddpm.models.denoisers.told import CONCAT
 from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 
 if TYPE_CHECKING:
     from latentddpm.clip.tokenizer import CLIPTokenizer
+
+
+PER_CONDITION = ("dropped", "bits")
+"""What is drawn for each condition of an example."""
+TEXT = "text"
+"""Name of text among the dropouts."""
 
 
 def share(
@@ -182,6 +190,8 @@ def diffusion_examples(
     density: TimestepDensity = UNIFORM,
     timesteps: np.ndarray | None = None,
     guidance_scales: Sequence[float] | None = None,
+    conditions: Sequence[ConditionSource] = (),
+    dropouts: Mapping[str, float] | None = None,
 ) -> tf.data.Dataset:
     """Batches of noisy latents with their targets, for the UNet.
 
@@ -197,8 +207,8 @@ def diffusion_examples(
         stream: random numbers.
         positions: of the examples, int64.
         tokens: captions of the images of the cache; None for an unconditional UNet.
-        condition_dropout: share of examples that get the empty prompt, which guidance without a
-            classifier needs (Ho & Salimans 2022, §3.2).
+        condition_dropout: share of examples that get the empty prompt and are told none of the
+            conditions, which guidance without a classifier needs (Ho & Salimans 2022, §3.2).
         min_snr_gamma: γ of `NoiseSchedule.min_snr_weights`; 0 for no weights.
         offset_noise: a; the noise becomes ε + a · ε', with one ε' for each channel (Guttenberg
             2023).
@@ -210,17 +220,30 @@ def diffusion_examples(
         timesteps: the only ones that are drawn, increasing; None for all of the schedule.
         guidance_scales: lowest and highest of a guidance scale that is drawn with each example,
             for the teacher of a distillation; None for none.
+        conditions: what else the images tell.
+        dropouts: shares of examples that are not told one thing alone, by the name of the
+            condition, of the caption by `TEXT`; None for none.
 
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)][,
-        "guidance_scale": (B,)]}, target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32;
-        timesteps of a flow schedule are float32. Signals are (B, L, c), with weights (B, 1).
+        "guidance_scale": (B,)]}, target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32,
+        with the inputs of the conditions by their names; timesteps of a flow schedule are
+        float32. Signals are (B, L, c), with weights (B, 1).
     """
     shape = cache.latent_shape
     ones = (1,) * (len(shape) - 1)  # of the axes of space
     weights = None
     if min_snr_gamma:
         weights = schedule.min_snr_weights(min_snr_gamma).astype("float32")
+    alone = dropouts or {}
+    entries = [entry for one in conditions for entry in one.condition.inputs()]
+
+    def dropped(position: tf.Tensor, name: str) -> tf.Tensor:
+        """True where text or a condition is dropped, alone or together with all others."""
+        together = stream.chance("dropout", position, condition_dropout)
+        if not alone.get(name):
+            return together
+        return together | stream.chance(f"dropout of {name}", position, alone[name])
 
     def draw(position: tf.Tensor) -> dict[str, tf.Tensor]:
         drawn = {
@@ -242,8 +265,19 @@ def diffusion_examples(
             drawn["background"] = stream.uniform("background", position, (3,))
         if tokens is not None:
             drawn["choice"] = stream.bits("caption", position)
-            drawn["dropped"] = stream.chance("dropout", position, condition_dropout)
+            drawn["dropped"] = dropped(position, TEXT)
+        for one in conditions:
+            name = one.condition.name
+            null = dropped(position, name) if one.condition.null else tf.constant(False)
+            drawn[f"dropped {name}"] = null
+            drawn[f"bits {name}"] = stream.bits(f"condition {name}", position)
         return drawn
+
+    def tell(numbers: np.ndarray, mirrored: np.ndarray, *more: np.ndarray) -> list[np.ndarray]:
+        """Inputs of all conditions for a batch."""
+        images, pairs = selection.rows(numbers), zip(more[::2], more[1::2], strict=True)
+        told = zip(conditions, pairs, strict=True)
+        return [array for one, pair in told for array in one.batch(images, mirrored, *pair)]
 
     def look_up(numbers: np.ndarray, mirrored: np.ndarray, *more: np.ndarray) -> list[np.ndarray]:
         """Cached mean and logvar of the images of a batch, and token ids of a caption of each."""
@@ -272,6 +306,15 @@ def diffusion_examples(
             inputs["token_ids"] = tf.ensure_shape(ids[0], (None, tokens.ids.shape[1]))
         if guidance_scales is not None:
             inputs["guidance_scale"] = drawn["guidance"]
+        if entries:
+            keys = [f"{key} {one.condition.name}" for one in conditions for key in PER_CONDITION]
+            keys = ["number", "mirrored", *keys]
+            arrays = tf.numpy_function(
+                tell, [drawn[key] for key in keys], [tf.float32] * len(entries), stateful=False
+            )
+            for entry, array in zip(entries, arrays, strict=True):
+                space = shape[:-1] if entry.enters == CONCAT else ()
+                inputs[entry.name] = tf.ensure_shape(array, (None, *space, entry.size))
         target = schedule.target(latents, noise, timesteps, take=tf.gather)
         if weights is None:
             return inputs, target
@@ -315,6 +358,8 @@ def noisy_examples(
     condition_dropout: float = 0.1,
     timesteps: np.ndarray | None = None,
     guidance_scales: Sequence[float] | None = None,
+    conditions: Sequence[ConditionSource] = (),
+    dropouts: Mapping[str, float] | None = None,
 ) -> tf.data.Dataset:
     """Batches of noisy latents for a `DenoisingTrainer`, without end, from latents in memory.
 
@@ -329,12 +374,17 @@ def noisy_examples(
         seed: of all random numbers.
         captions: N texts; None for an unconditional UNet.
         tokenizer: turns captions into token ids.
-        condition_dropout: share of examples that get the empty prompt, for guidance.
+        condition_dropout: share of examples that get the empty prompt, and are told none of the
+            conditions, for guidance.
         timesteps, guidance_scales: for a `ConsistencyTrainer`; see `diffusion_examples`.
+        conditions: what else the network is told, such as
+            `data.conditions.rows.ConditionRows.of(condition, values)`.
+        dropouts: see `diffusion_examples`.
 
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)][,
-        "guidance_scale": (B,)]}, target (B, h, w, c))`, float32 and int32.
+        "guidance_scale": (B,)]}, target (B, h, w, c))`, float32 and int32, with the inputs of the
+        conditions by their names.
 
     Raises:
         ValueError: captions without a tokenizer, or not N of them.
@@ -368,4 +418,6 @@ def noisy_examples(
         condition_dropout=condition_dropout,
         timesteps=timesteps,
         guidance_scales=guidance_scales,
+        conditions=conditions,
+        dropouts=dropouts,
     )

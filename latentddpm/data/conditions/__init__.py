@@ -1,0 +1,1 @@
+"""Conditions in the data: what each image of a catalog tells the network beside its caption."""

@@ -1,0 +1,146 @@
+"""Rows of a vector condition: the words or numbers of every image of a catalog.
+
+    column of the metadata, or folder ─► value of each image ─► vectors of a batch
+
+An image without a value is "not told". Distinct values are kept once, and for each image the
+number of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentddpm.conditions.base import VectorCondition
+from latentddpm.conditions.kinds import KINDS
+from latentddpm.config import ConditionConfig
+from latentddpm.data.catalog.catalog import Catalog
+from latentddpm.data.sources.metadata import with_folder
+from latentddpm.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionRows:
+    """Rows of a vector condition, with random access; made by `of` or `rows_of`.
+
+    Attributes:
+        condition: that the values are of.
+        values: distinct values; None for "not told".
+        number: number of the value of each image, int32 (N,).
+    """
+
+    condition: VectorCondition
+    values: Sequence[Any]
+    number: np.ndarray
+
+    @classmethod
+    def of(cls, condition: VectorCondition, values: Iterable[Any]) -> ConditionRows:
+        """Rows of values in memory.
+
+        Args:
+            condition: that they are of.
+            values: of each image, as `condition.check` takes them; None for "not told".
+
+        Raises:
+            UserError: one is no value of the condition.
+        """
+        checked = (None if one is None else condition.check(one) for one in values)
+        return cls(condition, *_distinct(checked))
+
+    def value(self, image: int) -> Any:
+        """Value of an image; None where it has none."""
+        return self.values[self.number[image]]
+
+    def batch(
+        self, images: np.ndarray, mirrored: np.ndarray, dropped: np.ndarray, bits: np.ndarray
+    ) -> list[np.ndarray]:
+        """Inputs of the network for a batch.
+
+        Args:
+            images: rows of the catalog, int64 (B,).
+            mirrored: True for those that are mirrored, bool (B,); of no effect on words.
+            dropped: True for those that are not told, bool (B,).
+            bits: random bits of each example, int64 (B,); not used.
+
+        Returns:
+            float32 (B, size) for each input of the condition.
+        """
+        pairs = zip(self.number[images], dropped, strict=True)
+        rows = [None if gone else self.values[number] for number, gone in pairs]
+        arrays = self.condition.arrays(rows)
+        return [arrays[one.name] for one in self.condition.inputs()]
+
+
+def read_rows(
+    name: str,
+    settings: ConditionConfig,
+    catalog: Catalog,
+    null: bool,
+    known: VectorCondition | None = None,
+) -> ConditionRows:
+    """Rows of a condition, read from the metadata of a catalog.
+
+    Args:
+        name: of the condition.
+        settings: of the condition.
+        catalog: of the images.
+        null: True where some examples are not told.
+        known: condition of a model that the run starts from, whose words or range stay; None for
+            those of the data.
+
+    Raises:
+        UserError: no image has a value; one has a value of another kind, or a word that is not
+            known; or one has none, and the network always has to be told.
+    """
+    kind = type(known) if known is not None else KINDS[settings.kind]
+    where = catalog.source.place
+    missing = []
+
+    def read(image: int) -> Any:
+        row = catalog.row(image)
+        place = catalog.row_place(image, row)
+        columns = with_folder(row.columns, catalog.name(image))
+        value = kind.read(columns, settings.column, place)
+        if value is None:
+            missing.append(image)
+        return value
+
+    values, number = _distinct(map(read, range(len(catalog))))
+    if len(missing) == len(catalog):
+        folder = "its images lie in no folder" if settings.column == "folder" else ""
+        column = (
+            settings.column if isinstance(settings.column, str) else ", ".join(settings.column)
+        )
+        have = ", ".join(map(repr, catalog.columns())) or "none"
+        raise UserError(
+            f"conditions.{name}: no image of {where} has a value in the column {column!r} "
+            f"({folder or f'columns are {have}'})"
+        )
+    if missing and not null:
+        raise UserError(
+            f"conditions.{name}: {len(missing)} of {len(catalog)} images have no value, such as "
+            f"{catalog.where(missing[0])}, and it is never dropped; give them one, or set "
+            f"conditions.{name}.dropout"
+        )
+    condition = known
+    if condition is None:
+        condition = kind.of_data(name, settings, (values[k] for k in number), null)
+    rows = ConditionRows(condition, values, number)
+    for k, value in enumerate(values):
+        try:
+            if value is not None:
+                condition.arrays([value])
+        except UserError as error:
+            image = int(np.flatnonzero(number == k)[0])
+            raise UserError(f"{catalog.where(image)}: {error}") from None
+    return rows
+
+
+def _distinct(values: Iterable[Any]) -> tuple[list[Any], np.ndarray]:
+    """Distinct values, and the number of each value among them, int32."""
+    known: dict[Any, int] = {}
+    number = [known.setdefault(value, len(known)) for value in values]
+    return list(known), np.asarray(number, np.int32)

@@ -11,20 +11,17 @@ autoencoder (`vae="none"`) images take the place of latents, see `training.plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-import latentddpm
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.config import DiffusionRun
 from latentddpm.data.batches import LatentBatches
 from latentddpm.data.buckets import buckets_of, table
-from latentddpm.data.captions import CaptionTokens
-from latentddpm.data.catalog.split import Selection
-from latentddpm.data.dataset import Dataset
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.diffusion.schedules import schedule_from_config
@@ -37,21 +34,18 @@ from latentddpm.pipeline.settings import DEFAULTS
 from latentddpm.training.diffusion_networks import build_networks, make_trainer
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
-from latentddpm.training.plan.words import check_captions
 from latentddpm.training.precision import settle_jit, settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import large_plan, run_summary
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
+from latentddpm.training.samples import GridRow, grid_metadata, grid_rows, sample_grid
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils import signals
-from latentddpm.utils.console import activity, say
-from latentddpm.utils.images.labels import labelled_grid
+from latentddpm.utils.console import activity
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import save_png
-
-GRID_PROMPTS = 8
 
 
 def train_diffusion(
@@ -141,7 +135,8 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     # === Networks ===
     schedule = build_schedule(config)
     with in_scope(strategy), activity("building the networks", run.silent):
-        unet, text_encoder, tokenizer = build_networks(config, sources)
+        conditions = Conditions(tuple(one.condition for one in plan.conditions))
+        unet, text_encoder, tokenizer = build_networks(config, sources, conditions)
         trainer = make_trainer(config, schedule, unet, text_encoder, tokenizer)
         trainer.compile(**compile_options(config.training))
     late = {}
@@ -160,11 +155,13 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     if tokenizer is not None:
         with activity("reading the captions", run.silent):
             tokens = dataset.tokens(tokenizer)
-    prompts = grid_prompts(config, dataset, tokens)
+    rows = grid_rows(config, dataset, tokens, plan.conditions)
     first_stage = sources.first_stage
     cache = first_stage.latents(dataset, run, plan.latents)
     latent_space = first_stage.latent_space()
-    batches = LatentBatches(images, cache, schedule, latent_space, tokens, config, strategy)
+    batches = LatentBatches(
+        images, cache, schedule, latent_space, tokens, config, strategy, plan.conditions
+    )
 
     # === Fit ===
     model = LatentDiffusion(
@@ -176,12 +173,13 @@ def train_planned(plan: Plan) -> LatentDiffusion:
         (config.data.resolution,) * config.data.spatial_dims,
         sampling_defaults(config, sources.base),
         pixels=PixelFormat.of(config.data),
+        conditions=conditions,
     )
     parts = {"UNet": unet, "text encoder": text_encoder, "autoencoder": model.autoencoder}
     images = len(dataset.training), len(dataset.validation)
     notes = [*plan.notes, *filter(None, (cache.note, precision)), *large_plan(run)]
     run.say("\n".join([run_summary(run, trainer, parts, images), *notes]))
-    validate = Validation(run, trainer, batches, model, prompts)
+    validate = Validation(run, trainer, batches, model, rows)
     run_steps(
         *(run, trainer, batches.training, validate, contract),
         *(config.training.best_metric, may_fall_back),
@@ -240,7 +238,7 @@ class Validation:
         trainer: compiled.
         batches: with the validation images.
         model: whose networks are those of `trainer`, to draw samples with.
-        prompts: of the grid, one for each row.
+        rows: of the grid.
     """
 
     def __init__(
@@ -249,10 +247,10 @@ class Validation:
         trainer: DenoisingTrainer,
         batches: LatentBatches,
         model: LatentDiffusion,
-        prompts: list[str],
+        rows: Sequence[GridRow],
     ) -> None:
         self.run, self.trainer, self.batches = run, trainer, batches
-        self.model, self.prompts = model, prompts
+        self.model, self.rows = model, rows
 
     def __call__(self, step: int, log: RunLog) -> dict[str, float]:
         """Validate with the EMA weights.
@@ -282,79 +280,8 @@ class Validation:
             if not self.run.is_chief:
                 return values
             with signals.deferred():  # only the chief draws, so it may stop without the others
-                picture = sample_grid(self.model, self.prompts, self.run.config)
-        making = grid_metadata(self.model, self.prompts, self.run.config, step)
+                picture = sample_grid(self.model, self.rows, self.run.config)
+        making = grid_metadata(self.model, self.rows, self.run.config, step)
         save_png(self.run.sample_path(step), picture, making)
         log.picture(step, "samples", picture)
         return values
-
-
-def grid_prompts(
-    config: DiffusionRun, dataset: Dataset, tokens: CaptionTokens | None
-) -> list[str]:
-    """Fixed prompts of the sample grids: `samples.prompts`, else captions of the data.
-
-    Args:
-        config: of the run.
-        dataset: with the captions.
-        tokens: of the captions; None for an unconditional model, whose only prompt is "".
-
-    Raises:
-        UserError: none of the images has a caption.
-    """
-    if tokens is None:
-        return [""]
-    count, captions = len(dataset), dataset.captions
-    known = Selection(count, tokens.captioned)
-    bare = count - len(known)
-    check_captions(config, dataset, bool(len(known)))
-    if bare:
-        first = Selection(count, lambda *block: ~tokens.captioned(*block)).row(0)
-        reason = captions.reason(first)
-        say(
-            f"{bare} of {count} images have no caption and train on the empty prompt, "
-            f"such as {dataset.catalog.name(first)}" + f" ({reason})" * bool(reason)
-        )
-    spread = np.linspace(0, len(known) - 1, min(GRID_PROMPTS, len(known))).astype(int)
-    return config.samples.prompts or [captions[int(row)][0] for row in known.rows(spread)]
-
-
-def sample_grid(model: LatentDiffusion, prompts: list[str], config: DiffusionRun) -> np.ndarray:
-    """Grid of samples, uint8 (H', W', 3): a row for each prompt below it, the same seeds in all.
-
-    Args:
-        model: to draw with.
-        prompts: of the rows.
-        config: of the run; its section `samples:` has the seed and the number of columns.
-    """
-    settings = config.samples
-    count = settings.images_per_prompt
-    pixels = model.generate(
-        [prompt for prompt in prompts for _ in range(count)],
-        seed=[settings.seed + k for _ in prompts for k in range(count)],
-    )
-    pixels = model.pixels.to_rgb(pixels)
-    rows = [pixels[i : i + count] for i in range(0, len(pixels), count)]
-    return labelled_grid(rows, prompts)
-
-
-def grid_metadata(
-    model: LatentDiffusion, prompts: list[str], config: DiffusionRun, step: int
-) -> dict[str, Any]:
-    """Metadata of a sample grid: how it was made.
-
-    Args:
-        model: that drew it.
-        prompts: of the rows.
-        config: of the run.
-        step: optimizer steps so far.
-    """
-    return {
-        "latentddpm": latentddpm.__version__,
-        "training_step": step,
-        **model.settings().to_json(),
-        "num_images": config.samples.images_per_prompt,
-        "prompts": prompts,
-        "seed": config.samples.seed,
-        "grid": True,
-    }

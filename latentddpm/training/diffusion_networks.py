@@ -13,6 +13,7 @@ import numpy as np
 
 from latentddpm.clip.text_encoder import TextEncoder, build_text_encoder, load_preset
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.conditions.conditions import NO_CONDITIONS, Conditions
 from latentddpm.config import DiffusionRun
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.errors import UserError
@@ -77,7 +78,7 @@ def make_trainer(
 
 
 def build_networks(
-    config: DiffusionRun, sources: Sources
+    config: DiffusionRun, sources: Sources, conditions: Conditions = NO_CONDITIONS
 ) -> tuple[Denoiser, TextEncoder | None, CLIPTokenizer | None]:
     """UNet, text encoder and tokenizer of a run: new, with weights from the seed, or of a model.
 
@@ -85,6 +86,7 @@ def build_networks(
         config: of a plan, complete; see `training.plan.plan`.
         sources: of the same plan; with `sources.base` the networks are those of that
             model. The first stage decides the number of latent channels.
+        conditions: that the network is told beside text.
 
     Returns:
         (UNet, text encoder, tokenizer); the last two are None for an unconditional model.
@@ -95,7 +97,7 @@ def build_networks(
     keras.utils.set_random_seed(config.training.seed)
     dtype = layer_policy(config.training)
     if sources.base is not None:
-        return base_networks(config, sources.base, dtype)
+        return base_networks(config, sources.base, dtype, conditions)
     text_encoder, tokenizer = build_text(config)
     if text_encoder is not None and dtype != "float32":
         text_encoder = rebuild(text_encoder, dtype=dtype)
@@ -108,6 +110,7 @@ def build_networks(
             latent_channels=sources.first_stage.latent_channels(config.data),
             context_dim=None if text_encoder is None else text_encoder.hidden_dim,
             spatial_dims=config.data.spatial_dims,
+            **({"conditions": conditions.specs()} if conditions else {}),
             dtype=dtype,
         )
     except ValueError as error:

@@ -13,12 +13,14 @@ from typing import Any
 import latentddpm
 from latentddpm.clip.text_encoder import TextEncoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.conditions.conditions import NO_CONDITIONS, Conditions
 from latentddpm.config import DiffusionRun
 from latentddpm.interop.lora import add_lora, save_lora
 from latentddpm.interop.lora_file import SETTINGS
 from latentddpm.models.archive import load_archive
 from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.models.denoisers.kinds import load_denoiser
+from latentddpm.models.denoisers.widen import widen
 from latentddpm.models.functional import freeze, rebuild
 from latentddpm.pipeline.model_folder import TOKENIZER, ModelFolder
 
@@ -60,7 +62,7 @@ def save_trained_lora(
 
 
 def base_networks(
-    config: DiffusionRun, base: ModelFolder, dtype: str
+    config: DiffusionRun, base: ModelFolder, dtype: str, conditions: Conditions = NO_CONDITIONS
 ) -> tuple[Denoiser, TextEncoder | None, CLIPTokenizer | None]:
     """UNet, text encoder and tokenizer of a model, ready for fine-tuning.
 
@@ -71,13 +73,17 @@ def base_networks(
         config: returned by `training.plan.inherit.inherit_config`.
         base: the model.
         dtype: dtype policy of the networks, such as "mixed_bfloat16".
+        conditions: of the run: those of the model, and further ones.
 
     Returns:
         (UNet, text encoder, tokenizer); the last two are None for an unconditional model.
     """
     taken = config.unet.arguments
     how = {key: taken[key] for key in ("dropout", "recompute") if key in taken}
-    unet = rebuild(load_denoiser(base.file("unet")), dtype=dtype, **how)
+    unet = load_denoiser(base.file("unet"))
+    if more := conditions.specs()[len(base.conditions.specs()) :]:
+        unet = widen(unet, more)
+    unet = rebuild(unet, dtype=dtype, **how)
     lora = config.lora
     if lora.rank:
         add_lora(unet, lora.rank, lora.alpha or lora.rank, lora.targets)

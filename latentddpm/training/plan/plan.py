@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import as_config
 from latentddpm.data.dataset import Dataset, open_dataset
 from latentddpm.errors import UserError
+from latentddpm.training.conditions import inherit_conditions, plan_conditions
 from latentddpm.training.plan import resolve
 from latentddpm.training.plan.pixels import judge_pixels
 from latentddpm.training.plan.settle import (
@@ -45,6 +46,8 @@ from latentddpm.utils.images.pixel_format import PixelFormat
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from latentddpm.data.conditions.source import ConditionSource
+
 Config = AutoencoderRun | DiffusionRun
 
 
@@ -61,6 +64,7 @@ class Plan:
         sources: finished models that a `train-diffusion` run uses; None for `train-vae`.
         latents: folder of the latents cache; None for `train-vae`, and for a run on pixels.
         notes: lines for people, before the first step.
+        conditions: sources of what the network is told beside text.
     """
 
     run: Run
@@ -70,6 +74,7 @@ class Plan:
     sources: Sources | None = None
     latents: Path | None = None
     notes: list[str] = field(default_factory=list)
+    conditions: Sequence[ConditionSource] = ()
 
     def agreed(self, **late: str) -> Contract:
         """Contract of the run, compared with that of its newest checkpoint.
@@ -153,6 +158,7 @@ def plan_diffusion(
     out = Path(out)
     started = _started(given, out, resume)
     config, sources = settle_diffusion(started, vae)
+    config = inherit_conditions(config, sources.base)
     first_stage = sources.first_stage
     latents = first_stage.latents_folder(out, Path(latents) if latents else None)
     if latents is not None:
@@ -169,7 +175,8 @@ def plan_diffusion(
     check_captions(config, dataset, captioned)
     check_best(config.training, len(dataset.validation))
     facts = {"autoencoder": first_stage.digest}
-    if config.text.source != "none" or config.data.validation_by == "caption":
+    conditions = plan_conditions(config, dataset, sources.base)
+    if config.text.source != "none" or config.data.validation_by == "caption" or conditions:
         facts["captions"] = dataset.catalog.row_digest
     if sources.base is not None:
         facts["init"] = sources.base.digest
@@ -180,7 +187,8 @@ def plan_diffusion(
     if config.text.source == "scratch" and resolve.is_open(started.text.source):
         why["text.source"] = "the data has captions"
     notes = _notes(given, config, why) + pixels + captions_note(given, config, captioned)
-    return Plan(run, dataset, facts, judged, sources, latents, notes)
+    notes += [f"condition  {one.condition.name}: {one.condition.describe()}" for one in conditions]
+    return Plan(run, dataset, facts, judged, sources, latents, notes, conditions)
 
 
 def check_out(folder: Path) -> None:

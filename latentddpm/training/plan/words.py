@@ -59,6 +59,8 @@ def captions_note(given: DiffusionRun, config: DiffusionRun, captioned: bool) ->
     """
     if config.text.source != "none":
         return []
+    if config.conditions and not captioned:
+        return []
     if not captioned:
         if not is_open(given.text.source):
             return ["captions   none wanted, and none there: an unconditional model"]

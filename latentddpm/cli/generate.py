@@ -25,6 +25,13 @@ from latentddpm.cli.usage import command
     multiple=True,
     help="What not to show: one for all prompts, or one for each.",
 )
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="[NAME=]VALUE",
+    help="What a condition is told: 7, smile,glasses, age=0.3; of several each is a row.",
+)
 @click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-128].")
 @lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")

@@ -83,27 +83,30 @@ def read_count(name: str, value: Any, most: int | None = None) -> int:
     return int(value)
 
 
-def for_each_prompt(negative_prompts: Sequence[str], prompts: Sequence[str]) -> list[str]:
-    """Negative prompt of each prompt: one for all, or one for each.
+def for_each_prompt(
+    given: Sequence[Any], prompts: Sequence[str], name: str = "negative_prompt"
+) -> list[Any]:
+    """Negative prompt, or another thing, of each prompt: one for all, or one for each.
 
     Args:
-        negative_prompts: as they were given.
+        given: the negative prompts, as they were given.
         prompts: of the call.
+        name: of the argument, for messages.
 
     Raises:
         UserError: another number of them.
     """
-    given, count = len(negative_prompts), len(prompts)
-    if given not in (1, count):
+    found, count = len(given), len(prompts)
+    if found not in (1, count):
         raise UserError(
-            f"negative_prompt: {given} given for {count} prompt{'s' * (count > 1)}; expected one "
-            "for all, or one for each"
+            f"{name}: {found} given for {count} prompt{'s' * (count > 1)}; expected one for all, "
+            "or one for each"
         )
-    return list(negative_prompts) * (count if given == 1 else 1)
+    return list(given) * (count if found == 1 else 1)
 
 
-def for_each_image(texts: Iterable[str], num_images: int) -> list[str]:
-    """Text of each image: every text `num_images` times, in order.
+def for_each_image(texts: Iterable[Any], num_images: int) -> list[Any]:
+    """Text, or another thing, of each image: every one `num_images` times, in order.
 
     Args:
         texts: one for each prompt.

@@ -17,6 +17,7 @@ from PIL import Image
 
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
 from latentddpm.generation.devices import ALONE, devices, engine_of, jit_of, precision_of
@@ -45,6 +46,7 @@ from latentddpm.generation.provenance import (
     input_file,
     model_name,
     read_generation_metadata,
+    remembered_labels,
     remembered_settings,
 )
 from latentddpm.pipeline.init_image import InitImage, first_step, read_init_image
@@ -76,6 +78,7 @@ class Plan:
         start: picture that the images start from; None for noise.
         prompts: one for each image.
         negative_prompts: one for each image; None for that of the settings.
+        told: values of the model's conditions, for each image.
         seeds: one for each image.
         seed: of the first image as given; None where it was drawn.
         targets: file of each image, or the file of the grid, if its name is free.
@@ -85,6 +88,7 @@ class Plan:
         rows: of the grid, one for each prompt; 0 for one file per image.
         metadata: common to all files.
         notes: sentences to say before the model is loaded.
+        conditions: of the model.
     """
 
     folder: ModelFolder
@@ -96,6 +100,7 @@ class Plan:
     start: InitImage | None
     prompts: list[str]
     negative_prompts: list[str] | None
+    told: list[dict[str, Any]]
     seeds: list[int]
     seed: int | None
     targets: list[Path]
@@ -105,6 +110,12 @@ class Plan:
     rows: int
     metadata: dict[str, Any]
     notes: list[str]
+    conditions: Conditions
+
+    @property
+    def labels(self) -> list[dict[str, str]]:
+        """Texts of the conditions of words and numbers, by name, for each image."""
+        return [self.conditions.texts(row) for row in self.told]
 
 
 def generate_images(
@@ -175,6 +186,7 @@ def generate_images(
                 images = model.generate(
                     plan.prompts[share],
                     negative_prompt=plan.negative_prompts and plan.negative_prompts[share],
+                    conditions=plan.told[share],
                     seed=plan.seeds[share],
                     settings=plan.settings,
                     tile=tile,
@@ -236,8 +248,6 @@ def plan_images(options: dict[str, Any]) -> Plan:
     )
     animate = options["animate"]
     num_images = read_count("num_images", 1 if num_images is None else num_images)
-    each = for_each_image(prompts, num_images)
-    seeds = image_seeds(seed, len(each))
     files = {
         name: input_file(name, options[name], source, remembered)
         for name in ("init_image", "mask")
@@ -258,7 +268,6 @@ def plan_images(options: dict[str, Any]) -> Plan:
     engine, note = engine_of(folder, options["engine"], own, options["strategy"], precision)
     pixels = folder.pixels
     suffix = ".png" if grid else pixels.suffix
-    check_out(out, 1 if grid else len(each), suffix)
     facts = facts_of(folder).with_defaults(lora_defaults(loras))
     facts = facts.with_defaults(remembered_settings(remembered))
     negatives = read_texts(
@@ -272,6 +281,14 @@ def plan_images(options: dict[str, Any]) -> Plan:
     own = {name: options[name] for name in SAMPLER_OPTIONS if options.get(name) is not None}
     settings = facts.settings(**{**given, "sampler_options": own})
     facts.check_prompts(prompts, negatives)
+    told = facts.conditions.rows(
+        facts.conditions.parse(options["labels"]) or remembered_labels(facts, remembered) or None
+    )
+    prompts = tuple(prompts) * (len(told) if len(prompts) == 1 else 1)
+    told = for_each_prompt(told, prompts, "--label")
+    each = for_each_image(prompts, num_images)
+    seeds = image_seeds(seed, len(each))
+    check_out(out, 1 if grid else len(each), suffix)
     facts.check_tile(options["tile"])
     start = read_init_image(files["init_image"], files["mask"], strength, settings.size, pixels)
     first = first_step(start, settings.num_steps, settings.start_step)
@@ -281,11 +298,15 @@ def plan_images(options: dict[str, Any]) -> Plan:
     same = out is not None and source is not None and out.exists() and out.samefile(source)
     if same and "frames" in remembered:
         raise UserError(f"--out {out}: a strip, which is made beside its image; name another file")
-    told = [*distinct, settings.negative_prompt]
-    notes = [*filter(None, [note]), *notes_on(facts, settings, start, prompts, told)]
+    texts = [*distinct, settings.negative_prompt]
+    notes = [*filter(None, [note]), *notes_on(facts, settings, start, prompts, texts, told)]
     if folder.first_stage == "none" and options["tile"] != "auto":
         notes.append("--tile: of no effect, since this model has no autoencoder")
-    wanted, replace = targets(out, each, seeds, grid, suffix), options["overwrite"] or same
+    names = [
+        text or facts.conditions.to_text(row)
+        for text, row in zip(each, for_each_image(told, num_images), strict=True)
+    ]
+    wanted, replace = targets(out, names, seeds, grid, suffix), options["overwrite"] or same
     strips = map(strip_file, wanted) if frames else ()
     check_writable([*wanted, *strips], files.values(), replace)
     if animate:
@@ -300,6 +321,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
         start,
         each,
         for_each_image(negatives, num_images) if several else None,
+        for_each_image(told, num_images),
         seeds,
         seed,
         wanted,
@@ -314,6 +336,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
             "engine": engine,
         },
         notes,
+        facts.conditions,
     )
 
 
@@ -338,12 +361,13 @@ def _records(
 ) -> list[dict[str, Any]]:
     """Metadata of each image of a process's share; or one, of all images `together`."""
     common, negatives = plan.metadata, plan.negative_prompts
+    labels = plan.labels
     if together:
         first = slice(None, None, common["num_images"])
         rows = plan.prompts[first], negatives and negatives[first]
-        return [grid_metadata(common, loras, *rows, plan.seeds[0])]
+        return [grid_metadata(common, loras, *rows, plan.seeds[0], labels[first])]
     return [
-        image_metadata(common, loras, plan.prompts[k], negatives and negatives[k], seed)
+        image_metadata(common, loras, plan.prompts[k], negatives and negatives[k], seed, labels[k])
         for k, seed in enumerate(plan.seeds)
     ][share]
 

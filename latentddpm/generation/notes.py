@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from latentddpm.clip.prompts import foreign_syntax
+from latentddpm.conditions.conditions import Values
 from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.settings import GenerationSettings, ModelFacts
 
@@ -19,6 +20,7 @@ def notes_on(
     start: InitImage | None,
     prompts: Sequence[str],
     negative_prompts: Iterable[str],
+    rows: Sequence[Values],
 ) -> Iterator[str]:
     """Sentences for people, one for each thing that they may want to know before they wait.
 
@@ -27,9 +29,13 @@ def notes_on(
         settings: of the images.
         start: picture to start from; None for noise.
         prompts, negative_prompts: of the images.
+        rows: values of the model's conditions, of each prompt.
     """
-    if facts.has_text and not any(prompts):
+    if facts.has_text and not any(prompts) and not any(rows):
         yield "no --prompt: the model is told nothing and draws anything"
+    if facts.conditions.vectors and not facts.has_text and not any(rows):
+        yield "no --label: the model is told nothing and draws anything"
+    yield from dict.fromkeys(line for row in rows for line in facts.conditions.warnings(row))
     if found := foreign_syntax([*prompts, *negative_prompts]):
         shown = ", ".join(found[:SHOWN]) + (", …" if found[SHOWN:] else "")
         lora = any(re.match("<(lora|lyco)", one, re.IGNORECASE) for one in found)

@@ -6,12 +6,13 @@ prompts, seed, num_images, grid    what
 negative_prompts                   of a grid whose rows have different ones
 frames                             of a strip: its levels
 precision                          of the networks; left out for float32
+labels                             what conditions of words and numbers were told, by name
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.errors import UserError, check_type
 from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.model_folder import ModelFolder, ready_models
-from latentddpm.pipeline.settings import FIELDS, GenerationSettings
+from latentddpm.pipeline.settings import FIELDS, GenerationSettings, ModelFacts
 from latentddpm.utils.files import file_digest
 from latentddpm.utils.pixels import read_metadata
 
@@ -41,6 +42,7 @@ OPTIONAL = {
     "frames": int,
     "engine": str,
     "precision": str,
+    "labels": dict | list,
 }
 
 
@@ -87,6 +89,7 @@ def image_metadata(
     prompt: str,
     negative_prompt: str | None,
     seed: int,
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Metadata of one image.
 
@@ -96,8 +99,10 @@ def image_metadata(
         prompt: of the image.
         negative_prompt: of the image; None for that of the settings.
         seed: of the image.
+        labels: texts of what the conditions were told, by name.
     """
     own = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
+    own |= {"labels": dict(labels)} if labels else {}
     own |= {"loras": loras} if loras else {}
     return {**common, **own, "prompts": [prompt], "seed": seed, "num_images": 1}
 
@@ -108,6 +113,7 @@ def grid_metadata(
     prompts: list[str],
     negative_prompts: list[str] | None,
     seed: int,
+    labels: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
     """Metadata of a grid of images.
 
@@ -117,8 +123,10 @@ def grid_metadata(
         prompts: one for each row.
         negative_prompts: the same; None for that of the settings.
         seed: of the first image.
+        labels: one for each row, as of `image_metadata`.
     """
     own = {"loras": loras} if loras else {}
+    own |= {"labels": [dict(row) for row in labels]} if any(labels) else {}
     own |= {"negative_prompts": negative_prompts} if negative_prompts else {}
     return {**common, **own, "prompts": prompts, "seed": seed, "grid": True}
 
@@ -155,6 +163,21 @@ def remembered_settings(metadata: dict[str, Any]) -> dict[str, Any]:
         metadata: returned by `read_generation_metadata`.
     """
     return {name: metadata[name] for name in FIELDS if metadata.get(name) is not None}
+
+
+def remembered_labels(facts: ModelFacts, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Values of a model's conditions of words and numbers in the metadata of a PNG, row by row.
+
+    Args:
+        facts: of the model.
+        metadata: returned by `read_generation_metadata`.
+
+    Raises:
+        UserError: the model has no such condition or value.
+    """
+    found = metadata.get("labels") or []
+    rows = found if isinstance(found, list) else [found]
+    return [facts.conditions.from_texts(row if isinstance(row, dict) else {}) for row in rows]
 
 
 def _check_types(where: str, values: dict[str, Any], kinds: dict[str, type]) -> None:

@@ -20,6 +20,7 @@ import latentddpm
 from latentddpm.choices import HALF
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.conditions.conditions import NO_CONDITIONS, Conditions, Values
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.diffusion.schedules import schedule_from_config
@@ -45,6 +46,7 @@ from latentddpm.pipeline.sampler_inputs import (
     guided_denoiser,
     on_device,
     start_latents,
+    told_conditions,
     told_texts,
 )
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
@@ -80,6 +82,7 @@ class LatentDiffusion:
         digest: identifies the model folder that it was loaded from; None for no folder.
         pixels: format of the images; None for 8 bits, with the channels of the autoencoder, and
             for signals of floating point in [-1, 1].
+        conditions: that the UNet is told beside text, in the order of its inputs.
 
     Attributes:
         loras: LoRA files that `interop.merge_lora` has added to the weights: for each its name
@@ -105,7 +108,9 @@ class LatentDiffusion:
         defaults: dict[str, Any] | None = None,
         digest: str | None = None,
         pixels: PixelFormat | None = None,
+        conditions: Conditions = NO_CONDITIONS,
     ) -> None:
+        self.conditions = conditions
         self.autoencoder = autoencoder
         self.unet = unet
         self.schedule = schedule
@@ -159,6 +164,7 @@ class LatentDiffusion:
             found.defaults,
             found.digest,
             found.pixels,
+            found.conditions,
         )
 
     def save(self, folder: str | Path, storage: str = "float32") -> ModelFolder:
@@ -214,6 +220,7 @@ class LatentDiffusion:
                 latentddpm.__version__,
                 self.pixels,
                 "none" if of_pixels else "autoencoder",
+                self.conditions.to_json(),
             )
         return read_model_folder(folder)
 
@@ -272,6 +279,7 @@ class LatentDiffusion:
             downsample_factor=self.autoencoder.downsample_factor,
             learned_variance=self.unet.learned_variance,
             spatial_dims=self.unet.spatial_dims,
+            conditions=self.conditions,
         )
 
     def settings(self, **given: Any) -> GenerationSettings:
@@ -319,6 +327,7 @@ class LatentDiffusion:
         length: int | None = None,
         start_step: int | None = None,
         settings: GenerationSettings | None = None,
+        conditions: Values | Sequence[Values] | None = None,
         init_image: Picture | None = None,
         strength: float | None = None,
         mask: Picture | None = None,
@@ -347,6 +356,8 @@ class LatentDiffusion:
             guidance_scale, guidance_rescale, height, width, length, start_step: see
                 `GenerationSettings`.
             settings: returned by `model.settings`, instead of single settings.
+            conditions: values by the names of the model's conditions, such as `{"digit": 7}`, or a
+                sequence with those of each prompt; None, or a name left out, for "not told".
             init_image: picture to start from: a file or PIL image, scaled and cropped to the
                 size, or an array of that size, uint8 or floating point in [0, 1].
             strength: share of the steps that is run from `init_image`, in (0, 1]; a higher one
@@ -370,7 +381,8 @@ class LatentDiffusion:
         Raises:
             UserError: a value of the wrong kind or out of range, an unknown sampler or option, a
                 size that the networks do not divide, a prompt or guidance for an unconditional
-                model, a picture or mask that cannot be read or does not fit.
+                model, a condition or value that the model does not have, a picture or mask that
+                cannot be read or does not fit.
         """
         arguments = locals()
         given = {name: arguments[name] for name in FIELDS if arguments[name] is not None}
@@ -385,10 +397,16 @@ class LatentDiffusion:
         check_choice("output", output, OUTPUTS)
         facts = self.facts
         facts.check_tile(tile)
+        rows = facts.conditions.rows(conditions)
+        if len(prompts) == 1:
+            prompts = prompts * len(rows)
+        rows = for_each_prompt(rows, prompts, "conditions")
         facts.check_prompts(prompts, negatives or ())
         settings, sampler = self._decide(settings, given)
         negatives = negatives or [settings.negative_prompt] * len(prompts)
-        prompts, negatives = (for_each_image(texts, num_images) for texts in (prompts, negatives))
+        prompts, negatives, rows = (
+            for_each_image(texts, num_images) for texts in (prompts, negatives, rows)
+        )
         seeds = image_seeds(seed, len(prompts))
 
         start = read_init_image(init_image, mask, strength, settings.size, self.pixels)
@@ -399,6 +417,7 @@ class LatentDiffusion:
             )
         with timed("text encoder"), activity("encoding the prompts", quiet):
             told = told_texts(self.text_encoder, self.tokenizer, prompts, negatives)
+        told |= told_conditions(self.conditions, rows)
 
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]

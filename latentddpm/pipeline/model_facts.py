@@ -49,6 +49,7 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
         downsample_factor=own,
         learned_variance=_learned_variance(unet),
         spatial_dims=(unet or {}).get("spatial_dims", 2),
+        conditions=folder.conditions,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from latentddpm.pipeline.weight_files import (
 from latentddpm.utils.files import AUTOENCODER, FileEntry, read_arguments, write_json
 
 if TYPE_CHECKING:  # it needs NumPy, which `--help` does without
+    from latentddpm.conditions.conditions import Conditions
     from latentddpm.utils.images.pixel_format import PixelFormat
 
 FORMAT = 1
@@ -58,6 +60,7 @@ class ModelFolder:
         first_stage: "autoencoder", or "none" for a model that diffuses pixels.
         pixel_arguments: of the model's `PixelFormat`; None for 8 bits.
         graphs: entries of its graphs by name, as the manifest has them, unchecked.
+        condition_entries: of its conditions, as the manifest has them.
     """
 
     path: Path
@@ -68,6 +71,14 @@ class ModelFolder:
     first_stage: str = FIRST_STAGES[0]
     pixel_arguments: dict[str, Any] | None = None
     graphs: Any = None
+    condition_entries: Any = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """Conditions that its network is told beside text."""
+        from latentddpm.conditions.conditions import Conditions
+
+        return Conditions.from_json(self.condition_entries)
 
     @property
     def pixels(self) -> PixelFormat:
@@ -243,7 +254,10 @@ def read_model_folder(path: str | Path, verify: bool = True) -> ModelFolder:
             manifest.get("first_stage", FIRST_STAGES[0]),
             manifest.get("pixels"),
             manifest.get("graphs"),
+            manifest.get("conditions"),
         )
+        if folder.condition_entries:
+            len(folder.conditions)  # refused now where they are malformed
         check_choice("first_stage", folder.first_stage, FIRST_STAGES)
         PixelFormat.from_json(folder.pixel_arguments)
         for name, part in parts.items():
@@ -309,6 +323,7 @@ def write_manifest(
     version: str,
     pixels: PixelFormat,
     first_stage: str = FIRST_STAGES[0],
+    conditions: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write `pipeline.json`, the last file of a model folder; it names the graphs that lie there.
 
@@ -321,6 +336,7 @@ def write_manifest(
         version: of latentddpm.
         pixels: format of the images; the default one is not written.
         first_stage: one of `choices.FIRST_STAGES`.
+        conditions: returned by `Conditions.to_json`.
     """
     graphs = describe_graphs(path, parts)
     write_json(
@@ -335,5 +351,6 @@ def write_manifest(
             **({} if first_stage == FIRST_STAGES[0] else {"first_stage": first_stage}),
             **({} if pixels.is_default else {"pixels": pixels.to_json()}),
             **({"graphs": graphs} if graphs else {}),
+            **({"conditions": list(conditions)} if conditions else {}),
         },
     )

@@ -7,13 +7,14 @@ noise [, picture ─► encoder ─► latents] ─► noisy latents at the firs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.conditions.conditions import Conditions, Values
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
@@ -59,6 +60,11 @@ class Told:
         """Inputs of some of the images."""
         return self.map(lambda values: values[rows])
 
+    def __or__(self, other: Told) -> Told:
+        """Inputs of both, of the same images."""
+        pairs = ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+        return Told(*({**own, **more} for own, more in pairs))
+
     def map(self, change: Callable[[Any], Any]) -> Told:
         """Inputs of the same names, with other values.
 
@@ -99,6 +105,21 @@ def told_texts(
         {"context": states[[row[text] for text in texts]]} for texts in (prompts, negative_prompts)
     )
     return Told(given, without)
+
+
+def told_conditions(conditions: Conditions, rows: Sequence[Values]) -> Told:
+    """Inputs that tell a network the conditions of N images.
+
+    Args:
+        conditions: of the model.
+        rows: values of each image, returned by `Conditions.rows`.
+
+    Raises:
+        UserError: a value is missing that the network has to be told.
+    """
+    given = conditions.vector_arrays(rows)
+    names = {one.name: [entry.name for entry in one.inputs()] for one in conditions}
+    return Told(given, conditions.null_arrays(given), names)
 
 
 def guided_denoiser(

@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
+from latentddpm.conditions.conditions import NO_CONDITIONS, Conditions
 from latentddpm.diffusion.options import (
     check_guidance_rescale,
     check_guidance_scale,
@@ -41,7 +42,8 @@ OTHER_DEFAULTS = {
     "start_step": 0,
 }
 WITHOUT_TEXT = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "negative_prompt": ""}
-"""Settings of an unconditional model: no guidance."""
+"""Settings of an unconditional model: no guidance. One of conditions alone has no negative prompt.
+"""
 
 MAX_PIXELS = 1 << 26
 """Largest height times width: a typing error in a size must not fill the memory."""
@@ -128,6 +130,7 @@ class ModelFacts:
         learned_variance: True for a network that predicts a variance, which `learned_range` of
             samplers needs; None where it is not known before the model is loaded.
         spatial_dims: 2 for images, 1 for signals.
+        conditions: that the network is told beside text.
 
     Raises:
         UserError: another `spatial_dims`.
@@ -142,6 +145,7 @@ class ModelFacts:
     schedule: str = "ddpm"
     learned_variance: bool | None = None
     spatial_dims: int = 2
+    conditions: Conditions = NO_CONDITIONS
 
     def __post_init__(self) -> None:
         if self.spatial_dims not in SIDES:
@@ -174,7 +178,7 @@ class ModelFacts:
         }
         self._check_sides(given)
         defaults = [*self.defaults, self._own_size(), {**DEFAULTS, **OTHER_DEFAULTS}]
-        layers = [given, {} if self.has_text else WITHOUT_TEXT, *defaults]
+        layers = [given, self._no_guidance, *defaults]
         others = SIDES[3 - self.spatial_dims]
         own = {name: kind for name, kind in FIELDS.items() if name not in others}
         values = {name: _first(name, layers) for name in own}
@@ -222,7 +226,7 @@ class ModelFacts:
             )
         check_guidance_scale(settings.guidance_scale)
         check_guidance_rescale(settings.guidance_rescale)
-        for name, none in () if self.has_text else WITHOUT_TEXT.items():
+        for name, none in self._no_guidance.items():
             value = getattr(settings, name)
             if value != none:
                 raise UserError(
@@ -273,6 +277,14 @@ class ModelFacts:
             UserError: it is none, or no multiple of the autoencoder's downsample factor.
         """
         return check_tile(tile, self.downsample_factor)
+
+    @property
+    def _no_guidance(self) -> dict[str, Any]:
+        """Settings that this model can only have in one way: without text, without guidance."""
+        if self.has_text:
+            return {}
+        names = ["negative_prompt"] if self.conditions.guided else WITHOUT_TEXT
+        return {name: WITHOUT_TEXT[name] for name in names}
 
     def _own_size(self) -> dict[str, int]:
         return dict(zip(self.sides, self.image_size or (), strict=False))

@@ -31,6 +31,8 @@ def _lines(model: Any) -> Iterator[str]:
         yield _row("unet", unet, "unconditional" if width is None else f"context of {width}")
     if (encoder := model.text_encoder) is not None:
         yield _row("text_encoder", encoder, f"{encoder.context_length} tokens")
+    for one in model.conditions:
+        yield f"  condition     {one.name} ({one.kind}): {one.describe()}"
     if (schedule := model.schedule) is not None:
         steps, kind = schedule.num_train_timesteps, schedule.prediction_type
         name = getattr(schedule, "beta_schedule", schedule.kind)

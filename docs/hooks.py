@@ -56,8 +56,11 @@ def settings_markdown() -> str:
         fields = {c: run.model_fields[name] for c, run in runs.items() if name in run.model_fields}
         rows: dict[tuple[str, ...], list[str]] = {}
         for command, field in fields.items():
-            settings = getattr(field.annotation, "model_fields", None)
-            named = {f"{name}.{k}": v for k, v in settings.items()} if settings else {name: field}
+            section, prefix = _section(field.annotation, name)
+            settings = getattr(section, "model_fields", None)
+            named = {name: field}
+            if settings:
+                named = {f"{prefix}.{k}": v for k, v in settings.items()}
             for key, setting in named.items():
                 rows.setdefault(_cells(key, setting), []).append(command)
         lines += [f"## {name}", "", _words([field.annotation for field in fields.values()]), ""]
@@ -69,8 +72,16 @@ def settings_markdown() -> str:
     return "\n".join(lines)
 
 
+def _section(annotation: Any, name: str = "") -> tuple[Any, str]:
+    """Class of a section and the key of it; of a dictionary of sections that of each, by NAME."""
+    if typing.get_origin(annotation) is dict:
+        return typing.get_args(annotation)[1], f"{name}.NAME"
+    return annotation, name
+
+
 def _words(kinds: list[type]) -> str:
     """What a section's class says, or the class that all of them come from."""
+    kinds = [_section(one)[0] for one in kinds]
     kind = next(one for one in kinds[0].__mro__ if all(issubclass(k, one) for k in kinds))
     text = kind.__doc__ if hasattr(kind, "model_fields") else ""
     return " ".join((text or "").split("\n\n")[0].split())

@@ -20,8 +20,8 @@ PACKAGE = Path(latentddpm.__file__).parent
 # and from those before it. Rooms side by side (|) do not import each other.
 FLOW = """
 errors | choices → config → config_file → utils → conditions → distribution → clip
-→ diffusion | models → graphs → engines → data → pipeline → export | interop → generation → evaluation → training
-→ info → cli → __main__
+→ diffusion | models → graphs → engines → data → pipeline → export | interop → generation
+→ evaluation → training → info → cli → __main__
 """
 RANKS = {
     room: rank

@@ -38,6 +38,10 @@ class Input(NamedTuple):
     enters: str
     size: int
 
+    def spec(self) -> dict[str, Any]:
+        """Input as an entry of the argument `conditions` of a `UNet`."""
+        return {"name": self.name, "enters": self.enters, "size": self.size}
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -82,7 +86,7 @@ class Condition:
             raise UserError(f"condition {entry.get('name')!r} ({cls.kind}): {error}") from None
 
     def describe(self) -> str:
-        """What it can be told, in a few words."""
+        """Values that it can be told, in a few words."""
         raise NotImplementedError
 
     def null_arrays(self, arrays: Arrays) -> Arrays:

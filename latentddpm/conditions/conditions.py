@@ -66,7 +66,7 @@ class Conditions:
 
     def specs(self) -> list[dict[str, Any]]:
         """Inputs of the network, as the argument `conditions` of a `UNet`."""
-        return [entry._asdict() for one in self for entry in one.inputs()]
+        return [entry.spec() for one in self for entry in one.inputs()]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Entries of `pipeline.json`."""

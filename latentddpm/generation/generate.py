@@ -282,7 +282,9 @@ def plan_images(options: dict[str, Any]) -> Plan:
     settings = facts.settings(**{**given, "sampler_options": own})
     facts.check_prompts(prompts, negatives)
     told = facts.conditions.rows(
-        facts.conditions.parse(options["labels"]) or remembered_labels(facts, remembered) or None
+        facts.conditions.parse(options.get("labels") or ())
+        or remembered_labels(facts, remembered)
+        or None
     )
     prompts = tuple(prompts) * (len(told) if len(prompts) == 1 else 1)
     told = for_each_prompt(told, prompts, "--label")

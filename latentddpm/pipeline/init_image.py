@@ -17,10 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latentddpm.data.images import UnreadableImage, read_image, read_whole
-from latentddpm.data.pictures.arrays import as_values
-from latentddpm.data.pictures.convert import to_format
-from latentddpm.data.pictures.stored import Stored, is_array, read_stored
+from latentddpm.data.images import read_image
+from latentddpm.data.pictures.given import (
+    file_name,
+    in_pixels,
+    open_given,
+    own_size,
+    read_given,
+)
 from latentddpm.diffusion.options import check_start_step
 from latentddpm.errors import UserError
 from latentddpm.utils.images.pictures import Picture, as_picture
@@ -135,37 +139,29 @@ def read_init_image(
     number = isinstance(strength, Real) and not isinstance(strength, bool)
     if not (number and 0 < strength <= 1):
         raise UserError(f"strength: {strength!r}, expected above 0 (keep) up to 1 (redraw)")
-    picture = _as_values(init_image, pixels)
-    if picture is None:
-        picture = as_picture("init_image", init_image)
-    own_size = _own_size("init_image", picture)
+    picture = open_given("init_image", init_image, pixels)
+    picture_size = own_size("init_image", picture)
     if mask is not None:
         mask = as_picture("mask", mask)
-        mask_size = _own_size("mask", mask)
-        if mask_size != own_size:
+        mask_size = own_size("mask", mask)
+        if mask_size != picture_size:
             raise UserError(
-                f"mask: {_name(mask)}is {_pixels(mask_size)} and the picture "
-                f"{_name(picture)}is {_pixels(own_size)}; both must have the same size"
+                f"mask: {file_name(mask)}is {in_pixels(mask_size)} and the picture "
+                f"{file_name(picture)}is {in_pixels(picture_size)}; both must have the same size"
             )
-    if own_size != size:
+    if picture_size != size:
         if hasattr(init_image, "__array__") and not isinstance(init_image, Image.Image):
             raise UserError(
-                f"init_image: an array of {_pixels(own_size)} for a picture of {_pixels(size)}; "
-                "give its height and width, or scale it"
+                f"init_image: an array of {in_pixels(picture_size)} for a picture of "
+                f"{in_pixels(size)}; give its height and width, or scale it"
             )
         warnings.warn(
-            f"{_name(picture).strip() or 'init_image'}: {_pixels(own_size)}, scaled and cropped "
-            f"to {_pixels(size)}",
+            f"{file_name(picture).strip() or 'init_image'}: {in_pixels(picture_size)}, scaled and "
+            f"cropped to {in_pixels(size)}",
             stacklevel=3,
         )
     repaint = None if mask is None else _read_mask(mask, size)
-    try:
-        if isinstance(picture, Stored):
-            values = to_format(picture, pixels, *size)
-        else:
-            values = read_image(picture, size, pixels=pixels)
-    except (UnreadableImage, ValueError) as error:
-        raise UserError(f"init_image: {error}") from None
+    values = read_given("init_image", picture, size, pixels)
     return InitImage(values, repaint, float(strength))
 
 
@@ -194,45 +190,12 @@ def first_step(start: InitImage | None, num_steps: int, start_step: int) -> int:
     return start.first_step(num_steps)
 
 
-def _as_values(source: Picture, pixels: PixelFormat) -> Stored | None:
-    """Values of an array that is of a format other than 8-bit RGB; None for anything else."""
-    if not isinstance(source, np.ndarray) or pixels.is_default or source.dtype != pixels.dtype:
-        return None
-    try:
-        return Stored(as_values(source))
-    except ValueError as error:
-        raise UserError(f"init_image: {error}") from None
-
-
-def _own_size(name: str, picture: Path | Image.Image | Stored) -> tuple[int, int]:
-    """(height, width) of a picture when upright."""
-    if isinstance(picture, Stored):
-        return picture.values.shape[:2]
-    try:
-        if is_array(picture):
-            return read_stored(picture).values.shape[:2]
-        width, height = read_whole(picture).size
-    except (UnreadableImage, ValueError) as error:
-        raise UserError(f"{name}: {error}") from None
-    return height, width
-
-
 def _read_mask(mask: Path | Image.Image, size: tuple[int, int]) -> np.ndarray:
     """Mask at the output size, uint8 (H, W)."""
     pixels = np.asarray(Image.fromarray(read_image(mask, size)).convert("L"))
     if pixels.max() == 1:  # of labels, or of a mask that was counted in 0 and 1
         raise UserError(
-            f"mask: {_name(mask)}has no pixel above 1 of 255, so nothing would be repainted; "
+            f"mask: {file_name(mask)}has no pixel above 1 of 255, so nothing would be repainted; "
             "expected white (255) where it is, such as mask * 255"
         )
     return pixels
-
-
-def _name(picture: Path | Image.Image) -> str:
-    """File of a picture, for messages; "" where it is none."""
-    return f"{picture} " if isinstance(picture, Path) else ""
-
-
-def _pixels(size: tuple[int, int]) -> str:
-    """Size for messages, as people write it: width × height."""
-    return f"{size[1]}×{size[0]} pixels"

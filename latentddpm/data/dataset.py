@@ -10,6 +10,7 @@ all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,7 @@ def open_dataset(
     *,
     strict: bool = False,
     quiet: bool = False,
+    second: Sequence[str] = (),
 ) -> Dataset:
     """Open the images of a place: scan those that are new, and read the catalog of the others.
 
@@ -213,6 +215,7 @@ def open_dataset(
         processes: of one job, which all call this and scan a part each.
         strict: refuse data with unreadable files.
         quiet: show no progress.
+        second: see `data.sources.open.open_source`.
 
     Returns:
         A `Dataset`.
@@ -228,5 +231,7 @@ def open_dataset(
         ```
     """
     config = as_config(DataConfig, config or {})
-    catalog = open_catalog(place, Path(folder), strict=strict, quiet=quiet, processes=processes)
+    catalog = open_catalog(
+        place, Path(folder), strict=strict, quiet=quiet, processes=processes, second=second
+    )
     return Dataset(catalog, config, processes, quiet)

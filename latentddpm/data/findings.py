@@ -36,6 +36,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "wrong_extension": (WARNING, "named as another format", "read as what it is"),
     "equal": (WARNING, "equal files", "count so many times"),
     "near_duplicates": (WARNING, "look alike", "count so many times"),
+    "second_picture": (
+        WARNING,
+        "named as the second picture of an image",
+        "read as an image of its own, unless a condition of kind picture is set",
+    ),
     "own_work": (NOTE, "made by latentddpm", "not read as data"),
     "other_member": (NOTE, "other member of a sample", "not used"),
     "link_once": (NOTE, "link to what is read at its own place", "counts once"),

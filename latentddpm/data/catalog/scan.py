@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -39,6 +40,7 @@ def open_catalog(
     strict: bool = False,
     quiet: bool = False,
     processes: ProcessGroup = ONE_PROCESS,
+    second: Sequence[str] = (),
 ) -> Catalog:
     """Catalog of the images at a place: opened if nothing has changed, otherwise made.
 
@@ -50,12 +52,13 @@ def open_catalog(
         strict: refuse data with unreadable files.
         quiet: show no progress bar. It appears on stderr when a scan takes over two seconds.
         processes: of one job, which all call this and scan a part each.
+        second: see `data.sources.open.open_source`.
 
     Raises:
         UserError: nothing at the place, or nothing readable; with `strict`, not all of it.
         OSError: the catalog cannot be written; a previous version is still valid.
     """
-    source = open_source(place)
+    source = open_source(place, second)
     catalog = _newest(source, folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     if catalog is None:

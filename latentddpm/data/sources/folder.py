@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from latentddpm.data.findings import Findings
@@ -32,12 +32,13 @@ class Folder:
 
     Args:
         place: path of the folder.
+        second: ends of the names of second pictures, which are no images of the folder.
     """
 
     kind = "folder"
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, place: str, second: Sequence[str] = ()) -> None:
+        self.place, self.second = place, tuple(second)
         self._content: Content | None = None  # of the folder that was read last
 
     @cached_property
@@ -54,12 +55,13 @@ class Folder:
         return MetadataTable(self.place, max_rows)
 
     def survey(self, limit: int | None = 3) -> Findings:
-        return survey(self.place, limit)
+        return survey(self.place, limit, second=self.second)
 
     def units(self) -> Iterator[Unit]:
         count = 0
         for name, content in Walk(self.place).files():
-            if not self._is_read(name):
+            base = name.rpartition("/")[2]
+            if not self._is_read(name) or content.is_second(base, self.second):
                 continue
             self._content = content
             stamps = list(self._stamps(name))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from latentddpm.data.sources import storage
@@ -32,13 +33,15 @@ KINDS = {
 """Suffix of a shard → its class."""
 
 
-def open_source(place: str | Path) -> Source:
+def open_source(place: str | Path, second: Sequence[str] = ()) -> Source:
     """Open the source at a place, whose kind follows from the files there.
 
     Args:
         place: a folder of images; a folder of shards; one shard; or a pattern of shards such
             as `train-{0000..0099}.tar`. It is on this machine or, with a scheme (gs://, hdfs://),
             on any filesystem that TensorFlow reads.
+        second: ends of the names of second pictures in a folder of images (`.condition.png`),
+            which a condition reads and which are no images of the folder themselves.
 
     Raises:
         UserError: there is nothing, or a file of another kind.
@@ -46,7 +49,7 @@ def open_source(place: str | Path) -> Source:
     place = str(place)
     if storage.is_folder(place):
         names = _find_shards(place)
-        return _open_shards(place, place, names) if names else Folder(place)
+        return _open_shards(place, place, names) if names else Folder(place, second)
     if is_shard(place):
         return _open_shards(place, *_expanded(place))
     if storage.is_file(place):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
@@ -28,18 +28,21 @@ from latentddpm.data.sources.kinds import (
     is_table,
     suffix_of,
 )
-from latentddpm.data.sources.walk import Content, Walk, holds_arrays, in_hub_cache, stem
+from latentddpm.data.sources.walk import SECOND, Content, Walk, holds_arrays, in_hub_cache, stem
 
 HEAD = 16  # bytes that tell a picture
 
 
-def survey(place: str, limit: int | None = 3, shards: Iterable[str] = ()) -> Findings:
+def survey(
+    place: str, limit: int | None = 3, shards: Iterable[str] = (), second: Sequence[str] = ()
+) -> Findings:
     """Survey of the folder `place`.
 
     Args:
         place: the folder.
         limit: number of files that are kept for each kind of finding; None for all.
         shards: names of the shards that are read there.
+        second: ends of the names of second pictures, which a condition reads.
 
     Returns:
         Findings about files that are not read, and about captions of no image or of several.
@@ -52,6 +55,10 @@ def survey(place: str, limit: int | None = 3, shards: Iterable[str] = ()) -> Fin
             name for name in content.files if is_image(name) or suffix_of(name) in PICTURES_NAMED
         }
         for name in content.files:
+            if content.is_second(name, second):
+                continue
+            if is_read(name) and content.is_second(name, (SECOND,)):
+                findings.note("second_picture", content.folder + name)
             if not (is_read(name) or is_table(name) or content.folder + name in shards):
                 _look(place, content, name, images, full, findings)
     return findings

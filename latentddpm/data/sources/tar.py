@@ -81,6 +81,20 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + key, dot + extension.lower()
 
 
+def member_places(path: str) -> dict[str, tuple[int, int]]:
+    """Members of a tar: name → offset and size of the bytes.
+
+    Args:
+        path: of the tar.
+
+    Raises:
+        UserError: it is compressed, not a tar, damaged, or has a member with an unsafe name.
+    """
+    with storage.opened(path) as stream:
+        members = _members(path, stream, Findings())
+        return {one.name: (one.offset_data, one.size) for one in members}
+
+
 class _Member(NamedTuple):
     """Member of a sample: a picture, with `data` if its shard is remote, or a text."""
 

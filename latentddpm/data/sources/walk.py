@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +79,21 @@ class Content:
         for names in found.values():
             names.sort(key=lambda name: CAPTION_SUFFIXES.index(suffix_of(name)))
         return found
+
+    @cached_property
+    def stems(self) -> set[str]:
+        """Stems of all images; see `stem`."""
+        return {stem(name) for name in self.files if is_image(name)}
+
+    def is_second(self, name: str, suffixes: Iterable[str]) -> bool:
+        """True for the second picture of an image beside it, such as `cat.condition.png`.
+
+        Args:
+            name: of a file.
+            suffixes: with which second pictures end.
+        """
+        ends = (one for one in suffixes if name.lower().endswith(one.lower()))
+        return any(canonical(name[: -len(one)]) in self.stems for one in ends)
 
 
 def stem(name: str) -> str:
@@ -212,6 +227,10 @@ def in_hub_cache(path: str) -> bool:
         and (parent.parent / "snapshots").is_dir()
         for parent in (Path(path), *Path(path).parents)
     )
+
+
+SECOND = ".condition.png"
+"""End of the name of a second picture, if a condition names no other."""
 
 
 def holds_arrays(place: str) -> bool:

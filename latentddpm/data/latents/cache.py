@@ -109,6 +109,7 @@ def prepare_latents(
     batch_size: int = 32,
     quiet: bool = False,
     processes: ProcessGroup = ONE_PROCESS,
+    pictures: str = "",
 ) -> LatentsCache:
     """Latents cache of a catalog: opened if it is valid, otherwise made, with a message why.
 
@@ -117,7 +118,7 @@ def prepare_latents(
     same cache.
 
     Args:
-        catalog: of the images.
+        catalog: of the images, or of pictures of them (`data.conditions.catalogs`).
         cache: folder of the cache, made when missing.
         vae_digest: `weights_digest` of the autoencoder.
         load_autoencoder: called only if an image has to be encoded.
@@ -130,6 +131,7 @@ def prepare_latents(
         batch_size: images that are encoded at a time.
         quiet: show no messages and no progress bar.
         processes: of one job, which all call this and encode a range of rows each.
+        pictures: what the pictures are, with the version of how they are made; "" for images.
 
     Raises:
         UserError: a file is missing or cannot be read, the resolution does not fit the
@@ -150,6 +152,7 @@ def prepare_latents(
         mirrored=mirrored,
         pixels=None if pixels.is_default else pixels.to_json(),
         precision=precision,
+        pictures=pictures,
     )
     wanted = Index(key=key, images=len(catalog), contents=catalog.digest)
     index, moments, problem = open_cache(cache)

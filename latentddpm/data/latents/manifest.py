@@ -34,6 +34,7 @@ class Key(_Record):
         buckets: other shapes, (height, width), that images are cropped to.
         pixels: format that they are read in, `PixelFormat.to_json`; None for 8-bit RGB.
         precision: that the autoencoder computed in.
+        pictures: what was encoded in place of the images themselves; "" for these.
     """
 
     vae_digest: str
@@ -44,6 +45,11 @@ class Key(_Record):
     buckets: tuple[tuple[int, int], ...] = ()
     pixels: dict[str, Any] | None = None
     precision: str = "float32"
+    pictures: str = ""
+
+    @pydantic.model_serializer(mode="wrap")
+    def _images_are_not_named(self, handler: Any) -> dict[str, Any]:
+        return {key: one for key, one in handler(self).items() if key != "pictures" or one}
 
 
 class Index(_Record):
@@ -101,6 +107,8 @@ def misfit(index: Index, wanted: Index) -> str:
     has, needs = index.key, wanted.key
     if has.vae_digest != needs.vae_digest:
         return "made with another autoencoder"
+    if has.pictures != needs.pictures:
+        return f"made of {has.pictures or 'images'}, not {needs.pictures or 'images'}"
     if has.resolution != needs.resolution:
         return f"made at resolution {has.resolution}, not {needs.resolution}"
     if has.buckets != needs.buckets:

@@ -78,6 +78,10 @@ CONDITIONS = {
     "class": ("column", "words"),
     "labels": ("column", "words", "combine"),
     "number": ("column",),
+    "picture": ("column", "suffix", "through"),
+    "edges": ("sigma", "low", "high"),
+    "low_resolution": ("factor", "noise"),
+    "inpainting": ("masks",),
 }
 """Kind of each condition → the settings of `conditions:` that it takes, beside `dropout`. Their
 classes are in `conditions.kinds`; a test compares the two."""

@@ -20,25 +20,52 @@ class ConditionConfig(Section):
 
     kind: Literal[*CONDITIONS] = Field(
         "class",
-        description="class: one word; labels: any words; number: one or several numbers",
+        description="class: one word; labels: any words; number: one or several numbers; maps "
+        "beside the latents: picture: a second file; edges: line art of the image; "
+        "low_resolution: the image reduced; inpainting: a mask, and the image around it",
     )
     column: str | list[str] = Field(
         "folder",
         description="of the metadata, that has it; folder: the name of the image's folder; of "
-        "number also several columns",
+        "number also several columns; of picture the column with the path of the second file, "
+        "where it is not found by suffix",
     )
     dropout: float = Field(
         0.05,
         ge=0,
         lt=1,
         description="share of examples that are not told this alone; training.condition_dropout "
-        "is the share that is told nothing; with both at 0 it is always told",
+        "is the share that is told nothing; with both at 0, and of inpainting, it is always told",
     )
     words: list[str] | None = Field(
         None, description="of class and labels, in order; null: those of the data"
     )
     combine: Literal["mean", "sum"] = Field(
         "mean", description="of labels: how the embeddings of several words are put together"
+    )
+    suffix: str = Field(
+        ".condition.png",
+        pattern=r"^[._-][^/\\]*\.[^/\\.]+$",
+        description="of picture: end of the name of the second file, beside the image: "
+        "cat.condition.png of cat.jpg",
+    )
+    through: Literal["autoencoder", "pixels"] | None = Field(
+        None,
+        description="of picture: its latents, or its pixels as channels; null: autoencoder, "
+        "if there is one",
+    )
+    sigma: float = Field(1.0, gt=0, le=8, description="of edges: blur before the filter, pixels")
+    low: float = Field(0.04, gt=0, lt=1, description="of edges: strength of all of a line")
+    high: float = Field(0.1, gt=0, lt=1, description="of edges: strength of a part of a line")
+    factor: int = Field(2, ge=2, le=8, description="of low_resolution: sides are divided by it")
+    noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of low_resolution: highest level of the noise that is added, and told",
+    )
+    masks: int = Field(
+        4, ge=1, le=256, description="of inpainting: masks of each image in the latents cache"
     )
 
     @pydantic.field_validator("*")

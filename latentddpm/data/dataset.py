@@ -10,7 +10,6 @@ all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from latentddpm.data.captions import Captions, CaptionTokens, prepare_tokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
+from latentddpm.data.sources.walk import NO_SECOND, Second
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.images.pixel_format import PixelFormat
@@ -200,7 +200,7 @@ def open_dataset(
     *,
     strict: bool = False,
     quiet: bool = False,
-    second: Sequence[str] = (),
+    second: Second = NO_SECOND,
 ) -> Dataset:
     """Open the images of a place: scan those that are new, and read the catalog of the others.
 

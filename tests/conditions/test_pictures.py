@@ -151,7 +151,7 @@ def outline(lines):
 def test_edges_of_a_square_are_its_outline_one_pixel_wide(colour):
     lines = edges_of(square(colour))
     assert set(np.unique(lines)) == {-1, 1}
-    close, rows, columns = outline(lines)
+    close, rows, _columns = outline(lines)
     assert close.all(), f"{(~close).sum()} pixels of lines lie elsewhere"
     for axis in (0, 1):  # a line through the middle meets the outline twice
         assert (np.take(lines, 16, axis)[:, 0] > 0).sum() == 2, f"axis {axis}: expected two edges"
@@ -191,11 +191,14 @@ def test_noise_has_the_level_that_is_told_and_none_at_generation():
     pictures = np.zeros((3, 32, 32, 3), "float32")
     size = (32, 32)
     clean = condition.arrays(pictures, size)
-    assert not clean["c"].any() and not clean["c_level"].any()
+    assert not clean["c"].any()
+    assert not clean["c_level"].any()
     rngs = [philox(seed) for seed in range(3)]
     noisy = condition.arrays(pictures, size, rngs=rngs)
     levels = noisy["c_level"][:, 0]
-    assert (levels > 0).all() and (levels < 0.5).all() and len(set(levels)) == 3
+    assert (levels > 0).all()
+    assert (levels < 0.5).all()
+    assert len(set(levels)) == 3
     np.testing.assert_allclose(noisy["c"].std(axis=(1, 2, 3)), levels, rtol=0.1)
     again = condition.arrays(pictures, size, rngs=[philox(seed) for seed in range(3)])
     np.testing.assert_array_equal(noisy["c"], again["c"])

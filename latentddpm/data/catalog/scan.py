@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from latentddpm.data.catalog.reader import PARTS, PreviousVersion, SourceReader,
 from latentddpm.data.catalog.writer import CatalogWriter
 from latentddpm.data.sources.base import Source
 from latentddpm.data.sources.open import open_source
+from latentddpm.data.sources.walk import NO_SECOND, Second
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError
 from latentddpm.utils.locks import wait_for_lock
@@ -40,7 +40,7 @@ def open_catalog(
     strict: bool = False,
     quiet: bool = False,
     processes: ProcessGroup = ONE_PROCESS,
-    second: Sequence[str] = (),
+    second: Second = NO_SECOND,
 ) -> Catalog:
     """Catalog of the images at a place: opened if nothing has changed, otherwise made.
 

@@ -24,7 +24,8 @@ from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.images import UnreadableImage, examine_image
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources import storage
-from latentddpm.data.sources.metadata import FOLDER, image_name
+from latentddpm.data.sources.metadata import FOLDER
+from latentddpm.data.sources.tables import named_file
 from latentddpm.data.sources.tar import member_places, split_key
 from latentddpm.errors import UserError
 from latentddpm.utils.files import atomic_path
@@ -234,9 +235,4 @@ def _named(catalog: Catalog, row: int, column: str) -> str:
         raise UserError(found.problem)
     if column not in found.columns:
         raise UserError(f"{place}: no column {column!r}, which names the picture of the image")
-    name = image_name(found.columns, place, column)
-    if not found.line:
-        return name
-    table = catalog.manifest.metadata[found.table][0]
-    folder, slash, _ = str(table).rpartition("/")
-    return folder + slash + name
+    return named_file(found, column, place, [str(one[0]) for one in catalog.manifest.metadata])

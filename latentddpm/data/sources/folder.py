@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, MetadataStamp, Unit
-from latentddpm.data.sources.kinds import ARRAYS_READ, PICTURES_READ, is_array, is_picture
+from latentddpm.data.sources.kinds import (
+    ARRAYS_READ,
+    PICTURES_READ,
+    canonical,
+    is_array,
+    is_picture,
+)
 from latentddpm.data.sources.metadata import MAX_SIDECAR, Row, with_sidecars
 from latentddpm.data.sources.survey import survey
 from latentddpm.data.sources.tables import MAX_ROWS, MetadataTable
 from latentddpm.data.sources.walk import (
+    NO_SECOND,
     Content,
+    Second,
     Walk,
     holds_arrays,
     in_hub_cache,
@@ -32,19 +40,30 @@ class Folder:
 
     Args:
         place: path of the folder.
-        second: ends of the names of second pictures, which are no images of the folder.
+        second: second pictures, which are no images of the folder.
     """
 
     kind = "folder"
 
-    def __init__(self, place: str, second: Sequence[str] = ()) -> None:
-        self.place, self.second = place, tuple(second)
+    def __init__(self, place: str, second: Second = NO_SECOND) -> None:
+        self.place, self.second = place, second
         self._content: Content | None = None  # of the folder that was read last
 
     @cached_property
     def _is_read(self) -> Callable[[str], bool]:
         """Question whether a file is an image of this folder, by its name."""
         return is_array if holds_arrays(self.place) else is_picture
+
+    @cached_property
+    def _named(self) -> set[str]:
+        """Files that the columns of `second` name."""
+        table = MetadataTable(self.place) if self.second.columns else None
+        return {canonical(n) for column in self.second.columns for n in table.files(column)}
+
+    def _is_second(self, name: str, content: Content) -> bool:
+        """True for a second picture of an image."""
+        beside = content.is_second(name.rpartition("/")[2], self.second.suffixes)
+        return beside or canonical(name) in self._named
 
     def metadata_stamp(self) -> MetadataStamp:
         return [
@@ -55,13 +74,12 @@ class Folder:
         return MetadataTable(self.place, max_rows)
 
     def survey(self, limit: int | None = 3) -> Findings:
-        return survey(self.place, limit, second=self.second)
+        return survey(self.place, limit, second=self.second.suffixes)
 
     def units(self) -> Iterator[Unit]:
         count = 0
         for name, content in Walk(self.place).files():
-            base = name.rpartition("/")[2]
-            if not self._is_read(name) or content.is_second(base, self.second):
+            if not self._is_read(name) or self._is_second(name, content):
                 continue
             self._content = content
             stamps = list(self._stamps(name))

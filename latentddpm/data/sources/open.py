@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from latentddpm.data.sources import storage
@@ -20,7 +19,7 @@ from latentddpm.data.sources.kinds import is_picture, is_shard, is_table
 from latentddpm.data.sources.records import ArrayRecordShards, TFRecordShards
 from latentddpm.data.sources.shards import Shards
 from latentddpm.data.sources.tar import TarShards
-from latentddpm.data.sources.walk import Walk
+from latentddpm.data.sources.walk import NO_SECOND, Second, Walk
 from latentddpm.errors import UserError
 
 KINDS = {
@@ -33,15 +32,15 @@ KINDS = {
 """Suffix of a shard → its class."""
 
 
-def open_source(place: str | Path, second: Sequence[str] = ()) -> Source:
+def open_source(place: str | Path, second: Second = NO_SECOND) -> Source:
     """Open the source at a place, whose kind follows from the files there.
 
     Args:
         place: a folder of images; a folder of shards; one shard; or a pattern of shards such
             as `train-{0000..0099}.tar`. It is on this machine or, with a scheme (gs://, hdfs://),
             on any filesystem that TensorFlow reads.
-        second: ends of the names of second pictures in a folder of images (`.condition.png`),
-            which a condition reads and which are no images of the folder themselves.
+        second: second pictures in a folder of images, which a condition reads and which are no
+            images of the folder themselves.
 
     Raises:
         UserError: there is nothing, or a file of another kind.

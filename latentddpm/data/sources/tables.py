@@ -16,12 +16,13 @@ where every image has its own columns.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from latentddpm.data.sources import storage
@@ -86,6 +87,18 @@ class MetadataTable:
         self._found.add(name)
         return Row.unpack(self._rows[name])
 
+    def files(self, column: str) -> Iterator[str]:
+        """Files that a column names, relative to the root; values that name none are passed over.
+
+        Args:
+            column: of the rows, with paths relative to the folder of their table.
+        """
+        below = [path[len(self.folder) :].lstrip("/") for path in self.paths]
+        for packed in self._rows.values():
+            row = Row.unpack(packed)
+            with contextlib.suppress(UserError):
+                yield named_file(row, column, "", below)
+
     def missing(self, limit: int | None = 4) -> tuple[int, int, list[str]]:
         """Rows whose image is not read: those that `find` did not return.
 
@@ -137,6 +150,23 @@ class MetadataTable:
                     self._forms.setdefault(form, name)
         if empty:
             raise UserError(f"{path}: describes no image; fill it or remove it")
+
+
+def named_file(row: Row, column: str, place: str, tables: Sequence[str]) -> str:
+    """File that a column of a row names, relative to the root.
+
+    Args:
+        row: of an image.
+        column: with a path, relative to the folder of the row's table.
+        place: of the row, for messages.
+        tables: paths of the tables, relative to the root.
+
+    Raises:
+        UserError: see `image_name`.
+    """
+    name = image_name(row.columns, place, column)
+    below = os.path.dirname(tables[row.table]) if row.line else ""
+    return f"{below}/{name}" if below else name
 
 
 def _check_alone(folder: str | None, names: list[str]) -> None:

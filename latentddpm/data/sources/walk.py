@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
@@ -49,7 +50,10 @@ OWN_WORK = (
 CATALOG_VERSION = re.compile(r"version-\d{6}")
 """Name of a folder in a catalog."""
 
-RUN_PARTS = ("checkpoints", "latents", "catalog", "log.jsonl", "model", "samples", "tensorboard")
+RUN_PARTS = (
+    *("checkpoints", "conditions", "latents", "catalog", "log.jsonl", "model", "samples"),
+    "tensorboard",
+)
 """Parts of a run that are not read where the place itself holds one."""
 
 _COPY = "copy all with what links lead to: cp -rL {place} NEW"
@@ -231,6 +235,21 @@ def in_hub_cache(path: str) -> bool:
 
 SECOND = ".condition.png"
 """End of the name of a second picture, if a condition names no other."""
+
+
+class Second(NamedTuple):
+    """Second pictures of images, which a condition reads: they are no images of a folder.
+
+    Attributes:
+        suffixes: ends of their names, after that of an image beside them: `.condition.png`.
+        columns: of tables, that name them.
+    """
+
+    suffixes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+NO_SECOND = Second()
 
 
 def holds_arrays(place: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentddpm.conditions.base import Arrays, Condition, VectorCondition
+from latentddpm.conditions.inpainting import InpaintingCondition
 from latentddpm.conditions.kinds import KINDS
 from latentddpm.errors import UserError, check_choice, nearest
 
@@ -95,6 +96,11 @@ class Conditions:
     def guided(self) -> bool:
         """True where guidance can lead away from "not told"."""
         return any(one.null for one in self)
+
+    @property
+    def paints(self) -> bool:
+        """True where the network is told a mask and the picture around it."""
+        return any(isinstance(one, InpaintingCondition) for one in self)
 
     # --- Values --------------------------------------------------------------------------------
 

@@ -76,6 +76,14 @@ class MapCondition(PictureCondition):
     def inputs(self) -> tuple[Input, ...]:
         return (Input(self.name, "concat", self.channels),)
 
+    def check(self, value: Any) -> Any:
+        """Picture as it was given: a file, PIL image or array; it is read when its size is known.
+
+        Args:
+            value: see `utils.images.pictures`.
+        """
+        return value
+
     def picture_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Size (height, width) of the picture of an image of `size`, in pixels."""
         return size

@@ -43,6 +43,7 @@ from latentddpm.pipeline.model_folder import (
 )
 from latentddpm.pipeline.progress import Callback, StepBar, step_callback
 from latentddpm.pipeline.sampler_inputs import (
+    canvas_of,
     guided_denoiser,
     on_device,
     start_latents,
@@ -357,7 +358,8 @@ class LatentDiffusion:
                 `GenerationSettings`.
             settings: returned by `model.settings`, instead of single settings.
             conditions: values by the names of the model's conditions, such as `{"digit": 7}`, or a
-                sequence with those of each prompt; None, or a name left out, for "not told".
+                sequence with those of each prompt; None, or a name left out, for "not told". A
+                picture is a file, a PIL image or an array, as `init_image`.
             init_image: picture to start from: a file or PIL image, scaled and cropped to the
                 size, or an array of that size, uint8 or floating point in [0, 1].
             strength: share of the steps that is run from `init_image`, in (0, 1]; a higher one
@@ -413,11 +415,13 @@ class LatentDiffusion:
         noise = starting_noise(seeds, self._latent_shape(settings.size), latents)
         with activity("encoding the picture", quiet or start is None):
             starts, sampler, first_step = start_latents(
-                self.autoencoder, start, sampler, noise, tile, self.pixels, settings.start_step
+                *(self.autoencoder, start, sampler, noise, tile, self.pixels),
+                *(settings.start_step, self.conditions.paints),
             )
         with timed("text encoder"), activity("encoding the prompts", quiet):
             told = told_texts(self.text_encoder, self.tokenizer, prompts, negatives)
-        told |= told_conditions(self.conditions, rows)
+        canvas = canvas_of(self.autoencoder, settings.size, self.pixels, start, tile)
+        told |= told_conditions(self.conditions, rows, canvas)
 
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]

@@ -15,6 +15,7 @@ import numpy as np
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.conditions.conditions import Conditions, Values
+from latentddpm.data.conditions.given import Canvas, picture_arrays
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
@@ -107,19 +108,47 @@ def told_texts(
     return Told(given, without)
 
 
-def told_conditions(conditions: Conditions, rows: Sequence[Values]) -> Told:
+def told_conditions(conditions: Conditions, rows: Sequence[Values], canvas: Canvas) -> Told:
     """Inputs that tell a network the conditions of N images.
 
     Args:
         conditions: of the model.
         rows: values of each image, returned by `Conditions.rows`.
+        canvas: of the images, for pictures; see `canvas_of`.
 
     Raises:
         UserError: a value is missing that the network has to be told.
     """
-    given = conditions.vector_arrays(rows)
+    given = conditions.vector_arrays(rows) | picture_arrays(conditions, rows, canvas)
     names = {one.name: [entry.name for entry in one.inputs()] for one in conditions}
     return Told(given, conditions.null_arrays(given), names)
+
+
+def canvas_of(
+    autoencoder: FirstStage,
+    size: tuple[int, ...],
+    pixels: PixelFormat,
+    start: InitImage | None,
+    tile: str | int,
+) -> Canvas:
+    """Canvas of images, with the picture that is painted in.
+
+    Args:
+        autoencoder: to encode pictures.
+        size: (height, width) of the output, in pixels.
+        pixels: format of the model.
+        start: picture, with its mask; None for none.
+        tile: see `models.autoencoder.tiling.encode`.
+    """
+    latent_size = tuple(side // autoencoder.downsample_factor for side in size)
+
+    def latents(images: np.ndarray) -> np.ndarray:
+        with timed("encoder"):
+            mean, _ = encode(autoencoder, images, tile)
+        return np.asarray(autoencoder.to_latents(mean), np.float32)
+
+    around = () if start is None or start.mask is None else (start.init_image, start.repaint)
+    return Canvas(size, latent_size, pixels, latents, *around)
 
 
 def guided_denoiser(
@@ -169,6 +198,7 @@ def start_latents(
     tile: str | int,
     pixels: PixelFormat,
     start_step: int = 0,
+    trained: bool = False,
 ) -> tuple[np.ndarray, samplers.Sampler, int]:
     """Latents to start from: the noise itself, or those of a picture with noise added.
 
@@ -180,6 +210,8 @@ def start_latents(
         tile: see `models.autoencoder.tiling.encode`.
         pixels: format of the picture.
         start_step: first step from noise, which from 1 on is scaled as that level expects it.
+        trained: the network is told the mask and the rest of the picture, so that the sampler
+            is taken as it is, and begins with pure noise at strength 1.
 
     Returns:
         Noisy latents (N, h, w, c), the sampler, which with a mask keeps the rest of the picture,
@@ -189,14 +221,14 @@ def start_latents(
         UserError: the strength leaves no step to run, or a `start_step` beside a picture.
     """
     first = first_step(start, sampler.num_steps, start_step)
-    if start is None:
+    if start is None or (trained and start.mask is not None and not first):
         starts = sampler.add_noise(np.zeros_like(noise), noise, first) if first else noise
         return starts, sampler, first
     with timed("encoder"):
         mean, _ = encode(autoencoder, pixels.to_images(start.init_image)[None], tile)
         known = np.asarray(autoencoder.to_latents(mean))
     starts = sampler.add_noise(known, noise, first)
-    if start.mask is not None:
+    if start.mask is not None and not trained:
         weights = repaint_weights(start.repaint, autoencoder.downsample_factor)
         sampler = Inpainting(sampler, known, weights)
     return starts, sampler, first

@@ -7,15 +7,29 @@ A run that starts from a model keeps the words and ranges of its conditions, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from latentddpm.choices import CONDITIONAL
-from latentddpm.conditions.base import Condition, VectorCondition
+from latentddpm.conditions.base import VectorCondition
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.conditions.kinds import KINDS
-from latentddpm.config import ConditionConfig, DiffusionRun
+from latentddpm.conditions.picture import Stage
+from latentddpm.config import AutoencoderRun, ConditionConfig, DataConfig, DiffusionRun
+from latentddpm.data.conditions.pictures import Frame, Maps, PlannedMaps, check_maps, plan_maps
 from latentddpm.data.conditions.rows import ConditionRows, read_rows
 from latentddpm.data.dataset import Dataset
+from latentddpm.data.sources.metadata import FOLDER
+from latentddpm.data.sources.walk import Second
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder
+from latentddpm.utils.images.pixel_format import PixelFormat
+
+if TYPE_CHECKING:
+    from latentddpm.training.plan.first_stage import FirstStage
+    from latentddpm.training.run.run import Run
 
 
 def inherit_conditions(config: DiffusionRun, base: ModelFolder | None) -> DiffusionRun:
@@ -60,24 +74,94 @@ def inherit_conditions(config: DiffusionRun, base: ModelFolder | None) -> Diffus
 
 
 def plan_conditions(
-    config: DiffusionRun, dataset: Dataset, base: ModelFolder | None
-) -> list[ConditionRows]:
+    config: DiffusionRun,
+    dataset: Dataset,
+    base: ModelFolder | None,
+    first_stage: FirstStage,
+    folder: Path,
+) -> list[ConditionRows | PlannedMaps]:
     """Sources of the conditions of a run, in the order of the network's inputs.
 
     Args:
-        config: returned by `inherit_conditions`.
+        config: returned by `inherit_conditions`, with all settings of the data.
         dataset: of the run.
         base: model that the run starts from; None from scratch.
+        first_stage: of the run.
+        folder: see `pictures_folder`.
 
     Raises:
-        UserError: see `data.conditions.rows.read_rows`.
+        UserError: see `data.conditions.rows.read_rows` and `data.conditions.pictures.plan_maps`.
     """
     known = {one.name: one for one in base.conditions} if base is not None else {}
+    stage = _stage(first_stage, config.data)
     found = []
     for name, settings in config.conditions.items():
         null = is_dropped(config, settings) if name not in known else known[name].null
-        found.append(_source(name, settings, dataset, null, known.get(name)))
+        kind = KINDS[settings.kind]
+        if issubclass(kind, VectorCondition):
+            found.append(read_rows(name, settings, dataset.catalog, null, known.get(name)))
+            continue
+        condition = known.get(name) or kind.of_stage(name, settings, stage, null)
+        check_maps(condition, config.data)
+        found.append(plan_maps(condition, settings, dataset.catalog, folder / name))
     return found
+
+
+def open_conditions(
+    planned: Sequence[ConditionRows | PlannedMaps], run: Run, first_stage: FirstStage, folder: Path
+) -> list[ConditionRows | Maps]:
+    """Sources of conditions, ready to be read; pictures are encoded here.
+
+    Args:
+        planned: returned by `plan_conditions`.
+        run: with its settings and processes.
+        first_stage: of the run.
+        folder: see `pictures_folder`.
+    """
+    data = run.config.data
+    frame = Frame(
+        (data.resolution,) * 2,
+        PixelFormat.of(data),
+        _stage(first_stage, data),
+        data.flip,
+        first_stage.latent_space(),
+        first_stage.encoded and partial(first_stage.encoded, run),
+    )
+    return [
+        one.open(frame, folder / one.condition.name) if isinstance(one, PlannedMaps) else one
+        for one in planned
+    ]
+
+
+def pictures_folder(out: Path, latents: Path | None) -> Path:
+    """Folder of what a run keeps of pictures, with a folder for each condition.
+
+    Args:
+        out: run folder.
+        latents: folder of its latents cache; None where it has none.
+    """
+    return latents or out / "conditions"
+
+
+def second_of(config: AutoencoderRun | DiffusionRun) -> Second:
+    """Second pictures, which are no images of the data themselves.
+
+    Args:
+        config: of a run.
+    """
+    pairs = [one for one in getattr(config, "conditions", {}).values() if one.kind == "picture"]
+    columns = tuple(one.column for one in pairs if one.column != FOLDER)
+    return Second(tuple(one.suffix for one in pairs if one.column == FOLDER), columns)
+
+
+def second_pictures(planned: Sequence[ConditionRows | PlannedMaps]) -> dict[str, str]:
+    """Digests of the second pictures of a run, as facts that a resumed run has to agree with.
+
+    Args:
+        planned: returned by `plan_conditions`.
+    """
+    maps = (one for one in planned if isinstance(one, PlannedMaps) and one.digest)
+    return {f"pictures of {one.condition.name}": one.digest for one in maps}
 
 
 def is_dropped(config: DiffusionRun, settings: ConditionConfig) -> bool:
@@ -90,10 +174,11 @@ def is_dropped(config: DiffusionRun, settings: ConditionConfig) -> bool:
     return settings.dropout > 0 or config.training.condition_dropout > 0
 
 
-def _source(
-    name: str, settings: ConditionConfig, dataset: Dataset, null: bool, known: Condition | None
-) -> ConditionRows:
-    kind = KINDS[settings.kind]
-    if not issubclass(kind, VectorCondition):
-        raise NotImplementedError(settings.kind)
-    return read_rows(name, settings, dataset.catalog, null, known)
+def _stage(first_stage: FirstStage, data: DataConfig) -> Stage:
+    """Sizes of a first stage."""
+    return Stage(
+        first_stage.downsample_factor,
+        PixelFormat.of(data).channels,
+        first_stage.latent_channels(data),
+        first_stage.folder is not None,
+    )

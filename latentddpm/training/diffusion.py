@@ -31,6 +31,7 @@ from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
+from latentddpm.training.conditions import open_conditions, pictures_folder
 from latentddpm.training.diffusion_networks import build_networks, make_trainer
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
@@ -155,13 +156,12 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     if tokenizer is not None:
         with activity("reading the captions", run.silent):
             tokens = dataset.tokens(tokenizer)
-    rows = grid_rows(config, dataset, tokens, plan.conditions)
     first_stage = sources.first_stage
     cache = first_stage.latents(dataset, run, plan.latents)
+    told = open_conditions(plan.conditions, run, first_stage, pictures_folder(out, plan.latents))
+    rows = grid_rows(config, dataset, tokens, told)
     latent_space = first_stage.latent_space()
-    batches = LatentBatches(
-        images, cache, schedule, latent_space, tokens, config, strategy, plan.conditions
-    )
+    batches = LatentBatches(images, cache, schedule, latent_space, tokens, config, strategy, told)
 
     # === Fit ===
     model = LatentDiffusion(

@@ -29,6 +29,8 @@ from latentddpm.utils.files import AUTOENCODER, read_arguments
 from latentddpm.utils.images.pixel_format import PixelFormat
 
 if TYPE_CHECKING:
+    from latentddpm.data.catalog.catalog import Catalog
+    from latentddpm.data.conditions.catalogs import PictureCatalog
     from latentddpm.models.autoencoder.autoencoder import Autoencoder
     from latentddpm.models.autoencoder.latent_space import LatentSpace
     from latentddpm.models.autoencoder.pixel_space import PixelSpace
@@ -111,9 +113,25 @@ class AutoencoderStage:
         Raises:
             UserError, OSError: see `data.latents.cache.prepare_latents`.
         """
+        return self.encoded(run, dataset.catalog, folder)
+
+    def encoded(
+        self, run: Run, catalog: Catalog | PictureCatalog, folder: Path, pictures: str = ""
+    ) -> LatentsCache:
+        """Latents cache of the images of a run, or of pictures of them.
+
+        Args:
+            run: with its settings and processes.
+            catalog: of the images or pictures.
+            folder: of the cache.
+            pictures: see `data.latents.cache.prepare_latents`.
+
+        Raises:
+            UserError, OSError: see `data.latents.cache.prepare_latents`.
+        """
         precision = settle_precision(run.config.data.latents_precision)
         return prepare_latents(
-            dataset.catalog,
+            catalog,
             folder,
             vae_digest=self.digest,
             load_autoencoder=partial(self.load, run.config.data, precision),
@@ -123,6 +141,7 @@ class AutoencoderStage:
             precision=precision,
             quiet=run.silent,
             processes=run.processes,
+            pictures=pictures,
         )
 
 
@@ -134,6 +153,7 @@ class PixelStage:
     digest = NONE
     downsample_factor = 1
     image_size = None
+    encoded = None
 
     def latents_folder(self, out: Path, latents: Path | None) -> None:
         """Folder of a latents cache: there is none.

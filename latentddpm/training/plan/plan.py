@@ -18,7 +18,13 @@ from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import as_config
 from latentddpm.data.dataset import Dataset, open_dataset
 from latentddpm.errors import UserError
-from latentddpm.training.conditions import inherit_conditions, plan_conditions
+from latentddpm.training.conditions import (
+    inherit_conditions,
+    pictures_folder,
+    plan_conditions,
+    second_of,
+    second_pictures,
+)
 from latentddpm.training.plan import resolve
 from latentddpm.training.plan.pixels import judge_pixels
 from latentddpm.training.plan.settle import (
@@ -175,7 +181,10 @@ def plan_diffusion(
     check_captions(config, dataset, captioned)
     check_best(config.training, len(dataset.validation))
     facts = {"autoencoder": first_stage.digest}
-    conditions = plan_conditions(config, dataset, sources.base)
+    conditions = plan_conditions(
+        config, dataset, sources.base, first_stage, pictures_folder(out, latents)
+    )
+    facts |= second_pictures(conditions)
     if config.text.source != "none" or config.data.validation_by == "caption" or conditions:
         facts["captions"] = dataset.catalog.row_digest
     if sources.base is not None:
@@ -227,7 +236,10 @@ def _started(config: Config, out: Path, resume: bool) -> Any:
 def _open(run: Run, data: str | Path, catalog: str | Path, strict: bool) -> Dataset:
     with activity(f"reading the list of images of {data}", run.silent):
         return open_dataset(
-            data, catalog, run.config.data, run.processes, strict=strict, quiet=run.silent
+            *(data, catalog, run.config.data, run.processes),
+            strict=strict,
+            quiet=run.silent,
+            second=second_of(run.config),
         )
 
 

@@ -57,12 +57,12 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     return value
 
 
-TYPES: dict[type, tuple[type, str]] = {
+TYPES: dict[type, tuple[Any, str]] = {
     str: (str, "text"),
     bool: (bool, "true or false"),
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
-    list: (list, "a list"),
+    list: (list | tuple, "a list"),
     dict: (Mapping, "names with values"),
 }
 """Types of options and metadata: type → (class of valid values, its name in messages)."""

@@ -9,7 +9,9 @@ import click
 from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
 from latentddpm.cli.options import (
     FOLDER,
+    NAMED_NUMBER,
     NUMBERS,
+    PAIR,
     engine_option,
     lora_option,
     precision_option,
@@ -52,6 +54,20 @@ from latentddpm.cli.usage import command
 @click.option("--start-step", type=int, help="First of the steps, from noise [default: 0].")
 @click.option("--guidance-scale", type=float, help="1 = none [default: the model's].")
 @click.option("--guidance-rescale", type=float, help="0 = none, 0.7 against overexposure.")
+@click.option(
+    "--guidance-interval",
+    type=PAIR,
+    metavar="LOW,HIGH",
+    help="Guide only from LOW to HIGH of the timesteps, 0 (clean) to 1 (noise) [default: 0,1].",
+)
+@click.option(
+    "--condition-scale",
+    "condition_scales",
+    type=NAMED_NUMBER,
+    multiple=True,
+    metavar="NAME=SCALE",
+    help="Guidance scale of one condition; may be given repeatedly.",
+)
 @click.option("--init-image", type=FOLDER, help="Picture to start from.")
 @click.option(
     "--strength", type=float, help="How much to change it, up to 1 [default: 0.75; 1 with --mask]."

@@ -13,9 +13,16 @@ FOLDER = click.Path(path_type=Path)
 
 
 class Numbers(click.ParamType):
-    """Option that is a number, or several with commas between them: `0.5` or `1,0.5,0`."""
+    """Option that is a number, or several with commas between them: `0.5` or `1,0.5,0`.
+
+    Args:
+        count: how many there have to be; None for any number of them.
+    """
 
     name = "number[,number…]"
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -26,10 +33,31 @@ class Numbers(click.ParamType):
             numbers = [float(word) for word in value.split(",")]
         except ValueError:
             self.fail(f"{value!r} is not a number, nor numbers with commas between them", param)
+        if self.count not in (None, len(numbers)):
+            self.fail(f"{value!r}: expected {self.count} numbers with a comma between them", param)
         return numbers if len(numbers) > 1 else numbers[0]
 
 
+class NamedNumber(click.ParamType):
+    """Option that gives a number to a name: `lines=1.5`."""
+
+    name = "NAME=NUMBER"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        name, equals, number = value.rpartition("=")
+        try:
+            if name and equals:
+                return name.strip(), float(number)
+        except ValueError:
+            pass
+        self.fail(f"{value!r}: expected {self.name}, such as lines=1.5", param)
+
+
 NUMBERS = Numbers()
+PAIR = Numbers(2)
+NAMED_NUMBER = NamedNumber()
 
 data_option = click.option(
     "--data",

@@ -7,7 +7,7 @@ refuses a wrong option with the same message before it loads a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -41,14 +41,72 @@ def check_num_steps(num_steps: int, num_train_timesteps: int) -> None:
         )
 
 
-def check_guidance_scale(guidance_scale: float) -> None:
+def check_guidance_scale(guidance_scale: float, name: str = "guidance_scale") -> None:
     """Check a guidance scale: at least 0.
+
+    Args:
+        guidance_scale: any number.
+        name: of the setting, for the message.
 
     Raises:
         UserError: `guidance_scale` is negative or not finite.
     """
     if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-        raise UserError(f"guidance_scale: expected a number of at least 0, got {guidance_scale!r}")
+        raise UserError(f"{name}: expected a number of at least 0, got {guidance_scale!r}")
+
+
+def check_guidance_interval(guidance_interval: Sequence[float]) -> list[float]:
+    """Check an interval of timesteps as shares t / T, and return it as [lowest, highest].
+
+    Args:
+        guidance_interval: two numbers in 0 (clean) .. 1 (pure noise), in order.
+
+    Raises:
+        UserError: not two numbers, another order, or outside of that.
+    """
+    values = list(guidance_interval)
+    if len(values) != 2 or not all(isinstance(one, Real) for one in values):
+        raise UserError(
+            "guidance_interval: expected two numbers, the lowest and the highest t / T, such as "
+            f"0.2 and 0.8, got {guidance_interval!r:.80}"
+        )
+    low, high = map(float, values)
+    if low > high:
+        raise UserError(
+            f"guidance_interval: the lowest comes first; {low:g} is above {high:g} (did you mean "
+            f"{high:g} and {low:g}?)"
+        )
+    if not 0 <= low <= high <= 1:
+        raise UserError(
+            f"guidance_interval: expected shares of the timesteps, from 0 (clean) to 1 (pure "
+            f"noise), got {low:g} and {high:g}"
+        )
+    return [low, high]
+
+
+def check_condition_scales(
+    condition_scales: Mapping[str, float], conditions: Iterable[str]
+) -> dict[str, float]:
+    """Check guidance scales of single conditions, and return them in the model's order.
+
+    Args:
+        condition_scales: name of a condition → its scale, at least 0.
+        conditions: names of those that the model can be told or not, in its order.
+
+    Raises:
+        UserError: a condition that the model does not have, or a scale that is none.
+    """
+    conditions = tuple(conditions)
+    for name, scale in condition_scales.items():
+        if name not in conditions:
+            known = f"it has {', '.join(conditions)}" if conditions else "it has none"
+            raise UserError(
+                f"condition_scales: {name!r} is no condition of this model that may be left out"
+                f"{nearest(name, conditions)}; {known}"
+            )
+        where = f"condition_scales: {name}"
+        check_guidance_scale(check_type(where, scale, float), where)
+    return {name: float(condition_scales[name]) for name in conditions if name in condition_scales}
 
 
 def check_guidance_rescale(guidance_rescale: float) -> None:

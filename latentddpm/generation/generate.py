@@ -278,6 +278,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
     given = {name: options.get(name) for name in FIELDS}
     of_all = negatives[0] if options["negative_prompt"] else None
     given["negative_prompt"] = "" if several else of_all
+    given["condition_scales"] = dict(given["condition_scales"] or {}) or None
     own = {name: options[name] for name in SAMPLER_OPTIONS if options.get(name) is not None}
     settings = facts.settings(**{**given, "sampler_options": own})
     facts.check_prompts(prompts, negatives)

@@ -23,7 +23,12 @@ from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.errors import UserError, check_type
 from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.model_folder import ModelFolder, ready_models
-from latentddpm.pipeline.settings import FIELDS, GenerationSettings, ModelFacts
+from latentddpm.pipeline.settings import (
+    FIELDS,
+    LATER_DEFAULTS,
+    GenerationSettings,
+    ModelFacts,
+)
 from latentddpm.utils.files import file_digest
 from latentddpm.utils.pixels import read_metadata
 
@@ -160,9 +165,10 @@ def remembered_settings(metadata: dict[str, Any]) -> dict[str, Any]:
     """Generation settings in the metadata of a PNG; an earlier version may have written fewer.
 
     Args:
-        metadata: returned by `read_generation_metadata`.
+        metadata: returned by `read_generation_metadata`; empty for no PNG.
     """
-    return {name: metadata[name] for name in FIELDS if metadata.get(name) is not None}
+    found = {name: metadata[name] for name in FIELDS if metadata.get(name) is not None}
+    return {**LATER_DEFAULTS, **found} if metadata else {}
 
 
 def remembered_labels(facts: ModelFacts, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:

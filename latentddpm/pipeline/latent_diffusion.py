@@ -323,6 +323,8 @@ class LatentDiffusion:
         sampler_options: Mapping[str, Any] | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        condition_scales: Mapping[str, float] | None = None,
         height: int | None = None,
         width: int | None = None,
         length: int | None = None,
@@ -354,8 +356,9 @@ class LatentDiffusion:
                 each image; None draws the first.
             num_steps, sampler, timestep_spacing, sampler_options: see `GenerationSettings`. A
                 `Sampler` object comes with its own steps, spacing and options.
-            guidance_scale, guidance_rescale, height, width, length, start_step: see
+            guidance_scale, guidance_rescale, guidance_interval, condition_scales: see
                 `GenerationSettings`.
+            height, width, length, start_step: see `GenerationSettings`.
             settings: returned by `model.settings`, instead of single settings.
             conditions: values by the names of the model's conditions, such as `{"digit": 7}`, or a
                 sequence with those of each prompt; None, or a name left out, for "not told". A
@@ -426,11 +429,12 @@ class LatentDiffusion:
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]
         steps = len(batches) * (sampler.num_steps - first_step)
+        total = self.schedule.num_train_timesteps
         with StepBar(steps, quiet) as bar:
             for batch in batches:
                 with timed("sampler"):
                     denoised = sampler.sample(
-                        guided_denoiser(self.unet, told[batch], settings),
+                        guided_denoiser(self.unet, told[batch], settings, total),
                         on_device(self.unet, starts[batch]),
                         noise=partial(step_noise, seeds[batch], noise.shape[1:]),
                         callback=step_callback(bar, starts[batch], callback),

@@ -17,7 +17,7 @@ from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.conditions.conditions import Conditions, Values
 from latentddpm.data.conditions.given import Canvas, picture_arrays
 from latentddpm.diffusion import samplers
-from latentddpm.diffusion.guidance import ClassifierFreeGuidance
+from latentddpm.diffusion.guidance import AutoGuidance, GuidanceChain, GuidanceInterval
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.models.autoencoder.tiling import FirstStage, encode
 from latentddpm.models.graph_networks import GraphDenoiser, GraphTextEncoder, is_graph
@@ -41,8 +41,7 @@ class Told:
             `{"context": (N, L, d)}`; empty where the network takes no such input.
         without: the same inputs as guidance leads away from them: the text states of the negative
             prompts, and of every other condition the values that tell nothing.
-        conditions: condition → names of its inputs, in the model's order. An input that no
-            condition names here is a condition of its own.
+        conditions: condition → names of its inputs, in the model's order. The text is none.
 
     Example:
         >>> told = Told({"digit": np.eye(10)[[3, 7]]}, {"digit": np.zeros((2, 10))})
@@ -77,6 +76,32 @@ class Told:
             for each in (self.given, self.without)
         )
         return replace(self, given=given, without=without)
+
+    def chain(
+        self, condition_scales: Mapping[str, float], guidance_scale: float
+    ) -> tuple[list[Mapping[str, Any]], list[float]]:
+        """Stages of guidance and their scales, see `diffusion.guidance.GuidanceChain`.
+
+        Conditions with a scale of their own come first, one after the other. All others, the text
+        among them, are the last stage.
+
+        Args:
+            condition_scales: condition → its scale.
+            guidance_scale: of the last stage.
+
+        Returns:
+            Inputs of each stage, the first of which tells nothing; scales of those after it.
+        """
+        stages, scales, rest = [self.without], [], set(self.given)
+        for condition, names in self.conditions.items():
+            if condition in condition_scales:
+                stages.append({**stages[-1], **{name: self.given[name] for name in names}})
+                scales.append(condition_scales[condition])
+                rest -= {*names}
+        if rest:
+            stages.append(self.given)
+            scales.append(guidance_scale)
+        return stages, scales
 
 
 def told_texts(
@@ -151,29 +176,68 @@ def canvas_of(
     return Canvas(size, latent_size, pixels, latents, *around)
 
 
+@dataclass(frozen=True)
+class Guide:
+    """Weaker network that autoguidance leads away from, and what it is told of N images.
+
+    Attributes:
+        unet: of the weaker model.
+        told: the same as the guided network, in the weaker model's own text states.
+        scale: w, at least 0; 1 is no guidance.
+    """
+
+    unet: Denoiser | GraphDenoiser
+    told: Told
+    scale: float
+
+    def __getitem__(self, rows: slice) -> Guide:
+        """Guide of some of the images."""
+        return replace(self, told=self.told[rows])
+
+
 def guided_denoiser(
-    unet: Denoiser | GraphDenoiser, told: Told, settings: GenerationSettings
+    unet: Denoiser | GraphDenoiser,
+    told: Told,
+    settings: GenerationSettings,
+    num_train_timesteps: int,
+    guide: Guide | None = None,
 ) -> samplers.Denoiser:
-    """Denoiser of one batch, with classifier-free guidance where the network is told anything.
+    """Denoiser of one batch, with the guidance of the settings.
 
     Args:
         unet: of the model.
         told: of the B images of the batch; empty for an unconditional model.
-        settings: for `guidance_scale` and `guidance_rescale`.
+        settings: for those of guidance.
+        num_train_timesteps: T.
+        guide: of the same images; None without autoguidance.
 
     Returns:
         A function (noisy latents (B, h, w, c), timesteps (B,)) → prediction (B, h, w, c).
     """
+    plain, guided = _denoisers(unet, told, settings)
+    if guide is not None:
+        guided = AutoGuidance(guided, _denoisers(guide.unet, guide.told, settings)[1], guide.scale)
+    if guided is plain or settings.guidance_interval == [0.0, 1.0]:
+        return guided
+    return GuidanceInterval(guided, plain, settings.guidance_interval, num_train_timesteps)
+
+
+def _denoisers(
+    unet: Denoiser | GraphDenoiser, told: Told, settings: GenerationSettings
+) -> tuple[samplers.Denoiser, samplers.Denoiser]:
+    """Denoiser that is told everything, and the same with guidance; itself where there is none."""
     predict = finite(unet, "denoiser")
 
     def denoise(noisy_latents: Any, timesteps: Any, inputs: Any = None) -> Any:
         return predict({"noisy_latents": noisy_latents, "timesteps": timesteps, **(inputs or {})})
 
     if not told:
-        return denoise
+        return denoise, denoise
     told = told.map(partial(on_device, unet))
-    scale, rescale = settings.guidance_scale, settings.guidance_rescale
-    return ClassifierFreeGuidance(denoise, told.given, told.without, scale, rescale)
+    stages, scales = told.chain(settings.condition_scales, settings.guidance_scale)
+    guided = GuidanceChain(denoise, stages, scales, settings.guidance_rescale)
+    plain = guided if len(guided.scales) == 1 else GuidanceChain(denoise, stages[-1:], [])
+    return plain, guided
 
 
 def on_device(network: Denoiser | GraphDenoiser, values: np.ndarray) -> Any:

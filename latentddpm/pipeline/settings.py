@@ -19,6 +19,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
 from latentddpm.conditions.conditions import NO_CONDITIONS, Conditions
 from latentddpm.diffusion.options import (
+    check_condition_scales,
+    check_guidance_interval,
     check_guidance_rescale,
     check_guidance_scale,
     check_num_steps,
@@ -41,6 +43,9 @@ OTHER_DEFAULTS = {
     "negative_prompt": "",
     "start_step": 0,
 }
+LATER_DEFAULTS = {"guidance_interval": [0.0, 1.0], "condition_scales": {}}
+"""Settings that earlier versions did not have. They are written where they have other values, so
+the bytes of a picture without them stay what they were."""
 WITHOUT_TEXT = {"guidance_scale": 1.0, "guidance_rescale": 0.0, "negative_prompt": ""}
 """Settings of an unconditional model: no guidance. One of conditions alone has no negative prompt.
 """
@@ -73,6 +78,10 @@ class GenerationSettings:
             their own noise level, from noise around an x0 of zero: √(1 − ᾱ) · ε (truncated
             diffusion, Zheng 2022, with the mean of the latents in place of a learned start).
         length: of the signals in samples; None for images.
+        guidance_interval: lowest and highest t / T that is guided, 0 (clean) … 1 (pure noise);
+            outside of them the network is called once, with all that it is told.
+        condition_scales: condition → guidance scale of its own, which comes before
+            `guidance_scale` in the chain of `diffusion.guidance`; that is then for all others.
     """
 
     height: int | None
@@ -86,6 +95,8 @@ class GenerationSettings:
     negative_prompt: str
     start_step: int
     length: int | None = None
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0], hash=False)
+    condition_scales: dict[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -93,8 +104,13 @@ class GenerationSettings:
         return (self.height, self.width) if self.length is None else (self.length,)
 
     def to_json(self) -> dict[str, Any]:
-        """Settings by name, without the sides that the model does not have."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Settings by name, without `LATER_DEFAULTS` and sides that the model does not have."""
+        left_out = {"height": None, "width": None, "length": None, **LATER_DEFAULTS}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in left_out or value != left_out[name]
+        }
 
     def __str__(self) -> str:
         guidance = f"guidance {self.guidance_scale:g}"
@@ -177,7 +193,8 @@ class ModelFacts:
             if value is not None
         }
         self._check_sides(given)
-        defaults = [*self.defaults, self._own_size(), {**DEFAULTS, **OTHER_DEFAULTS}]
+        own = {**DEFAULTS, **OTHER_DEFAULTS, **LATER_DEFAULTS}
+        defaults = [*self.defaults, self._own_size(), own]
         layers = [given, self._no_guidance, *defaults]
         others = SIDES[3 - self.spatial_dims]
         own = {name: kind for name, kind in FIELDS.items() if name not in others}
@@ -190,6 +207,9 @@ class ModelFacts:
         options = _sampler_options(values["sampler"], values["timestep_spacing"], defaults)
         options |= given.get("sampler_options", {})
         values["sampler_options"] = check_sampler_options(values["sampler"], options)
+        values["guidance_interval"] = check_guidance_interval(values["guidance_interval"])
+        scales = check_condition_scales(values["condition_scales"], self._may_be_left_out)
+        values["condition_scales"] = scales
         settings = GenerationSettings(**dict.fromkeys(others), **values)
         self.check(settings)
         return settings
@@ -226,6 +246,8 @@ class ModelFacts:
             )
         check_guidance_scale(settings.guidance_scale)
         check_guidance_rescale(settings.guidance_rescale)
+        check_guidance_interval(settings.guidance_interval)
+        check_condition_scales(settings.condition_scales, self._may_be_left_out)
         for name, none in self._no_guidance.items():
             value = getattr(settings, name)
             if value != none:
@@ -285,6 +307,11 @@ class ModelFacts:
             return {}
         names = ["negative_prompt"] if self.conditions.guided else WITHOUT_TEXT
         return {name: WITHOUT_TEXT[name] for name in names}
+
+    @property
+    def _may_be_left_out(self) -> list[str]:
+        """Names of the conditions that guidance can lead away from."""
+        return [one.name for one in self.conditions if one.null]
 
     def _own_size(self) -> dict[str, int]:
         return dict(zip(self.sides, self.image_size or (), strict=False))

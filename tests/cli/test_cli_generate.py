@@ -211,6 +211,8 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
         ("--start-step", "1", "--init-image", str(photo)),
         ("--sampler", "ddim", "--sigma-spacing", "karras"),
         ("--guidance-scale", "-1"),
+        ("--guidance-interval", "0.8,0.2"),
+        ("--condition-scale", "lines=2"),
         ("--height", "33"),
         ("--height", "-16"),
         ("--height", "3200000", "--width", "3200000"),
@@ -350,6 +352,7 @@ def plain(model, tmp_path_factory):
             {"sampler_options": {"sigma_spacing": "karras"}},
         ),
         (("--guidance-rescale", 0.7), {"guidance_rescale": 0.7}),
+        (("--guidance-interval", "0.3,0.9"), {"guidance_interval": [0.3, 0.9]}),
     ],
 )
 def test_options_change_the_picture_and_come_back(options, expected, model, plain, tmp_path):
@@ -382,6 +385,14 @@ def test_another_sampler_takes_its_own_options(model, tmp_path):
         (("--sampler", "euler", "--sigma-spacing", "karas"), ("--sigma-spacing: ", "'karras'")),
         (("--sampler", "ddim", "--eta", 2), ("--eta: ", "2.0")),
         (("--guidance-rescale", 2), ("--guidance-rescale: ", "2.0")),
+        (("--guidance-interval", "0.5"), ("--guidance-interval", "'0.5': expected 2 numbers")),
+        (("--guidance-interval", "0,2"), ("--guidance-interval: ", "to 1 (pure noise)", "2")),
+        (
+            ("--guidance-interval", "0.8,0.2"),
+            ("--guidance-interval: ", "mean 0.2 and 0.8"),
+        ),
+        (("--condition-scale", "lines"), ("--condition-scale", "'lines': expected NAME=NUMBER")),
+        (("--condition-scale", "lines=2"), ("--condition-scale: 'lines'", "it has none")),
     ],
 )
 def test_options_that_do_not_apply_are_refused(options, words, model, tmp_path):

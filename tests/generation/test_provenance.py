@@ -7,18 +7,24 @@ import pytest
 from tiny import quick_model, shared_model
 
 from latentddpm.choices import SAMPLER_OPTIONS, SAMPLERS
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
 from latentddpm.generation.generate import plan_images
 from latentddpm.generation.provenance import read_generation_metadata, remembered_settings
-from latentddpm.pipeline.settings import FIELDS, ModelFacts
+from latentddpm.pipeline.settings import FIELDS, LATER_DEFAULTS, ModelFacts
 from latentddpm.utils.pixels import save_png
 
 NEEDED = {"prompts": ["red apple"], "seed": 1, "model_digest": "x"}
 OWN = {"num_steps": 20, "sampler": "ddim", "timestep_spacing": "trailing", "guidance_scale": 4.0}
-FACTS = ModelFacts((OWN,), (64, 96), True, 1000, 8)
+CONDITIONS = Conditions.from_json(
+    [{"name": name, "kind": "class", "words": ["a", "b"]} for name in ("digit", "lines")]
+)
+FACTS = ModelFacts((OWN,), (64, 96), True, 1000, 8, conditions=CONDITIONS)
 OTHERS = {"ddpm": "shift", "flow": "sigma_spacing"}
 """Kind of schedule → the option that only the other kind takes."""
 OF_IMAGES = FIELDS.keys() - {"length"}
+ALWAYS = OF_IMAGES - LATER_DEFAULTS.keys()
+"""Settings that are written whatever they are."""
 VALUES = {
     "steps_offset": 0,
     "eta": [1.0, 0.5, 0.0],
@@ -31,7 +37,7 @@ VALUES = {
     "original_steps": 20,
     "snr": 0.1,
 }
-WRONG = {int: 0.5, float: "1", float | list: "1", bool: 1, str: 3, dict: []}
+WRONG = {int: 0.5, float: "1", float | list: "1", bool: 1, str: 3, dict: [], list: {}}
 
 
 def picture(path, **metadata):
@@ -78,6 +84,8 @@ def test_every_setting_goes_in_and_comes_back(sampler, tmp_path):
             sampler_options=own,
             guidance_rescale=0.5,
             negative_prompt="dog",
+            guidance_interval=[0.1, 0.9],
+            condition_scales={"digit": 1.5, "lines": 2.0},
         )
         path = picture(tmp_path / "a.png", **settings.to_json())
         remembered = remembered_settings(read_generation_metadata(path))
@@ -98,6 +106,17 @@ def test_an_option_of_the_wrong_kind_is_refused(option, tmp_path):
     path = picture(tmp_path / "a.png", sampler_options={option: WRONG[SAMPLER_OPTIONS[option]]})
     with pytest.raises(UserError, match=rf"a\.png: .* sampler_options {option}: expected "):
         read_generation_metadata(path)
+
+
+def test_a_picture_without_an_interval_had_none_whatever_its_model_says(tmp_path):
+    """One that is written only where it says something must not become the model's own."""
+    model = dataclasses.replace(FACTS, defaults=({**OWN, "guidance_interval": [0.2, 0.8]},))
+    settings = model.settings(guidance_interval=[0, 1])
+    path = picture(tmp_path / "a.png", **settings.to_json())
+    facts = model.with_defaults(remembered_settings(read_generation_metadata(path)))
+    assert facts.settings() == settings, f"{facts.settings()}, expected {settings}"
+    facts = model.with_defaults(remembered_settings({}))
+    assert facts.settings().guidance_interval == [0.2, 0.8], "expected the model's own"
 
 
 # --- Pictures of the version before --------------------------------------------------------
@@ -122,7 +141,7 @@ def test_a_picture_of_the_version_before_is_made_with_its_settings(folders, tmp_
     source = picture(tmp_path / "a.png", **made)
     plan = plan_images(options(folders / "text", source=source))
     found = plan.settings.to_json()
-    expected = {name: made.get(name, 0) for name in OF_IMAGES}  # start_step is younger
+    expected = {name: made.get(name, 0) for name in ALWAYS}  # start_step is younger
     assert found == expected, f"{found}, expected {expected}"
     assert (plan.prompts, plan.seeds) == (["red apple"], [1]), f"{plan.prompts}, {plan.seeds}"
     plan = plan_images(options(folders / "text", source=source, eta=1.0, num_steps=5))
@@ -168,7 +187,7 @@ def test_metadata_keeps_the_order_of_the_command_line(folders):
 
 def test_metadata_holds_every_setting(folders):
     plan = plan_images(options(folders / "text", sampler="ddim", eta=0.5))
-    written = {name: plan.metadata[name] for name in OF_IMAGES}
+    written = {name: plan.metadata[name] for name in ALWAYS}
     assert written == plan.settings.to_json(), f"{written}, of {plan.settings!r}"
     assert "length" not in plan.metadata, "that is of signals"
 

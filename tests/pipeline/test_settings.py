@@ -18,6 +18,7 @@ from conftest import environment
 from tiny import shared_model
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
+from latentddpm.conditions.conditions import NO_CONDITIONS, Conditions
 from latentddpm.config import SamplesConfig
 from latentddpm.errors import UserError
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -26,8 +27,11 @@ from latentddpm.pipeline.model_folder import MANIFEST, read_model_folder
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
 
 OWN = {"num_steps": 20, "sampler": "ddim", "timestep_spacing": "trailing", "guidance_scale": 4.0}
-FACTS = ModelFacts((OWN,), (64, 96), True, 1000, 8)
-UNCONDITIONAL = dataclasses.replace(FACTS, has_text=False)
+CONDITIONS = Conditions.from_json(
+    [{"name": name, "kind": "class", "words": ["a", "b"]} for name in ("digit", "lines")]
+)
+FACTS = ModelFacts((OWN,), (64, 96), True, 1000, 8, conditions=CONDITIONS)
+UNCONDITIONAL = dataclasses.replace(FACTS, has_text=False, conditions=NO_CONDITIONS)
 OTHER = {
     "height": 8,
     "width": 16,
@@ -39,6 +43,8 @@ OTHER = {
     "guidance_rescale": 0.7,
     "negative_prompt": "dog",
     "start_step": 3,
+    "guidance_interval": [0.25, 0.75],
+    "condition_scales": {"digit": 2.0},
 }
 """Of each setting, a value that is not the model's own."""
 OF_IMAGES = [name for name in FIELDS if name != "length"]
@@ -68,6 +74,8 @@ def any_settings(numbers):
         },
         guidance_scale=float(numbers.uniform(0, 9)),
         guidance_rescale=float(numbers.uniform(0, 1)),
+        guidance_interval=[*map(float, np.sort(numbers.uniform(0, 1, 2)))],
+        condition_scales={"lines": float(numbers.uniform(0, 9))} if numbers.random() < 0.5 else {},
         negative_prompt=str(numbers.choice(["", "dog"])),
     )
 
@@ -151,17 +159,46 @@ def test_settings_are_their_own_settings(seed):
 
 
 def test_settings_do_not_change():
-    options = {"eta": 0.5}
-    settings = FACTS.settings(sampler_options=options)
-    options["eta"] = 1.0
-    assert settings.sampler_options == {"eta": 0.5}, "expected a copy of the options"
+    options, interval, scales = {"eta": 0.5}, [0.0, 0.5], {"lines": 2.0}
+    settings = FACTS.settings(
+        sampler_options=options, guidance_interval=interval, condition_scales=scales
+    )
+    options["eta"] = interval[1] = scales["lines"] = 1.0
+    found = settings.sampler_options, settings.guidance_interval, settings.condition_scales
+    assert found == ({"eta": 0.5}, [0.0, 0.5], {"lines": 2.0}), "expected copies"
+    assert FACTS.settings().guidance_interval is not FACTS.settings().guidance_interval
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.num_steps = 3
     assert len({settings, FACTS.settings(), FACTS.settings()}) == 2, "expected two in a set"
 
 
+def test_settings_of_later_versions_are_written_where_they_say_something():
+    """So the bytes of a picture without them are those of the versions before."""
+    later = {"guidance_interval", "condition_scales"}
+    assert not later & FACTS.settings(guidance_interval=(0, 1)).to_json().keys()
+    given = {name: OTHER[name] for name in later}
+    found = FACTS.settings(**given).to_json()
+    assert {name: found[name] for name in later} == given, f"{found}"
+
+
+def test_condition_scales_come_in_the_models_order():
+    found = FACTS.settings(condition_scales={"lines": 2, "digit": 1.5}).condition_scales
+    assert list(found.items()) == [("digit", 1.5), ("lines", 2.0)], f"{found}"
+    refused(FACTS, "'dog' is no condition", "it has digit, lines", condition_scales={"dog": 1.0})
+    refused(UNCONDITIONAL, "'dog' is no condition", "has none", condition_scales={"dog": 1.0})
+
+
+def test_a_condition_that_is_always_told_has_no_scale():
+    entries = [{**one.to_json(), "null": one.name == "lines"} for one in CONDITIONS]
+    facts = dataclasses.replace(FACTS, conditions=Conditions.from_json(entries))
+    assert facts.settings(condition_scales={"lines": 2}).condition_scales == {"lines": 2.0}
+    refused(facts, "may be left out", "it has lines", condition_scales={"digit": 1.0})
+
+
 def test_numbers_of_numpy_become_numbers_of_json():
     given = {"num_steps": np.int64(5), "guidance_scale": np.float32(2.5), "height": np.int32(8)}
+    given["guidance_interval"] = np.float32(0.25), np.float64(0.5)
+    given["condition_scales"] = {"lines": np.float32(2.5)}
     given["sampler_options"] = {"eta": np.float32(0.5)}
     values = dataclasses.asdict(FACTS.settings(**given))
     assert json.loads(json.dumps(values)) == values, f"{values} are not JSON's"
@@ -207,7 +244,7 @@ def test_a_default_offset_counts_for_leading_spacing():
 
 def test_without_text_the_defaults_are_no_guidance():
     own = with_own(guidance_rescale=0.7)
-    facts = dataclasses.replace(own, has_text=False)
+    facts = dataclasses.replace(own, has_text=False, conditions=NO_CONDITIONS)
     picture = facts.with_defaults({"guidance_scale": 4.0})  # as the version before wrote
     for found in (facts.settings(), facts.settings(**NO_GUIDANCE), picture.settings()):
         values = {name: getattr(found, name) for name in NO_GUIDANCE}
@@ -251,6 +288,17 @@ def test_words_without_text_are_refused():
         ({"guidance_scale": float("nan")}, ("guidance_scale: ", "got nan")),
         ({"guidance_rescale": 2}, ("guidance_rescale: ", "to 1 (all)", "got 2")),
         ({"negative_prompt": ["a"]}, ("negative_prompt: expected text",)),
+        ({"guidance_interval": 0.5}, ("guidance_interval: expected a list, got 0.5",)),
+        ({"guidance_interval": [0.5]}, ("guidance_interval: expected two numbers", "[0.5]")),
+        ({"guidance_interval": ["a", 1]}, ("guidance_interval: expected two numbers", "'a'")),
+        ({"guidance_interval": (0.8, 0.2)}, ("guidance_interval: ", "did you mean 0.2 and 0.8")),
+        ({"guidance_interval": (0.2, 8)}, ("guidance_interval: ", "to 1 (pure noise)", "8")),
+        ({"guidance_interval": (-1, 0)}, ("guidance_interval: ", "from 0 (clean)", "-1")),
+        ({"guidance_interval": [float("nan"), 1]}, ("guidance_interval: ", "nan")),
+        ({"condition_scales": {"line": 2}}, ("condition_scales: 'line'", "mean 'lines'", "digit")),
+        ({"condition_scales": {"lines": -2}}, ("condition_scales: lines: ", "at least 0")),
+        ({"condition_scales": {"lines": "2"}}, ("condition_scales: lines: ", "a number, got '2'")),
+        ({"condition_scales": ["lines"]}, ("condition_scales: expected names with values",)),
         ({"height": 33}, ("height 33", "32 or 40")),
         ({"height": 0}, ("height 0", "nearest valid: 8")),
         ({"width": -16}, ("width -16", "nearest valid: 8")),

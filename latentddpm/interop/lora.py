@@ -30,14 +30,13 @@ from safetensors.numpy import save
 
 from latentddpm.errors import check_choice
 from latentddpm.interop.diffusers.networks import rows_of
-from latentddpm.interop.diffusers.weight_map import to_theirs
+from latentddpm.interop.diffusers.weight_map import LINEAR, to_theirs
 from latentddpm.interop.diffusers.weights import variable
 from latentddpm.interop.lora_merge import stem_of
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import freeze
 from latentddpm.utils.files import atomic_path
 
-LAYOUTS = ("dense", "pointwise", "conv")
 CONVOLUTIONS = ("conv1", "conv2", "shortcut")
 """Convolutions of a residual block that can be trained."""
 Shape = tuple[int, ...]
@@ -147,6 +146,6 @@ def _in_order(file: bytes) -> bytes:
 def _projections(unet: UNet) -> Iterator[Projection]:
     """Projections of a UNet: all its linear maps."""
     for row in rows_of(unet):
-        if row.layout in LAYOUTS:
+        if row.layout in LINEAR:
             path = row.path.removesuffix("/kernel")
             yield Projection(stem_of(row.key), path, row.shape, variable(unet, path))

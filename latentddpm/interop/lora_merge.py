@@ -18,7 +18,12 @@ from latentddpm.choices import HALF
 from latentddpm.errors import UserError
 from latentddpm.interop.clip_names import linear_maps
 from latentddpm.interop.compvis.names import unet_names
-from latentddpm.interop.diffusers.weight_map import TensorMapping, rows_of_class, to_ours
+from latentddpm.interop.diffusers.weight_map import (
+    LINEAR,
+    TensorMapping,
+    rows_of_class,
+    to_ours,
+)
 from latentddpm.interop.lora_file import OF_TEXT, OF_UNET, LoraFile, lora_settings
 from latentddpm.models.graph_networks import GraphNetwork, add_to_weight
 from latentddpm.utils.files import file_digest
@@ -100,7 +105,7 @@ def stem_of(key: str) -> str:
 
 def _rows(unet: Any) -> Iterator[TensorMapping]:
     kind = unet.graph.kind if isinstance(unet, GraphNetwork) else type(unet).__name__
-    return (row for row in rows_of_class(kind, unet.get_config()) if row.layout != "vector")
+    return (row for row in rows_of_class(kind, unet.get_config()) if row.layout in LINEAR)
 
 
 def _linear_maps(model: LatentDiffusion) -> Iterator[LinearMap]:

@@ -83,6 +83,9 @@ def _renamed(key: str, modules: dict[str, str], words: dict[str, str]) -> str:
 def _unet_modules(levels: int, num_res_blocks: int, attention_levels: Sequence[int]) -> Names:
     yield "time_embedding.linear_1", "time_embed.0"
     yield "time_embedding.linear_2", "time_embed.2"
+    yield "class_embedding", "label_emb"
+    yield "class_embedding.linear_1", "label_emb.0.0"
+    yield "class_embedding.linear_2", "label_emb.0.2"
     yield "conv_in", "input_blocks.0.0"
     number = 1
     for level in range(levels):

@@ -50,7 +50,6 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "time_cond_proj_dim": (None,),
         "conv_in_kernel": (3,),
         "conv_out_kernel": (3,),
-        "projection_class_embeddings_input_dim": (None,),
         "attention_type": ("default",),
         "class_embeddings_concat": (False,),
         "cross_attention_norm": (None,),
@@ -62,9 +61,9 @@ BOTH_UNETS = {
     "time_embedding_type": ("positional",),
     "mid_block_scale_factor": (1,),
     "resnet_time_scale_shift": ("default",),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
 }
+OWN = "_latentddpm"
+"""Key of our own; diffusers leaves alone what begins with an underscore."""
 ORIGINAL = {
     "flip_sin_to_cos": (True, False),
     "freq_shift": (0, 1),
@@ -102,11 +101,18 @@ READ = {
         "norm_eps",
         "dropout",
         "time_embedding_dim",
+        "class_embed_type",
+        "num_class_embeds",
         *ORIGINAL,
         "sample_size",
     ),
 }
-READ[CONDITIONAL_UNET] = (*READ[UNET], "cross_attention_dim", "use_linear_projection")
+READ[CONDITIONAL_UNET] = (
+    *READ[UNET],
+    "cross_attention_dim",
+    "use_linear_projection",
+    "projection_class_embeddings_input_dim",
+)
 # Keys that do not change what a network computes: options of the pipeline, and what diffusers'
 # `EMAModel` adds to the configuration of averaged weights (`unet_ema/`).
 AVERAGE = (

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from latentddpm.errors import UserError, check_choice
+from latentddpm.interop.diffusers.conditions import TYPE, map_channels, read_conditions
 from latentddpm.interop.diffusers.known_keys import (
     AUTOENCODER,
     AUTOENCODER_EPSILON,
@@ -65,9 +66,11 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
     """
     kind = validate(config, source, (UNET, CONDITIONAL_UNET))
     conditional = kind == CONDITIONAL_UNET
-    channels = _whole(config, source, "in_channels", 4 if conditional else 3)
-    learned_variance = _learned_variance(config, source, channels)
     widths = _widths(config, source)
+    conditions = read_conditions(config, source).specs()
+    channels = _whole(config, source, "in_channels", 4 if conditional else 3)
+    channels -= map_channels(conditions)
+    learned_variance = _learned_variance(config, source, channels)
     attention_levels = _levels(config, source, kind, len(widths))
     norm_groups = _groups(config, source, widths)
     epsilon = config.get("norm_eps", NORM_EPSILON)
@@ -95,6 +98,7 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
         "norm_epsilon": float(epsilon),
         "learned_variance": learned_variance,
         "original_ddpm": _original_ddpm(config, source),
+        "conditions": conditions or None,
     }
 
 
@@ -190,7 +194,10 @@ def _original_ddpm(config: Config, source: str) -> bool:
     later, original = ({key: known[k] for key, known in ORIGINAL.items()} for k in (0, 1))
     # As text, since True and 1 are not the same here.
     if repr(given) in (repr(later), repr(original)):
-        return repr(given) == repr(original)
+        found = repr(given) == repr(original)
+        if found and config.get(TYPE) == "timestep":
+            raise UserError(f"{source}: {TYPE}: timestep is not supported with sines first")
+        return found
     key = next(key for key in given if repr(given[key]) != repr(later[key]))
     others = (f"{name} {value!r}" for name, value in original.items() if name != key)
     raise UserError(

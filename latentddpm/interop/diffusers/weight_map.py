@@ -10,6 +10,7 @@ Layouts in diffusers → in Keras (PyTorch is channels-first, Keras channels-las
     dense       (out, in)           (in, out)
     pointwise   (out, in, 1, 1)     (in, out): a 1×1 convolution and a dense layer
     conv        (out, in, h, w)     (h, w, in, out)
+    table       (n, width)          (n, width): rows that are looked up
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from latentddpm.errors import UserError
+from latentddpm.interop.diffusers.conditions import map_channels
+from latentddpm.models.denoisers.told import CONCAT
 
 Shape = tuple[int, ...]
 
@@ -39,7 +42,11 @@ UNET_SIZES = (
     "latent_channels",
     "attention_levels",
     "context_dim",
+    "learned_variance",
+    "conditions",
 )
+LINEAR = ("dense", "pointwise", "conv")
+"""Layouts of linear maps, which a LoRA can change."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class TensorMapping:
         key: name of the tensor.
         shape: of the tensor.
         path: of the variable: names of layers and attributes below the model, with slashes.
-        layout: "vector", "dense", "pointwise" or "conv".
+        layout: "vector", "table", or one of `LINEAR`.
     """
 
     key: str
@@ -105,9 +112,7 @@ def rows_of_class(
         return autoencoder_rows(**{k: arguments[k] for k in AUTOENCODER_SIZES if k in arguments})
     if kind != "UNet" or arguments.get("spatial_dims", 2) != 2:
         raise UserError(f"diffusers and LoRAs know no {kind} like this; expected a UNet")
-    sizes = {key: arguments[key] for key in UNET_SIZES}
-    own = arguments.get("learned_variance", False)
-    return unet_rows(**sizes, linear=linear, learned_variance=own)
+    return unet_rows(**{k: arguments[k] for k in UNET_SIZES if k in arguments}, linear=linear)
 
 
 def autoencoder_rows(
@@ -168,17 +173,17 @@ def unet_rows(
     attention_levels: Sequence[int],
     context_dim: int | None,
     latent_channels: int,
-    linear: bool = False,
     learned_variance: bool = False,
+    conditions: Sequence[Mapping[str, Any]] | None = None,
+    linear: bool = False,
 ) -> Iterator[TensorMapping]:
     """Weight map of `UNet2DModel` or, with `context_dim`, `UNet2DConditionModel`, and `UNet`.
 
     Args:
         channels, channel_multipliers, num_res_blocks, attention_levels, context_dim,
-            latent_channels: see `UNet`.
+            latent_channels, learned_variance, conditions: see `UNet`.
         linear: the projections of transformer blocks are stored as dense layers
             (`use_linear_projection`), not as 1×1 convolutions.
-        learned_variance: see `UNet`.
     """
     widths = [channels * multiplier for multiplier in channel_multipliers]
     last = len(widths) - 1
@@ -189,9 +194,11 @@ def unet_rows(
             return _attention_block(theirs, ours, width)
         return _transformer(theirs, ours, width, context_dim, "dense" if linear else "pointwise")
 
-    yield from _conv("conv_in", "conv_in", latent_channels, channels)
+    inputs = latent_channels + map_channels(conditions or ())
+    yield from _conv("conv_in", "conv_in", inputs, channels)
     yield from _dense("time_embedding.linear_1", "time_0", channels, time)
     yield from _dense("time_embedding.linear_2", "time_1", time, time)
+    yield from _class_embeddings(conditions or (), channels, time)
     width, skips = channels, [channels]
     for level, wide in enumerate(widths):
         theirs, ours = f"down_blocks.{level}", f"down_{level}"
@@ -233,6 +240,22 @@ def unet_rows(
     yield from _norm("conv_norm_out", "norm_out", width)
     outputs = (1 + learned_variance) * latent_channels
     yield from _conv("conv_out", "conv_out", width, outputs)
+
+
+def _class_embeddings(
+    conditions: Sequence[Mapping[str, Any]], channels: int, time: int
+) -> Iterator[TensorMapping]:
+    """Weights of the vectors among the conditions; diffusers has names for those of one."""
+    vectors = [one for one in conditions if one["enters"] != CONCAT]
+    for one in vectors:
+        ours, enters, size = one["name"], one["enters"], one["size"]
+        theirs = "class_embedding" if len(vectors) == 1 else f"class_embedding.{ours}"
+        if enters == "rows":
+            yield TensorMapping(f"{theirs}.weight", (size, time), f"{ours}_rows/kernel", "table")
+        elif enters != "identity":
+            inputs = channels if enters == "timestep" else size
+            yield from _dense(f"{theirs}.linear_1", f"{ours}_0", inputs, time)
+            yield from _dense(f"{theirs}.linear_2", f"{ours}_1", time, time)
 
 
 def _conv(

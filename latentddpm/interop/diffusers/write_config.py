@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
+from latentddpm.interop.diffusers.conditions import condition_keys, map_channels, own_keys
 from latentddpm.interop.diffusers.known_keys import (
     AUTOENCODER,
     AUTOENCODER_EPSILON,
@@ -64,12 +66,15 @@ def autoencoder_config(
     return config
 
 
-def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, Any]:
+def unet_config(
+    unet: UNet, latent_size: tuple[int, int] | None, conditions: Conditions | None = None
+) -> dict[str, Any]:
     """Configuration of `UNet2DModel` or `UNet2DConditionModel` for a UNet.
 
     Args:
         unet: to describe.
         latent_size: (height, width) of the latents that it was trained with; None if unknown.
+        conditions: of its model, with their names and words; None if unknown.
 
     Raises:
         UserError: neither of the two can be such a network; the message names the argument.
@@ -79,6 +84,11 @@ def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, An
         raise UserError(f"unet: diffusers has no network like a {what}; expected a UNet of 2")
     ours = unet.get_config()
     _starts_at_one(ours, "unet")
+    if ours.get("original_ddpm") and any(one["enters"] == "timestep" for one in unet.conditions):
+        raise UserError(
+            "unet: original_ddpm beside a condition that enters by timestep: "
+            "diffusers has the sines of both first, or of none"
+        )
     kind = UNET if unet.context_dim is None else CONDITIONAL_UNET
     widths = [ours["channels"] * n for n in ours["channel_multipliers"]]
     levels = range(len(widths))
@@ -93,13 +103,15 @@ def unet_config(unet: UNet, latent_size: tuple[int, int] | None) -> dict[str, An
         "up_block_types": [up[level in ours["attention_levels"]] for level in reversed(levels)],
         "mid_block_type": FIXED[kind]["mid_block_type"][0],
         "layers_per_block": ours["num_res_blocks"],
-        "in_channels": ours["latent_channels"],
+        "in_channels": ours["latent_channels"] + map_channels(unet.conditions),
         "out_channels": (1 + unet.learned_variance) * ours["latent_channels"],
         "norm_num_groups": ours["norm_groups"],
         "norm_eps": ours.get("norm_epsilon", NORM_EPSILON),
         "dropout": ours["dropout"],
         "center_input_sample": False,
         **{key: known[ours.get("original_ddpm", False)] for key, known in ORIGINAL.items()},
+        **condition_keys(unet.conditions, kind),
+        **own_keys(conditions or Conditions()),
     }
     if kind == CONDITIONAL_UNET:
         config["attention_head_dim"] = heads[0] if len(set(heads)) == 1 else heads

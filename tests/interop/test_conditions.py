@@ -1,0 +1,99 @@
+"""Conditions in diffusers' configurations and in weight maps; what is compared with diffusers
+itself is in `test_conditions_live.py`."""
+
+import pytest
+
+from latentddpm.conditions.conditions import Conditions
+from latentddpm.errors import UserError
+from latentddpm.interop.diffusers.conditions import read_conditions
+from latentddpm.interop.diffusers.networks import rows_of
+from latentddpm.interop.diffusers.read_config import unet_arguments
+from latentddpm.interop.diffusers.write_config import unet_config
+from latentddpm.models.denoisers.unet import UNet
+
+SIZES = {
+    "channels": 8,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "attention_levels": (),
+    "num_heads": 2,
+    "norm_groups": 4,
+}
+DIGIT = {"name": "digit", "kind": "class", "words": ["0", "1", "2"]}
+AGE = {"name": "age", "kind": "number", "mean": [40.0], "std": [10.0]}
+LINES = {"name": "lines", "kind": "picture", "through": "pixels", "channels": 3}
+
+
+def made(*entries, **more):
+    """A UNet with conditions, and these."""
+    conditions = Conditions.from_json(entries)
+    return UNet(**SIZES, **more, conditions=conditions.specs()), conditions
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_names_words_and_null_come_back_where_we_wrote_them(own):
+    unet, conditions = made(LINES, DIGIT, context_dim=6)
+    config = unet_config(unet, (8, 8), conditions if own else None)
+    assert (config["in_channels"], config["num_class_embeds"]) == (7, 4)
+    again = read_conditions(config, "config.json")
+    if own:
+        assert again == conditions
+        assert unet_arguments(config, "config.json")["conditions"] == unet.conditions
+    else:
+        assert [one.kind for one in again] == ["low_resolution", "class"]
+        assert not any(one.null for one in again)
+        assert again["noise_level"].words == ("0", "1", "2", "3")
+
+
+def test_a_model_without_conditions_writes_no_key_of_our_own():
+    config = unet_config(UNet(**SIZES), (8, 8), Conditions())
+    assert [key for key in config if key.startswith(("_", "class", "num"))] == ["_class_name"]
+    assert unet_arguments(config, "config.json")["conditions"] is None
+
+
+def test_a_learned_variance_beside_a_map_comes_back():
+    unet, conditions = made(LINES, learned_variance=True)
+    config = unet_config(unet, (8, 8), conditions)
+    assert (config["in_channels"], config["out_channels"]) == (7, 8)
+    arguments = unet_arguments(config, "config.json")
+    assert (arguments["latent_channels"], arguments["learned_variance"]) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("entries", "context_dim", "message"),
+    [
+        ([DIGIT, AGE], 6, "conditions digit, age: diffusers' UNets have one class embedding"),
+        ([AGE], None, "'age': enters by projection, which UNet2DModel has not"),
+    ],
+)
+def test_what_diffusers_has_none_like_is_refused(entries, context_dim, message):
+    unet, conditions = made(*entries, context_dim=context_dim)
+    with pytest.raises(UserError, match=message):
+        unet_config(unet, (8, 8), conditions)
+
+
+def test_timesteps_with_their_sines_first_are_refused():
+    level = [{"name": "level", "enters": "timestep", "size": 1}]
+    with pytest.raises(UserError, match="original_ddpm beside a condition that enters by times"):
+        unet_config(UNet(**SIZES, original_ddpm=True, conditions=level), None)
+    config = unet_config(UNet(**SIZES, original_ddpm=True), None)
+    with pytest.raises(UserError, match="class_embed_type: timestep is not supported"):
+        unet_arguments({**config, "class_embed_type": "timestep"}, "config.json")
+
+
+def test_keys_that_contradict_ours_are_refused():
+    unet, conditions = made(DIGIT)
+    config = {**unet_config(unet, None, conditions), "num_class_embeds": 9}
+    with pytest.raises(UserError, match="num_class_embeds: 9, but _latentddpm makes it 4"):
+        unet_arguments(config, "config.json")
+
+
+def test_every_condition_has_its_rows_in_the_weight_map():
+    level = {"name": "level", "enters": "timestep", "size": 1}
+    style = {"name": "style", "enters": "identity", "size": 32}
+    _, conditions = made(LINES, DIGIT, AGE)
+    unet = UNet(**SIZES, conditions=[*conditions.specs(), level, style])
+    paths = [row.path for row in rows_of(unet)]
+    assert sorted(paths) == sorted(weight.path for weight in unet.weights)
+    keys = [row.key for row in rows_of(unet)]
+    assert len(set(keys)) == len(keys)

@@ -105,7 +105,7 @@ def _inputs(name: str, network: keras.Model) -> Iterator[Any]:
         given = {}
         for tensor in network.inputs:
             last = tensor.shape[-1:]
-            sizes = {1: (), 2: (length,), 3: (length, *last)}
+            sizes = {1: (), 2: (last[0] or length,), 3: (length, *last)}
             sizes[4] = (2 * factor, 3 * factor + odd, *last)
             values = numbers.standard_normal((batch, *sizes[len(tensor.shape)]))
             if tensor.name == "timesteps":

@@ -301,6 +301,9 @@ def _add(graph: GraphBuilder, layer: layers.Add, inputs: Sequence[str]) -> str:
 
 
 def _reshape(graph: GraphBuilder, layer: layers.Reshape, hidden: str) -> str:
+    """One number of a vector of size 1, or a vector as a map of one position."""
+    if not layer.target_shape:
+        return graph.op("Reshape", hidden, graph.sizes(-1))
     *sides, channels = layer.target_shape
     if sides != [1, 1]:
         raise NoGraph(f"layer {layer.name}: shape {layer.target_shape}")

@@ -2,7 +2,8 @@
 
     encoder       images                              → moments
     decoder       raw_latents                         → images
-    unet          noisy_latents, timesteps[, context] → prediction
+    unet          noisy_latents, timesteps[, context]
+                  [, conditions by their names]       → prediction
     text_encoder  token_ids                           → context
 
 Batch, sizes and the length of a context are free. A weight is named by its path in the `.keras`
@@ -95,6 +96,8 @@ def make_graph(name: str, part: keras.Model) -> bytes:
 
 
 def _tensor(name: str, axes: tuple[str, ...], tensor: keras.KerasTensor) -> Tensor:
-    """Tensor of the graph: its first axes are free."""
+    """Tensor of the graph: its axes of no size are free, and have names."""
     shape = tensor.shape
-    return Tensor(name, (*axes[: len(shape)], *shape[len(axes) :]), tensor.dtype)
+    named = [*axes, *[""] * (len(shape) - len(axes))]
+    sizes = (axis if size is None else size for axis, size in zip(named, shape, strict=False))
+    return Tensor(name, tuple(sizes), tensor.dtype)

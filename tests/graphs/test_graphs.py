@@ -34,7 +34,17 @@ SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "nor
 UNETS = {"attention_levels": (1,), "num_heads": 2, "zero_init": False}
 PUBLISHED = {"learned_variance": True, "original_ddpm": True, "dropout": 0.1}
 CLIP = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "context_length": 8}
+CONDITIONS = [
+    {"name": "lines", "enters": "concat", "size": 3},
+    {"name": "digit", "enters": "rows", "size": 4},
+    {"name": "age", "enters": "projection", "size": 2},
+    {"name": "level", "enters": "timestep", "size": 1},
+    {"name": "style", "enters": "identity", "size": 32},
+    {"name": "inpainting", "enters": "concat", "size": 5},
+]
 KINDS = {
+    "text and conditions": lambda: UNet(**SMALL, **UNETS, context_dim=12, conditions=CONDITIONS),
+    "maps alone": lambda: UNet(**SMALL, **UNETS, conditions=CONDITIONS[::5]),
     "text": lambda: UNet(**SMALL, **UNETS, context_dim=12),
     "no text": lambda: UNet(**SMALL, **UNETS, **PUBLISHED, latent_channels=3),
     "classic": lambda: ClassicUNet(4, channel_multipliers=(1, 2, 2), latent_channels=2),
@@ -104,6 +114,35 @@ def test_a_graph_computes_what_its_network_does(kind, tmp_path):
         file.write_bytes(make_graph(name, network))
         difference = check_graph(name, OnnxGraph(file, archive), network_of(name, network))
         assert difference < 2e-5, f"{kind}, {name}: expected the network's output, {difference}"
+
+
+def test_the_inputs_of_a_graph_have_the_names_and_sizes_of_conditions():
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load_from_string(make_graph("unet", KINDS["text and conditions"]())).graph
+    found = {
+        each.name: [one.dim_param or one.dim_value for one in each.type.tensor_type.shape.dim]
+        for each in graph.input
+    }
+    assert found == {
+        "noisy_latents": ["batch", "height", "width", 4],
+        "timesteps": ["batch"],
+        "context": ["batch", "length", 12],
+        "lines": ["batch", "height", "width", 3],
+        "inpainting": ["batch", "height", "width", 5],
+        "digit": ["batch", 4],
+        "age": ["batch", 2],
+        "level": ["batch", 1],
+        "style": ["batch", 32],
+    }
+
+
+def test_a_graph_belongs_to_its_conditions_and_their_order(tmp_path):
+    digests = []
+    for conditions in (None, [], CONDITIONS[::5], CONDITIONS[::-5], CONDITIONS[1:2]):
+        save_archive(UNet(**SMALL, **UNETS, conditions=conditions), tmp_path / "unet.keras")
+        digests.append(config_digest(tmp_path / "unet.keras"))
+    assert digests[0] == digests[1], "expected no conditions to leave the digest as it was"
+    assert len(set(digests)) == 4, digests
 
 
 def test_a_graph_is_valid_onnx_and_small(saved):

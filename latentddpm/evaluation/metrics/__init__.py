@@ -1,1 +1,1 @@
-"""Metrics: Fréchet and kernel distance, precision and recall, CLIP score, PSNR and SSIM."""
+"""Metrics: Fréchet and kernel distance, precision and recall, CLIP score, PSNR, SSIM, edges."""

@@ -30,6 +30,7 @@ def denoiser_inputs(
     spatial_dims: int = 2,
     context_dim: int | None = None,
     conditions: Sequence[Spec] = (),
+    regions: int = 0,
 ) -> dict[str, Any]:
     """Inputs of a denoiser, as Keras tensors of any size.
 
@@ -38,19 +39,27 @@ def denoiser_inputs(
         spatial_dims: 1, 2 or 3.
         context_dim: d, width of the text encodings; None for none.
         conditions: see `told.condition_inputs`.
+        regions: R, parts of the latents that are told different texts; 0 for one text everywhere.
 
     Returns:
         `"noisy_latents"`, (B, …, c), `"timesteps"`, (B,), with `context_dim` `"context"`,
-        (B, L, d), and the conditions by their names; all float32.
+        (B, L, d), and the conditions by their names; with regions `"context"`, (B, R, L, d), and
+        `"region_weights"`, (B, …, R). All float32.
 
     Raises:
-        ValueError: another `spatial_dims`, or a condition that has no such form or name.
+        ValueError: another `spatial_dims`, regions without text, or a condition that has no such
+            form or name.
     """
     if spatial_dims not in (1, 2, 3):
         raise ValueError(f"spatial_dims={spatial_dims}, expected 1, 2 or 3")
-    shapes = {"noisy_latents": (*[None] * spatial_dims, latent_channels), "timesteps": ()}
+    if regions and context_dim is None:
+        raise ValueError(f"regions={regions}: need a context_dim, since they are told texts")
+    free = [None] * spatial_dims
+    shapes = {"noisy_latents": (*free, latent_channels), "timesteps": ()}
     if context_dim is not None:
-        shapes["context"] = (None, context_dim)
+        shapes["context"] = (*[regions] * bool(regions), None, context_dim)
+    if regions:
+        shapes["region_weights"] = (*free, regions)
     inputs = {
         name: keras.Input(shape, name=name, dtype="float32") for name, shape in shapes.items()
     }

@@ -7,17 +7,32 @@
     return inputs + proj_out(tokens)
 
 as in appendix E.2.1 of Rombach et al. 2022.
+
+Different texts may be told to different parts of the feature map, the regions r:
+
+    cross_attention(q)_p = out(Σ_r w_r(p) · softmax(q_p K_rᵀ / √d) V_r),   Σ_r w_r(p) = 1
+
+A position that lies in one region attends to its text alone, which is masked attention; the
+output at a position that several share is their mean, weighted by their shares of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import layers, ops
 
 from latentddpm.models.attention import attention
-from latentddpm.models.layers import PACKAGE, GroupNormalization, Recomputable, Shape, dense
+from latentddpm.models.layers import (
+    PACKAGE,
+    GroupNormalization,
+    Recomputable,
+    Shape,
+    dense,
+    of_rank,
+)
 from latentddpm.models.shapes import positions_of, shape_of
 
 
@@ -32,7 +47,9 @@ class Attention(layers.Layer):
 
     Call arguments:
         inputs: (B, L, C) → the same shape.
-        context: (B, M, D); None for self-attention.
+        context: (B, M, D); None for self-attention. With `weights` (B, R, M, D), a context for
+            each of R regions.
+        weights: of the regions at each position, (B, L, R); None for one context everywhere.
     """
 
     def __init__(self, num_heads: int, **kwargs: Any) -> None:
@@ -54,13 +71,25 @@ class Attention(layers.Layer):
         self.out.build(inputs_shape)
         self.built = True
 
-    def call(self, inputs, context=None):
-        source = inputs if context is None else context
-        mixed = attention(self.query(inputs), self.key(source), self.value(source), self.num_heads)
+    def call(self, inputs, context=None, weights=None):
+        query = self.query(inputs)
+
+        def attend(source):
+            return attention(query, self.key(source), self.value(source), self.num_heads)
+
+        if weights is None:
+            return self.out(attend(inputs if context is None else context))
+        regions = range(weights.shape[-1])
+        mixed, *others = (weights[..., r : r + 1] * attend(context[:, r]) for r in regions)
+        for other in others:
+            mixed = mixed + other
         return self.out(mixed)
 
     def compute_output_shape(
-        self, inputs_shape: Shape, context_shape: Shape | None = None
+        self,
+        inputs_shape: Shape,
+        context_shape: Shape | None = None,
+        weights_shape: Shape | None = None,
     ) -> Shape:
         return inputs_shape
 
@@ -79,7 +108,8 @@ class TransformerBlock(Recomputable, layers.Layer):
 
     Call arguments:
         inputs: (B, …, C) → the same shape.
-        context: text encodings, (B, L, D).
+        context: text encodings, (B, L, D); with `region_weights` (B, R, L, D).
+        region_weights: of R regions at each position, (B, …, R), of sum 1; None for one text.
     """
 
     def __init__(
@@ -121,17 +151,23 @@ class TransformerBlock(Recomputable, layers.Layer):
         self.ff_out.build((*tokens_shape[:-1], 4 * channels))
         self.built = True
 
-    def call(self, inputs, context):
+    def call(self, inputs, context, region_weights=None):
+        told = [context]
+        if region_weights is not None:
+            weights = positions_of(region_weights, region_weights.shape[-1])
+            told.append(ops.reshape(region_weights, weights))
         tokens = ops.reshape(self.norm(inputs), positions_of(inputs, inputs.shape[-1]))
         tokens = self.proj_in(tokens)
         tokens = tokens + self.self_attention(self.norm1(tokens))
-        tokens = tokens + self.cross_attention(self.norm2(tokens), context)
+        tokens = tokens + self.cross_attention(self.norm2(tokens), *told)
         hidden, gate = ops.split(self.ff_in(self.norm3(tokens)), 2, axis=-1)
         tokens = tokens + self.ff_out(hidden * ops.gelu(gate, approximate=False))
         tokens = self.proj_out(tokens)
         return inputs + ops.reshape(tokens, shape_of(inputs))
 
-    def compute_output_shape(self, inputs_shape: Shape, context_shape: Shape) -> Shape:
+    def compute_output_shape(
+        self, inputs_shape: Shape, context_shape: Shape, region_weights_shape: Shape | None = None
+    ) -> Shape:
         return inputs_shape
 
     def get_config(self) -> dict[str, Any]:
@@ -141,3 +177,30 @@ class TransformerBlock(Recomputable, layers.Layer):
             "norm_groups": self.norm_groups,
             "zero_init": self.zero_init,
         }
+
+
+def texts_by_level(inputs: Mapping[str, Any], num_levels: int) -> list[tuple[Any, ...]] | None:
+    """Texts that the transformer blocks of each level are told, and where.
+
+    Each level has half the positions of the one above it, ⌈n/2⌉ of n, and the weight of a region
+    in one of them is the mean over those that it stands for.
+
+    Args:
+        inputs: of a denoiser, Keras tensors by name; see `denoiser_inputs`.
+        num_levels: of the network.
+
+    Returns:
+        For each level the arguments of a `TransformerBlock` after the feature map; None for a
+        network without text.
+    """
+    if "context" not in inputs:
+        return None
+    weights = inputs.get("region_weights")
+    if weights is None:
+        return [(inputs["context"],)] * num_levels
+    halve = of_rank("AveragePooling{}D", len(weights.shape) - 2)
+    levels = [weights]
+    for level in range(1, num_levels):
+        halved = halve(2, padding="same", dtype="float32", name=f"region_weights_{level}")
+        levels.append(halved(levels[-1]))
+    return [(inputs["context"], each) for each in levels]

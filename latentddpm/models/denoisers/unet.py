@@ -21,7 +21,7 @@ from latentddpm.models.attention import AttentionBlock
 from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs
 from latentddpm.models.denoisers.time_embedding import embed_time
 from latentddpm.models.denoisers.told import embed_conditions, with_maps
-from latentddpm.models.denoisers.transformer import TransformerBlock
+from latentddpm.models.denoisers.transformer import TransformerBlock, texts_by_level
 from latentddpm.models.functional import constructor_arguments
 from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, group_norm
 from latentddpm.models.resample import Upsample
@@ -33,6 +33,7 @@ LATER = {
     "spatial_dims": 2,
     "original_ddpm": False,
     "conditions": None,
+    "regions": 0,
 }
 """Arguments that older models lack, with their defaults, which are not saved: so they keep their
 digest."""
@@ -66,6 +67,9 @@ class UNet(Denoiser):
             strided convolutions. Later networks have PyTorch's.
         conditions: further inputs, each with its `name`, the way it `enters` and its `size`; see
             `models.denoisers.told`. None for none.
+        regions: R, parts of the latents that are told different texts, by cross-attention that is
+            masked; see `models.denoisers.transformer`. 0 for one text everywhere. The weights do
+            not depend on it: `rebuild(unet, regions=2)` is the same network for two.
         recompute: compute activations again in the backward pass instead of keeping them. In
             training an example takes a third of the memory and a step a fifth more time
             (measured, see docs/benchmarks.md). Not saved with the model.
@@ -76,7 +80,8 @@ class UNet(Denoiser):
         inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}` and, with `context_dim`,
             `"context"`: (B, L, context_dim). Timesteps are whole numbers, or float32 numbers
             between them as some samplers need. Conditions by their names: vectors (B, size),
-            maps (B, h, w, size).
+            maps (B, h, w, size). With `regions` `"context"` is (B, R, L, context_dim), and
+            `"region_weights"`, (B, h, w, R), are the regions' shares of each position, of sum 1.
 
     Returns:
         The prediction, float32 (B, h, w, c); with `learned_variance` (B, h, w, 2c).
@@ -84,7 +89,8 @@ class UNet(Denoiser):
     Raises:
         ValueError: `norm_groups` or `num_heads` does not divide a width, an attention level
             does not exist, `num_heads` is a list without a number for each level,
-            `spatial_dims` is not 1, 2 or 3, or a condition has another form.
+            `spatial_dims` is not 1, 2 or 3, a condition has another form, or there are regions
+            without a `context_dim`.
 
     Example:
         >>> unet = latentddpm.UNet(  # Stable Diffusion 1.x: 320 channels, context_dim=768
@@ -113,6 +119,7 @@ class UNet(Denoiser):
         spatial_dims: int = 2,
         original_ddpm: bool = False,
         conditions: Sequence[Mapping[str, Any]] | None = None,
+        regions: int = 0,
         recompute: bool = False,
         dtype: Any = None,
         name: str = "unet",
@@ -136,8 +143,8 @@ class UNet(Denoiser):
             )
 
         told = [dict(one) for one in conditions or ()]
-        inputs = denoiser_inputs(latent_channels, spatial_dims, context_dim, told)
-        context = inputs.get("context")
+        inputs = denoiser_inputs(latent_channels, spatial_dims, context_dim, told, regions)
+        texts = texts_by_level(inputs, num_levels)
 
         # === Blocks ===
         def make(kind: Any, *arguments: Any, name: str) -> Any:
@@ -153,9 +160,9 @@ class UNet(Denoiser):
             return layer(hidden, time_embedding)
 
         def attend(hidden: Any, level: int, name: str) -> Any:
-            if context is not None:
+            if texts is not None:
                 layer = make(TransformerBlock, heads[level], norm_groups, zero_init, name=name)
-                return layer(hidden, context)
+                return layer(hidden, *texts[level])
             layer = make(
                 AttentionBlock, heads[level], norm_groups, norm_epsilon, zero_init, name=name
             )

@@ -132,6 +132,8 @@ class PairCondition(MapCondition):
 
     Attributes:
         through: "autoencoder" or "pixels".
+        scale: factor of the latents of the picture, beside that of the autoencoder; networks of
+            InstructPix2Pix are told latents without a scaling factor.
 
     Example:
         >>> lines = PairCondition("lines", through="pixels", channels=4)
@@ -140,6 +142,7 @@ class PairCondition(MapCondition):
     """
 
     through: str = AUTOENCODER
+    scale: float = 1.0
 
     kind: ClassVar[str] = "picture"
     made: ClassVar[bool] = False
@@ -171,5 +174,5 @@ class PairCondition(MapCondition):
         rngs: Sequence[np.random.Generator] | None = None,
     ) -> Arrays:
         if self.encoded:
-            return {self.name: self.checked(encode(pictures))}
+            return {self.name: self.checked(self.scale * encode(pictures))}
         return super().arrays(pictures, size)

@@ -13,6 +13,7 @@ from latentddpm.choices import CONVERSIONS
 from latentddpm.errors import check_choice
 from latentddpm.interop.compvis.single_file import read_single_file
 from latentddpm.interop.diffusers.checkpoint import CheckpointPart
+from latentddpm.interop.diffusers.conditions import read_conditions
 from latentddpm.interop.diffusers.folder import build, read_folder, save_diffusers
 from latentddpm.interop.diffusers.networks import validate
 from latentddpm.models.archive import save_archive, weights_digest
@@ -92,4 +93,13 @@ def _convert_unet(part: CheckpointPart, out: Path, storage: str, quiet: bool) ->
         file = staged / FILES["unet"]
         save_archive(unet, file, storage)
         entries = {"unet": describe_part(file, weights_digest(unet))}
-        write_manifest(staged, entries, None, None, {}, latentddpm.__version__, PixelFormat())
+        write_manifest(
+            staged,
+            entries,
+            None,
+            None,
+            {},
+            latentddpm.__version__,
+            PixelFormat(),
+            conditions=read_conditions(part.config, part.source).to_json(),
+        )

@@ -39,4 +39,5 @@ def load_parts(folder: str | Path) -> LatentDiffusion:
         image_size=found.image_size,
         digest=found.digest,
         pixels=found.pixels,
+        conditions=found.conditions,
     )

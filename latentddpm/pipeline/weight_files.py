@@ -105,13 +105,6 @@ LAYOUTS = (
         "an unconditional UNet of latent-diffusion",
         advice="only those with cross-attention are read",
     ),
-    Layout(INPUT, "an inpainting UNet, with 9 input channels", advice=PLAIN, sizes={1: 9}),
-    Layout(
-        INPUT,
-        "an image-editing UNet (InstructPix2Pix), with 8 input channels",
-        advice=PLAIN,
-        sizes={1: 8},
-    ),
     Layout(INPUT, "a depth-guided UNet, with 5 input channels", advice=PLAIN, sizes={1: 5}),
     Layout(INPUT, "an upscaling UNet, with 7 input channels", advice=PLAIN, sizes={1: 7}),
     Layout(
@@ -250,17 +243,19 @@ def is_pickle(path: str | os.PathLike) -> bool:
 PIXEL_PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 """Classes of diffusers without an autoencoder: their UNet denoises pixels."""
 
+TEXT, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
+PIX2PIX, UPSCALE = "StableDiffusionInstructPix2PixPipeline", "StableDiffusionUpscalePipeline"
 PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionInpaintPipelineLegacy",
+    *(TEXT, "StableDiffusionImg2ImgPipeline"),
+    *(INPAINT, "StableDiffusionInpaintPipelineLegacy", PIX2PIX, UPSCALE),
     *PIXEL_PIPELINES,
 )
 """Classes of diffusers in a `model_index.json` that `convert` reads."""
 
 OTHER_PIPELINES = {
     "LDMPipeline": "its autoencoder is a VQ-VAE (vqvae), and only those of the KL kind are read",
+    "LDMSuperResolutionPipeline": "its autoencoder is a VQ-VAE (vqvae); its UNet alone is read: "
+    "name the folder unet",
     "LDMTextToImagePipeline": "its text encoder is a BERT, and only those of CLIP are read",
     "PNDMPipeline": "save its unet and scheduler as a DDIMPipeline with diffusers",
 }

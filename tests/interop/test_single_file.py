@@ -260,6 +260,23 @@ def test_the_size_it_was_trained_at(tmp_path):
     assert config["sample_size"] == [64, 96], "latents of 512 by 768 pixels (height, width)"
 
 
+# --- Conditions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "name"), [(9, "inpainting"), (8, "picture")])
+def test_input_channels_behind_the_latents_are_a_condition(tmp_path, channels, name):
+    tensors = compvis.whole() | compvis.tensors("unet", in_channels=channels)
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = load_single_file(tmp_path / "model.safetensors")
+    (condition,) = model.conditions
+    assert (condition.kind, condition.name, condition.channels) == (name, name, channels - 4)
+    if name == "picture":  # told the mean of the posterior as it is
+        assert condition.scale * model.autoencoder.scaling_factor == pytest.approx(1)
+    kernel = np.asarray(model.unet.get_layer("conv_in").conv.kernel)
+    expected = tensors[f"{UNET}input_blocks.0.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, expected)
+
+
 # --- Averaged weights ----------------------------------------------------------------------
 
 AVERAGED = {
@@ -348,8 +365,8 @@ ZERO = np.zeros(1, "float32")
         ({"model_ema.diffusion_modelout2bias": ZERO}, "averaged weights .* lacks the tensors"),
         ({"something.else": ZERO}, "no Stable Diffusion 1.x checkpoint; it holds 'something"),
         ({}, "it holds nothing"),
-        (compvis.tensors("unet", in_channels=9), "inpainting UNet, with 9 input channels"),
-        (compvis.tensors("unet", in_channels=8), "InstructPix2Pix"),
+        (compvis.tensors("unet", in_channels=5), "depth-guided UNet, with 5 input channels"),
+        (compvis.tensors("unet", in_channels=3), "out_channels: 4 is not supported"),
         (compvis.tensors("unet", linear=True, context=1024), "UNet of Stable Diffusion 2.x"),
         (compvis.tensors("unet"), "has no autoencoder"),
         (compvis.tensors("unet", "text"), "a pruned file, it has no autoencoder; load it in"),

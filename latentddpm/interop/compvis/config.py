@@ -37,11 +37,6 @@ def unet_config(shapes: Shapes, source: str) -> dict[str, Any]:
     """
     in_channels = _axes(shapes, "input_blocks.0.0.weight", source, 4)[1]
     out_channels = _axes(shapes, "out.2.weight", source, 4)[0]
-    if in_channels != out_channels:
-        raise UserError(
-            f"{source}: has {in_channels} input channels for {out_channels} of output, as "
-            "inpainting and editing models have; take the text-to-image model it was made from"
-        )
     levels: list[list[tuple[int, bool]]] = [[]]  # of each block: width, attention
     number = 1
     while True:

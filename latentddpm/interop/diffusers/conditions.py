@@ -15,12 +15,16 @@ told". What is written here says them under a key of its own, `_latentddpm` in t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.diffusers.known_keys import CONDITIONAL_UNET, OWN, UNET, Config
 from latentddpm.models.denoisers.told import CONCAT
+from latentddpm.pipeline.weight_files import INPAINT, PIX2PIX, TEXT
+
+if TYPE_CHECKING:
+    from latentddpm.models.autoencoder.autoencoder import Autoencoder
 
 LABEL = "label"
 LEVEL = "noise_level"
@@ -36,22 +40,24 @@ TYPES = {
 """Class of a UNet → values of `class_embed_type` beside null."""
 LARGEST = 100_000
 """Classes, or numbers, that are listed at most."""
-PIXELS = {"through": "pixels"}
 
 
-def read_conditions(config: Config, source: str) -> Conditions:
+def read_conditions(
+    config: Config, source: str, vae: Mapping[str, Any] | None = None
+) -> Conditions:
     """Conditions of a `UNet2DModel` or `UNet2DConditionModel`.
 
     Args:
         config: of diffusers, with valid `block_out_channels`.
         source: its file, for messages.
+        vae: arguments of the autoencoder; None for none.
 
     Raises:
         UserError: something is not supported; the message names the key.
     """
     if OWN in config:
         return _own_conditions(config, source)
-    entries = [*_map(config, source), *_embedding(config, source)]
+    entries = [*_map(config, vae or {}), *_embedding(config, source)]
     if [one["kind"] for one in entries] == ["low_resolution", "class"]:
         entries[-1]["name"] = LEVEL
     return Conditions.from_json(entries)
@@ -103,6 +109,24 @@ def own_keys(conditions: Conditions) -> dict[str, Any]:
     return {OWN: {"conditions": conditions.to_json()}} if conditions else {}
 
 
+def pipeline_of(conditions: Conditions, autoencoder: Autoencoder) -> str | None:
+    """Class of diffusers for a model with text; None where none takes its conditions.
+
+    Args:
+        conditions: of the model.
+        autoencoder: of the model.
+    """
+    if not conditions:
+        return TEXT
+    (one, *more), latents = conditions, autoencoder.latent_channels
+    if more or not getattr(one, "encoded", False):
+        return None
+    if one.kind == "inpainting" and one.channels == 1 + latents:
+        return INPAINT
+    raw = one.kind == "picture" and one.scale == 1 / autoencoder.scaling_factor
+    return PIX2PIX if raw and one.channels == latents else None
+
+
 def _own_conditions(config: Config, source: str) -> Conditions:
     """Conditions of the key of our own, which have to fit the keys of diffusers."""
     where, own = f"{source}: {OWN}", config[OWN]
@@ -147,21 +171,27 @@ def _embedding(config: Config, source: str) -> list[dict[str, Any]]:
     return [entry]
 
 
-def _map(config: Config, source: str) -> list[dict[str, Any]]:
+def _map(config: Config, vae: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Entry of the map behind the noisy latents; empty for none."""
     latents = config.get("out_channels", config.get("in_channels"))
     channels = config.get("in_channels", latents)
     if type(latents) is not int or type(channels) is not int or channels <= latents:
         return []  # their own checks refuse what is no number
     rest = channels - latents
-    kind = {1 + latents: "inpainting", latents: "picture"}.get(rest)
-    kind = kind or ("low_resolution" if rest == 3 else "picture")
-    more: dict[str, Any] = {"null": kind == "picture"}
-    if kind == "picture" and rest != latents:
-        more |= {"null": False, **PIXELS}
-    if kind == "low_resolution":
-        more |= {"factor": 4, "depth": 1}
-    return [{"name": kind, "kind": kind, "channels": rest, **more}]
+    entry = {"channels": rest, "null": False}
+    if rest == 1 + latents:
+        kind = "inpainting"
+    elif rest == latents:
+        kind, scaling = "picture", vae.get("scaling_factor", 1.0)
+        entry |= {"null": True, "scale": 1 / scaling if isinstance(scaling, float) else 1.0}
+    elif rest == 3:
+        factor = 2 ** (len(vae["channel_multipliers"]) - 1) if vae else 4
+        kind = "low_resolution"
+        entry |= {"factor": factor, "depth": 1}
+    else:
+        kind = "picture"
+        entry["through"] = "pixels"
+    return [{"name": kind, "kind": kind, **entry}]
 
 
 def _count(config: Config, source: str, key: str) -> int:

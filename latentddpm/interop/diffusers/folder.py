@@ -29,6 +29,7 @@ from latentddpm.interop.diffusers.checkpoint import (
     check_fit,
     check_width,
 )
+from latentddpm.interop.diffusers.conditions import pipeline_of, read_conditions
 from latentddpm.interop.diffusers.known_keys import AUTOENCODER, CLASSES, CONDITIONAL_UNET, UNET
 from latentddpm.interop.diffusers.networks import arguments_of, rows_of, validate
 from latentddpm.interop.diffusers.read_config import sample_size
@@ -44,7 +45,14 @@ from latentddpm.interop.diffusers.write_config import autoencoder_config, unet_c
 from latentddpm.interop.tensors import TensorFiles
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.pipeline.weight_files import PIPELINES, PIXEL_PIPELINES, STEMS, variants
+from latentddpm.pipeline.weight_files import (
+    PIPELINES,
+    PIX2PIX,
+    PIXEL_PIPELINES,
+    STEMS,
+    UPSCALE,
+    variants,
+)
 from latentddpm.utils.files import atomic_folder, check_new, read_json, write_json
 
 INDEX, CONFIG = "model_index.json", "config.json"
@@ -56,12 +64,14 @@ PARTS = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": (*KINDS, *FLOW_KINDS, *OTHERS),
 }
-# Parts of a pipeline that do not change the generated image; they are ignored.
-LEFT_OUT = ("safety_checker", "feature_extractor")
+# Parts of a pipeline that do not change the generated image; they are ignored. The second
+# scheduler of an upscaler adds noise to its picture, which is told as it is here.
+LEFT_OUT = ("safety_checker", "feature_extractor", "watermarker", "low_res_scheduler")
 DDPM, DDIM = PIXEL_PIPELINES
 # Defaults of the pipelines of diffusers; of the others `StableDiffusionPipeline`'s.
-GUIDANCE_SCALE = 7.5
-NUM_STEPS = {DDPM: 1000}
+GUIDANCE_SCALE = {UPSCALE: 9.0}
+OTHER_GUIDANCE_SCALE = 7.5
+NUM_STEPS = {DDPM: 1000, PIX2PIX: 100, UPSCALE: 75}
 OTHER_NUM_STEPS = 50
 
 
@@ -103,7 +113,9 @@ def save_diffusers(
 ) -> None:
     """Save a model as a folder for diffusers, atomically.
 
-    A model with text becomes a `StableDiffusionPipeline`. A model of pixels becomes a
+    A model with text becomes a `StableDiffusionPipeline`, or that for inpainting or for
+    instructions if its only condition is theirs; with other conditions its parts are written. A
+    model of pixels becomes a
     `DDPMPipeline` if its default sampler is "ddpm" or it was trained by flow matching, else a
     `DDIMPipeline`, which draws with DDIM whatever the default sampler. diffusers has no pipeline
     for a model of latents without text: its parts are written, each of which opens with
@@ -150,10 +162,11 @@ def save_diffusers(
             )
             for name in ("text_encoder", "tokenizer"):
                 index[name] = ["transformers", PARTS[name][0]]
-            for name in LEFT_OUT:
-                index[name] = [None, None]
+            index |= {name: [None, None] for name in LEFT_OUT[:2]}
             index["requires_safety_checker"] = False
-            write_json(staged / INDEX, {"_class_name": PIPELINES[0], **index})
+            kind = pipeline_of(model.conditions, model.autoencoder)
+            if kind is not None:
+                write_json(staged / INDEX, {"_class_name": kind, **index})
 
 
 def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:
@@ -254,7 +267,8 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
     if checkpoint.text is not None:
         text_encoder, tokenizer = checkpoint.text()
         check_width(checkpoint, of_unet["context_dim"], text_encoder.hidden_dim)
-        defaults = {"guidance_scale": GUIDANCE_SCALE, **defaults}
+        scale = GUIDANCE_SCALE.get(checkpoint.pipeline, OTHER_GUIDANCE_SCALE)
+        defaults = {"guidance_scale": scale, **defaults}
     steps = NUM_STEPS.get(checkpoint.pipeline, OTHER_NUM_STEPS)
     defaults = {"num_steps": min(steps, schedule.num_train_timesteps), **defaults}
     first_stage = vae.build(quiet) if vae else PixelSpace(of_unet["latent_channels"])
@@ -267,6 +281,7 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
         tokenizer,
         latent_size and (latent_size[0] * factor, latent_size[1] * factor),
         defaults,
+        conditions=read_conditions(checkpoint.unet.config, checkpoint.unet.source, of_vae),
     )
 
 
@@ -280,7 +295,7 @@ def _configs(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
         factor = model.autoencoder.downsample_factor
         latent_size = tuple(side // factor for side in model.image_size)
     if model.unet is not None:
-        configs["unet"] = unet_config(model.unet, latent_size)
+        configs["unet"] = unet_config(model.unet, latent_size, model.conditions)
     if pixels and _pixel_pipeline(model) == DDIM and defaults["sampler"] != "ddim":
         defaults = {**defaults, "sampler": "ddim", "sampler_options": {}}
     if model.schedule is not None:

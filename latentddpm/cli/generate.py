@@ -34,6 +34,13 @@ from latentddpm.cli.usage import command
     metavar="[NAME=]VALUE",
     help="What a condition is told: 7, smile,glasses, age=0.3; of several each is a row.",
 )
+@click.option(
+    "--condition",
+    "pictures",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Picture that a condition is told, such as line art.",
+)
 @click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-128].")
 @lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latentddpm.conditions.base import Arrays, Condition, VectorCondition
+from latentddpm.conditions.base import Arrays, Condition, PictureCondition, VectorCondition
 from latentddpm.conditions.inpainting import InpaintingCondition
 from latentddpm.conditions.kinds import KINDS
 from latentddpm.errors import UserError, check_choice, nearest
@@ -64,6 +64,12 @@ class Conditions:
     def vectors(self) -> list[VectorCondition]:
         """Conditions of words and numbers."""
         return [one for one in self if isinstance(one, VectorCondition)]
+
+    @property
+    def pictures(self) -> list[PictureCondition]:
+        """Conditions of pictures that are given as such; a hole to be painted is not."""
+        known = (one for one in self if isinstance(one, PictureCondition))
+        return [one for one in known if not isinstance(one, InpaintingCondition)]
 
     def specs(self) -> list[dict[str, Any]]:
         """Inputs of the network, as the argument `conditions` of a `UNet`."""
@@ -142,6 +148,36 @@ class Conditions:
             {name: values[row % len(values)] for name, values in found.items()}
             for row in range(count)
         ]
+
+    def parse_files(self, texts: Sequence[str]) -> dict[str, str]:
+        """Files of the texts of `--condition`, by the names of the conditions.
+
+        Args:
+            texts: each `NAME=FILE`, or `FILE` where only one condition can be meant.
+
+        Raises:
+            UserError: a condition that the model does not have, that is no picture, or that is
+                given twice.
+        """
+        found: dict[str, str] = {}
+        for text in texts:
+            name, equals, file = text.partition("=")
+            if (equals and name in self.names) or not self.pictures:
+                condition = self[name if equals else "--condition"]
+            elif len(self.pictures) == 1:
+                condition, file = self.pictures[0], text
+            else:
+                known = ", ".join(one.name for one in self.pictures)
+                raise UserError(f"--condition {text}: of which condition? NAME=FILE: {known}")
+            if condition not in self.pictures:
+                raise UserError(
+                    f"--condition {text}: {condition.name} is {condition.describe()}; give it "
+                    + ("with --label" if condition in self.vectors else "by --init-image, --mask")
+                )
+            if condition.name in found:
+                raise UserError(f"--condition {text}: {condition.name} is given twice")
+            found[condition.name] = file
+        return found
 
     def _meant(self, text: str) -> VectorCondition:
         """Condition that a value without a name is of."""

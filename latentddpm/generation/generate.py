@@ -18,6 +18,7 @@ from PIL import Image
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.conditions.conditions import Conditions
+from latentddpm.data.pictures.given import open_given, own_size
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
 from latentddpm.generation.devices import ALONE, devices, engine_of, jit_of, precision_of
@@ -45,6 +46,8 @@ from latentddpm.generation.provenance import (
     image_metadata,
     input_file,
     model_name,
+    picture_files,
+    pictures_metadata,
     read_generation_metadata,
     remembered_labels,
     remembered_settings,
@@ -282,11 +285,13 @@ def plan_images(options: dict[str, Any]) -> Plan:
     own = {name: options[name] for name in SAMPLER_OPTIONS if options.get(name) is not None}
     settings = facts.settings(**{**given, "sampler_options": own})
     facts.check_prompts(prompts, negatives)
-    told = facts.conditions.rows(
-        facts.conditions.parse(options.get("labels") or ())
-        or remembered_labels(facts, remembered)
-        or None
-    )
+    pictures = facts.conditions.parse_files(options.get("pictures") or ())
+    pictures = picture_files(pictures, source, remembered)
+    for name, file in pictures.items():
+        own_size(name, open_given(name, file, pixels))  # refused now where it cannot be read
+    labels = facts.conditions.parse(options.get("labels") or ())
+    labels = labels or remembered_labels(facts, remembered) or [{}]
+    told = facts.conditions.rows([{**row, **pictures} for row in labels])
     prompts = tuple(prompts) * (len(told) if len(prompts) == 1 else 1)
     told = for_each_prompt(told, prompts, "--label")
     each = for_each_image(prompts, num_images)
@@ -311,6 +316,10 @@ def plan_images(options: dict[str, Any]) -> Plan:
     ]
     wanted, replace = targets(out, names, seeds, grid, suffix), options["overwrite"] or same
     strips = map(strip_file, wanted) if frames else ()
+    common = common_metadata(
+        folder, settings, start, num_images=num_images, files=files, order=options
+    )
+    files |= pictures
     check_writable([*wanted, *strips], files.values(), replace)
     if animate:
         check_writable([animate], files.values(), replace, "--animate")
@@ -333,9 +342,8 @@ def plan_images(options: dict[str, Any]) -> Plan:
         replace,
         len(prompts) if grid else 0,
         {
-            **common_metadata(
-                folder, settings, start, num_images=num_images, files=files, order=options
-            ),
+            **common,
+            **pictures_metadata(pictures),
             "engine": engine,
         },
         notes,

@@ -7,6 +7,7 @@ negative_prompts                   of a grid whose rows have different ones
 frames                             of a strip: its levels
 precision                          of the networks; left out for float32
 labels                             what conditions of words and numbers were told, by name
+pictures                           names and SHA-256 digests of the files that others were told
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
 """
 
@@ -48,6 +49,7 @@ OPTIONAL = {
     "engine": str,
     "precision": str,
     "labels": dict | list,
+    "pictures": dict,
 }
 
 
@@ -192,16 +194,58 @@ def _check_types(where: str, values: dict[str, Any], kinds: dict[str, type]) -> 
             check_type(f"{where} {key}", values[key], kind)
 
 
+def picture_files(
+    given: Mapping[str, str], source: Path | None, remembered: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Files of picture conditions by name: those given, else those that a PNG names.
+
+    Args:
+        given: on the command line, by the names of the conditions.
+        source: PNG to make again; None for none.
+        remembered: its metadata.
+
+    Raises:
+        UserError: see `input_file`; or the metadata is malformed.
+    """
+    known = {}
+    for name, trace in remembered.get("pictures", {}).items():
+        if not isinstance(trace, dict) or not isinstance(trace.get("file"), str):
+            raise UserError(f"{source}: its metadata has pictures: {trace!r:.80}")
+        known |= {name: trace["file"], f"{name}_sha256": trace.get("sha256")}
+    found = {}
+    for name in {**remembered.get("pictures", {}), **given}:
+        own = Path(given[name]) if name in given else None
+        found[name] = input_file(name, own, source, known, f"--condition {name}=FILE")
+    return found
+
+
+def pictures_metadata(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Metadata of the files of picture conditions; empty without any.
+
+    Args:
+        files: returned by `picture_files`.
+    """
+    traces = {
+        name: {"file": path.name, "sha256": file_digest(path)} for name, path in files.items()
+    }
+    return {"pictures": traces} if traces else {}
+
+
 def input_file(
-    name: str, given: Path | None, source: Path | None, remembered: dict[str, Any]
+    name: str,
+    given: Path | None,
+    source: Path | None,
+    remembered: Mapping[str, Any],
+    option: str = "",
 ) -> Path | None:
     """File of the init image or of its mask: the one given, else the one that a PNG names.
 
     Args:
-        name: "init_image" or "mask".
+        name: "init_image" or "mask", or of a condition.
         given: on the command line; None if not given.
         source: PNG to make again; None for none.
         remembered: its metadata.
+        option: that gives it, for messages; "" for that of its name.
 
     Returns:
         The file, or None where there is none.
@@ -212,7 +256,7 @@ def input_file(
     own, digest = remembered.get(name), remembered.get(f"{name}_sha256")
     if own is None:
         return given
-    option = f"--{name.replace('_', '-')}"
+    option = option or f"--{name.replace('_', '-')}"
     if given is None:
         own = Path(own).name  # a name, not a path: anyone can write a PNG
         given = beside(source, own)

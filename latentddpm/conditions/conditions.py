@@ -162,8 +162,13 @@ class Conditions:
         found: dict[str, str] = {}
         for text in texts:
             name, equals, file = text.partition("=")
-            if (equals and name in self.names) or not self.pictures:
-                condition = self[name if equals else "--condition"]
+            if not self.pictures:
+                own = ", ".join(f"{one.name} ({one.kind})" for one in self) or "none"
+                raise UserError(
+                    f"--condition {text}: this model is told no picture; its conditions: {own}"
+                )
+            if equals and name in self.names:
+                condition = self[name]
             elif len(self.pictures) == 1:
                 condition, file = self.pictures[0], text
             else:

@@ -35,6 +35,7 @@ _HOMES = {
     "LatentDiffusion": "latentddpm.pipeline.latent_diffusion",
     "NoiseSchedule": "latentddpm.diffusion.schedule",
     "PatchDiscriminator": "latentddpm.models.discriminator",
+    "Region": "latentddpm.pipeline.regions.region",
     "TextEncoder": "latentddpm.clip.text_encoder",
     "UNet": "latentddpm.models.denoisers.unet",
     "UserError": "latentddpm.errors",
@@ -48,7 +49,7 @@ _HOMES = {
 }
 
 # Those that are there without Keras.
-_LIGHT = ("CLIPTokenizer", "LatentDiffusion", "UserError", "open_dataset")
+_LIGHT = ("CLIPTokenizer", "LatentDiffusion", "Region", "UserError", "open_dataset")
 
 __all__ = [
     "Adversary",
@@ -65,6 +66,7 @@ __all__ = [
     "LatentDiffusion",
     "NoiseSchedule",
     "PatchDiscriminator",
+    "Region",
     "TextEncoder",
     "UNet",
     "UserError",
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
     from latentddpm.models.denoisers.unet import UNet
     from latentddpm.models.discriminator import PatchDiscriminator
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+    from latentddpm.pipeline.regions.region import Region
     from latentddpm.training.autoencoder import train_vae
     from latentddpm.training.diffusion import train_diffusion
     from latentddpm.training.step.adversarial import Adversary

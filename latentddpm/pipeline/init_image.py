@@ -12,12 +12,10 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from latentddpm.data.images import read_image
 from latentddpm.data.pictures.given import (
     file_name,
     in_pixels,
@@ -25,9 +23,10 @@ from latentddpm.data.pictures.given import (
     own_size,
     read_given,
 )
+from latentddpm.data.pictures.masks import read_mask
 from latentddpm.diffusion.options import check_start_step
 from latentddpm.errors import UserError
-from latentddpm.utils.images.pictures import Picture, as_picture
+from latentddpm.utils.images.pictures import Picture
 from latentddpm.utils.images.pixel_format import RGB, PixelFormat
 
 DEFAULT_STRENGTH = 0.75
@@ -141,14 +140,10 @@ def read_init_image(
         raise UserError(f"strength: {strength!r}, expected above 0 (keep) up to 1 (redraw)")
     picture = open_given("init_image", init_image, pixels)
     picture_size = own_size("init_image", picture)
+    repaint = None
     if mask is not None:
-        mask = as_picture("mask", mask)
-        mask_size = own_size("mask", mask)
-        if mask_size != picture_size:
-            raise UserError(
-                f"mask: {file_name(mask)}is {in_pixels(mask_size)} and the picture "
-                f"{file_name(picture)}is {in_pixels(picture_size)}; both must have the same size"
-            )
+        of = f"the picture {file_name(picture)}".strip()
+        repaint = read_mask("mask", mask, size, picture_size, of)
     if picture_size != size:
         if hasattr(init_image, "__array__") and not isinstance(init_image, Image.Image):
             raise UserError(
@@ -160,7 +155,6 @@ def read_init_image(
             f"cropped to {in_pixels(size)}",
             stacklevel=3,
         )
-    repaint = None if mask is None else _read_mask(mask, size)
     values = read_given("init_image", picture, size, pixels)
     return InitImage(values, repaint, float(strength))
 
@@ -188,14 +182,3 @@ def first_step(start: InitImage | None, num_steps: int, start_step: int) -> int:
             "run; expected start_step 0"
         )
     return start.first_step(num_steps)
-
-
-def _read_mask(mask: Path | Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Mask at the output size, uint8 (H, W)."""
-    pixels = np.asarray(Image.fromarray(read_image(mask, size)).convert("L"))
-    if pixels.max() == 1:  # of labels, or of a mask that was counted in 0 and 1
-        raise UserError(
-            f"mask: {file_name(mask)}has no pixel above 1 of 255, so nothing would be repainted; "
-            "expected white (255) where it is, such as mask * 255"
-        )
-    return pixels

@@ -29,7 +29,7 @@ from latentddpm.errors import UserError, check_choice
 from latentddpm.graphs.entries import write_graphs
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import FirstStage, decode
-from latentddpm.models.graph_networks import is_graph
+from latentddpm.models.graph_networks import GraphDenoiser, is_graph
 from latentddpm.models.precision import hold_in, precision_of, settle_precision
 from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
@@ -42,7 +42,14 @@ from latentddpm.pipeline.model_folder import (
     write_manifest,
 )
 from latentddpm.pipeline.progress import Callback, StepBar, step_callback
+from latentddpm.pipeline.regions.region import Region, read_regions, weights_of
+from latentddpm.pipeline.regions.told import (
+    network_in_regions,
+    told_in_parts,
+    told_in_regions,
+)
 from latentddpm.pipeline.sampler_inputs import (
+    Told,
     canvas_of,
     guided_denoiser,
     on_device,
@@ -334,6 +341,7 @@ class LatentDiffusion:
         init_image: Picture | None = None,
         strength: float | None = None,
         mask: Picture | None = None,
+        regions: Sequence[Region | tuple[Picture, str]] | None = None,
         latents: np.ndarray | None = None,
         output: str = "images",
         tile: str | int = "auto",
@@ -369,6 +377,10 @@ class LatentDiffusion:
                 changes the picture more. None for 0.75, or for 1 with a mask.
             mask: part of `init_image` to change: a file, PIL image or array (also bool) of the
                 picture's size. White is changed; black keeps the pixels of the picture.
+            regions: parts of all images that are told something else, each a `Region` or
+                (mask, prompt). Masks are like `mask`, of the size that is drawn, or of that of
+                `init_image`; where several are white they share equally. The negative prompt is
+                the same everywhere.
             latents: starting noise, standard normal (N, h, w, c), instead of that of the seeds.
             output: "images", or "latents" for the scaled latents, not decoded.
             tile: encode and decode in strips: "auto" (where the whole image does not fit into
@@ -386,8 +398,8 @@ class LatentDiffusion:
         Raises:
             UserError: a value of the wrong kind or out of range, an unknown sampler or option, a
                 size that the networks do not divide, a prompt or guidance for an unconditional
-                model, a condition or value that the model does not have, a picture or mask that
-                cannot be read or does not fit.
+                model, a condition, value or region that the model does not have, a picture or mask
+                that cannot be read or does not fit.
         """
         arguments = locals()
         given = {name: arguments[name] for name in FIELDS if arguments[name] is not None}
@@ -415,6 +427,7 @@ class LatentDiffusion:
         seeds = image_seeds(seed, len(prompts))
 
         start = read_init_image(init_image, mask, strength, settings.size, self.pixels)
+        regions = read_regions(regions, facts, settings.size, init_image, self.pixels)
         noise = starting_noise(seeds, self._latent_shape(settings.size), latents)
         with activity("encoding the picture", quiet or start is None):
             starts, sampler, first_step = start_latents(
@@ -422,9 +435,10 @@ class LatentDiffusion:
                 *(settings.start_step, self.conditions.paints),
             )
         with timed("text encoder"), activity("encoding the prompts", quiet):
-            told = told_texts(self.text_encoder, self.tokenizer, prompts, negatives)
+            texts = self._told_texts(prompts, negatives, regions)
         canvas = canvas_of(self.autoencoder, settings.size, self.pixels, start, tile)
-        told |= told_conditions(self.conditions, rows, canvas)
+        told = told_conditions(self.conditions, rows, canvas)
+        unet, told = self._in_regions(texts, told, rows, regions)
 
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]
@@ -434,7 +448,7 @@ class LatentDiffusion:
             for batch in batches:
                 with timed("sampler"):
                     denoised = sampler.sample(
-                        guided_denoiser(self.unet, told[batch], settings, total),
+                        guided_denoiser(unet, told[batch], settings, total),
                         on_device(self.unet, starts[batch]),
                         noise=partial(step_noise, seeds[batch], noise.shape[1:]),
                         callback=step_callback(bar, starts[batch], callback),
@@ -448,6 +462,26 @@ class LatentDiffusion:
                 images = self.pixels.from_images(decoded)
                 results.append(images if start is None else start.composite(images))
         return np.concatenate(results)
+
+    def _told_texts(
+        self, prompts: list[str], negatives: list[str], regions: Sequence[Region]
+    ) -> Told:
+        """Texts of all images, and then of all images in each region."""
+        inside = [one.prompt for one in regions for _ in prompts]
+        negatives = negatives * (1 + len(regions))
+        return told_texts(self.text_encoder, self.tokenizer, [*prompts, *inside], negatives)
+
+    def _in_regions(
+        self, texts: Told, told: Told, rows: Sequence[Values], regions: Sequence[Region]
+    ) -> tuple[Denoiser | GraphDenoiser, Told]:
+        """Network and all that it is told of the images, with what is told in regions."""
+        if not regions:
+            return self.unet, texts | told
+        parts = told_in_parts(texts, told, rows, regions, self.conditions)
+        weights = weights_of(regions, self.autoencoder.downsample_factor)
+        composes = self.text_encoder is None or any(one.conditions for one in regions)
+        told = told_in_regions(parts, weights, () if composes else ("context",))
+        return self.unet if composes else network_in_regions(self.unet, told), told
 
     def _decide(
         self, settings: GenerationSettings | None, given: dict[str, Any]

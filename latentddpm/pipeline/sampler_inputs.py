@@ -19,6 +19,7 @@ from latentddpm.data.conditions.given import Canvas, picture_arrays
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import AutoGuidance, GuidanceChain, GuidanceInterval
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
+from latentddpm.diffusion.regions import REGION_WEIGHTS, RegionComposition
 from latentddpm.models.autoencoder.tiling import FirstStage, encode
 from latentddpm.models.graph_networks import GraphDenoiser, GraphTextEncoder, is_graph
 from latentddpm.models.precision import finite
@@ -92,7 +93,7 @@ class Told:
         Returns:
             Inputs of each stage, the first of which tells nothing; scales of those after it.
         """
-        stages, scales, rest = [self.without], [], set(self.given)
+        stages, scales, rest = [self.without], [], {*self.given} - {REGION_WEIGHTS}
         for condition, names in self.conditions.items():
             if condition in condition_scales:
                 stages.append({**stages[-1], **{name: self.given[name] for name in names}})
@@ -233,6 +234,8 @@ def _denoisers(
 
     if not told:
         return denoise, denoise
+    if REGION_WEIGHTS in told.given and not unet.regions:
+        denoise = RegionComposition(denoise)
     told = told.map(partial(on_device, unet))
     stages, scales = told.chain(settings.condition_scales, settings.guidance_scale)
     guided = GuidanceChain(denoise, stages, scales, settings.guidance_rescale)

@@ -34,6 +34,11 @@ class DenoiserFacts:
         return self._arguments.get("learned_variance", False)
 
     @property
+    def regions(self) -> int:
+        """Parts of the latents that it is told different texts for; 0 for one text everywhere."""
+        return self._arguments.get("regions", 0)
+
+    @property
     def spatial_dims(self) -> int:
         """Dimensions of the latents: 1 for signals, 2 for images, 3 for volumes."""
         return self._arguments.get("spatial_dims", 2)

@@ -80,6 +80,14 @@ from latentddpm.cli.usage import command
     "--strength", type=float, help="How much to change it, up to 1 [default: 0.75; 1 with --mask]."
 )
 @click.option("--mask", type=FOLDER, help="Of --init-image: white is repainted, black is kept.")
+@click.option(
+    "--region",
+    "regions",
+    type=(FOLDER, str),
+    multiple=True,
+    metavar="FILE WORDS",
+    help="Another prompt, or label, where a mask is white; may be given repeatedly.",
+)
 @click.option("--height", type=int, help="Pixels [default: the model's].")
 @click.option("--width", type=int, help="Pixels [default: the model's].")
 @click.option("--length", type=int, help="Of signals: samples [default: the model's].")

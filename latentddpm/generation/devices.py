@@ -3,6 +3,7 @@
 --engine       else the engine of the PNG that is made again, else auto
 --precision    else that of the PNG, else auto: float32 on a processor. Half precision is Keras's
 --strategy     several devices or processes are Keras's; so auto means keras with them
+--region       masked attention is Keras's; so auto means keras with regions
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def engine_of(
     remembered: str | None,
     strategy: str,
     precision: str = AUTO,
+    regions: bool = False,
 ) -> tuple[str, str | None]:
     """Engine of a generation, and a sentence for people where it is not the one of the PNG.
 
@@ -50,23 +52,27 @@ def engine_of(
         remembered: of the PNG to make again; None for none.
         strategy: as of `--strategy`.
         precision: returned by `precision_of`.
+        regions: True where parts of the images have prompts of their own.
 
     Raises:
         UserError: see `engines.networks.choose_engine`; or an engine that cannot do what the
-            strategy says.
+            strategy or the regions ask for.
     """
     several = parse_strategy(strategy)[0] not in ALONE
     if given == "onnx" and several:
         raise UserError(
             f"--engine onnx: computes on one processor; --strategy {strategy} needs --engine keras"
         )
-    if given is None and remembered is not None and not several and precision not in HALF:
+    if given == "onnx" and regions:
+        raise UserError("--engine onnx: its graphs have no regions; --region needs --engine keras")
+    layers = several or regions
+    if given is None and remembered is not None and not layers and precision not in HALF:
         try:
             return choose_engine(remembered, folder), None
         except UserError:
             note = f"made with the engine {remembered}, which cannot be had here: "
             return "keras", f"{note}keras draws it, and single pixels may differ by one level"
-    return choose_engine("keras" if several else given or AUTO, folder, precision), None
+    return choose_engine("keras" if layers else given or AUTO, folder, precision), None
 
 
 def jit_of(given: str | None, engine: str) -> bool | None:

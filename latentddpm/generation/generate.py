@@ -49,12 +49,15 @@ from latentddpm.generation.provenance import (
     picture_files,
     pictures_metadata,
     read_generation_metadata,
+    regions_metadata,
     remembered_labels,
+    remembered_regions,
     remembered_settings,
 )
 from latentddpm.pipeline.init_image import InitImage, first_step, read_init_image
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
+from latentddpm.pipeline.regions.region import Region, read_regions, region_of_words
 from latentddpm.pipeline.seeds import image_seeds
 from latentddpm.pipeline.settings import FIELDS, GenerationSettings
 from latentddpm.utils.console import activity, say
@@ -79,6 +82,7 @@ class Plan:
         settings: of all images.
         pixels: format of the images.
         start: picture that the images start from; None for noise.
+        regions: parts of all images that are told something else.
         prompts: one for each image.
         negative_prompts: one for each image; None for that of the settings.
         told: values of the model's conditions, for each image.
@@ -101,6 +105,7 @@ class Plan:
     settings: GenerationSettings
     pixels: PixelFormat
     start: InitImage | None
+    regions: list[Region]
     prompts: list[str]
     negative_prompts: list[str] | None
     told: list[dict[str, Any]]
@@ -175,7 +180,9 @@ def generate_images(
                 )
             name = model_name(plan.folder)
             with timed("load model"), activity(f"loading {name}", quiet):
-                how = {"cache": cache and strategy in ALONE, "jit": compiles}
+                masked = plan.regions and "text_encoder" in plan.folder.parts
+                cache = cache and strategy in ALONE and not masked
+                how = {"cache": cache, "jit": compiles}
                 model = load_model(
                     plan.folder.path, plan.loras, plan.engine, plan.precision, **how
                 )
@@ -192,6 +199,7 @@ def generate_images(
                     conditions=plan.told[share],
                     seed=plan.seeds[share],
                     settings=plan.settings,
+                    regions=plan.regions,
                     tile=tile,
                     batch_size=batch_size,
                     callback=frames,
@@ -255,6 +263,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
         name: input_file(name, options[name], source, remembered)
         for name in ("init_image", "mask")
     }
+    given_regions = options.get("regions") or remembered_regions(source, remembered)
     model = options["model"] or remembered.get("model") or DEFAULT_MODEL
     folder = read_model_folder(model, verify=False)
     if remembered and folder.digest != remembered.get("model_digest"):
@@ -268,7 +277,10 @@ def plan_images(options: dict[str, Any]) -> Plan:
     own = remembered.get("precision", source and "float32")
     precision = precision_of(options["precision"], own)
     own = remembered.get("engine", source and "keras")
-    engine, note = engine_of(folder, options["engine"], own, options["strategy"], precision)
+    masked = bool(given_regions) and "text_encoder" in folder.parts
+    engine, note = engine_of(
+        folder, options["engine"], own, options["strategy"], precision, masked
+    )
     pixels = folder.pixels
     suffix = ".png" if grid else pixels.suffix
     facts = facts_of(folder).with_defaults(lora_defaults(loras))
@@ -299,6 +311,8 @@ def plan_images(options: dict[str, Any]) -> Plan:
     check_out(out, 1 if grid else len(each), suffix)
     facts.check_tile(options["tile"])
     start = read_init_image(files["init_image"], files["mask"], strength, settings.size, pixels)
+    regions = [region_of_words(*one, facts) for one in given_regions]
+    regions = read_regions(regions, facts, settings.size, files["init_image"], pixels)
     first = first_step(start, settings.num_steps, settings.start_step)
     check_frames(frames, animate, settings.num_steps - first)
     if (frames or animate) and pixels.spatial_dims != 2:
@@ -307,7 +321,8 @@ def plan_images(options: dict[str, Any]) -> Plan:
     if same and "frames" in remembered:
         raise UserError(f"--out {out}: a strip, which is made beside its image; name another file")
     texts = [*distinct, settings.negative_prompt]
-    notes = [*filter(None, [note]), *notes_on(facts, settings, start, prompts, texts, told)]
+    noted = notes_on(facts, settings, start, prompts, texts, told, regions)
+    notes = [*filter(None, [note]), *noted]
     if folder.first_stage == "none" and options["tile"] != "auto":
         notes.append("--tile: of no effect, since this model has no autoencoder")
     names = [
@@ -320,9 +335,10 @@ def plan_images(options: dict[str, Any]) -> Plan:
         folder, settings, start, num_images=num_images, files=files, order=options
     )
     files |= pictures
-    check_writable([*wanted, *strips], files.values(), replace)
+    read = [*files.values(), *(mask for mask, _ in given_regions)]
+    check_writable([*wanted, *strips], read, replace)
     if animate:
-        check_writable([animate], files.values(), replace, "--animate")
+        check_writable([animate], read, replace, "--animate")
     return Plan(
         folder,
         engine,
@@ -331,6 +347,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
         settings,
         pixels,
         start,
+        regions,
         each,
         for_each_image(negatives, num_images) if several else None,
         for_each_image(told, num_images),
@@ -345,6 +362,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
             **common,
             **pictures_metadata(pictures),
             "engine": engine,
+            **regions_metadata(given_regions),
         },
         notes,
         facts.conditions,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from latentddpm.clip.prompts import foreign_syntax
 from latentddpm.conditions.conditions import Values
 from latentddpm.pipeline.init_image import InitImage
+from latentddpm.pipeline.regions.region import Region
 from latentddpm.pipeline.settings import GenerationSettings, ModelFacts
 
 SHOWN = 3
@@ -21,6 +22,7 @@ def notes_on(
     prompts: Sequence[str],
     negative_prompts: Iterable[str],
     rows: Sequence[Values],
+    regions: Sequence[Region] = (),
 ) -> Iterator[str]:
     """Sentences for people, one for each thing that they may want to know before they wait.
 
@@ -30,13 +32,17 @@ def notes_on(
         start: picture to start from; None for noise.
         prompts, negative_prompts: of the images.
         rows: values of the model's conditions, of each prompt.
+        regions: parts of the images that are told something else.
     """
-    if facts.has_text and not any(prompts) and not any(rows):
+    within = [one.conditions for one in regions]
+    if facts.has_text and not any(prompts) and not any(rows) and not regions:
         yield "no --prompt: the model is told nothing and draws anything"
-    if facts.conditions.vectors and not facts.has_text and not any(rows):
+    if facts.conditions.vectors and not facts.has_text and not any([*rows, *within]):
         yield "no --label: the model is told nothing and draws anything"
-    yield from dict.fromkeys(line for row in rows for line in facts.conditions.warnings(row))
-    if found := foreign_syntax([*prompts, *negative_prompts]):
+    lines = (line for row in [*rows, *within] for line in facts.conditions.warnings(row))
+    yield from dict.fromkeys(lines)
+    inside = [one.prompt for one in regions]
+    if found := foreign_syntax([*prompts, *negative_prompts, *inside]):
         shown = ", ".join(found[:SHOWN]) + (", …" if found[SHOWN:] else "")
         lora = any(re.match("<(lora|lyco)", one, re.IGNORECASE) for one in found)
         yield (
@@ -51,3 +57,6 @@ def notes_on(
         yield "--mask: white everywhere (as transparent is), so all of the picture is repainted"
     if start is not None and start.uniform == "black":
         yield "--mask: black everywhere, so nothing of the picture is repainted"
+    for number, region in enumerate(regions, 1):
+        if not region.mask.any():
+            yield f"--region: mask {number} is black everywhere, so nothing is told there"

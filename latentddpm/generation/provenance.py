@@ -9,6 +9,7 @@ precision                          of the networks; left out for float32
 labels                             what conditions of words and numbers were told, by name
 pictures                           names and SHA-256 digests of the files that others were told
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
+regions                            their prompts, and the same of their masks
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ OPTIONAL = {
     "mask": str,
     "mask_sha256": str,
     "loras": list,
+    "regions": list,
     "frames": int,
     "engine": str,
     "precision": str,
@@ -231,6 +233,38 @@ def pictures_metadata(files: Mapping[str, Path]) -> dict[str, Any]:
     return {"pictures": traces} if traces else {}
 
 
+def regions_metadata(regions: Sequence[tuple[Path, str]]) -> dict[str, Any]:
+    """Metadata of the parts of an image with prompts of their own; empty for none.
+
+    Args:
+        regions: mask and prompt of each.
+    """
+    found = [
+        {"mask": mask.name, "mask_sha256": file_digest(mask), "prompt": prompt}
+        for mask, prompt in regions
+    ]
+    return {"regions": found} if found else {}
+
+
+def remembered_regions(source: Path | None, remembered: dict[str, Any]) -> list[tuple[Path, str]]:
+    """Masks and prompts of the regions that a PNG was made with.
+
+    Args:
+        source: the PNG; None for none.
+        remembered: its metadata.
+
+    Raises:
+        UserError: a mask is missing or is another one, or the metadata is malformed.
+    """
+    found = []
+    for trace in remembered.get("regions") or []:
+        whole = isinstance(trace, dict) and isinstance(trace.get("prompt"), str)
+        if not whole or not isinstance(trace.get("mask"), str):
+            raise UserError(f"{source}: its metadata has regions: {trace!r:.100}")
+        found.append((input_file("mask", None, source, trace, "--region"), trace["prompt"]))
+    return found
+
+
 def input_file(
     name: str,
     given: Path | None,
@@ -238,7 +272,7 @@ def input_file(
     remembered: Mapping[str, Any],
     option: str = "",
 ) -> Path | None:
-    """File of the init image or of its mask: the one given, else the one that a PNG names.
+    """File of the init image or of a mask: the one given, else the one that a PNG names.
 
     Args:
         name: "init_image" or "mask", or of a condition.

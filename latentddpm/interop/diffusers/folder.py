@@ -46,6 +46,7 @@ from latentddpm.interop.tensors import TensorFiles
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.weight_files import (
+    INPAINT,
     PIPELINES,
     PIX2PIX,
     PIXEL_PIPELINES,
@@ -68,6 +69,8 @@ PARTS = {
 # scheduler of an upscaler adds noise to its picture, which is told as it is here.
 LEFT_OUT = ("safety_checker", "feature_extractor", "watermarker", "low_res_scheduler")
 DDPM, DDIM = PIXEL_PIPELINES
+VERSION, SINCE = "_diffusers_version", "0.6.0"
+"""Key, and its value, without which diffusers' `StableDiffusionInpaintPipeline` does not open."""
 # Defaults of the pipelines of diffusers; of the others `StableDiffusionPipeline`'s.
 GUIDANCE_SCALE = {UPSCALE: 9.0}
 OTHER_GUIDANCE_SCALE = 7.5
@@ -166,7 +169,8 @@ def save_diffusers(
             index["requires_safety_checker"] = False
             kind = pipeline_of(model.conditions, model.autoencoder)
             if kind is not None:
-                write_json(staged / INDEX, {"_class_name": kind, **index})
+                more = {VERSION: SINCE} if kind == INPAINT else {}
+                write_json(staged / INDEX, {"_class_name": kind, **more, **index})
 
 
 def read_folder(folder: str | Path, variant: str | None = None) -> Checkpoint:

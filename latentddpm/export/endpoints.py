@@ -1,7 +1,8 @@
 """Endpoints of exported models, and the check of what was exported.
 
     encode       images                              → mean, logvar (unscaled)
-    denoise      noisy_latents, timesteps[, context] → prediction
+    denoise      noisy_latents, timesteps[, context]
+                 [, conditions by their names]       → prediction
     decode       latents (scaled)                    → images
     encode_text  token_ids                           → context
 
@@ -14,8 +15,8 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -23,6 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
+from latentddpm.models.denoisers.base import Denoiser
+from latentddpm.models.denoisers.told import CONCAT
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 TOLERANCE = 1e-4
@@ -57,6 +60,7 @@ class Endpoint:
         function: tensors in the order of `inputs` → tensors by the names of `outputs`.
         inputs: the signature, of specs with names.
         outputs: names, in order.
+        told: free axes of those inputs that are conditions, by name.
     """
 
     name: str
@@ -65,6 +69,11 @@ class Endpoint:
     function: Callable[..., dict[str, tf.Tensor]]
     inputs: tuple[tf.TensorSpec, ...]
     outputs: tuple[str, ...]
+    told: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """Names of the free axes of an input or output; one more axis has a fixed size."""
+        return self.told[name] if name in self.told else AXES[name]
 
     @property
     def bytes(self) -> int:
@@ -83,15 +92,6 @@ def endpoints(model: LatentDiffusion) -> dict[str, Endpoint]:
     def decode(latents: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"images": autoencoder.decode(latents)}
 
-    def denoise(noisy_latents: tf.Tensor, timesteps: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"prediction": unet({"noisy_latents": noisy_latents, "timesteps": timesteps})}
-
-    def denoise_with_text(
-        noisy_latents: tf.Tensor, timesteps: tf.Tensor, context: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        inputs = {"noisy_latents": noisy_latents, "timesteps": timesteps, "context": context}
-        return {"prediction": unet(inputs)}
-
     def encode_text(token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"context": text_encoder({"token_ids": token_ids})}
 
@@ -105,12 +105,7 @@ def endpoints(model: LatentDiffusion) -> dict[str, Endpoint]:
             Endpoint("decode", "decoder", decoder, decode, (latents,), ("images",)),
         ]
     if unet is not None:
-        noisy = _floats("noisy_latents", autoencoder.latent_channels)
-        timesteps = tf.TensorSpec((None,), unet.input["timesteps"].dtype, "timesteps")
-        function, inputs = denoise, (noisy, timesteps)
-        if unet.context_dim is not None:
-            function, inputs = denoise_with_text, (*inputs, _floats("context", unet.context_dim))
-        found.append(Endpoint("denoise", "unet", unet, function, inputs, ("prediction",)))
+        found.append(_denoise(unet, autoencoder.latent_channels))
     if text_encoder is not None:
         ids = tf.TensorSpec((None, text_encoder.context_length), tf.int32, "token_ids")
         found.append(
@@ -119,6 +114,25 @@ def endpoints(model: LatentDiffusion) -> dict[str, Endpoint]:
             )
         )
     return {endpoint.name: endpoint for endpoint in found}
+
+
+def _denoise(unet: Denoiser, latent_channels: int) -> Endpoint:
+    """Endpoint of a UNet, which takes its conditions after the inputs that all have."""
+    timesteps = tf.TensorSpec((None,), unet.input["timesteps"].dtype, "timesteps")
+    inputs = [_floats("noisy_latents", latent_channels), timesteps]
+    if unet.context_dim is not None:
+        inputs.append(_floats("context", unet.context_dim))
+    told = {}
+    for one in unet.conditions:
+        name = one["name"]
+        told[name] = AXES["noisy_latents" if one["enters"] == CONCAT else "timesteps"]
+        inputs.append(tf.TensorSpec((*[None] * len(told[name]), one["size"]), tf.float32, name))
+    names = [spec.name for spec in inputs]
+
+    def denoise(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"prediction": unet(dict(zip(names, tensors, strict=True)))}
+
+    return Endpoint("denoise", "unet", unet, denoise, tuple(inputs), ("prediction",), told)
 
 
 def _floats(name: str, channels: int) -> tf.TensorSpec:
@@ -192,7 +206,9 @@ def examples(endpoint: Endpoint, model: LatentDiffusion) -> Iterator[Arrays]:
             "length": tokens,
         }
         yield {
-            spec.name: _random(spec, [axes[axis] for axis in AXES[spec.name]], model, numbers)
+            spec.name: _random(
+                spec, [axes[axis] for axis in endpoint.axes(spec.name)], model, numbers
+            )
             for spec in endpoint.inputs
         }
 

@@ -28,7 +28,7 @@ import keras
 import latentddpm
 from latentddpm.choices import EXPORTS
 from latentddpm.errors import UserError
-from latentddpm.export.endpoints import AXES, Endpoint, check, endpoints
+from latentddpm.export.endpoints import Endpoint, check, endpoints
 from latentddpm.export.graphs import add_graphs
 from latentddpm.export.request import IN_PLACE, check_request, needs_tools
 from latentddpm.export.saved_model import save_saved_model
@@ -146,9 +146,10 @@ def _describe(endpoint: Endpoint, file: Path, difference: float) -> dict[str, An
         "inputs": {
             spec.name: {
                 "dtype": spec.dtype.name,
-                "shape": [*AXES[spec.name], *spec.shape[len(AXES[spec.name]) :]],
+                "shape": [*axes, *spec.shape[len(axes) :]],
             }
             for spec in endpoint.inputs
+            for axes in [endpoint.axes(spec.name)]
         },
         "outputs": list(endpoint.outputs),
         "largest_difference": difference,
@@ -177,4 +178,5 @@ def _manifest(model: LatentDiffusion, format: str, parts: dict[str, Any]) -> dic
         "defaults": model.defaults if model.unet is not None else {},
         "tokenizer": TOKENIZER if model.tokenizer is not None else None,
         **({} if model.pixels.is_default else {"pixels": model.pixels.to_json()}),
+        **({"conditions": model.conditions.to_json()} if model.conditions else {}),
     }

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from latentddpm.export.endpoints import AXES, Arrays, Endpoint, Run
+from latentddpm.export.endpoints import Arrays, Endpoint, Run
 
 SUFFIX = ".onnx"
 OPSET = 18  # ONNX Runtime ≥ 1.14
@@ -100,7 +100,7 @@ def convert(endpoint: Endpoint) -> Any:
     _put_in_weights(proto.graph, weights)
     for value in (*proto.graph.input, *proto.graph.output):
         for axis, dimension in zip(
-            AXES[value.name], value.type.tensor_type.shape.dim, strict=False
+            endpoint.axes(value.name), value.type.tensor_type.shape.dim, strict=False
         ):
             dimension.dim_param = axis
     return proto

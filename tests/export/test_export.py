@@ -14,7 +14,15 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from limits import file_size_limit
-from tiny import SIZE, endpoint_inputs, perturb, pixel_model, quick_model, tiny_autoencoder
+from tiny import (
+    SIZE,
+    conditioned_model,
+    endpoint_inputs,
+    perturb,
+    pixel_model,
+    quick_model,
+    tiny_autoencoder,
+)
 
 from latentddpm.choices import EXPORTS
 from latentddpm.cli import main
@@ -118,6 +126,23 @@ def test_an_unconditional_unet_takes_no_context():
     found = arguments(quick_model(text=False))
     assert found["denoise"] == ["noisy_latents", "timesteps"], f"unexpected inputs {found}"
     assert "encode_text" not in found, "expected no text endpoint without a text encoder"
+
+
+def test_a_network_takes_its_conditions_by_name(tmp_path):
+    model = conditioned_model()
+    names = ["noisy_latents", "timesteps", "context", "lines", "digit", "age", "style"]
+    assert arguments(model)["denoise"] == names
+    differences = export_model(model, tmp_path / "out", "saved-model")
+    assert max(differences.values()) <= TOLERANCE
+    function = tf.saved_model.load(str(tmp_path / "out")).signatures["denoise"]
+    shapes = {
+        spec.name: tuple(spec.shape) for spec in function.structured_input_signature[1].values()
+    }
+    assert shapes["lines"] == (None, None, None, 4)
+    assert shapes["digit"] == (None, 4)
+    (given, _) = examples(endpoints(model)["denoise"], model)
+    (found,) = function(**{name: tf.constant(value) for name, value in given.items()}).values()
+    np.testing.assert_allclose(found, model.unet(given), atol=TOLERANCE)
 
 
 def test_it_runs_where_latentddpm_is_not(model, written, inputs, tmp_path):

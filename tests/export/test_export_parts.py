@@ -16,6 +16,7 @@ from limits import file_size_limit
 from tiny import (
     CONTEXT_LENGTH,
     SIZE,
+    conditioned_model,
     endpoint_inputs,
     perturb,
     quick_model,
@@ -24,10 +25,11 @@ from tiny import (
 
 from latentddpm.choices import EXPORTS
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
 from latentddpm.export import endpoints as interop_endpoints
 from latentddpm.export import litert, onnx
-from latentddpm.export.endpoints import TOLERANCE, check, endpoints
+from latentddpm.export.endpoints import TOLERANCE, check, endpoints, examples
 from latentddpm.export.export import export_model
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -237,6 +239,25 @@ def test_an_unconditional_unet_takes_no_context(kind, tmp_path):
     perturb(model.unet, seed=1)
     with pytest.raises(ArithmeticError, match="endpoint denoise differs"):
         check(endpoint, run, model)
+
+
+def test_a_network_takes_its_conditions_by_name(kind, tmp_path):
+    model = conditioned_model()
+    differences = export_model(model, tmp_path / "out", kind)
+    assert max(differences.values()) <= TOLERANCE
+    manifest = json.loads((tmp_path / "out" / "pipeline.json").read_text("utf-8"))
+    assert Conditions.from_json(manifest["conditions"]) == model.conditions
+    inputs = manifest["parts"]["unet"]["inputs"]
+    latents = ["batch", "latent_height", "latent_width"]
+    assert list(inputs)[3:] == model.conditions.names
+    assert inputs["lines"]["shape"] == [*latents, 4]
+    assert inputs["digit"]["shape"] == ["batch", 4]
+    *_, given = examples(endpoints(model)["denoise"], model)
+    file = tmp_path / "out" / f"unet{WRITERS[kind].SUFFIX}"
+    found = run_file(kind, file, "denoise", given)["prediction"]
+    np.testing.assert_allclose(found, model.unet(given), atol=TOLERANCE)
+    other = {**given, "digit": given["digit"] + 1}
+    assert np.abs(run_file(kind, file, "denoise", other)["prediction"] - found).max() > 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.data.pictures.wav import save_wav
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -94,6 +95,26 @@ def quick_model(seed=0, text=True, **autoencoder_changes):
     autoencoder = tiny_autoencoder(seed, **{**QUICK_AUTOENCODER, **autoencoder_changes})
     perturb(autoencoder, seed)
     return assemble(autoencoder, seed, text, QUICK_UNET)
+
+
+CONDITIONS = [
+    {"name": "lines", "kind": "picture", "channels": 4},
+    {"name": "digit", "kind": "class", "words": ["a", "b", "c"]},
+    {"name": "age", "kind": "number", "mean": [40.0], "std": [10.0]},
+    {"name": "style", "kind": "number", "enters": "timestep", "null": False},
+]
+
+
+def conditioned_model(text=True):
+    """A `quick_model` that is told `CONDITIONS`, of which one is a picture."""
+    conditions = Conditions.from_json(CONDITIONS)
+    sizes = {**QUICK_UNET, "conditions": conditions.specs()}
+    model = assemble(
+        tiny_autoencoder(num_res_blocks=1, channel_multipliers=(1, 1)), 0, text, sizes
+    )
+    model.conditions = conditions
+    perturb(model.autoencoder)
+    return model
 
 
 def pixel_model(channels=1, learned_variance=False, **defaults):

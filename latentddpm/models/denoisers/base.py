@@ -64,6 +64,6 @@ def denoiser_inputs(
         name: keras.Input(shape, name=name, dtype="float32") for name, shape in shapes.items()
     }
     more = condition_inputs(conditions, spatial_dims)
-    if taken := more.keys() & {*inputs, "context", "token_ids", "guidance_scale"}:
+    if taken := more.keys() & {*inputs, "context", "token_ids", "guidance_scale", "prediction"}:
         raise ValueError(f"condition {min(taken)!r}: the name of another input")
     return inputs | more

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import environment
-from tiny import pixel_model, quick_model, shared_model, tiny_lora
+from tiny import conditioned_model, pixel_model, quick_model, shared_model, tiny_lora
 
 from latentddpm.diffusion.guidance import ClassifierFreeGuidance
 from latentddpm.diffusion.inpainting import Inpainting
@@ -16,6 +16,7 @@ from latentddpm.diffusion.samplers import NAMES, get
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.engines.networks import COPIES_TO_OPEN, choose_engine
 from latentddpm.errors import UserError
+from latentddpm.export.endpoints import endpoints, examples
 from latentddpm.generation.devices import engine_of, jit_of
 from latentddpm.generation.loras import load_model
 from latentddpm.graphs.entries import PARTS
@@ -127,6 +128,23 @@ def test_a_lora_changes_both_engines_alike(tmp_path, folder):
     assert changed > 1, f"the LoRA changed {changed} levels: nothing is compared"
     with pytest.raises(UserError, match="has computed already"):
         merge_lora(both["onnx"], tmp_path / "lora.safetensors", 1.0)
+
+
+def test_conditions_reach_both_engines_alike(tmp_path):
+    conditioned_model().save(tmp_path / "model")
+    both = {name: LatentDiffusion.load(tmp_path / "model", name) for name in ("keras", "onnx")}
+    keras_unet, onnx_unet = (model.unet for model in both.values())
+    (_, inputs) = examples(endpoints(both["keras"])["denoise"], both["keras"])
+    found, expected = onnx_unet(inputs), np.asarray(keras_unet(inputs))
+    assert onnx_unet.conditions == keras_unet.conditions
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    lines = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    told = {"lines": lines, "digit": "b", "age": 43, "style": 7.5}
+    apart = levels_apart(both, "a cat", seed=1, conditions=told, guidance_scale=2.0, **SIZES)
+    assert apart <= 1, f"{apart} levels of 255, expected at most 1"
+    other = {**told, "digit": "c", "age": None}
+    images = [both["onnx"].generate("a", seed=1, conditions=one, **SIZES) for one in (told, other)]
+    assert np.abs(images[0].astype(int) - images[1]).max() > 1, "the conditions change nothing"
 
 
 @pytest.mark.parametrize("name", NAMES)

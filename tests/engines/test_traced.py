@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import assemble, tiny_autoencoder, tiny_model
+from tiny import assemble, conditioned_model, tiny_autoencoder, tiny_model
 
 from latentddpm.engines.traced import TracedGraph
+from latentddpm.export.endpoints import endpoints, examples
 from latentddpm.models.archive import save_archive
 from latentddpm.models.denoisers.classic import ClassicUNet
 from latentddpm.models.graph_networks import is_graph
@@ -58,6 +59,19 @@ def test_the_numbers_are_those_of_the_layers(unets, cache):
             found = start(archive)(inputs())
             np.testing.assert_array_equal(found, expected, f"network {k}, {time} start")
     assert len(files(cache)) == 1, "expected one function for all weights of one shape"
+
+
+def test_conditions_are_inputs_of_traced_functions(tmp_path, cache):
+    model = conditioned_model(text=False)
+    save_archive(model.unet, tmp_path / "unet.keras")
+    (_, given) = examples(endpoints(model)["denoise"], model)
+    first, second = (start(tmp_path / "unet.keras")(given) for _ in range(2))
+    np.testing.assert_allclose(first, np.asarray(compiled(model.unet)(given)), atol=5e-6)
+    np.testing.assert_array_equal(first, second)
+    assert len(files(cache)) == 1, "expected one function for all names and shapes"
+    for name in model.conditions.names:
+        other = start(tmp_path / "unet.keras")({**given, name: given[name] + 1})
+        assert np.abs(other - first).max() > 1e-4, f"{name} changes nothing"
 
 
 def test_the_second_start_takes_what_the_first_kept(unets, cache):

@@ -1,7 +1,10 @@
 """Conditions in diffusers' configurations and in weight maps; what is compared with diffusers
 itself is in `test_conditions_live.py`."""
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from tiny import tiny_model
 
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
@@ -9,7 +12,10 @@ from latentddpm.interop.diffusers.conditions import read_conditions
 from latentddpm.interop.diffusers.networks import rows_of
 from latentddpm.interop.diffusers.read_config import unet_arguments
 from latentddpm.interop.diffusers.write_config import unet_config
+from latentddpm.interop.lora import add_lora, save_lora
+from latentddpm.interop.lora_merge import merge_lora
 from latentddpm.models.denoisers.unet import UNet
+from latentddpm.models.functional import rebuild
 
 SIZES = {
     "channels": 8,
@@ -97,3 +103,41 @@ def test_every_condition_has_its_rows_in_the_weight_map():
     assert sorted(paths) == sorted(weight.path for weight in unet.weights)
     keys = [row.key for row in rows_of(unet)]
     assert len(set(keys)) == len(keys)
+
+
+# --- LoRA ------------------------------------------------------------------------------------
+
+
+def test_a_lora_of_a_conditioned_unet_merges_to_what_it_was_beside(tmp_path):
+    _, conditions = made(LINES, DIGIT, AGE)
+    sizes = {"attention_levels": (0,), "conditions": conditions.specs()}
+    model = tiny_model(**sizes)
+    model.conditions = conditions
+    beside = rebuild(model.unet)
+    add_lora(beside, 2, 4.0, ("query", "out", "ff_in", "conv1"))
+    numbers = np.random.default_rng(0)
+    for variable in beside.trainable_variables:
+        variable.assign(numbers.normal(0, 0.1, variable.shape))
+    save_lora(beside, tmp_path / "lora.safetensors", {"rank": 2})
+    inputs = {
+        name: numbers.normal(size=[size or 4 for size in tensor.shape]).astype("float32")
+        for name, tensor in model.unet.input.items()
+    }
+    before = np.asarray(model.unet(inputs))
+    merge_lora(model, tmp_path / "lora.safetensors")
+    np.testing.assert_allclose(model.unet(inputs), beside(inputs), atol=2e-5)
+    assert np.abs(before - np.asarray(model.unet(inputs))).max() > 1e-3
+
+
+def test_a_lora_changes_the_first_convolution_with_all_its_channels(tmp_path):
+    _, conditions = made(LINES, DIGIT, AGE)
+    model = tiny_model(conditions=conditions.specs())
+    kernel = model.unet.get_layer("conv_in").conv.kernel
+    numbers = np.random.default_rng(0)
+    down, up = (numbers.normal(size=s).astype("float32") for s in ((2, 7, 3, 3), (16, 2, 1, 1)))
+    tensors = {"lora_unet_conv_in.lora_down.weight": down, "lora_unet_conv_in.lora_up.weight": up}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    before = np.asarray(kernel)
+    merge_lora(model, tmp_path / "lora.safetensors")
+    change = np.einsum("or,rihw->hwio", up[:, :, 0, 0], down)
+    np.testing.assert_allclose(np.asarray(kernel) - before, change, atol=1e-5)

@@ -75,6 +75,11 @@ from latentddpm.cli.usage import command
     metavar="NAME=SCALE",
     help="Guidance scale of one condition; may be given repeatedly.",
 )
+@click.option(
+    "--autoguidance",
+    metavar="MODEL[:SCALE]",
+    help="Weaker model that guidance leads away from [default scale: 2].",
+)
 @click.option("--init-image", type=FOLDER, help="Picture to start from.")
 @click.option(
     "--strength", type=float, help="How much to change it, up to 1 [default: 0.75; 1 with --mask]."

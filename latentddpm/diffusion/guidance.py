@@ -20,13 +20,13 @@ prediction the standard deviation of its conditional prediction (Lin 2023, §3.4
 
     ε̃ ← φ · (std(ε(x_t, c)) / std(ε̃)) · ε̃ + (1 − φ) · ε̃
 
-Autoguidance (Karras 2024, eq. 5 with its w) moves away from a weaker network that is told the
+Autoguidance (Karras 2024, §4) moves away from a weaker network that is told the
 same, which is of use without any condition, too:
 
     ε̃ = ε_weaker + w · (ε − ε_weaker)
 
 Guidance helps at some noise levels and harms at others: an interval of timesteps limits it
-(Kynkäänniemi 2024, §3).
+(Kynkäänniemi 2024).
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from latentddpm.conditions.conditions import Conditions
 from latentddpm.data.pictures.given import open_given, own_size
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
+from latentddpm.generation.autoguidance import WeakerModel, engine_of_both, read_weaker
 from latentddpm.generation.devices import ALONE, devices, engine_of, jit_of, precision_of
 from latentddpm.generation.frames import Frames, ToWrite, check_frames, decoded
 from latentddpm.generation.loras import (
@@ -79,6 +80,7 @@ class Plan:
         engine: that computes its networks.
         precision: that they compute in; "auto" where the device decides.
         loras: files to apply to the model.
+        weaker: model that guidance leads away from; None without autoguidance.
         settings: of all images.
         pixels: format of the images.
         start: picture that the images start from; None for noise.
@@ -102,6 +104,7 @@ class Plan:
     engine: str
     precision: str
     loras: list[Lora]
+    weaker: WeakerModel | None
     settings: GenerationSettings
     pixels: PixelFormat
     start: InitImage | None
@@ -186,6 +189,10 @@ def generate_images(
                 model = load_model(
                     plan.folder.path, plan.loras, plan.engine, plan.precision, **how
                 )
+                guided = {}
+                if weaker := plan.weaker:
+                    guide = load_model(weaker.folder.path, [], plan.engine, plan.precision, **how)
+                    guided = {"autoguidance": guide, "autoguidance_scale": weaker.scale}
             share = processes.share(len(plan.prompts))
             share = slice(share.start, share.stop)
             last = model.make_sampler(plan.settings).num_steps
@@ -204,6 +211,7 @@ def generate_images(
                     batch_size=batch_size,
                     callback=frames,
                     progress=not quiet and processes.is_chief,
+                    **guided,
                     **(vars(plan.start) if plan.start else {}),
                 )
                 if model.precision != "float32":
@@ -285,6 +293,9 @@ def plan_images(options: dict[str, Any]) -> Plan:
     suffix = ".png" if grid else pixels.suffix
     facts = facts_of(folder).with_defaults(lora_defaults(loras))
     facts = facts.with_defaults(remembered_settings(remembered))
+    weaker = read_weaker(options.get("autoguidance"), source, remembered, folder)
+    if weaker is not None:
+        engine = engine_of_both(engine, options["engine"], weaker, precision)
     negatives = read_texts(
         "negative_prompt", options["negative_prompt"] or remembered.get("negative_prompts")
     )
@@ -325,6 +336,8 @@ def plan_images(options: dict[str, Any]) -> Plan:
     notes = [*filter(None, [note]), *noted]
     if folder.first_stage == "none" and options["tile"] != "auto":
         notes.append("--tile: of no effect, since this model has no autoencoder")
+    if weaker is None and not settings.is_guided and settings.guidance_interval != [0.0, 1.0]:
+        notes.append("--guidance-interval: of no effect without guidance")
     names = [
         text or facts.conditions.to_text(row)
         for text, row in zip(each, for_each_image(told, num_images), strict=True)
@@ -344,6 +357,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
         engine,
         precision,
         loras,
+        weaker,
         settings,
         pixels,
         start,
@@ -363,6 +377,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
             **pictures_metadata(pictures),
             "engine": engine,
             **regions_metadata(given_regions),
+            **({"autoguidance": weaker.to_json()} if weaker else {}),
         },
         notes,
         facts.conditions,

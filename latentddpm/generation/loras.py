@@ -50,15 +50,7 @@ def read_loras(options: Iterable[str], model: Path | None = None) -> list[Lora]:
     """
     found = []
     for option in options:
-        path, scale = Path(option), 1.0
-        name, colon, number = option.rpartition(":")
-        if colon and not path.exists():
-            try:
-                path, scale = Path(name), float(number)
-            except ValueError:
-                raise UserError(f"--lora {option}: expected FILE or FILE:SCALE") from None
-        if not math.isfinite(scale):
-            raise UserError(f"--lora {option}: the scale has to be a finite number")
+        path, scale = split_scale("--lora", option, "FILE", 1.0)
         own = model / f"{path}.safetensors" if model and len(path.parts) == 1 else None
         if path.is_dir():
             names = (name for name in ADAPTERS if (path / name).is_file())
@@ -70,6 +62,30 @@ def read_loras(options: Iterable[str], model: Path | None = None) -> list[Lora]:
         check_lora(path)
         found.append(Lora(path, scale))
     return found
+
+
+def split_scale(name: str, option: str, what: str, default: float) -> tuple[Path, float]:
+    """Split an option `PLACE:SCALE`; a place that exists may have a colon in its name.
+
+    Args:
+        name: of the option, for messages.
+        option: as given.
+        what: the place is, such as "FILE".
+        default: scale where none is given.
+
+    Raises:
+        UserError: a scale that is not a finite number.
+    """
+    path, scale = Path(option), default
+    place, colon, number = option.rpartition(":")
+    if colon and not path.exists():
+        try:
+            path, scale = Path(place), float(number)
+        except ValueError:
+            raise UserError(f"{name} {option}: expected {what} or {what}:SCALE") from None
+    if not math.isfinite(scale):
+        raise UserError(f"{name} {option}: the scale has to be a finite number")
+    return path, scale
 
 
 def lora_defaults(loras: Iterable[Lora]) -> dict[str, Any]:

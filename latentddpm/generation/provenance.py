@@ -6,6 +6,7 @@ prompts, seed, num_images, grid    what
 negative_prompts                   of a grid whose rows have different ones
 frames                             of a strip: its levels
 precision                          of the networks; left out for float32
+autoguidance                       name and digest of the weaker model, and the scale
 labels                             what conditions of words and numbers were told, by name
 pictures                           names and SHA-256 digests of the files that others were told
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
@@ -52,6 +53,7 @@ OPTIONAL = {
     "precision": str,
     "labels": dict | list,
     "pictures": dict,
+    "autoguidance": dict,
 }
 
 

@@ -49,8 +49,10 @@ from latentddpm.pipeline.regions.told import (
     told_in_regions,
 )
 from latentddpm.pipeline.sampler_inputs import (
+    Guide,
     Told,
     canvas_of,
+    guide_scale,
     guided_denoiser,
     on_device,
     start_latents,
@@ -337,6 +339,8 @@ class LatentDiffusion:
         length: int | None = None,
         start_step: int | None = None,
         settings: GenerationSettings | None = None,
+        autoguidance: LatentDiffusion | None = None,
+        autoguidance_scale: float | None = None,
         conditions: Values | Sequence[Values] | None = None,
         init_image: Picture | None = None,
         strength: float | None = None,
@@ -368,6 +372,9 @@ class LatentDiffusion:
                 `GenerationSettings`.
             height, width, length, start_step: see `GenerationSettings`.
             settings: returned by `model.settings`, instead of single settings.
+            autoguidance: a weaker model of the same latents, schedule and conditions, that
+                guidance leads away from, such as a smaller one or an earlier checkpoint.
+            autoguidance_scale: w, at least 0; 1 for none, None for 2.
             conditions: values by the names of the model's conditions, such as `{"digit": 7}`, or a
                 sequence with those of each prompt; None, or a name left out, for "not told". A
                 picture is a file, a PIL image or an array, as `init_image`.
@@ -398,8 +405,9 @@ class LatentDiffusion:
         Raises:
             UserError: a value of the wrong kind or out of range, an unknown sampler or option, a
                 size that the networks do not divide, a prompt or guidance for an unconditional
-                model, a condition, value or region that the model does not have, a picture or mask
-                that cannot be read or does not fit.
+                model, a condition, value or region that the model does not have, a weaker model
+                that predicts something else, a picture or mask that cannot be read or does not
+                fit.
         """
         arguments = locals()
         given = {name: arguments[name] for name in FIELDS if arguments[name] is not None}
@@ -419,6 +427,7 @@ class LatentDiffusion:
             prompts = prompts * len(rows)
         rows = for_each_prompt(rows, prompts, "conditions")
         facts.check_prompts(prompts, negatives or ())
+        scale = guide_scale(self, autoguidance, autoguidance_scale)
         settings, sampler = self._decide(settings, given)
         negatives = negatives or [settings.negative_prompt] * len(prompts)
         prompts, negatives, rows = (
@@ -437,8 +446,13 @@ class LatentDiffusion:
         with timed("text encoder"), activity("encoding the prompts", quiet):
             texts = self._told_texts(prompts, negatives, regions)
         canvas = canvas_of(self.autoencoder, settings.size, self.pixels, start, tile)
-        told = told_conditions(self.conditions, rows, canvas)
-        unet, told = self._in_regions(texts, told, rows, regions)
+        beside = told_conditions(self.conditions, rows, canvas)
+        unet, told = self._in_regions(texts, beside, rows, regions)
+        guide = None
+        if autoguidance is not None:
+            texts = autoguidance._told_texts(prompts, negatives, regions)
+            weaker = autoguidance._in_regions(texts, conditions, rows, regions)
+            guide = Guide(*weaker, scale)
 
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]
@@ -448,7 +462,9 @@ class LatentDiffusion:
             for batch in batches:
                 with timed("sampler"):
                     denoised = sampler.sample(
-                        guided_denoiser(unet, told[batch], settings, total),
+                        guided_denoiser(
+                            unet, told[batch], settings, total, guide and guide[batch]
+                        ),
                         on_device(self.unet, starts[batch]),
                         noise=partial(step_noise, seeds[batch], noise.shape[1:]),
                         callback=step_callback(bar, starts[batch], callback),

@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from latentddpm.errors import check_type
-from latentddpm.pipeline.model_folder import MANIFEST, ModelFolder
+from latentddpm.diffusion.schedules import schedule_from_config
+from latentddpm.errors import UserError, check_type
+from latentddpm.models.graph_networks import is_graph
+from latentddpm.pipeline.model_folder import MANIFEST, ModelFolder, read_model_folder
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, ModelFacts
+
+if TYPE_CHECKING:
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -51,6 +57,68 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
         spatial_dims=(unet or {}).get("spatial_dims", 2),
         conditions=folder.conditions,
     )
+
+
+# --- Autoguidance --------------------------------------------------------------------------------
+
+
+def prediction_facts_of(model: LatentDiffusion | ModelFolder) -> dict[str, Any]:
+    """Facts that decide what a network's prediction means, by name: of which latents, told what.
+
+    Args:
+        model: with a UNet; or its folder, whose networks are not loaded.
+    """
+    if isinstance(model, ModelFolder):
+        autoencoder = model.parts.get("vae", {}).get("digest")
+        schedule, has_text = (
+            schedule_from_config(model.schedule or {}),
+            "text_encoder" in model.parts,
+        )
+    else:
+        autoencoder = _digest(model.networks["vae"])
+        schedule, has_text = model.schedule, model.text_encoder is not None
+    return {
+        "autoencoder": autoencoder and autoencoder[:12],
+        "channels": model.pixels.channels,
+        "spatial_dims": model.pixels.spatial_dims,
+        "schedule": schedule.kind,
+        **schedule.get_config(),
+        "has_text": has_text,
+        "conditions": model.conditions.to_json(),
+    }
+
+
+def _digest(autoencoder: Any) -> str | None:
+    """Digest of the weights of an autoencoder; None without one."""
+    if autoencoder is None:
+        return None
+    if is_graph(autoencoder):
+        archive = autoencoder.encoder.graph.archive
+        return read_model_folder(archive.parent, verify=False).parts["vae"]["digest"]
+    from latentddpm.models.archive import weights_digest
+
+    return weights_digest(autoencoder)
+
+
+def check_guide(own: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Refuse a model for autoguidance that does not predict what the guided one predicts.
+
+    Args:
+        own: `prediction_facts_of` the model that is guided.
+        others: those of the weaker one.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
+    for name in dict.fromkeys([*own, *others]):
+        if own.get(name) != others.get(name):
+            raise UserError(
+                f"autoguidance: the weaker model has {name} {others.get(name)!r:.80} and this one "
+                f"{own.get(name)!r:.80}; expected one of the same latents, schedule and conditions"
+            )
+
+
+# --- Archives ------------------------------------------------------------------------------------
 
 
 def _arguments(archive: Path) -> dict[str, Any] | None:

@@ -19,11 +19,14 @@ from latentddpm.data.conditions.given import Canvas, picture_arrays
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.guidance import AutoGuidance, GuidanceChain, GuidanceInterval
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
+from latentddpm.diffusion.options import check_guidance_scale
 from latentddpm.diffusion.regions import REGION_WEIGHTS, RegionComposition
+from latentddpm.errors import UserError, check_type, one_line
 from latentddpm.models.autoencoder.tiling import FirstStage, encode
 from latentddpm.models.graph_networks import GraphDenoiser, GraphTextEncoder, is_graph
 from latentddpm.models.precision import finite
 from latentddpm.pipeline.init_image import InitImage, first_step
+from latentddpm.pipeline.model_facts import check_guide, prediction_facts_of
 from latentddpm.pipeline.settings import GenerationSettings
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.timing import timed
@@ -31,6 +34,7 @@ from latentddpm.utils.timing import timed
 if TYPE_CHECKING:
     from latentddpm.clip.text_encoder import TextEncoder
     from latentddpm.models.denoisers.base import Denoiser
+    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,10 @@ def canvas_of(
     return Canvas(size, latent_size, pixels, latents, *around)
 
 
+AUTOGUIDANCE_SCALE = 2.0
+"""Default scale of autoguidance, about the best that Karras 2024 finds for classes of images."""
+
+
 @dataclass(frozen=True)
 class Guide:
     """Weaker network that autoguidance leads away from, and what it is told of N images.
@@ -194,6 +202,34 @@ class Guide:
     def __getitem__(self, rows: slice) -> Guide:
         """Guide of some of the images."""
         return replace(self, told=self.told[rows])
+
+
+def guide_scale(
+    model: LatentDiffusion, guide: LatentDiffusion | None, scale: float | None
+) -> float:
+    """Scale of autoguidance, after a check that the weaker model predicts what the model does.
+
+    Args:
+        model: that is guided.
+        guide: the weaker one; None for no autoguidance.
+        scale: as given; None for the default.
+
+    Raises:
+        UserError: a scale that is none, or is given without a weaker model; or one that predicts
+            something else.
+    """
+    name = "autoguidance_scale"
+    if guide is None:
+        if scale is not None:
+            raise UserError(f"{name}: {scale!r} without autoguidance, the weaker model")
+        return 1.0
+    if getattr(guide, "unet", None) is None:
+        raise UserError(f"autoguidance: {one_line(guide, 60)}, expected a model with a UNet")
+    scale = check_type(name, AUTOGUIDANCE_SCALE if scale is None else scale, float)
+    check_guidance_scale(scale, name)
+    if guide is not model:
+        check_guide(prediction_facts_of(model), prediction_facts_of(guide))
+    return scale
 
 
 def guided_denoiser(

@@ -103,6 +103,11 @@ class GenerationSettings:
         """(height, width); of signals (length,)."""
         return (self.height, self.width) if self.length is None else (self.length,)
 
+    @property
+    def is_guided(self) -> bool:
+        """True where what the network is told has another scale than 1."""
+        return {self.guidance_scale, *self.condition_scales.values()} != {1.0}
+
     def to_json(self) -> dict[str, Any]:
         """Settings by name, without `LATER_DEFAULTS` and sides that the model does not have."""
         left_out = {"height": None, "width": None, "length": None, **LATER_DEFAULTS}

@@ -60,7 +60,8 @@ def options(model, **given):
     names += ("timestep_spacing", "sigma_spacing", "eta", "guidance_scale", "guidance_rescale")
     names += ("init_image", "strength", "mask", "height", "width", "source", "out", "grid")
     names += ("overwrite", "tile", "frames", "animate", "engine", "precision", "strategy")
-    left_out = {**dict.fromkeys(names), "prompts": (), "loras": (), "grid": False}
+    names += ("labels", "autoguidance")
+    left_out = {**dict.fromkeys(names), "prompts": (), "loras": (), "labels": (), "grid": False}
     left_out |= {"overwrite": False, "tile": "auto", "strategy": "auto"}
     return {**given, **{name: left_out[name] for name in names if name not in given}} | {
         "model": model

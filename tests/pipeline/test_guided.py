@@ -5,13 +5,16 @@ A network as a graph of NumPy counts its calls; the others are those of `tiny`.
 
 import numpy as np
 import pytest
-from tiny import shared_model
+from tiny import perturb, quick_model, shared_model, tiny_autoencoder
 
 from latentddpm.conditions.conditions import Conditions
+from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.samplers import get
 from latentddpm.diffusion.schedule import NoiseSchedule
+from latentddpm.errors import UserError
 from latentddpm.models.graph_networks import GraphDenoiser
-from latentddpm.pipeline.sampler_inputs import Told, guided_denoiser
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.sampler_inputs import Guide, Told, guided_denoiser
 from latentddpm.pipeline.settings import ModelFacts
 
 CONDITIONS = Conditions.from_json(
@@ -129,6 +132,45 @@ def test_a_network_that_is_told_nothing_is_called_plain(given):
     assert batch_sizes == [2]
 
 
+# --- Autoguidance --------------------------------------------------------------------------
+
+
+def autoguided(timestep=500, scale=2.0, **given):
+    """One prediction beside a network half as loud, and the batches of both."""
+    strong, weak = Graph(), Graph(0.5)
+    guide = Guide(GraphDenoiser(weak), TOLD, scale)
+    settings = FACTS.settings(**given)
+    denoiser = guided_denoiser(GraphDenoiser(strong), TOLD, settings, 1000, guide)
+    found = denoiser(LATENTS, np.full(2, timestep, "int32"))
+    return found, strong.batch_sizes, weak.batch_sizes
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_a_weaker_network_is_guided_as_the_network_is(scale, guidance_scale):
+    found, strong, weak = autoguided(scale=scale, guidance_scale=guidance_scale)
+    own = said(WITHOUT) + guidance_scale * (said(GIVEN) - said(WITHOUT))
+    np.testing.assert_allclose(found, 0.5 * own + scale * 0.5 * own, rtol=1e-5, atol=1e-5)
+    assert strong == weak == [2 if guidance_scale == 1 else 4], "expected one call of each"
+
+
+def test_outside_of_the_interval_the_weaker_network_is_not_called():
+    found, strong, weak = autoguided(timestep=900, guidance_interval=(0.2, 0.6), guidance_scale=4)
+    np.testing.assert_array_equal(found, said(GIVEN))
+    assert (strong, weak) == ([2], []), "expected one batch of B"
+
+
+def test_autoguidance_needs_no_condition():
+    strong, weak = Graph(), Graph(0.5)
+    guide = Guide(GraphDenoiser(weak), Told(), 3.0)
+    settings = FACTS.settings(guidance_interval=(0.2, 0.6))
+    denoiser = guided_denoiser(GraphDenoiser(strong), Told(), settings, 1000, guide)
+    found = [denoiser(LATENTS, np.full(2, t, "int32")) for t in (500, 900)]
+    np.testing.assert_allclose(found[0], 0.5 * LATENTS + 3 * 0.5 * LATENTS, rtol=1e-6)
+    np.testing.assert_array_equal(found[1], LATENTS)
+    assert (strong.batch_sizes, weak.batch_sizes) == ([2, 2], [2])
+
+
 # --- A model -------------------------------------------------------------------------------
 
 
@@ -163,3 +205,94 @@ def test_settings_with_an_interval_draw_what_they_say(model):
     found = model.generate("red apple", seed=3, settings=settings)
     expected = model.generate("red apple", seed=3, guidance_interval=[0.2, 0.8])
     assert np.array_equal(found, expected), "expected the same bytes"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of a model, and of one whose UNet is another one behind the same autoencoder."""
+    root = tmp_path_factory.mktemp("models")
+    quick_model().save(root / "model")
+    weaker = quick_model()
+    perturb(weaker.unet, seed=1, size=0.3)
+    weaker.save(root / "weaker")
+    return root
+
+
+@pytest.mark.parametrize("engine", ["keras", "onnx"])
+def test_a_model_guided_by_itself_draws_what_it_draws(engine, folders):
+    model, same = (LatentDiffusion.load(folders / "model", engine) for _ in range(2))
+    given = {"seed": 3, "output": "latents", "negative_prompt": "cat"}
+    plain = model.generate("red apple", **given)
+    for scale in (0.0, None, 7.0):
+        for guide in (model, same):
+            found = model.generate(
+                "red apple", autoguidance=guide, autoguidance_scale=scale, **given
+            )
+            np.testing.assert_allclose(found, plain, rtol=0, atol=1e-6)
+
+
+def test_both_engines_draw_the_same_away_from_a_weaker_model(folders):
+    images = []
+    for engine in ("keras", "onnx"):
+        model, weaker = (
+            LatentDiffusion.load(folders / name, engine) for name in ("model", "weaker")
+        )
+        given = {"seed": 3, "num_steps": 2, "guidance_interval": (0.2, 1)}
+        images.append(model.generate("red apple", autoguidance=weaker, **given).astype(int))
+        plain = model.generate("red apple", **given)
+        assert np.abs(images[-1] - plain).max() > 5, "expected the weaker model to count"
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_autoguidance_is_linear_in_its_scale(folders):
+    """One step of the sampler is linear in the prediction."""
+    model, weaker = (LatentDiffusion.load(folders / name) for name in ("model", "weaker"))
+    given = {"seed": 3, "num_steps": 1, "output": "latents"}
+    at = {
+        scale: model.generate("cat", autoguidance=weaker, autoguidance_scale=scale, **given)
+        for scale in (0.0, 1.0, 2.0)
+    }
+    np.testing.assert_allclose(at[0.0], weaker.generate("cat", **given), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(at[1.0], model.generate("cat", **given))
+    np.testing.assert_allclose(at[2.0], 2 * at[1.0] - at[0.0], rtol=1e-4, atol=1e-4)
+
+
+def other(**changes):
+    """A model as that of the folder, but for what is given."""
+    model = quick_model()
+    for name, value in changes.items():
+        setattr(model, name, value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schedule": NoiseSchedule("linear")}, "beta_schedule 'linear' and this one 'scaled_lin"),
+        ({"schedule": NoiseSchedule(prediction_type="v_prediction")}, "prediction_type 'v_pred"),
+        ({"schedule": FlowSchedule()}, "schedule 'flow' and this one 'ddpm'"),
+        ({"text_encoder": None}, "has_text False and this one True"),
+        ({"conditions": CONDITIONS}, "conditions .*digit.* and this one"),
+        ({"autoencoder": tiny_autoencoder(seed=7)}, "autoencoder '[0-9a-f]{12}' and this one"),
+        ({"unet": None}, "expected a model with a UNet"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_a_model_that_predicts_something_else_is_no_guide(changes, words):
+    with pytest.raises(UserError, match=f"autoguidance: .*{words}") as error:
+        quick_model().generate("cat", autoguidance=other(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_bad_autoguidance(model):
+    for given, words in (
+        ({"autoguidance_scale": 2.0}, "autoguidance_scale: 2.0 without autoguidance"),
+        (
+            {"autoguidance": "weights/emoji-128"},
+            "autoguidance: weights/.*, expected a model",
+        ),
+        ({"autoguidance": model, "autoguidance_scale": -1}, "autoguidance_scale: .* at least 0"),
+        ({"autoguidance": model, "autoguidance_scale": "2"}, "autoguidance_scale: .* a number"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model.generate("cat", **given)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import call, pixels, refused, refused_before, start, succeeds
 from PIL import Image
-from tiny import SIZE, quick_model, step_by_step
+from tiny import SIZE, perturb, quick_model, step_by_step
 
 from latentddpm import choices
 from latentddpm.diffusion import samplers
@@ -213,6 +213,9 @@ def test_it_is_refused_before_keras_is_imported(model, pictures):
         ("--guidance-scale", "-1"),
         ("--guidance-interval", "0.8,0.2"),
         ("--condition-scale", "lines=2"),
+        ("--autoguidance", "nowhere"),
+        ("--autoguidance", "emoji-128"),
+        ("--autoguidance", f"{model}:-1"),
         ("--height", "33"),
         ("--height", "-16"),
         ("--height", "3200000", "--width", "3200000"),
@@ -364,6 +367,30 @@ def test_options_change_the_picture_and_come_back(options, expected, model, plai
     done = succeeds(call("generate", "--from", out, "--out", again))
     assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
     assert read_metadata(again) == made, "expected the same metadata"
+
+
+def test_a_picture_away_from_a_weaker_model_comes_back(model, plain, tmp_path):
+    """With its scale, from where it was or from where it is, and from no other one."""
+    weaker, out, again = tmp_path / "weaker", tmp_path / "out.png", tmp_path / "again.png"
+    other = quick_model()
+    perturb(other.unet, seed=1, size=0.3)
+    digest = other.save(weaker).digest
+    options = ("--seed", 7, "--steps", 5, "--autoguidance")
+    succeeds(generate(model, *options, f"{weaker}:3", "--out", out))
+    made = read_metadata(out)
+    assert made["autoguidance"] == {"model": str(weaker), "digest": digest, "scale": 3.0}
+    assert not np.array_equal(pixels(out), pixels(plain)), "the weaker model changed nothing"
+    done = succeeds(call("generate", "--from", out, "--out", again))
+    assert "every pixel as in" in done.stderr, f"expected the same picture: {done.stderr}"
+    assert read_metadata(again) == made, "expected the same metadata"
+    moved = weaker.rename(tmp_path / "moved")
+    line = call("generate", "--from", out, "--out", again)
+    refused(line, f"guided by the model {digest}", "no such model", "--autoguidance MODEL:3")
+    line = ("generate", "--from", out, "--out", again, "--overwrite", "--autoguidance", moved)
+    assert "every pixel as in" in succeeds(call(*line)).stderr, "expected the scale of the PNG"
+    perturb(other.unet, seed=2)
+    other.save(weaker)
+    refused(call("generate", "--from", out, "--out", again), digest, f"{weaker} is ")
 
 
 def test_another_sampler_takes_its_own_options(model, tmp_path):

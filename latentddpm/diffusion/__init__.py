@@ -7,8 +7,11 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "AutoGuidance": "guidance",
     "ClassifierFreeGuidance": "guidance",
     "FlowSchedule": "flow",
+    "GuidanceChain": "guidance",
+    "GuidanceInterval": "guidance",
     "NoiseSchedule": "schedule",
 }
 

@@ -53,6 +53,13 @@ def write_images(out: Path, side: int) -> None:
         Image.fromarray(np.uint8(np.rint(255 * images[number, ..., 0]))).save(file)
 
 
+def regression() -> LogisticRegression:
+    """Logistic regression that has learned the label of each digit that is not held back."""
+    images, labels, held_back = digits(SIDE)
+    flat = images.reshape(len(images), -1)
+    return LogisticRegression(C=10, max_iter=5000).fit(flat[~held_back], labels[~held_back])
+
+
 def show(file: Path, rows: dict[str, np.ndarray]) -> None:
     """Picture of rows of images in [0, 1], three times as large, each row below its name."""
     large = []
@@ -151,9 +158,8 @@ def lesson_4_flow(images: np.ndarray, out: Path, steps: int) -> dict[str, np.nda
 def lesson_5_judge(found: dict[str, np.ndarray], out: Path) -> dict[str, list]:
     """Share of drawn digits that a logistic regression is 0.9 sure of, and how many labels."""
     images, labels, held_back = digits(SIDE)
-    flat = images.reshape(len(images), -1)
-    judge = LogisticRegression(C=10, max_iter=5000).fit(flat[~held_back], labels[~held_back])
-    right = judge.score(flat[held_back], labels[held_back])
+    judge = regression()
+    right = judge.score(images[held_back].reshape(-1, SIDE * SIDE), labels[held_back])
     print(f"5  a logistic regression is right on {right:.1%} of {held_back.sum()} held-out digits")
     numbers = {}
     for name, one in {"held-out digits": images[held_back], **found}.items():

@@ -451,7 +451,7 @@ class LatentDiffusion:
         guide = None
         if autoguidance is not None:
             texts = autoguidance._told_texts(prompts, negatives, regions)
-            weaker = autoguidance._in_regions(texts, conditions, rows, regions)
+            weaker = autoguidance._in_regions(texts, beside, rows, regions)
             guide = Guide(*weaker, scale)
 
         results = []

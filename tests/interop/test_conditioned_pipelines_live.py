@@ -4,18 +4,25 @@ Models made here are written, opened by diffusers' own pipeline, and draw the sa
 noise; what was written is read again.
 """
 
+import importlib
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny import SIZE, perturb, tiny_model
 
 from latentddpm import interop
 from latentddpm.conditions.conditions import Conditions
+from latentddpm.errors import UserError
 from latentddpm.interop.diffusers.folder import INDEX
 from latentddpm.utils.files import read_json
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
+reference = importlib.import_module("reference_networks")
 
 pytestmark = [
     pytest.mark.reference,
@@ -146,6 +153,7 @@ def test_instructions(drawn, tmp_path):
         }
     again = interop.load_diffusers(tmp_path / "theirs")
     assert again.conditions == model.conditions
+    assert again.defaults["condition_scales"] == {"picture": 1.5}
     for one in (model, again):
         ours = one.generate(
             PROMPT,
@@ -155,7 +163,7 @@ def test_instructions(drawn, tmp_path):
             latents=noise,
             num_steps=STEPS,
             guidance_scale=4.0,
-            condition_scales={"picture": 1.5},
+            condition_scales={"picture": 1.5} if one is model else None,
             output="latents",
         )
         assert_close(ours, nhwc(made["latent"]), "latents")
@@ -220,3 +228,39 @@ def test_upscaling(drawn, tmp_path):
         output="latents",
     )
     assert_close(ours, nhwc(made), "latents")
+
+
+def test_classes_of_a_model_of_pixels(tmp_path):
+    """A class-conditional `UNet2DModel`, whose pipeline there cannot be told a class."""
+    torch.manual_seed(0)
+    unet = reference.randomize(
+        diffusers.UNet2DModel(
+            sample_size=12,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=[8, 16],
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            down_block_types=["DownBlock2D", "AttnDownBlock2D"],
+            up_block_types=["AttnUpBlock2D", "UpBlock2D"],
+            num_class_embeds=10,
+        )
+    )
+    scheduler = diffusers.DDIMScheduler(clip_sample=True)
+    diffusers.DDIMPipeline(unet, scheduler).save_pretrained(tmp_path / "theirs")
+    model = interop.load_diffusers(tmp_path / "theirs")
+    noise = np.random.default_rng(0).standard_normal((2, 12, 12, 1)).astype("float32")
+    labels, latents = torch.tensor([3, 7]), nchw(noise)
+    scheduler.set_timesteps(STEPS)
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            prediction = unet(latents, timestep, class_labels=labels).sample
+            latents = scheduler.step(prediction, timestep, latents).prev_sample
+    told = [{"label": 3}, {"label": "7"}]
+    ours = model.generate(conditions=told, latents=noise, num_steps=STEPS, output="latents")
+    assert_close(ours, nhwc(latents), "latents")
+    interop.save_diffusers(model, tmp_path / "again")
+    assert interop.load_diffusers(tmp_path / "again").conditions == model.conditions
+    with pytest.raises(UserError, match="label: this model has to be told it"):
+        model.generate(num_steps=STEPS)

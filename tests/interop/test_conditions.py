@@ -1,6 +1,8 @@
 """Conditions in diffusers' configurations and in weight maps; what is compared with diffusers
 itself is in `test_conditions_live.py`."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -8,7 +10,9 @@ from tiny import tiny_model
 
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
+from latentddpm.interop.convert import convert_from, convert_to
 from latentddpm.interop.diffusers.conditions import read_conditions
+from latentddpm.interop.diffusers.folder import save_diffusers
 from latentddpm.interop.diffusers.networks import rows_of
 from latentddpm.interop.diffusers.read_config import unet_arguments
 from latentddpm.interop.diffusers.write_config import unet_config
@@ -16,6 +20,8 @@ from latentddpm.interop.lora import add_lora, save_lora
 from latentddpm.interop.lora_merge import merge_lora
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.functional import rebuild
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.pipeline.model_folder import read_model_folder
 
 SIZES = {
     "channels": 8,
@@ -103,6 +109,24 @@ def test_every_condition_has_its_rows_in_the_weight_map():
     assert sorted(paths) == sorted(weight.path for weight in unet.weights)
     keys = [row.key for row in rows_of(unet)]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_unet_alone_keeps_its_conditions_both_ways(tmp_path):
+    unet, conditions = made(LINES, DIGIT, context_dim=6)
+    save_diffusers(LatentDiffusion(None, unet, None, conditions=conditions), tmp_path / "theirs")
+    convert_from(tmp_path / "theirs" / "unet", tmp_path / "ours")
+    assert read_model_folder(tmp_path / "ours").conditions == conditions
+    convert_to("diffusers", tmp_path / "ours", tmp_path / "again")
+    for file in ("config.json", "diffusion_pytorch_model.safetensors"):
+        first, second = (tmp_path / one / "unet" / file for one in ("theirs", "again"))
+        assert first.read_bytes() == second.read_bytes(), f"{file} became another"
+
+
+def test_super_resolution_of_latent_diffusion_is_named(tmp_path):
+    index = {"_class_name": "LDMSuperResolutionPipeline"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index), "utf-8")
+    with pytest.raises(UserError, match=r"a VQ-VAE \(vqvae\); its UNet alone is read: name"):
+        convert_from(tmp_path, tmp_path / "out")
 
 
 # --- LoRA ------------------------------------------------------------------------------------

@@ -85,7 +85,10 @@ def condition_keys(conditions: Sequence[Mapping[str, Any]], kind: str) -> dict[s
     vectors = [one for one in conditions if one["enters"] != CONCAT]
     if len(vectors) > 1:
         names = ", ".join(one["name"] for one in vectors)
-        raise UserError(f"conditions {names}: diffusers' UNets have one class embedding, no more")
+        raise UserError(
+            f"conditions {names}: diffusers' UNets have one class embedding; expected a model that "
+            "is told one of these, and any number of pictures"
+        )
     if not vectors:
         return {}
     (one,) = vectors

@@ -74,6 +74,7 @@ VERSION, SINCE = "_diffusers_version", "0.6.0"
 # Defaults of the pipelines of diffusers; of the others `StableDiffusionPipeline`'s.
 GUIDANCE_SCALE = {UPSCALE: 9.0}
 OTHER_GUIDANCE_SCALE = 7.5
+IMAGE_SCALE = 1.5
 NUM_STEPS = {DDPM: 1000, PIX2PIX: 100, UPSCALE: 75}
 OTHER_NUM_STEPS = 50
 
@@ -267,12 +268,16 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
     )
     latent_size = sample_size(checkpoint.unet.config, checkpoint.unet.source)
     vae, unet = (part and validate(part) for part in (checkpoint.vae, checkpoint.unet))
+    conditions = read_conditions(checkpoint.unet.config, checkpoint.unet.source, of_vae)
     text_encoder = tokenizer = None
     if checkpoint.text is not None:
         text_encoder, tokenizer = checkpoint.text()
         check_width(checkpoint, of_unet["context_dim"], text_encoder.hidden_dim)
         scale = GUIDANCE_SCALE.get(checkpoint.pipeline, OTHER_GUIDANCE_SCALE)
         defaults = {"guidance_scale": scale, **defaults}
+        if checkpoint.pipeline == PIX2PIX:
+            pictures = {one.name: IMAGE_SCALE for one in conditions if one.null}
+            defaults["condition_scales"] = pictures
     steps = NUM_STEPS.get(checkpoint.pipeline, OTHER_NUM_STEPS)
     defaults = {"num_steps": min(steps, schedule.num_train_timesteps), **defaults}
     first_stage = vae.build(quiet) if vae else PixelSpace(of_unet["latent_channels"])
@@ -285,7 +290,7 @@ def build(checkpoint: Checkpoint, quiet: bool = True) -> LatentDiffusion:
         tokenizer,
         latent_size and (latent_size[0] * factor, latent_size[1] * factor),
         defaults,
-        conditions=read_conditions(checkpoint.unet.config, checkpoint.unet.source, of_vae),
+        conditions=conditions,
     )
 
 

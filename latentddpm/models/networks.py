@@ -9,6 +9,7 @@ from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
 from latentddpm.models.denoisers.basic import BasicUNet
 from latentddpm.models.denoisers.classic import ClassicUNet
+from latentddpm.models.denoisers.control import ControlNet
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.discriminator import PatchDiscriminator
 from latentddpm.models.perceptual import PerceptualDistance
@@ -17,6 +18,7 @@ __all__ = [
     "Autoencoder",
     "BasicUNet",
     "ClassicUNet",
+    "ControlNet",
     "Decoder",
     "Encoder",
     "PatchDiscriminator",

@@ -5,6 +5,7 @@ A network of Keras layers has them, and so has one that is a graph (`models.grap
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -42,3 +43,23 @@ class DenoiserFacts:
     def spatial_dims(self) -> int:
         """Dimensions of the latents: 1 for signals, 2 for images, 3 for volumes."""
         return self._arguments.get("spatial_dims", 2)
+
+
+SHARED = ("channels", "channel_multipliers", "num_res_blocks", "latent_channels", "context_dim")
+"""Sizes that a ControlNet has in common with the UNet that it is for."""
+
+
+def control_misfit(unet: Mapping[str, Any], control: Mapping[str, Any]) -> str:
+    """Reason why a ControlNet does not fit a UNet; "" where it does.
+
+    Args:
+        unet: arguments of the UNet.
+        control: arguments of the ControlNet.
+    """
+    for key in SHARED:
+        if unet[key] != control[key]:
+            return f"is for a network with {key} {control[key]}, and this one has {unet[key]}"
+    told, known = control.get("conditions") or [], unet.get("conditions") or []
+    if missing := [one["name"] for one in told if one not in known]:
+        return f"is told {missing[0]}, which this network is not told"
+    return ""

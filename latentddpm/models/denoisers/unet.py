@@ -17,13 +17,10 @@ from typing import Any
 import keras
 from keras import layers
 
-from latentddpm.models.attention import AttentionBlock
 from latentddpm.models.denoisers.base import Denoiser, denoiser_inputs
-from latentddpm.models.denoisers.time_embedding import embed_time
-from latentddpm.models.denoisers.told import embed_conditions, with_maps
-from latentddpm.models.denoisers.transformer import TransformerBlock, texts_by_level
+from latentddpm.models.denoisers.way_down import Blocks, add_residuals
 from latentddpm.models.functional import constructor_arguments
-from latentddpm.models.layers import PACKAGE, PaddedConv2D, ResnetBlock, group_norm
+from latentddpm.models.layers import PACKAGE, PaddedConv2D, group_norm
 from latentddpm.models.resample import Upsample
 
 NORM_EPSILON = 1e-5
@@ -37,6 +34,8 @@ LATER = {
 }
 """Arguments that older models lack, with their defaults, which are not saved: so they keep their
 digest."""
+NOT_SAVED = ("recompute", "control_residuals")
+"""Arguments that change how the network is trained or told, not what it is."""
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -73,6 +72,8 @@ class UNet(Denoiser):
         recompute: compute activations again in the backward pass instead of keeping them. In
             training an example takes a third of the memory and a step a fifth more time
             (measured, see docs/benchmarks.md). Not saved with the model.
+        control_residuals: take what is added to the skip connections and to the middle as further
+            inputs, see `models.denoisers.control`. Not saved with the model.
         dtype: dtype or dtype policy of the layers.
         name: of the Keras model.
 
@@ -82,6 +83,7 @@ class UNet(Denoiser):
             between them as some samplers need. Conditions by their names: vectors (B, size),
             maps (B, h, w, size). With `regions` `"context"` is (B, R, L, context_dim), and
             `"region_weights"`, (B, h, w, R), are the regions' shares of each position, of sum 1.
+            With `control_residuals` also the outputs of a `ControlNet`, by their names.
 
     Returns:
         The prediction, float32 (B, h, w, c); with `learned_variance` (B, h, w, 2c).
@@ -121,88 +123,32 @@ class UNet(Denoiser):
         conditions: Sequence[Mapping[str, Any]] | None = None,
         regions: int = 0,
         recompute: bool = False,
+        control_residuals: bool = False,
         dtype: Any = None,
         name: str = "unet",
     ) -> None:
-        config = constructor_arguments(locals())
-        config["conditions"] = [dict(one) for one in conditions or ()] or None
-        for key, default in LATER.items():
-            if config[key] == default:
-                del config[key]
-        del config["recompute"]  # it changes the training, not the network
-        num_levels = len(channel_multipliers)
-        heads = [num_heads] * num_levels if isinstance(num_heads, int) else list(num_heads)
-        if len(heads) != num_levels:
-            raise ValueError(
-                f"num_heads {heads}: expected one number or {num_levels}, one a level"
-            )
-        unknown = sorted(set(attention_levels) - set(range(num_levels)))
-        if unknown:
-            raise ValueError(
-                f"attention_levels {unknown} do not exist; levels are 0 … {num_levels - 1}"
-            )
-
-        told = [dict(one) for one in conditions or ()]
+        arguments = constructor_arguments(locals())
+        arguments["conditions"] = [dict(one) for one in conditions or ()] or None
+        config = {k: v for k, v in arguments.items() if k not in LATER or v != LATER[k]}
+        for key in NOT_SAVED:
+            del config[key]
+        told = arguments["conditions"] or ()
         inputs = denoiser_inputs(latent_channels, spatial_dims, context_dim, told, regions)
-        texts = texts_by_level(inputs, num_levels)
+        blocks = Blocks({**arguments, "dtype": dtype}, inputs)
+        hidden, skips = blocks.way_down()
+        if control_residuals:
+            residuals, (*skips, hidden) = add_residuals([*skips, hidden], dtype)
+            inputs = {**inputs, **residuals}
 
-        # === Blocks ===
-        def make(kind: Any, *arguments: Any, name: str) -> Any:
-            if not recompute:
-                return kind(*arguments, dtype=dtype, name=name)
-            with keras.RematScope("list_of_layers", layer_names=[name]):
-                return kind(*arguments, dtype=dtype, name=name)
-
-        def resnet(hidden: Any, width: int, name: str) -> Any:
-            layer = make(
-                ResnetBlock, width, norm_groups, norm_epsilon, dropout, zero_init, name=name
-            )
-            return layer(hidden, time_embedding)
-
-        def attend(hidden: Any, level: int, name: str) -> Any:
-            if texts is not None:
-                layer = make(TransformerBlock, heads[level], norm_groups, zero_init, name=name)
-                return layer(hidden, *texts[level])
-            layer = make(
-                AttentionBlock, heads[level], norm_groups, norm_epsilon, zero_init, name=name
-            )
-            return layer(hidden)
-
-        # === Graph ===
-        time_embedding = embed_time(
-            inputs["timesteps"], channels, 4 * channels, "silu", dtype, original_ddpm
-        )
-        time_embedding = embed_conditions(inputs, told, time_embedding, channels, "silu", dtype)
-        strided = {"padding": "same" if original_ddpm else 1, "stride": 2, "dtype": dtype}
-        hidden = PaddedConv2D(channels, 3, padding=1, dtype=dtype, name="conv_in")(
-            with_maps(inputs["noisy_latents"], inputs, told, dtype)
-        )
-        skips = [hidden]
-        for level, multiplier in enumerate(channel_multipliers):
-            width = channels * multiplier
-            for block in range(num_res_blocks):
-                hidden = resnet(hidden, width, f"down_{level}_block_{block}")
-                if level in attention_levels:
-                    hidden = attend(hidden, level, f"down_{level}_attention_{block}")
-                skips.append(hidden)
-            if level < num_levels - 1:
-                hidden = PaddedConv2D(width, 3, **strided, name=f"down_{level}_downsample")(hidden)
-                skips.append(hidden)
-
-        width = channels * channel_multipliers[-1]
-        hidden = resnet(hidden, width, "mid_block_0")
-        hidden = attend(hidden, num_levels - 1, "mid_attention")
-        hidden = resnet(hidden, width, "mid_block_1")
-
-        for level in reversed(range(num_levels)):
+        for level in reversed(range(len(channel_multipliers))):
             width = channels * channel_multipliers[level]
             for block in range(num_res_blocks + 1):
                 hidden = layers.Concatenate(dtype=dtype, name=f"up_{level}_skip_{block}")(
                     [hidden, skips.pop()]
                 )
-                hidden = resnet(hidden, width, f"up_{level}_block_{block}")
+                hidden = blocks.resnet(hidden, width, f"up_{level}_block_{block}")
                 if level in attention_levels:
-                    hidden = attend(hidden, level, f"up_{level}_attention_{block}")
+                    hidden = blocks.attend(hidden, level, f"up_{level}_attention_{block}")
             if level > 0:
                 hidden = Upsample(width, dtype=dtype, name=f"up_{level}_upsample")(
                     hidden, skips[-1]

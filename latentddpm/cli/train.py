@@ -19,6 +19,7 @@ from latentddpm.cli.options import (
 )
 from latentddpm.cli.usage import command
 from latentddpm.distribution.processes import parse_strategy
+from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.model_folder import LORA
 from latentddpm.utils.console import say
 from latentddpm.utils.startup import import_keras
@@ -137,7 +138,8 @@ def train_diffusion(
 
     with translate_worker_errors(devices, resumes=True):
         diffusion.train_planned(plan)
-    click.echo(out / (LORA if settings.lora.rank else "model"))
+    made = LORA if settings.lora.rank else CONTROL if settings.control.trained else "model"
+    click.echo(out / made)
 
 
 def _planned(

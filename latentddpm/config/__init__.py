@@ -18,6 +18,7 @@ from latentddpm.config.autoencoder import (
     PerceptualConfig,
 )
 from latentddpm.config.conditions import ConditionConfig
+from latentddpm.config.control import ControlConfig
 from latentddpm.config.data import DataConfig, DiffusionData
 from latentddpm.config.denoiser import LoraConfig, TextConfig, UNetConfig
 from latentddpm.config.diffusion import SamplesConfig, ScheduleConfig
@@ -32,6 +33,7 @@ __all__ = [
     "AutoencoderRun",
     "AutoencoderTraining",
     "ConditionConfig",
+    "ControlConfig",
     "DataConfig",
     "DiffusionData",
     "DiffusionRun",
@@ -75,6 +77,7 @@ class DiffusionRun(Section):
         {}, description="what the network is told beside text: a name and settings for each"
     )
     lora: LoraConfig = LoraConfig()
+    control: ControlConfig = ControlConfig()
     distill: DistillConfig = DistillConfig()
     training: DiffusionTraining = DiffusionTraining()
     samples: SamplesConfig = SamplesConfig()

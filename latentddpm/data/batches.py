@@ -119,6 +119,7 @@ class LatentBatches:
         config: of the run.
         strategy: of the run; None for one device.
         conditions: what else the images tell.
+        control: pictures that a ControlNet sees; None without one.
     """
 
     def __init__(
@@ -131,8 +132,10 @@ class LatentBatches:
         config: DiffusionRun,
         strategy: tf.distribute.Strategy | None = None,
         conditions: Sequence[ConditionSource] = (),
+        control: ConditionSource | None = None,
     ) -> None:
         self.conditions = conditions
+        self.control = control
         self.training_images, self.validation_images = images
         self.cache, self.tokens, self.config, self.strategy = cache, tokens, config, strategy
         self._schedule_and_space = (schedule, latent_space)
@@ -189,7 +192,7 @@ class LatentBatches:
                     stream=RandomStream(self.config.training.seed, stream_name(name, shape)),
                     positions=positions,
                     tokens=self.tokens,
-                    conditions=self.conditions,
+                    conditions=[*self.conditions, *filter(None, [self.control])],
                     **recipe,
                 )
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from latentddpm.conditions.control import CONTROL
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
@@ -313,7 +314,7 @@ def diffusion_examples(
                 tell, [drawn[key] for key in keys], [tf.float32] * len(entries), stateful=False
             )
             for entry, array in zip(entries, arrays, strict=True):
-                space = shape[:-1] if entry.enters == CONCAT else ()
+                space = {CONCAT: shape[:-1], CONTROL: (None, None)}.get(entry.enters, ())
                 inputs[entry.name] = tf.ensure_shape(array, (None, *space, entry.size))
         target = schedule.target(latents, noise, timesteps, take=tf.gather)
         if weights is None:

@@ -19,7 +19,13 @@ from latentddpm.data.sources.kinds import ARRAYS_READ, PICTURES_READ
 from latentddpm.errors import UserError, nearest
 from latentddpm.info import data, runs, weights
 from latentddpm.pipeline.model_folder import is_model, ready_model, ready_names
-from latentddpm.pipeline.recognise import holds_pictures, is_latents_cache, is_run, recognise
+from latentddpm.pipeline.recognise import (
+    holds_pictures,
+    is_control,
+    is_latents_cache,
+    is_run,
+    recognise,
+)
 from latentddpm.training.run.contract import COMMANDS
 from latentddpm.utils.pixels import BESIDE, METADATA_KEY, read_metadata
 
@@ -162,6 +168,7 @@ def _shards(path: Path, quiet: bool) -> Lines:
 KINDS = (
     ("a run", is_run, lambda path, quiet: runs.describe_run(path)),
     ("a model folder", _is_model, lambda path, quiet: weights.describe_model(path)),
+    ("a ControlNet", is_control, lambda path, quiet: weights.describe_control(path)),
     ("a checkpoint", runs.is_checkpoint, lambda path, quiet: runs.describe_checkpoint(path)),
     ("a latents cache", is_latents_cache, lambda path, quiet: data.describe_latents(path)),
     ("a catalog", data.is_catalog, lambda path, quiet: data.describe_catalog(path)),

@@ -10,8 +10,9 @@ import yaml
 
 from latentddpm.errors import UserError
 from latentddpm.info.data import size_text
+from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.model_folder import LORA, is_model
-from latentddpm.pipeline.recognise import is_run, recognise
+from latentddpm.pipeline.recognise import is_control, is_run, recognise
 from latentddpm.training.plan.first_stage import NONE
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.curves import LOG, VALIDATION, Curve, read_curves
@@ -56,6 +57,11 @@ def describe_run(path: Path) -> Iterator[str]:
         yield f"checkpoint step {_step(newest)}, in {newest.relative_to(path)}"
     if (path / LORA).is_file():
         yield f"model      finished: a LoRA; generate --model MODEL --lora {path}"
+    elif is_control(path / CONTROL):
+        yield (
+            f"model      finished: a ControlNet; generate --model MODEL --control {path} "
+            "--control-image FILE"
+        )
     elif (path / "model").is_dir():
         yield f"model      finished, in {path / 'model'}"
     else:

@@ -14,6 +14,7 @@ from latentddpm.errors import UserError
 from latentddpm.graphs.entries import PARTS
 from latentddpm.info.data import size_text
 from latentddpm.interop.lora_file import style_of
+from latentddpm.pipeline.control.folder import read_control_folder
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.pipeline.recognise import export_format, recognise
 from latentddpm.pipeline.weight_files import LORA, STEMS, layout_of, read_header, variants
@@ -71,6 +72,31 @@ def describe_model(path: Path) -> Iterator[str]:
         yield "use        train-diffusion --vae; export"
     elif "vae" not in folder.parts and folder.first_stage != "none":
         yield "use        convert --to diffusers"
+
+
+def describe_control(path: Path) -> Iterator[str]:
+    """Describe the folder of a ControlNet: its model, its pictures and its sizes.
+
+    Args:
+        path: of the folder.
+
+    Yields:
+        Lines of text.
+
+    Raises:
+        UserError: see `read_control_folder`.
+    """
+    folder = read_control_folder(path)
+    yield f"ControlNet {folder.path}, {size_text(folder.entry['bytes'])}"
+    yield f"digest     {folder.entry['digest'][:12]}"
+    if folder.base_digest:
+        yield f"model      {folder.base_model} ({folder.base_digest})"
+    if folder.condition is not None:
+        yield f"pictures   {folder.condition.get('kind', 'picture')}"
+    arguments = folder.arguments()
+    for name in ("channels", "channel_multipliers", "context_dim", "hint_channels"):
+        yield f"argument   {name}: {arguments.get(name)!r:.100}"
+    yield from _use(path)
 
 
 def describe_archive(path: Path) -> Iterator[str]:

@@ -31,6 +31,12 @@ from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import FirstStage, decode
 from latentddpm.models.graph_networks import GraphDenoiser, is_graph
 from latentddpm.models.precision import hold_in, precision_of, settle_precision
+from latentddpm.pipeline.control.control import (
+    Control,
+    check_alone,
+    controlled_unet,
+    told_controls,
+)
 from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
     FILES,
@@ -346,6 +352,7 @@ class LatentDiffusion:
         strength: float | None = None,
         mask: Picture | None = None,
         regions: Sequence[Region | tuple[Picture, str]] | None = None,
+        controls: Sequence[Control] = (),
         latents: np.ndarray | None = None,
         output: str = "images",
         tile: str | int = "auto",
@@ -388,6 +395,8 @@ class LatentDiffusion:
                 (mask, prompt). Masks are like `mask`, of the size that is drawn, or of that of
                 `init_image`; where several are white they share equally. The negative prompt is
                 the same everywhere.
+            controls: ControlNets with their pictures, each a `Control`; what they add is summed.
+                Not together with `regions`.
             latents: starting noise, standard normal (N, h, w, c), instead of that of the seeds.
             output: "images", or "latents" for the scaled latents, not decoded.
             tile: encode and decode in strips: "auto" (where the whole image does not fit into
@@ -406,8 +415,8 @@ class LatentDiffusion:
             UserError: a value of the wrong kind or out of range, an unknown sampler or option, a
                 size that the networks do not divide, a prompt or guidance for an unconditional
                 model, a condition, value or region that the model does not have, a weaker model
-                that predicts something else, a picture or mask that cannot be read or does not
-                fit.
+                that predicts something else, a ControlNet for another network, a picture or mask
+                that cannot be read or does not fit.
         """
         arguments = locals()
         given = {name: arguments[name] for name in FIELDS if arguments[name] is not None}
@@ -448,6 +457,10 @@ class LatentDiffusion:
         canvas = canvas_of(self.autoencoder, settings.size, self.pixels, start, tile)
         beside = told_conditions(self.conditions, rows, canvas)
         unet, told = self._in_regions(texts, beside, rows, regions)
+        if controls:
+            check_alone(regions)
+            unet = controlled_unet(unet, controls, self.autoencoder.downsample_factor)
+            told |= told_controls(controls, settings.size, len(prompts))
         guide = None
         if autoguidance is not None:
             texts = autoguidance._told_texts(prompts, negatives, regions)

@@ -42,10 +42,11 @@ from latentddpm.pipeline.weight_files import (
 )
 
 MANIFEST = "pipeline.json"
+CONTROL_MANIFEST = "control.json"
 ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """LoRA in the folder that PEFT or diffusers saved."""
 
-NETWORKS = ("AutoencoderKL", "UNet2DModel", "UNet2DConditionModel")
+NETWORKS = ("AutoencoderKL", "UNet2DModel", "UNet2DConditionModel", "ControlNetModel")
 """Classes of diffusers in a `config.json` that `convert` reads."""
 
 
@@ -123,6 +124,24 @@ def _model(path: Path) -> Thing | None:
     return Thing("a model folder", f"use it with --model {shlex.quote(str(path))}")
 
 
+def is_control(path: Path) -> bool:
+    """True for the folder of a ControlNet.
+
+    Args:
+        path: of the folder.
+    """
+    return (path / CONTROL_MANIFEST).is_file()
+
+
+def _control(path: Path) -> Thing | None:
+    if not is_control(path):
+        return None
+    where = shlex.quote(str(path))
+    return Thing(
+        "a ControlNet", f"name the model it belongs to, --control {where} and --control-image FILE"
+    )
+
+
 def is_run(path: Path) -> bool:
     """True for the folder of a run, also of one that was stopped before its first step.
 
@@ -145,6 +164,12 @@ def _run(path: Path) -> Thing | None:
         where = shlex.quote(str(path))
         return Thing(
             "a run that trained a LoRA", f"name the model it belongs to, and --lora {where}"
+        )
+    if is_control(path / "control"):
+        where = shlex.quote(str(path))
+        return Thing(
+            "a run that trained a ControlNet",
+            f"name the model it belongs to, --control {where} and --control-image FILE",
         )
     if (path / "model").is_dir():
         return Thing("a finished run", f"use it with --model {shlex.quote(str(path))}")
@@ -264,7 +289,7 @@ def _several(path: Path) -> Thing | None:
 
 
 _FOLDERS: tuple[Callable[[Path], Thing | None], ...] = (
-    *(_export, _model, _run, _checkpoint, _cache, _diffusers, _adapter, _hub, _several),
+    *(_export, _model, _control, _run, _checkpoint, _cache, _diffusers, _adapter, _hub, _several),
     _data,
 )
 

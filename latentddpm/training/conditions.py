@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from latentddpm.choices import CONDITIONAL
 from latentddpm.conditions.base import VectorCondition
 from latentddpm.conditions.conditions import Conditions
+from latentddpm.conditions.control import ControlCondition
 from latentddpm.conditions.kinds import KINDS
 from latentddpm.conditions.picture import Stage
 from latentddpm.config import AutoencoderRun, ConditionConfig, DataConfig, DiffusionRun
@@ -69,6 +70,11 @@ def inherit_conditions(config: DiffusionRun, base: ModelFolder | None) -> Diffus
         raise UserError(
             f"conditions.{min(more)}: a LoRA changes what is there, and {base.path} is not told "
             "this; leave it or lora.rank out"
+        )
+    if more and config.control.trained:
+        raise UserError(
+            f"conditions.{min(more)}: a ControlNet is of the model as it is, and {base.path} is "
+            "not told this; leave it or control out"
         )
     return config.model_copy(update={"conditions": found | more})
 
@@ -150,6 +156,8 @@ def second_of(config: AutoencoderRun | DiffusionRun) -> Second:
         config: of a run.
     """
     pairs = [one for one in getattr(config, "conditions", {}).values() if one.kind == "picture"]
+    control = isinstance(config, DiffusionRun) and ControlCondition.of(config.control)
+    pairs += [control.pair] if control and control.pair else []
     columns = tuple(one.column for one in pairs if one.column != FOLDER)
     return Second(tuple(one.suffix for one in pairs if one.column == FOLDER), columns)
 

@@ -28,10 +28,12 @@ from latentddpm.diffusion.schedules import schedule_from_config
 from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.errors import UserError
 from latentddpm.models.archive import weights_digest
+from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
 from latentddpm.training.conditions import open_conditions, pictures_folder
+from latentddpm.training.control import save_trained_control
 from latentddpm.training.diffusion_networks import build_networks, make_trainer
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
@@ -65,7 +67,8 @@ def train_diffusion(
 ) -> LatentDiffusion:
     """Train a UNet on captioned images, as the command `train-diffusion` does.
 
-    Writes the model folder `out/model`, or for a LoRA the file `out/lora.safetensors`.
+    Writes the model folder `out/model`, or for a LoRA the file `out/lora.safetensors`, for a
+    ControlNet the folder `out/control`.
 
     Args:
         config: settings, as a `DiffusionRun`, a dictionary of those that differ from the
@@ -159,9 +162,12 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     first_stage = sources.first_stage
     cache = first_stage.latents(dataset, run, plan.latents)
     told = open_conditions(plan.conditions, run, first_stage, pictures_folder(out, plan.latents))
-    rows = grid_rows(config, dataset, tokens, told)
+    rows = grid_rows(config, dataset, tokens, told, plan.control)
     latent_space = first_stage.latent_space()
-    batches = LatentBatches(images, cache, schedule, latent_space, tokens, config, strategy, told)
+    batches = LatentBatches(
+        *(images, cache, schedule, latent_space, tokens, config, strategy, told),
+        plan.control,
+    )
 
     # === Fit ===
     model = LatentDiffusion(
@@ -187,6 +193,11 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     if config.lora.rank:
         if run.is_chief:
             save_trained_lora(unet, out / LORA, config, sources.base, model.defaults)
+    elif plan.control is not None:
+        model.unet = unet.base
+        if run.is_chief:
+            condition = plan.control.condition
+            save_trained_control(unet, out / CONTROL, config, condition, sources.base)
     else:
         model.unet = in_float32(unet)
         if text_encoder is not None:

@@ -21,6 +21,7 @@ from latentddpm.interop.clip import load_clip_folder
 from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.models.denoisers.kinds import make_denoiser
 from latentddpm.models.functional import freeze, rebuild
+from latentddpm.training.control import add_control
 from latentddpm.training.finetune import base_networks
 from latentddpm.training.plan.sizes import check_text
 from latentddpm.training.plan.sources import Sources
@@ -97,7 +98,10 @@ def build_networks(
     keras.utils.set_random_seed(config.training.seed)
     dtype = layer_policy(config.training)
     if sources.base is not None:
-        return base_networks(config, sources.base, dtype, conditions)
+        unet, *text = base_networks(config, sources.base, dtype, conditions)
+        if config.control.trained:
+            unet = add_control(unet, sources.first_stage.downsample_factor)
+        return unet, *text
     text_encoder, tokenizer = build_text(config)
     if text_encoder is not None and dtype != "float32":
         text_encoder = rebuild(text_encoder, dtype=dtype)

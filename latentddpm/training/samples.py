@@ -2,6 +2,7 @@
 
 samples.prompts, else captions of the data   one row each
 conditions                                   what images of the data tell, one for each row
+control                                      what a ControlNet sees of them, the first column
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from latentddpm.conditions.base import VectorCondition
 from latentddpm.config import DiffusionRun
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.split import Selection
+from latentddpm.data.conditions.control import ControlPictures
 from latentddpm.data.conditions.source import ConditionSource
 from latentddpm.data.dataset import Dataset
+from latentddpm.pipeline.control.control import Control
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.plan.words import check_captions
 from latentddpm.utils.console import say
 from latentddpm.utils.images.labels import labelled_grid
+from latentddpm.utils.images.pictures import to_uint8
 
 GRID_ROWS = 8
 MOST_VALUES = 16
@@ -34,10 +38,12 @@ class GridRow(NamedTuple):
     Attributes:
         prompt: "" for none.
         values: by the names of the model's conditions.
+        picture: that a ControlNet sees, float32 (H, W, 3) in [0, 1]; None without one.
     """
 
     prompt: str
     values: Mapping[str, Any]
+    picture: np.ndarray | None = None
 
 
 def grid_rows(
@@ -45,6 +51,7 @@ def grid_rows(
     dataset: Dataset,
     tokens: CaptionTokens | None,
     conditions: Sequence[ConditionSource] = (),
+    control: ControlPictures | None = None,
 ) -> list[GridRow]:
     """Rows of the sample grids of a run.
 
@@ -53,6 +60,7 @@ def grid_rows(
         dataset: with the captions.
         tokens: of the captions; None for a model without text, whose only prompt is "".
         conditions: that the images tell.
+        control: pictures that a ControlNet sees; None without one.
 
     Raises:
         UserError: none of the images has a caption.
@@ -69,16 +77,16 @@ def grid_rows(
         prompts = [""]
     else:
         prompts = config.samples.prompts or [dataset.captions[int(row)][0] for row in numbers]
-    if not conditions:
+    if not conditions and control is None:
         return [GridRow(prompt, {}) for prompt in prompts]
     rows = range(max(len(numbers), len(prompts))) if count else ()
-    return [
-        GridRow(
-            prompts[k % len(prompts)],
-            {one.condition.name: one.value(int(numbers[k % len(numbers)])) for one in conditions},
-        )
-        for k in rows
-    ]
+    found = []
+    for k in rows:
+        image = int(numbers[k % len(numbers)])
+        values = {one.condition.name: one.value(image) for one in conditions}
+        picture = None if control is None else control.of_image(image)
+        found.append(GridRow(prompts[k % len(prompts)], values, picture))
+    return found
 
 
 def sample_grid(
@@ -94,13 +102,21 @@ def sample_grid(
     settings = config.samples
     count = settings.images_per_prompt
     each = [row for row in rows for _ in range(count)]
+    controls = []
+    if each[0].picture is not None:
+        (network,) = model.unet.controls
+        controls = [Control(network, [row.picture for row in each])]
     pixels = model.generate(
         [row.prompt for row in each],
         conditions=[row.values for row in each],
         seed=[settings.seed + k for _ in rows for k in range(count)],
+        controls=controls,
     )
     pixels = model.pixels.to_rgb(pixels)
     pictures = [pixels[i : i + count] for i in range(0, len(pixels), count)]
+    if controls:
+        seen = [to_uint8("picture", row.picture)[None] for row in rows]
+        pictures = [np.concatenate(pair) for pair in zip(seen, pictures, strict=True)]
     return labelled_grid(pictures, [_title(model, row) for row in rows])
 
 

@@ -42,6 +42,7 @@ from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.autoencoder.latent_space import LatentSpace
 from latentddpm.models.denoisers.unet import UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.training.control import add_control
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.callbacks import EverySteps
 from latentddpm.training.run.contract import Contract
@@ -117,6 +118,11 @@ def unet_data(number, seed, size=(4, 4)):
     return inputs, normal(number, *size, 4, seed=seed + 1)
 
 
+def control_data(number, seed):
+    inputs, target = unet_data(number, seed)
+    return {**inputs, "control": np.abs(normal(number, 8, 8, 3, seed=seed + 2))}, target
+
+
 def signal_data(number, seed):
     return unet_data(number, seed, (16,))
 
@@ -137,6 +143,11 @@ BUILDERS = {
     "consistency": (
         lambda: ConsistencyTrainer(UNet(**UNET), NoiseSchedule(), stride=20),
         unet_data,
+        {},
+    ),
+    "control": (
+        lambda: DenoisingTrainer(add_control(UNet(**UNET), 2), NoiseSchedule()),
+        control_data,
         {},
     ),
     "autoencoder": (
@@ -207,6 +218,7 @@ CASES = {
     "2 micro-batches, XLA": {"accumulation_steps": 2, "jit_compile": True},
 }
 SLOW_CASES = {
+    "control, 2 replicas": {"kind": "control", "replicas": 2},
     "signals, 2 replicas": {"kind": "signals", "replicas": 2},
     "consistency, 2 replicas": {"kind": "consistency", "replicas": 2},
     "autoencoder, 2 replicas": {"kind": "autoencoder", "replicas": 2},

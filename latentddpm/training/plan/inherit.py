@@ -83,6 +83,7 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
             "lora.rank: what would be trained of the text encoder is not part of a LoRA file; "
             "set text.trainable=false"
         )
+    check_control(config, base)
     return config
 
 
@@ -101,6 +102,34 @@ def _distilled(
         "distill": _fill(config.distill, teacher),
         "lora": _fill(config.lora, {"targets": targets}),
     }
+
+
+def check_control(config: DiffusionRun, base: ModelFolder) -> None:
+    """Refuse settings that do not go with the training of a ControlNet.
+
+    Args:
+        config: of the run, complete.
+        base: the model.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if not config.control.trained:
+        return
+    if config.unet.kind != "unet" or config.data.spatial_dims != 2:
+        what = "draws signals" if config.data.spatial_dims == 1 else f"is of {config.unet.kind}"
+        raise UserError(
+            f"control: a ControlNet is for a network of kind unet of images, and {base.path} "
+            f"{what}; leave control out"
+        )
+    for name, other in (
+        ("lora.rank", config.lora.rank),
+        ("distill.kind", config.distill.kind != "none"),
+        ("text.trainable", config.text.trained),
+        ("data.aspect_buckets", config.data.aspect_buckets),
+    ):
+        if other:
+            raise UserError(f"{name}: not beside control, where a ControlNet alone is trained")
 
 
 def check_distillation(config: DiffusionRun) -> None:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentddpm.conditions.control import CONTROL
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import as_config
+from latentddpm.data.conditions.control import ControlPictures, plan_control
 from latentddpm.data.dataset import Dataset, open_dataset
 from latentddpm.errors import UserError
 from latentddpm.training.conditions import (
@@ -71,6 +73,7 @@ class Plan:
         latents: folder of the latents cache; None for `train-vae`, and for a run on pixels.
         notes: lines for people, before the first step.
         conditions: sources of what the network is told beside text.
+        control: pictures that a ControlNet sees; None where none is trained.
     """
 
     run: Run
@@ -81,6 +84,7 @@ class Plan:
     latents: Path | None = None
     notes: list[str] = field(default_factory=list)
     conditions: Sequence[ConditionSource] = ()
+    control: ControlPictures | None = None
 
     def agreed(self, **late: str) -> Contract:
         """Contract of the run, compared with that of its newest checkpoint.
@@ -185,7 +189,11 @@ def plan_diffusion(
         config, dataset, sources.base, first_stage, pictures_folder(out, latents)
     )
     facts |= second_pictures(conditions)
-    if config.text.source != "none" or config.data.validation_by == "caption" or conditions:
+    control = plan_control(config, dataset, pictures_folder(out, latents) / CONTROL)
+    if control is not None and control.digest:
+        facts["pictures of control"] = control.digest
+    told = conditions or config.control.column
+    if config.text.source != "none" or config.data.validation_by == "caption" or told:
         facts["captions"] = dataset.catalog.row_digest
     if sources.base is not None:
         facts["init"] = sources.base.digest
@@ -197,7 +205,9 @@ def plan_diffusion(
         why["text.source"] = "the data has captions"
     notes = _notes(given, config, why) + pixels + captions_note(given, config, captioned)
     notes += [f"condition  {one.condition.name}: {one.condition.describe()}" for one in conditions]
-    return Plan(run, dataset, facts, judged, sources, latents, notes, conditions)
+    if control is not None:
+        notes.append(f"ControlNet {control.condition.describe()}")
+    return Plan(run, dataset, facts, judged, sources, latents, notes, conditions, control)
 
 
 def check_out(folder: Path) -> None:

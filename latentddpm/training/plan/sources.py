@@ -44,6 +44,8 @@ def read_sources(config: DiffusionRun, vae: str | Path | None) -> tuple[Diffusio
         config = inherit_config(config, base)
     elif config.distill.kind != "none":
         check_distillation(config)
+    elif config.control.trained:
+        raise UserError("control: a ControlNet is of a finished model; name it with --init MODEL")
     elif config.lora.rank:
         raise UserError("lora.rank: a LoRA changes a finished model; name it with --init MODEL")
     elif config.text.source == "init":

@@ -26,7 +26,7 @@ FREE = (
     # The same sums in another order or on another device: equal up to rounding.
     *("training.jit_compile", "training.accumulation_steps"),
     "unet.recompute",
-    "lora.storage",
+    *("lora.storage", "control.storage"),
     # Sample grids, and the finished model's defaults.
     "samples.",
 )

@@ -20,6 +20,7 @@ from latentddpm.config_file import load_config
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.metrics.similarity import HIGHER_IS_BETTER
+from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.model_folder import LORA
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.contract import Contract, compare, in_todays_words
@@ -47,7 +48,7 @@ def check_run(folder: Path, resume: bool) -> None:
     held = checkpoint.present(folder / CHECKPOINTS)
     if held and not resume:
         raise UserError(f"{folder}: already holds a run; pass --resume, or another --out")
-    if resume and not held and any((folder / name).exists() for name in ("model", LORA)):
+    if resume and not held and any((folder / name).exists() for name in ("model", LORA, CONTROL)):
         raise UserError(f"{folder}: finished, with no checkpoint to resume; take another --out")
 
 

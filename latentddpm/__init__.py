@@ -28,6 +28,8 @@ _HOMES = {
     "CLIPTokenizer": "latentddpm.clip.tokenizer",
     "ClassifierFreeGuidance": "latentddpm.diffusion.guidance",
     "ClassicUNet": "latentddpm.models.denoisers.classic",
+    "Control": "latentddpm.pipeline.control.control",
+    "ControlNet": "latentddpm.models.denoisers.control",
     "Decoder": "latentddpm.models.autoencoder.encoder_decoder",
     "DenoisingTrainer": "latentddpm.training.step.denoising_trainer",
     "Encoder": "latentddpm.models.autoencoder.encoder_decoder",
@@ -59,6 +61,8 @@ __all__ = [
     "CLIPTokenizer",
     "ClassicUNet",
     "ClassifierFreeGuidance",
+    "Control",
+    "ControlNet",
     "Decoder",
     "DenoisingTrainer",
     "Encoder",
@@ -95,8 +99,10 @@ if TYPE_CHECKING:
     from latentddpm.models.autoencoder.encoder_decoder import Decoder, Encoder
     from latentddpm.models.denoisers.basic import BasicUNet
     from latentddpm.models.denoisers.classic import ClassicUNet
+    from latentddpm.models.denoisers.control import ControlNet
     from latentddpm.models.denoisers.unet import UNet
     from latentddpm.models.discriminator import PatchDiscriminator
+    from latentddpm.pipeline.control.control import Control
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
     from latentddpm.pipeline.regions.region import Region
     from latentddpm.training.autoencoder import train_vae

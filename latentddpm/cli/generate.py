@@ -93,6 +93,20 @@ from latentddpm.cli.usage import command
     metavar="FILE WORDS",
     help="Another prompt, or label, where a mask is white; may be given repeatedly.",
 )
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    metavar="RUN[:SCALE]",
+    help="ControlNet to follow a picture with; may be given repeatedly.",
+)
+@click.option(
+    "--control-image",
+    "control_images",
+    type=FOLDER,
+    multiple=True,
+    help="Picture that a --control sees, one for each, in order.",
+)
 @click.option("--height", type=int, help="Pixels [default: the model's].")
 @click.option("--width", type=int, help="Pixels [default: the model's].")
 @click.option("--length", type=int, help="Of signals: samples [default: the model's].")

@@ -22,6 +22,15 @@ from latentddpm.data.pictures.given import open_given, own_size
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
 from latentddpm.generation.autoguidance import WeakerModel, engine_of_both, read_weaker
+from latentddpm.generation.controls import (
+    ControlFiles,
+    add_controls,
+    check_controls,
+    control_metadata,
+    engine_with_controls,
+    read_controls,
+    remembered_controls,
+)
 from latentddpm.generation.devices import ALONE, devices, engine_of, jit_of, precision_of
 from latentddpm.generation.frames import Frames, ToWrite, check_frames, decoded
 from latentddpm.generation.loras import (
@@ -55,6 +64,7 @@ from latentddpm.generation.provenance import (
     remembered_regions,
     remembered_settings,
 )
+from latentddpm.pipeline.control.control import check_alone
 from latentddpm.pipeline.init_image import InitImage, first_step, read_init_image
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
@@ -98,6 +108,7 @@ class Plan:
         metadata: common to all files.
         notes: sentences to say before the model is loaded.
         conditions: of the model.
+        controls: ControlNets with their pictures, each uint8 (H, W, 3).
     """
 
     folder: ModelFolder
@@ -122,6 +133,7 @@ class Plan:
     metadata: dict[str, Any]
     notes: list[str]
     conditions: Conditions
+    controls: list[tuple[ControlFiles, np.ndarray]]
 
     @property
     def labels(self) -> list[dict[str, str]]:
@@ -184,7 +196,7 @@ def generate_images(
             name = model_name(plan.folder)
             with timed("load model"), activity(f"loading {name}", quiet):
                 masked = plan.regions and "text_encoder" in plan.folder.parts
-                cache = cache and strategy in ALONE and not masked
+                cache = cache and strategy in ALONE and not masked and not plan.controls
                 how = {"cache": cache, "jit": compiles}
                 model = load_model(
                     plan.folder.path, plan.loras, plan.engine, plan.precision, **how
@@ -193,6 +205,7 @@ def generate_images(
                 if weaker := plan.weaker:
                     guide = load_model(weaker.folder.path, [], plan.engine, plan.precision, **how)
                     guided = {"autoguidance": guide, "autoguidance_scale": weaker.scale}
+                controls = add_controls(model, plan.controls, compiles)
             share = processes.share(len(plan.prompts))
             share = slice(share.start, share.stop)
             last = model.make_sampler(plan.settings).num_steps
@@ -212,6 +225,7 @@ def generate_images(
                     callback=frames,
                     progress=not quiet and processes.is_chief,
                     **guided,
+                    controls=controls,
                     **(vars(plan.start) if plan.start else {}),
                 )
                 if model.precision != "float32":
@@ -289,6 +303,12 @@ def plan_images(options: dict[str, Any]) -> Plan:
     engine, note = engine_of(
         folder, options["engine"], own, options["strategy"], precision, masked
     )
+    controls = read_controls(
+        options.get("controls") or (), options.get("control_images") or ()
+    ) or remembered_controls(source, remembered.get("controls") or [])
+    if controls:
+        check_alone(given_regions)
+        engine, note = engine_with_controls(options["engine"]), None
     pixels = folder.pixels
     suffix = ".png" if grid else pixels.suffix
     facts = facts_of(folder).with_defaults(lora_defaults(loras))
@@ -324,6 +344,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
     start = read_init_image(files["init_image"], files["mask"], strength, settings.size, pixels)
     regions = [region_of_words(*one, facts) for one in given_regions]
     regions = read_regions(regions, facts, settings.size, files["init_image"], pixels)
+    controls = check_controls(controls, folder, facts.downsample_factor, settings.size)
     first = first_step(start, settings.num_steps, settings.start_step)
     check_frames(frames, animate, settings.num_steps - first)
     if (frames or animate) and pixels.spatial_dims != 2:
@@ -349,6 +370,7 @@ def plan_images(options: dict[str, Any]) -> Plan:
     )
     files |= pictures
     read = [*files.values(), *(mask for mask, _ in given_regions)]
+    read += [one.image for one, _ in controls]
     check_writable([*wanted, *strips], read, replace)
     if animate:
         check_writable([animate], read, replace, "--animate")
@@ -378,9 +400,11 @@ def plan_images(options: dict[str, Any]) -> Plan:
             "engine": engine,
             **regions_metadata(given_regions),
             **({"autoguidance": weaker.to_json()} if weaker else {}),
+            **control_metadata(controls),
         },
         notes,
         facts.conditions,
+        controls,
     )
 
 

@@ -9,6 +9,7 @@ precision                          of the networks; left out for float32
 autoguidance                       name and digest of the weaker model, and the scale
 labels                             what conditions of words and numbers were told, by name
 pictures                           names and SHA-256 digests of the files that others were told
+controls                           name, SHA-256 and scale of ControlNets, and their pictures
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
 regions                            their prompts, and the same of their masks
 """
@@ -54,6 +55,7 @@ OPTIONAL = {
     "labels": dict | list,
     "pictures": dict,
     "autoguidance": dict,
+    "controls": list,
 }
 
 

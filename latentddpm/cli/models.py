@@ -11,6 +11,7 @@ from latentddpm.choices import CONVERSIONS, STORAGE
 from latentddpm.cli.options import FOLDER, model_option
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError, check_choice
+from latentddpm.pipeline.control.folder import control_folder, read_control_folder
 from latentddpm.pipeline.model_folder import check_convertible, read_model_folder
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.files import check_new
@@ -103,7 +104,10 @@ def convert(
         check_convertible(source, variant)
     else:
         check_choice("--to", target, CONVERSIONS)
-        read_model_folder(model, verify=False)
+        if control_folder(model) is not None:
+            read_control_folder(model, verify=False)
+        else:
+            read_model_folder(model, verify=False)
     import_keras()
     from latentddpm.interop.convert import convert_from, convert_to
 

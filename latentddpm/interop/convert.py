@@ -1,7 +1,7 @@
 """Conversion of any supported checkpoint to a model folder, and of a model folder to diffusers.
 
 A checkpoint may be a single network. An autoencoder becomes a model folder for `train-diffusion
---vae`, a UNet a model folder with only that UNet.
+--vae`, a UNet a model folder with only that UNet, a ControlNet a folder for `generate --control`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from latentddpm.errors import check_choice
 from latentddpm.interop.compvis.single_file import read_single_file
 from latentddpm.interop.diffusers.checkpoint import CheckpointPart
 from latentddpm.interop.diffusers.conditions import read_conditions
+from latentddpm.interop.diffusers.control import (
+    is_control_net,
+    load_control_net,
+    save_control_net,
+)
 from latentddpm.interop.diffusers.folder import build, read_folder, save_diffusers
 from latentddpm.interop.diffusers.networks import validate
 from latentddpm.models.archive import save_archive, weights_digest
+from latentddpm.pipeline.control.folder import control_folder, load_control, save_control
 from latentddpm.pipeline.model_folder import (
     FILES,
     check_convertible,
@@ -52,6 +58,11 @@ def convert_from(
     path, out = Path(path), Path(out)
     check_convertible(path, variant)
     check_new(out)
+    if path.is_dir() and is_control_net(path):
+        say(f"{path}: holds a ControlNet, for generate --control", quiet)
+        control = load_control_net(path, variant=variant, quiet=quiet)
+        save_control(control, out, latentddpm.__version__, storage=storage)
+        return
     checkpoint = read_folder(path, variant) if path.is_dir() else read_single_file(path)
     needs_more = checkpoint.vae is None and checkpoint.text is None and not checkpoint.of_pixels
     if checkpoint.unet is not None and needs_more:
@@ -75,7 +86,8 @@ def convert_to(
 
     Args:
         target: "diffusers".
-        model: a model folder, a finished run, or the name of a model in the package.
+        model: a model folder, a finished run, or the name of a model in the package; or the
+            folder of a ControlNet.
         out: a new or empty folder.
         storage: precision of the weights, see `archive.STORAGE`.
         quiet: show no progress bars.
@@ -84,6 +96,9 @@ def convert_to(
         UserError: an unknown target; see `read_model_folder` and `save_diffusers`.
     """
     check_choice("--to", target, CONVERSIONS)
+    if (folder := control_folder(model)) is not None:
+        save_control_net(load_control(folder), out, storage=storage, quiet=quiet)
+        return
     save_diffusers(load_parts(model), out, storage=storage, quiet=quiet)
 
 

@@ -15,6 +15,8 @@ Layouts in diffusers → in Keras (PyTorch is channels-first, Keras channels-las
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +47,8 @@ UNET_SIZES = (
     "learned_variance",
     "conditions",
 )
+SKIP = r"down_\d+_(block_\d+/conv2|downsample)/conv/bias"
+"""Path of the last bias before a skip connection, but for that of the first convolution."""
 LINEAR = ("dense", "pointwise", "conv")
 """Layouts of linear maps, which a LoRA can change."""
 
@@ -101,7 +105,7 @@ def rows_of_class(
     """Weight map of a network, by its class and the arguments of its constructor.
 
     Args:
-        kind: name of the class, "Autoencoder" or "UNet".
+        kind: name of the class, "Autoencoder", "UNet" or "ControlNet".
         arguments: of the constructor.
         linear: see `unet_rows`.
 
@@ -110,6 +114,8 @@ def rows_of_class(
     """
     if kind == "Autoencoder":
         return autoencoder_rows(**{k: arguments[k] for k in AUTOENCODER_SIZES if k in arguments})
+    if kind == "ControlNet":
+        return control_rows(arguments, linear)
     if kind != "UNet" or arguments.get("spatial_dims", 2) != 2:
         raise UserError(f"diffusers and LoRAs know no {kind} like this; expected a UNet")
     return unet_rows(**{k: arguments[k] for k in UNET_SIZES if k in arguments}, linear=linear)
@@ -240,6 +246,34 @@ def unet_rows(
     yield from _norm("conv_norm_out", "norm_out", width)
     outputs = (1 + learned_variance) * latent_channels
     yield from _conv("conv_out", "conv_out", width, outputs)
+
+
+def control_rows(arguments: Mapping[str, Any], linear: bool = False) -> Iterator[TensorMapping]:
+    """Weight map of `ControlNetModel` and `ControlNet`: the way down of a UNet, and its own parts.
+
+    Args:
+        arguments: of `ControlNet`.
+        linear: see `unet_rows`.
+    """
+    way_down = unet_rows(**{k: arguments[k] for k in UNET_SIZES if k in arguments}, linear=linear)
+    skips = []
+    for row in itertools.takewhile(lambda row: not row.key.startswith("up_blocks."), way_down):
+        yield row
+        if row.path == "conv_in/conv/bias" or re.fullmatch(SKIP, row.path):
+            skips.append(row.shape[0])
+    theirs, hint = "controlnet_cond_embedding", arguments["hint_channels"]
+    widths = [arguments["image_channels"], hint[0]]
+    for width, wider in itertools.pairwise(hint):
+        widths += [width, wider]
+    for number, (width, wider) in enumerate(itertools.pairwise(widths)):
+        name = f"blocks.{number - 1}" if number else "conv_in"
+        yield from _conv(f"{theirs}.{name}", f"hint_{number}", width, wider)
+    yield from _conv(f"{theirs}.conv_out", "hint_out", hint[-1], arguments["channels"])
+    for number, width in enumerate(skips):
+        theirs = f"controlnet_down_blocks.{number}"
+        yield from _conv(theirs, f"residual_{number}_conv", width, width, 1)
+    middle = arguments["channels"] * arguments["channel_multipliers"][-1]
+    yield from _conv("controlnet_mid_block", "residual_mid_conv", middle, middle, 1)
 
 
 def _class_embeddings(

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from latentddpm.conditions.base import Arrays, Condition, PictureCondition, VectorCondition
 from latentddpm.conditions.inpainting import InpaintingCondition
 from latentddpm.conditions.kinds import KINDS
@@ -307,6 +309,25 @@ class Conditions:
         for one in self:
             if one.null:
                 own = {entry.name: arrays[entry.name] for entry in one.inputs()}
+                found |= one.null_arrays(own)
+        return found
+
+    def untold(self, spatial_dims: int = 2) -> Arrays:
+        """Inputs of one image that is told nothing, (1, size) each, of maps (1, 1, 1, size).
+
+        Those that the network always has to be told are missing.
+
+        Args:
+            spatial_dims: of the latents.
+        """
+        found: Arrays = {}
+        space = (1,) * spatial_dims
+        for one in self:
+            if one.null:
+                own = {
+                    name: np.zeros((1, *space * (enters == "concat"), size), np.float32)
+                    for name, enters, size in one.inputs()
+                }
                 found |= one.null_arrays(own)
         return found
 

@@ -48,12 +48,14 @@ def evaluate_model(
         dataset.pixels = pixels = plan.folder.pixels
         selection = dataset.split(plan.split)
         import_keras()
+        from latentddpm.data.conditions.rows import read_conditions
         from latentddpm.evaluation.images import spread_images
         from latentddpm.models.archive import weights_digest
 
         with activity(f"loading {plan.folder.path}", quiet):
             networks = _Networks(plan)
-        images = spread_images(dataset, selection, plan.size, options["limit"])
+        told = read_conditions(plan.folder.conditions, plan.conditions, dataset.catalog)
+        images = spread_images(dataset, selection, plan.size, options["limit"], told)
         extractor, perceptual = networks.extractor, networks.perceptual
         conditions = {
             "model": str(options["model"]),

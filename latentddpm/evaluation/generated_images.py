@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 import latentddpm
+from latentddpm.conditions.conditions import Values
 from latentddpm.data.captions import Captions
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.images import read_image
@@ -48,6 +49,7 @@ class GeneratedImages:
         settings: made by `model.settings`.
         prompts: one for each image.
         seed: of image 0.
+        told: values of the model's conditions for each image; None for none.
 
     Attributes:
         folder: of these images.
@@ -61,9 +63,12 @@ class GeneratedImages:
         settings: GenerationSettings,
         prompts: Sequence[str],
         seed: int = 0,
+        told: Sequence[Values] | None = None,
     ) -> None:
         self.model, self.settings, self.size = model, settings, settings.size
         self.prompts, self.seeds = prompts, image_seeds(seed, len(prompts))
+        self.told = [{}] * len(prompts) if told is None else told
+        self.labels = [model.conditions.texts(values) for values in self.told]
         values = settings.to_json()
         for later in ("negative_prompt", "start_step"):  # earlier versions did not write them
             if not values[later]:
@@ -85,13 +90,15 @@ class GeneratedImages:
 
     def path(self, k: int) -> Path:
         """File of image k."""
-        prompt = hashlib.sha256(self.prompts[k].encode()).hexdigest()
-        return self.folder / f"{self.seeds[k]:06d}-{prompt[:8]}.png"
+        told = self.prompts[k] + (json.dumps(self.labels[k]) if self.labels[k] else "")
+        digest = hashlib.sha256(told.encode()).hexdigest()
+        return self.folder / f"{self.seeds[k]:06d}-{digest[:8]}.png"
 
     def metadata(self, k: int) -> dict[str, Any]:
         """Metadata in the file of image k."""
+        labels = {"labels": self.labels[k]} if self.labels[k] else {}
         own = {"prompts": [self.prompts[k]], "seed": self.seeds[k], "num_images": 1}
-        return {**self.making, **own}
+        return {**self.making, **labels, **own}
 
     def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read some of the images, which have to be drawn.
@@ -153,6 +160,7 @@ class GeneratedImages:
                 try:
                     images = self.model.generate(
                         [self.prompts[k] for k in batch],
+                        conditions=[self.told[k] for k in batch],
                         seed=[self.seeds[k] for k in batch],
                         batch_size=batch_size,
                         settings=self.settings,
@@ -181,21 +189,31 @@ class GeneratedImages:
             return False
 
 
-def spread_prompts(captions: Captions, images: Selection, count: int) -> list[str]:
-    """Prompts: captions of images that are spread evenly over a selection.
+def spread_rows(images: Selection, count: int) -> np.ndarray:
+    """Rows of images that are spread evenly over a selection, int64 (count,).
 
-    Prompt k is a caption of image ⌊n · frac(k · (√5 − 1) / 2)⌋ of n. Each beginning of this
-    sequence is spread evenly, so a larger count keeps the prompts of a smaller one. Prompt k
-    takes caption k mod c of an image with c captions, and "" for an image without, as in training.
+    Number k is image ⌊n · frac(k · (√5 − 1) / 2)⌋ of n. Each beginning of this sequence is spread
+    evenly, so a larger count keeps the images of a smaller one.
+
+    Args:
+        images: rows of a catalog.
+        count: number of images.
+    """
+    return images.rows((len(images) * (np.arange(count) * GOLDEN % 1)).astype(np.int64))
+
+
+def prompts_of(captions: Captions, rows: np.ndarray) -> list[str]:
+    """Prompts: captions of images.
+
+    Prompt k is caption k mod c of an image with c captions, and "" for an image without, as in
+    training.
 
     Args:
         captions: of the data set.
-        images: rows of its catalog.
-        count: number of prompts.
+        rows: of its catalog, int64 (N,).
     """
-    numbers = (len(images) * (np.arange(count) * GOLDEN % 1)).astype(np.int64)
     prompts = []
-    for k, row in enumerate(images.rows(numbers)):
+    for k, row in enumerate(rows):
         alternatives = captions[int(row)] or ("",)
         prompts.append(alternatives[k % len(alternatives)])
     return prompts

@@ -22,8 +22,9 @@ from latentddpm.errors import UserError
 from latentddpm.evaluation.clip_towers import ClipTowers
 from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.features import FEATURES, Images, kept_features
-from latentddpm.evaluation.generated_images import GeneratedImages, spread_prompts
+from latentddpm.evaluation.generated_images import GeneratedImages, prompts_of, spread_rows
 from latentddpm.evaluation.images import ImageSet, spread_images
+from latentddpm.evaluation.metrics.by_class import class_table, compare_classes
 from latentddpm.evaluation.metrics.clip_score import clip_scores
 from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.metrics.kernel import kernel_distance
@@ -154,12 +155,12 @@ def evaluate_generator(
     Args:
         model: to generate with.
         settings: made by `model.settings`, at the size of `training`.
-        training: training images of a data set, or some of them.
+        training: training images of a data set, or some of them, with the model's conditions.
         extractor: of the features.
         out: folder for images, features and pictures; the next call reads images and features
             again.
-        num_images: to generate with each choice, at least `LEAST`; the prompts are captions
-            spread over the training images, image k has `seed` + k.
+        num_images: to generate with each choice, at least `LEAST`; prompts and conditions are
+            those of images spread over the training images, image k has `seed` + k.
         towers: CLIP, to score images with their captions; None for no CLIP score.
         seed: of the first image.
         batch_size: images denoised together.
@@ -167,7 +168,7 @@ def evaluate_generator(
         tell: takes the lines of the table, as soon as they are ready.
 
     Returns:
-        The numbers of the table, for JSON.
+        The numbers of the tables, for JSON.
 
     Raises:
         UserError: settings that the model does not accept, too few images, none with a caption,
@@ -184,9 +185,10 @@ def evaluate_generator(
     if len(settings) > 1:
         new_figure(1, 1)  # a missing matplotlib is an error now, not after hours of drawing
     dataset = training.dataset
-    prompts = [""] * num_images
+    rows, prompts = spread_rows(dataset.training, num_images), [""] * num_images
+    told = training.told(rows)
     if model.text_encoder is not None:
-        prompts = spread_prompts(dataset.captions, dataset.training, num_images)
+        prompts = prompts_of(dataset.captions, rows)
         if not any(prompts):
             raise UserError(f"{training.catalog.source.place}: no image has a caption to draw")
     validation = spread_images(dataset, dataset.validation, training.size, num_images)
@@ -216,7 +218,7 @@ def evaluate_generator(
         tell(table_row(None, floor))
     lowest = np.inf
     for number, setting in enumerate(settings, 1):
-        images = GeneratedImages(out / GENERATED, model, setting, prompts, seed)
+        images = GeneratedImages(out / GENERATED, model, setting, prompts, seed, told)
         # All settings take about as long as this one, by their steps.
         steps = sum(each.num_steps for each in settings[number - 1 :]) / setting.num_steps
         label = f"{number}/{len(settings)} {setting}"
@@ -229,6 +231,11 @@ def evaluate_generator(
             measures = known.measure(features[:count], None if towers is None else scores[:count])
             report["settings"].append({**setting.to_json(), **asdict(measures)})
             tell(table_row(setting, measures))
+        if name := training.class_name:
+            words = ([one.get(name) for one in those] for those in (training.told(), told))
+            classes = compare_classes(known.training, next(words), features, next(words))
+            report["settings"][-len(counts)]["classes"] = classes
+            tell(class_table(name, classes))
         if measures.frechet < lowest:
             lowest = measures.frechet
             save_png(out / NEAREST, beside_nearest(images, training, features, known.training))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from latentddpm.conditions.classes import ClassCondition
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
+from latentddpm.data.conditions.source import ConditionSource
 from latentddpm.data.dataset import Dataset
 from latentddpm.data.images import UnreadableImage
 from latentddpm.data.prefetch import map_ahead
@@ -24,10 +27,18 @@ class ImageSet:
         dataset: that they belong to.
         rows: of its catalog, int64 (N,).
         size: (height, width) in pixels, to which `data.images.read_image` scales and crops.
+        conditions: that the images of the data set tell a model.
     """
 
-    def __init__(self, dataset: Dataset, rows: np.ndarray, size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        size: tuple[int, int],
+        conditions: Sequence[ConditionSource] = (),
+    ) -> None:
         self.dataset, self.rows, self.size = dataset, rows, size
+        self.conditions = conditions
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,6 +60,25 @@ class ImageSet:
         """First caption of each image, "" for an image without one."""
         captions = self.dataset.captions
         return [next(iter(captions[int(row)]), "") for row in self.rows]
+
+    def told(self, rows: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """Values of the conditions of each image, by name; one that it does not tell is missing.
+
+        Args:
+            rows: of the catalog, int64 (n,); None for those of this set.
+        """
+        found = []
+        for row in self.rows if rows is None else rows:
+            values = {one.condition.name: one.value(int(row)) for one in self.conditions}
+            found.append({name: value for name, value in values.items() if value is not None})
+        return found
+
+    @property
+    def class_name(self) -> str:
+        """Name of the only condition of one word, by which results are told apart; "" for none."""
+        kinds = [one.condition for one in self.conditions]
+        names = [one.name for one in kinds if isinstance(one, ClassCondition)]
+        return names[0] if len(names) == 1 else ""
 
     @property
     def pixels(self) -> PixelFormat:
@@ -122,7 +152,11 @@ class ImageSet:
 
 
 def spread_images(
-    dataset: Dataset, selection: Selection, size: tuple[int, int], limit: int | None = None
+    dataset: Dataset,
+    selection: Selection,
+    size: tuple[int, int],
+    limit: int | None = None,
+    conditions: Sequence[ConditionSource] = (),
 ) -> ImageSet:
     """Images of a selection, or some of them, spread evenly over it.
 
@@ -131,7 +165,8 @@ def spread_images(
         selection: rows of its catalog, such as `dataset.validation`.
         size: (height, width) in pixels.
         limit: number of images at most; None for all.
+        conditions: see `ImageSet`.
     """
     count = min(limit or len(selection), len(selection))
     numbers = np.linspace(0, len(selection) - 1, count).round().astype(np.int64)
-    return ImageSet(dataset, selection.rows(numbers), size)
+    return ImageSet(dataset, selection.rows(numbers), size, conditions)

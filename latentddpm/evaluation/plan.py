@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentddpm.choices import PROJECTIONS
-from latentddpm.config import COMMANDS, DataConfig
+from latentddpm.config import COMMANDS, AutoencoderRun, ConditionConfig, DataConfig, DiffusionRun
 from latentddpm.config_file import load_config, parse_config
 from latentddpm.data.captions import Templates
 from latentddpm.data.dataset import SPLITS
@@ -50,6 +50,7 @@ class EvaluationPlan:
         loras: files to apply to the model.
         data: settings of split and captions.
         data_from: where they are from, for people.
+        conditions: settings of the model's conditions, which say where the data has them.
         split: whose images are used: "all", "training" or "validation".
         size: (height, width) of the images, in pixels.
         settings: to generate images with, in the part `generator`.
@@ -63,6 +64,7 @@ class EvaluationPlan:
     loras: list[Lora]
     data: DataConfig
     data_from: str
+    conditions: dict[str, ConditionConfig]
     split: str
     size: tuple[int, int]
     settings: list[GenerationSettings]
@@ -129,6 +131,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     engine = _engine(parts, folder, options["engine"], precision)
     size = _size(folder, options["resolution"])
     data, data_from = _data_settings(folder, options)
+    conditions = _condition_settings(folder, parts)
     settings = []
     if parts & OF_THE_DENOISER:
         facts = facts_of(folder).with_defaults(lora_defaults(loras))
@@ -141,7 +144,18 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
     if split is None:
         split = COMPARED if generator else "validation" if "denoise" in parts else "all"
     return EvaluationPlan(
-        parts, folder, loras, data, data_from, split, size, settings, engine, precision, options
+        parts,
+        folder,
+        loras,
+        data,
+        data_from,
+        conditions,
+        split,
+        size,
+        settings,
+        engine,
+        precision,
+        options,
     )
 
 
@@ -160,36 +174,61 @@ def _data_settings(folder: ModelFolder, options: dict[str, Any]) -> tuple[DataCo
         The settings, and where those that were not given are from, for people.
     """
     known, origin = {}, "the defaults: this model names no run"
-    path = folder.path.parent / "config.yaml"
+    path = _config_of(folder)
     given = {name: options[name] for name in KEPT if options[name] not in (None, ())}
     given = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
     if given.keys() >= {"validation_fraction", "validation_by"}:
         origin = "the options"
-    if folder.path.name == "model" and path.is_file():
+    if path is not None:
         try:
-            known = _settings_of_run(path)
+            run = _settings_of_run(path)
         except UserError as error:
             if origin != "the options":
                 raise UserError(
                     f"{error}; or give --validation-fraction and --validation-by"
                 ) from None
         else:
+            known = {name: getattr(run.data, name) for name in KEPT}
             origin = origin if origin == "the options" else str(path)
     data = parse_config(DataConfig, {**known, **given}, source="")
     Templates(data.caption_templates)  # a malformed one is an error now
     return data, origin
 
 
-def _settings_of_run(path: Path) -> dict[str, Any]:
-    """Settings of `data:` that decide what a run was trained on, from its `config.yaml`."""
+def _condition_settings(folder: ModelFolder, parts: frozenset[str]) -> dict[str, ConditionConfig]:
+    """Settings of the conditions that the parts need, from the run that made the model."""
+    needs = next((part for part in PARTS if part in parts & OF_THE_DENOISER), None)
+    if needs is None or not folder.conditions:
+        return {}
+    names, vectors = folder.conditions.names, [one.name for one in folder.conditions.vectors]
+    if others := [one for one in names if one not in vectors]:
+        raise UserError(
+            f"--{needs}: {folder.path} is told {others[0]}, a picture, which evaluate does not "
+            "make; expected conditions of words and numbers"
+        )
+    path = _config_of(folder)
+    if path is None:
+        raise UserError(
+            f"--{needs}: {folder.path} is told {', '.join(names)}, and which columns have it says "
+            "the config.yaml beside a run's model; name the model in its run"
+        )
+    return _settings_of_run(path).conditions
+
+
+def _config_of(folder: ModelFolder) -> Path | None:
+    """File of the settings of the run that made a model; None where there is none."""
+    path = folder.path.parent / "config.yaml"
+    return path if folder.path.name == "model" and path.is_file() else None
+
+
+def _settings_of_run(path: Path) -> AutoencoderRun | DiffusionRun:
+    """Settings of a run, from its `config.yaml`."""
     problems = []
     for kind in COMMANDS.values():
         try:
-            config = load_config(kind, path)
+            return load_config(kind, path)
         except UserError as error:
             problems.append(error)
-            continue
-        return {name: getattr(config.data, name) for name in KEPT}
     raise problems[0]
 
 

@@ -35,6 +35,8 @@ def describe_run(path: Path) -> Iterator[str]:
     if config:
         steps = config.get("training", {}).get("num_steps")
         yield f"command    {_command(config)}, {steps} steps"
+        for name, one in (config.get("conditions") or {}).items():
+            yield f"condition  {name} ({one.get('kind')}): {_where(one)}"
     if "loss" in curves:
         steps, losses = curves["loss"]
         yield f"step       {steps[-1]}, loss {losses[-1]:.5g}{_quartiles(curves)}"
@@ -149,6 +151,14 @@ def _settings(path: Path) -> Mapping[str, Any]:
 
 def _command(settings: Mapping[str, Any]) -> str:
     return "train-diffusion" if "unet" in settings else "train-vae"
+
+
+def _where(condition: Mapping[str, Any]) -> str:
+    """Place of a condition in the data, and how often it is dropped alone."""
+    column = condition.get("column")
+    names = ", ".join(column) if isinstance(column, list) else column
+    place = f"column {names}, " if names else ""
+    return f"{place}dropped alone from {condition.get('dropout', 0):g} of the examples"
 
 
 def _step(path: Path) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
 from latentddpm.graphs.entries import PARTS
 from latentddpm.info.data import size_text
@@ -64,6 +65,7 @@ def describe_model(path: Path) -> Iterator[str]:
         yield f"{name:<10} {part['bytes'] / 1e6:.1f} MB, digest {part['digest'][:12]}"
     if graphs := [name for name in PARTS if folder.graph(name)]:
         yield f"graphs     {', '.join(graphs)}"
+    yield from _describe_conditions(folder.conditions)
     for key, value in (folder.schedule or {}).items():
         yield f"schedule   {key}: {value}"
     for key, value in folder.defaults.items():
@@ -97,6 +99,12 @@ def describe_control(path: Path) -> Iterator[str]:
     for name in ("channels", "channel_multipliers", "context_dim", "hint_channels"):
         yield f"argument   {name}: {arguments.get(name)!r:.100}"
     yield from _use(path)
+
+
+def _describe_conditions(conditions: Conditions) -> Iterator[str]:
+    for one in conditions:
+        always = "" if one.null else "; always to be given"
+        yield f"condition  {one.name} ({one.kind}): {one.describe()}{always}"
 
 
 def describe_archive(path: Path) -> Iterator[str]:

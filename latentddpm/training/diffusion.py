@@ -141,7 +141,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     with in_scope(strategy), activity("building the networks", run.silent):
         conditions = Conditions(tuple(one.condition for one in plan.conditions))
         unet, text_encoder, tokenizer = build_networks(config, sources, conditions)
-        trainer = make_trainer(config, schedule, unet, text_encoder, tokenizer)
+        trainer = make_trainer(config, schedule, unet, text_encoder, tokenizer, conditions)
         trainer.compile(**compile_options(config.training))
     late = {}
     if not plan.judged:

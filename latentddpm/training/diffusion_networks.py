@@ -57,6 +57,7 @@ def make_trainer(
     unet: Denoiser,
     text_encoder: TextEncoder | None,
     tokenizer: CLIPTokenizer | None,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> DenoisingTrainer:
     """Trainer of a run, which learns from images, or with `distill.kind` from the model itself.
 
@@ -64,6 +65,7 @@ def make_trainer(
         config: of the run.
         schedule: of the UNet.
         unet, text_encoder, tokenizer: returned by `build_networks`.
+        conditions: of the UNet.
     """
     distill = config.distill
     if distill.kind == "none":
@@ -75,6 +77,7 @@ def make_trainer(
         distill.huber,
         text_encoder,
         None if tokenizer is None else np.asarray(tokenizer([""]))[0],
+        conditions.untold(config.data.spatial_dims),
     )
 
 

@@ -23,7 +23,7 @@ from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.extractors import Extractor
-from latentddpm.evaluation.generated_images import GeneratedImages, spread_prompts
+from latentddpm.evaluation.generated_images import GeneratedImages, prompts_of, spread_rows
 from latentddpm.evaluation.generator import References, evaluate_generator, heading, table_row
 from latentddpm.evaluation.metrics.nearest import nearest, share_nearer
 from latentddpm.evaluation.sweep import KEYS, parse_sweep, settings_of
@@ -196,8 +196,8 @@ def test_a_signal_keeps_what_was_drawn(model, tmp_path, monkeypatch):
 def test_prompts_are_spread_evenly_and_more_go_on_where_fewer_ended(emoji_folder, tmp_path):
     catalog = open_catalog(emoji_folder, tmp_path / "catalog", quiet=True)
     captions = Captions(catalog, ["{text}", "{text}, {style} style"])
-    prompts = spread_prompts(captions, Selection(len(catalog)), 24)
-    assert prompts[:10] == spread_prompts(captions, Selection(len(catalog)), 10)
+    prompts = prompts_of(captions, spread_rows(Selection(len(catalog)), 24))
+    assert prompts[:10] == prompts_of(captions, spread_rows(Selection(len(catalog)), 10))
     known = {text: row for row in range(len(catalog)) for text in captions[row]}
     unknown = set(prompts) - set(known)
     assert not unknown, f"these are captions of no image: {unknown}"

@@ -22,6 +22,8 @@ from tiny import (
 )
 
 from latentddpm.cli import main
+from latentddpm.conditions.classes import ClassCondition
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.config import DiffusionRun
 from latentddpm.config_file import load_config
 from latentddpm.data.examples import noisy_examples
@@ -152,24 +154,56 @@ def test_the_target_is_f_after_a_step_of_the_ddim_sampler(prediction_type):
     )
 
 
-def test_the_teacher_is_guided_by_each_examples_own_scale(model):
-    null = np.asarray(model.tokenizer([""]))[0]
-    trainer = ConsistencyTrainer(model.unet, model.schedule, 20, 1e-3, model.text_encoder, null)
+def guided_alike(trainer, inputs, given, without):
+    """Guidance of two examples, each of its own scale, held to that of the samplers."""
     latents, timesteps = tf.constant(normal(0, (2, 8, 8, 4))), tf.constant([999, 999])
-    ids = np.asarray(model.tokenizer(["red apple", "cat"]))
-    text, null_text = trainer._contexts(tf.constant(ids))
     scales = tf.constant([1.0, 6.0])
-    found = to_numpy(trainer._guided(latents, timesteps, text, null_text, scales))
+    told, untold = trainer._told({name: tf.constant(one) for name, one in inputs.items()})
+    found = to_numpy(trainer._guided(latents, timesteps, told, untold, scales))
 
-    def network(latents, timesteps, context):
-        inputs = {"noisy_latents": latents, "timesteps": timesteps, "context": context}
-        return model.unet(inputs)
+    def network(latents, timesteps, told):
+        return trainer.unet({"noisy_latents": latents, "timesteps": timesteps, **told})
 
     for number, scale in enumerate((1.0, 6.0)):
         part = slice(number, number + 1)
-        guided = ClassifierFreeGuidance(network, text[part], null_text, scale)
+        halves = (
+            {name: tf.constant(one[part]) for name, one in half.items()}
+            for half in (given, without)
+        )
+        guided = ClassifierFreeGuidance(network, *halves, scale)
         expected = to_numpy(guided(latents[part], timesteps[part]))
         np.testing.assert_allclose(found[part], expected, atol=1e-5, err_msg=f"scale {scale}")
+
+
+def test_the_teacher_is_guided_by_each_examples_own_scale(model):
+    null = np.asarray(model.tokenizer([""]))[0]
+    trainer = ConsistencyTrainer(model.unet, model.schedule, 20, 1e-3, model.text_encoder, null)
+    words = (["red apple", "cat"], ["", ""])
+    ids = [np.asarray(model.tokenizer(texts)) for texts in words]
+    given, without = ({"context": model.text_encoder({"token_ids": one})} for one in ids)
+    guided_alike(trainer, {"token_ids": ids[0]}, given, without)
+
+
+@pytest.mark.parametrize("text", [True, False], ids=["with text", "of conditions alone"])
+def test_the_teacher_is_guided_away_from_what_tells_nothing(text):
+    """Of two conditions one is always told, in both halves."""
+    digit = ClassCondition("digit", words=("0", "1", "2"))
+    side = ClassCondition("side", null=False, words=("left", "right"))
+    conditions = Conditions((digit, side))
+    words = {"digit": ["2", "0"], "side": ["right", "left"]}
+    told = {one.name: one.arrays(words[one.name])[one.name] for one in conditions}
+    untold = {**told, "digit": digit.arrays([None, None])["digit"]}
+    unet = quick_unet(context_dim=16 if text else None, conditions=conditions.specs())
+    model = quick_model()
+    null = np.asarray(model.tokenizer([""]))[0]
+    of_text = (model.text_encoder, null) if text else (None, None)
+    trainer = ConsistencyTrainer(unet, NoiseSchedule(), 20, 1e-3, *of_text, conditions.untold())
+    inputs = dict(told)
+    if text:
+        ids = [np.asarray(model.tokenizer(texts)) for texts in (["red apple", "cat"], ["", ""])]
+        inputs["token_ids"] = ids[0]
+        told["context"], untold["context"] = (model.text_encoder({"token_ids": o}) for o in ids)
+    guided_alike(trainer, inputs, told, untold)
 
 
 def test_the_loss_is_the_pseudo_huber_distance():

@@ -8,13 +8,14 @@ number of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from latentddpm.conditions.base import VectorCondition
+from latentddpm.conditions.conditions import Conditions
 from latentddpm.conditions.kinds import KINDS
 from latentddpm.config import ConditionConfig
 from latentddpm.data.catalog.catalog import Catalog
@@ -101,9 +102,11 @@ def read_rows(
 
     def read(image: int) -> Any:
         row = catalog.row(image)
-        place = catalog.row_place(image, row)
         columns = with_folder(row.columns, catalog.name(image))
-        value = kind.read(columns, settings.column, place)
+        try:
+            value = kind.read(columns, settings.column, "")
+        except UserError:  # again, with the place, which takes as long as all of the rest
+            value = kind.read(columns, settings.column, catalog.row_place(image, row))
         if value is None:
             missing.append(image)
         return value
@@ -137,6 +140,26 @@ def read_rows(
             image = int(np.flatnonzero(number == k)[0])
             raise UserError(f"{catalog.where(image)}: {error}") from None
     return rows
+
+
+def read_conditions(
+    conditions: Conditions, settings: Mapping[str, ConditionConfig], catalog: Catalog
+) -> list[ConditionRows]:
+    """Rows of conditions of a model, read from the metadata of a catalog.
+
+    Args:
+        conditions: of the model, of words and numbers.
+        settings: of those that are to be read, by name.
+        catalog: of the images.
+
+    Raises:
+        UserError: see `read_rows`.
+    """
+    return [
+        read_rows(one.name, settings[one.name], catalog, one.null, one)
+        for one in conditions.vectors
+        if one.name in settings
+    ]
 
 
 def _distinct(values: Iterable[Any]) -> tuple[list[Any], np.ndarray]:

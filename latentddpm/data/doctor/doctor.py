@@ -131,6 +131,7 @@ class _Pass:
                 bar.update(entry.size if in_bytes else 1)
             self._check_captions(metadata)
             self._check_number()
+            report.columns.note(report.findings)
             self._duplicates()
         report.seconds = time.perf_counter() - start
         return report
@@ -210,6 +211,7 @@ class _Pass:
         report.in_folders += "/" in entry.name
         report.formats[examined.format] += 1
         report.values.add(examined.facts, examined.ends)
+        report.columns.add(entry.row.columns, entry.name)
         report.widths.append(examined.size[0])
         report.heights.append(examined.size[1])
         self.hashes.add(examined.digest, examined.image_hash)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from latentddpm.data.doctor.columns import Columns
 from latentddpm.data.doctor.values import Values
 from latentddpm.data.findings import ERROR, KINDS, NOTE, WARNING, Finding, Findings
 
@@ -39,6 +40,7 @@ class Report:
         captions: number of all captions.
         tokens: number of captions by their number of tokens, start and end included.
         in_folders: number of images that lie in a folder of the place.
+        columns: that could be conditions.
         searched_all: False if there were too many similar images to compare them all.
     """
 
@@ -58,6 +60,7 @@ class Report:
     captions: int = 0
     tokens: Counter = field(default_factory=Counter)
     in_folders: int = 0
+    columns: Columns = field(default_factory=Columns)
     searched_all: bool = True
 
     def of(self, severity: str) -> Iterator[tuple[str, Finding]]:
@@ -96,6 +99,8 @@ def as_text(report: Report) -> str:
     if report.images:
         lines += ["", "Sizes", *_size_lines(report)]
     lines += ["", "Captions", *_caption_lines(report)]
+    if told := list(report.columns.lines()):
+        lines += ["", "Conditions that train-diffusion could tell a model", *told]
     return "\n".join(lines)
 
 
@@ -128,6 +133,7 @@ def as_json(report: Report) -> str:
             "captions": report.captions,
             "tokens": token_quartiles(report.tokens),
         },
+        "conditions": report.columns.as_json(),
     }
     # Names that are not UTF-8 become escaped lone surrogates.
     return json.dumps(value, indent=2)

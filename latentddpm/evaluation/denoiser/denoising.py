@@ -4,9 +4,9 @@
 
 The levels are the middles of equal parts of the timesteps, t = (k + ½) T / 8, in flow matching
 σ = (k + ½) / 8: each stands for an eighth of what is trained on. x̂0 follows from what the network
-predicts (`ForwardProcess.predict_x0`), with the image's first caption for a model that takes
-prompts, and without guidance. The best network answers E[x0 | x_t], so the least RMSE of a level
-is the posterior's standard deviation: 0 without noise, that of the data where all is noise.
+predicts (`ForwardProcess.predict_x0`), told the image's first caption and its conditions where the
+model takes them, without guidance. The best network answers E[x0 | x_t], so the least RMSE of a
+level is the posterior's standard deviation: 0 without noise, that of the data where all is noise.
 
 An estimate is compared with the image as `evaluate --autoencoder` compares reconstructions. For a
 model of latents that holds the autoencoder's own error, which the row `clean` gives (x̂0 = x0);
@@ -26,8 +26,9 @@ from PIL import Image
 
 from latentddpm.diffusion.likelihood import predicted_x0, squared_errors
 from latentddpm.diffusion.process import ForwardProcess
-from latentddpm.evaluation.denoiser.captions import Captions, without_caption
+from latentddpm.evaluation.denoiser.told import ImagesTold, untold
 from latentddpm.evaluation.images import ImageSet
+from latentddpm.evaluation.metrics.by_class import members
 from latentddpm.evaluation.metrics.similarity import psnr, rmse
 from latentddpm.evaluation.report import Report, aligned, plain, shown
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
@@ -89,7 +90,9 @@ def evaluate_denoising(
     Returns:
         Report with "clean", the errors of the reconstruction (None for a model of pixels), and
         "levels": for each its "timestep", "signal_rate", "noise_rate", and the errors "rmse",
-        "psnr" and, for a model of latents, "rmse_latents", means over the images.
+        "psnr" and, for a model of latents, "rmse_latents", means over the images; for a model that
+        is told one class "classes": word → the number of its "images", and their mean errors over
+        all levels.
 
     Raises:
         UserError: captions that do not fit.
@@ -108,9 +111,9 @@ def evaluate_denoising(
         ]
         for errors, estimate in zip(each, estimates, strict=True):
             errors.append(denoising.errors(values, latents, estimate))
+    joined = [{name: np.concatenate([e[name] for e in one]) for name in one[0]} for one in each]
     clean, *levels = (
-        {name: plain(np.concatenate([e[name] for e in errors]).mean()) for name in errors[0]}
-        for errors in each
+        {name: plain(errors.mean()) for name, errors in level.items()} for level in joined
     )
     bars = model.schedule.alphas_cumprod_at(timesteps)
     scales = np.array([model.schedule.scale(bar) for bar in bars])
@@ -118,14 +121,18 @@ def evaluate_denoising(
     values = {
         "images": len(images),
         "seed": seed,
-        **denoising.captions.values,
+        **denoising.told.values,
         "clean": None if denoising.of_pixels else clean,
         "levels": [
             {"timestep": t, "signal_rate": signal, "noise_rate": noise, **level}
             for t, (signal, noise), level in zip(timesteps.tolist(), rates, levels, strict=True)
         ],
     }
+    if images.class_name:
+        values["classes"] = _classes(images, joined[1:])
     text = _table(values)
+    if images.class_name:
+        text += f"\n\n{_class_table(images.class_name, values['classes'])}"
     if out is not None:
         count = min(SHOWN, len(images))
         numbers = np.sort(np.random.default_rng(seed).choice(len(images), count, replace=False))
@@ -140,7 +147,7 @@ class _Denoising:
 
     def __init__(self, model: LatentDiffusion, images: ImageSet, seed: int) -> None:
         self.model, self.images, self.seed = model, images, seed
-        self.captions = Captions(model, images)
+        self.told = ImagesTold(model, images)
         self.timesteps = noise_levels(model.schedule)
         self.of_pixels = isinstance(model.autoencoder, PixelSpace)
         self._network = finite(model.unet, "denoiser")
@@ -156,15 +163,13 @@ class _Denoising:
     ) -> tuple[np.ndarray, np.ndarray]:
         """x_t and x̂0 of the images `numbers` of the set, whose x0 are `latents`, at a level."""
         signals.check()
-        context = self.captions.context(numbers)
+        told = self.told.inputs(numbers)
         rows = self.images.rows[numbers].tolist()
         noise = np.stack([self._noise(row, level, latents.shape[1:]) for row in rows])
         timesteps = np.repeat(self.timesteps[level], len(latents))
 
         def denoise(noisy_latents: Any, timesteps: Any) -> Any:
-            return self._network(
-                {"noisy_latents": noisy_latents, "timesteps": timesteps, **context}
-            )
+            return self._network({"noisy_latents": noisy_latents, "timesteps": timesteps, **told})
 
         noisy_latents = self.model.schedule.add_noise(latents, noise, timesteps)
         return noisy_latents, predicted_x0(self.model.schedule, denoise, latents, noise, timesteps)
@@ -199,8 +204,34 @@ def _table(values: dict[str, Any]) -> str:
     return (
         f"{aligned(rows)}\n"
         "x̂0 of one pass of the network at each level, without guidance, against the image; "
-        f"means over images\nseed {values['seed']}; {without_caption(values)}"
+        f"means over images\nseed {values['seed']}; {untold(values)}"
     )
+
+
+def _classes(
+    images: ImageSet, levels: Sequence[dict[str, np.ndarray]]
+) -> dict[str, dict[str, Any]]:
+    """Number of the images of each class, and their mean errors over all levels."""
+    words = [one.get(images.class_name) for one in images.told()]
+    return {
+        word: {
+            "images": len(own),
+            **{
+                name: plain(np.mean([level[name][own].mean() for level in levels]))
+                for name in levels[0]
+            },
+        }
+        for word, own in members(words).items()
+    }
+
+
+def _class_table(name: str, classes: dict[str, dict[str, Any]]) -> str:
+    names = [key for key in COLUMNS if key in next(iter(classes.values()), {})]
+    rows = [[name, "n", *(COLUMNS[key] for key in names)]]
+    for word, entry in classes.items():
+        errors = (shown(np.inf if entry[key] is None else entry[key]) for key in names)
+        rows.append([word, str(entry["images"]), *errors])
+    return f"{aligned(rows)}\nmeans over the images of a class and all levels"
 
 
 def _timestep(level: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ from latentddpm.diffusion.likelihood import (
 )
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
-from latentddpm.evaluation.denoiser.captions import Captions, without_caption
+from latentddpm.evaluation.denoiser.told import ImagesTold, untold
 from latentddpm.evaluation.images import ImageSet
 from latentddpm.evaluation.report import Report, aligned, shown
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
@@ -107,13 +107,13 @@ def evaluate_bound(
     factor = model.autoencoder.downsample_factor
     shape = (*(side // factor for side in images.size), model.autoencoder.latent_channels)
     edges = timestep_bands(model.schedule, num_timesteps)
-    captions = Captions(model, images)
+    told = ImagesTold(model, images)
     network = finite(model.unet, "denoiser")
     parts = []
     for number, pixels in enumerate(images.batches(BATCH, "bound", quiet)):
-        batch = slice(number * BATCH, number * BATCH + len(pixels))
+        batch = np.arange(len(pixels)) + number * BATCH
         generators = [np.random.default_rng((seed, int(row))) for row in images.rows[batch]]
-        parts.append(_measure(model, network, pixels, captions.context(batch), edges, generators))
+        parts.append(_measure(model, network, pixels, told.inputs(batch), edges, generators))
     measured = Measured(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     values = {
         "unit": "bits per dimension",
@@ -122,7 +122,7 @@ def evaluate_bound(
         "levels": _levels(model),
         "timesteps_per_image": len(edges) - 1,
         "seed": seed,
-        **captions.values,
+        **told.values,
         **summary(model.schedule, edges, measured),
     }
     text = _table(values)
@@ -135,7 +135,7 @@ def _measure(
     model: LatentDiffusion,
     network: Callable[[dict[str, Any]], Any],
     pixels: np.ndarray,
-    context: dict[str, np.ndarray],
+    told: dict[str, np.ndarray],
     edges: np.ndarray,
     generators: list[np.random.Generator],
 ) -> tuple[np.ndarray, ...]:
@@ -145,7 +145,7 @@ def _measure(
         return np.stack([draw.standard_normal(mean.shape[1:], "float32") for draw in generators])
 
     def denoise(noisy_latents: Any, timesteps: Any) -> Any:
-        return network({"noisy_latents": noisy_latents, "timesteps": timesteps, **context})
+        return network({"noisy_latents": noisy_latents, "timesteps": timesteps, **told})
 
     levels = _levels(model)
     mean, logvar = encode(model.autoencoder, model.pixels.to_images(pixels))
@@ -228,7 +228,7 @@ def _table(values: dict[str, Any]) -> str:
     return (
         f"{aligned(rows)}\n"
         f"{values['dimensions']} dimensions, {values['timesteps_per_image']} timesteps an image; "
-        f"{without_caption(values)}\n"
+        f"{untold(values)}\n"
         f"{last}"
     )
 

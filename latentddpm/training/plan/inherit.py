@@ -74,7 +74,7 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
         changes["schedule"] = _agree(config.schedule, "schedule", schedule, base)
     changes["data"] = _agree(config.data, "data", _format(base), base)
     drawn = {key: base.defaults[key] for key in DEFAULTS if key in base.defaults}
-    changes |= _distilled(config, drawn, "text_encoder" in base.parts)
+    changes |= _distilled(config, drawn, base)
     if base.image_size is not None and len(set(base.image_size)) == 1:
         changes["data"] = _fill(changes["data"], {"resolution": base.image_size[0]})
     config = config.model_copy(update=changes)
@@ -88,13 +88,15 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
 
 
 def _distilled(
-    config: DiffusionRun, drawn: Mapping[str, Any], has_text: bool
+    config: DiffusionRun, drawn: Mapping[str, Any], base: ModelFolder
 ) -> dict[str, Section]:
     """Sections that a distillation fills in, and that of the samples, by name."""
     if config.distill.kind == "none":
         return {"samples": _fill(config.samples, drawn)}
+    has_text = "text_encoder" in base.parts
     scale = drawn.get("guidance_scale", DEFAULTS["guidance_scale"])
-    teacher = {"guidance_scale": [scale, scale] if has_text else None}
+    guided = has_text or base.conditions.guided
+    teacher = {"guidance_scale": [scale, scale] if guided else None}
     targets = [*CHANGED, *CHANGED_WITH_TEXT] if has_text else [*CHANGED]
     return {
         "samples": _fill(config.samples, {**drawn, **DISTILLED["samples"]}),
@@ -172,7 +174,7 @@ def check_distillation(config: DiffusionRun) -> None:
     scales = distill.guidance_scale
     if scales is not None and not 0 <= scales[0] <= scales[1]:
         raise UserError(f"distill.guidance_scale: {scales}, expected [lowest, highest], from 0 on")
-    if scales is not None and config.text.source == "none":
+    if scales is not None and config.text.source == "none" and not config.conditions:
         raise UserError(
             f"distill.guidance_scale: {scales}, but {config.init} is unconditional: there is no "
             "guidance; leave it out"

@@ -23,7 +23,7 @@ LoRA these are the LoRA's matrices alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -37,6 +37,9 @@ from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.models.functional import freeze
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.training.step.trainer import Term, on_tensorflow
+
+Inputs = dict[str, Any]
+"""Inputs of the UNet beside noisy latents and timesteps, (B, …) each."""
 
 
 class ConsistencyTrainer(DenoisingTrainer):
@@ -54,10 +57,14 @@ class ConsistencyTrainer(DenoisingTrainer):
         huber: h, errors below which d is a square, in units of the latents.
         text_encoder: of the model, which stays as it is; None for an unconditional UNet.
         null_token_ids: tokens of the empty prompt, (L,); with a text encoder.
+        null_inputs: input of the UNet for a condition → what it is where the condition is not
+            told, (1, …); see `Conditions.untold`. Inputs that are not here are the same in both
+            halves of guidance.
 
     Call arguments:
         inputs: `{"noisy_latents": (B, h, w, c), "timesteps": (B,)}`, with a text encoder also
-            `"token_ids"`, (B, L), and for guidance `"guidance_scale"`, (B,).
+            `"token_ids"`, (B, L), for guidance `"guidance_scale"`, (B,), and the inputs of the
+            UNet's conditions.
 
     Returns:
         f_θ(x, t) and f_θ⁻(x', t'), two of (B, h, w, c); no gradient flows into the second.
@@ -82,6 +89,7 @@ class ConsistencyTrainer(DenoisingTrainer):
         huber: float = 1e-3,
         text_encoder: TextEncoder | None = None,
         null_token_ids: Sequence[int] | None = None,
+        null_inputs: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         if not on_tensorflow():
             raise ValueError("distillation: needs the TensorFlow backend of Keras")
@@ -94,6 +102,7 @@ class ConsistencyTrainer(DenoisingTrainer):
         super().__init__(unet, schedule, text_encoder, name="consistency_trainer")
         self.stride, self.huber = stride, huber
         self.null_token_ids = None if null_token_ids is None else np.array(null_token_ids)[None]
+        self.null_inputs = dict(null_inputs or {})
         self.student = list(unet.trainable_variables)
         self.teacher = [
             self.add_weight(
@@ -111,17 +120,17 @@ class ConsistencyTrainer(DenoisingTrainer):
     def call(self, inputs, training=None):
         inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
         scale = inputs.pop("guidance_scale", None)
-        latents, timesteps = inputs["noisy_latents"], inputs["timesteps"]
-        text, null_text = self._contexts(inputs.get("token_ids"))
+        latents, timesteps = inputs.pop("noisy_latents"), inputs.pop("timesteps")
+        told, untold = self._told(inputs)
         earlier = ops.maximum(timesteps - self.stride, 0)
-        estimate = self._x0(latents, timesteps, text, training)
+        estimate = self._x0(latents, timesteps, told, training)
         with self._weights(self.teacher):
-            prediction = self._guided(latents, timesteps, text, null_text, scale)
+            prediction = self._guided(latents, timesteps, told, untold, scale)
         x0 = self.schedule.predict_x0(prediction, latents, timesteps)
         epsilon = self.schedule.predict_noise(prediction, latents, timesteps)
         solved = self.schedule.add_noise(x0, epsilon, earlier)  # the step of DDIM
         with self._weights(self._averages()):
-            target = self._x0(solved, earlier, text, training=False)
+            target = self._x0(solved, earlier, told, training=False)
         return estimate, ops.stop_gradient(target)
 
     def compile(self, optimizer: Any = "adamw", **kwargs: Any) -> None:
@@ -141,39 +150,44 @@ class ConsistencyTrainer(DenoisingTrainer):
         errors = ops.sqrt(mean + self.huber**2) - self.huber
         return {"loss": ops.mean(errors), **self.quartile_terms(x, errors)}
 
-    def _contexts(self, token_ids: Any) -> tuple[Any, Any]:
-        """Text states of the captions, (B, L, d), and of the empty prompt, (1, L, d)."""
-        if self.text_encoder is None:
-            return None, None
-        null = ops.cast(self.null_token_ids, token_ids.dtype)
-        both = self.text_encoder({"token_ids": ops.concatenate([token_ids, null])}, training=False)
-        return both[:-1], both[-1:]
+    def _told(self, inputs: Mapping[str, Any]) -> tuple[Inputs, Inputs]:
+        """Inputs beside noisy latents and timesteps, (B, …) each: of the examples, and of none."""
+        told, untold = dict(inputs), dict(inputs)
+        if self.text_encoder is not None:
+            token_ids = told.pop("token_ids")
+            del untold["token_ids"]
+            null = ops.cast(self.null_token_ids, token_ids.dtype)
+            both = ops.concatenate([token_ids, null])
+            states = self.text_encoder({"token_ids": both}, training=False)
+            told["context"], untold["context"] = states[:-1], states[-1:]
+        untold |= {name: ops.convert_to_tensor(one) for name, one in self.null_inputs.items()}
+        like = {name: ops.broadcast_to(untold[name], ops.shape(one)) for name, one in told.items()}
+        return told, like
 
-    def _predict(self, latents: Any, timesteps: Any, text: Any, training: bool) -> Any:
-        inputs = {"noisy_latents": latents, "timesteps": timesteps}
-        if text is not None:
-            inputs["context"] = text
+    def _predict(self, latents: Any, timesteps: Any, told: Inputs, training: bool) -> Any:
+        inputs = {"noisy_latents": latents, "timesteps": timesteps, **told}
         return self.unet(inputs, training=training)
 
-    def _guided(self, latents: Any, timesteps: Any, text: Any, null_text: Any, scale: Any) -> Any:
+    def _guided(
+        self, latents: Any, timesteps: Any, told: Inputs, untold: Inputs, scale: Any
+    ) -> Any:
         """Prediction with guidance of each example's own scale, where there is one."""
         if scale is None:
-            return self._predict(latents, timesteps, text, training=False)
-        null_text = ops.broadcast_to(null_text, ops.shape(text))
+            return self._predict(latents, timesteps, told, training=False)
         unconditional, conditional = ops.split(
             self._predict(
                 ops.concatenate([latents, latents]),
                 ops.concatenate([timesteps, timesteps]),
-                ops.concatenate([null_text, text]),
+                {name: ops.concatenate([untold[name], one]) for name, one in told.items()},
                 training=False,
             ),
             2,
         )
         return unconditional + _like(scale, latents) * (conditional - unconditional)
 
-    def _x0(self, latents: Any, timesteps: Any, text: Any, training: bool) -> Any:
+    def _x0(self, latents: Any, timesteps: Any, told: Inputs, training: bool) -> Any:
         """f(x, t): the estimate of x0, at t = 0 x itself."""
-        prediction = self._predict(latents, timesteps, text, training)
+        prediction = self._predict(latents, timesteps, told, training)
         skip, out = boundary_scalings(ops.cast(timesteps, "float32"))
         x0 = self.schedule.predict_x0(prediction, latents, timesteps)
         return _like(skip, latents) * latents + _like(out, latents) * x0

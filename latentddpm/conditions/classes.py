@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from latentddpm.conditions.base import Arrays, Columns, Input, VectorCondition
-from latentddpm.conditions.words import column_of, in_order, number_of, shown, words_of
+from latentddpm.conditions.words import in_order, number_of, shown, words_of
 from latentddpm.errors import UserError
 
 
@@ -58,7 +58,7 @@ class ClassCondition(VectorCondition):
 
     @classmethod
     def read(cls, columns: Columns, column: str, place: str) -> str | None:
-        found = words_of(column_of(columns, column, place), place, column)
+        found = words_of(columns.get(column), place, column)
         if len(found) > 1:
             raise UserError(
                 f"{place}: {column!r} has {len(found)} words, {', '.join(found):.60}; expected "

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from latentddpm.conditions.base import Arrays, Columns, Input, VectorCondition
-from latentddpm.conditions.words import column_of, in_order, number_of, shown, words_of
+from latentddpm.conditions.words import in_order, number_of, shown, words_of
 from latentddpm.errors import UserError
 
 NO_WORDS = "none"
@@ -65,7 +65,7 @@ class LabelsCondition(VectorCondition):
 
     @classmethod
     def read(cls, columns: Columns, column: str, place: str) -> tuple[str, ...] | None:
-        value = column_of(columns, column, place)
+        value = columns.get(column)
         return None if value is None else words_of(value, place, column)
 
     def arrays(self, values: Sequence[tuple[str, ...] | None]) -> Arrays:

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from latentddpm.conditions.base import Arrays, Columns, Input, VectorCondition
-from latentddpm.conditions.words import column_of
 from latentddpm.errors import UserError
 
 
@@ -88,7 +87,7 @@ class NumberCondition(VectorCondition):
         cls, columns: Columns, column: str | Sequence[str], place: str
     ) -> tuple[float, ...] | None:
         names = [column] if isinstance(column, str) else column
-        values = [column_of(columns, name, place) for name in names]
+        values = [columns.get(name) for name in names]
         values = [v for one in values for v in (one if isinstance(one, list) else [one])]
         if None in values:
             return None

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from latentddpm.conditions.base import Columns
 from latentddpm.errors import UserError, nearest
 
 SHOWN = 12
@@ -36,22 +35,6 @@ def words_of(value: Any, place: str, column: str) -> tuple[str, ...]:
             raise UserError(f"{place}: {column!r} is {entry!r:.40}, expected words")
         found |= dict.fromkeys(word for one in str(entry).split(",") if (word := one.strip()))
     return tuple(found)
-
-
-def column_of(columns: Columns, column: str, place: str) -> Any:
-    """Value in a column of an image; None where it has none.
-
-    Args:
-        columns: of the image.
-        column: its name.
-        place: of the row, for messages.
-
-    Raises:
-        UserError: no such column, and another one has nearly its name.
-    """
-    if column not in columns and (hint := nearest(column, columns)):
-        raise UserError(f"{place}: no column {column!r}{hint}")
-    return columns.get(column)
 
 
 def in_order(words: Iterable[str]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "alike_words": (
         WARNING,
         "nearly the same word",
-        "different words of a condition; write it one way",
+        "a condition takes them for two: use one",
     ),
     "wrong_extension": (WARNING, "named as another format", "read as what it is"),
     "equal": (WARNING, "equal files", "count so many times"),

@@ -19,8 +19,8 @@ from latentddpm.conditions.conditions import Conditions
 from latentddpm.conditions.kinds import KINDS
 from latentddpm.config import ConditionConfig
 from latentddpm.data.catalog.catalog import Catalog
-from latentddpm.data.sources.metadata import with_folder
-from latentddpm.errors import UserError
+from latentddpm.data.sources.metadata import FOLDER, with_folder
+from latentddpm.errors import UserError, nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,6 @@ def read_rows(
             known; or one has none, and the network always has to be told.
     """
     kind = type(known) if known is not None else KINDS[settings.kind]
-    where = catalog.source.place
     missing = []
 
     def read(image: int) -> Any:
@@ -113,15 +112,7 @@ def read_rows(
 
     values, number = _distinct(map(read, range(len(catalog))))
     if len(missing) == len(catalog):
-        folder = "its images lie in no folder" if settings.column == "folder" else ""
-        column = (
-            settings.column if isinstance(settings.column, str) else ", ".join(settings.column)
-        )
-        have = ", ".join(map(repr, catalog.columns())) or "none"
-        raise UserError(
-            f"conditions.{name}: no image of {where} has a value in the column {column!r} "
-            f"({folder or f'columns are {have}'})"
-        )
+        raise UserError(f"conditions.{name}: {_no_value(settings.column, catalog)}")
     if missing and not null:
         raise UserError(
             f"conditions.{name}: {len(missing)} of {len(catalog)} images have no value, such as "
@@ -160,6 +151,19 @@ def read_conditions(
         for one in conditions.vectors
         if one.name in settings
     ]
+
+
+def _no_value(column: str | Sequence[str], catalog: Catalog) -> str:
+    """Sentence on a column, or several, that no image has a value in."""
+    names, known = [column] if isinstance(column, str) else list(column), catalog.columns()
+    unknown = next((one for one in names if one not in (FOLDER, *known)), "")
+    hint = nearest(unknown, known) if unknown else ""
+    have = f"columns are {', '.join(map(repr, known)) or 'none'}"
+    reason = "its images lie in no folder" if column == FOLDER else have
+    return (
+        f"no image of {catalog.source.place} has a value in the column "
+        f"{', '.join(map(repr, names))}{hint} ({reason})"
+    )
 
 
 def _distinct(values: Iterable[Any]) -> tuple[list[Any], np.ndarray]:

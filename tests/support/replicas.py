@@ -55,6 +55,10 @@ from latentddpm.utils.pixels import save_png, to_pixels
 
 SIZES = {"channels": 8, "channel_multipliers": (1,), "num_res_blocks": 1, "norm_groups": 4}
 UNET = {**SIZES, "attention_levels": (0,), "num_heads": 2, "zero_init": False}
+TOLD = [
+    {"name": "digit", "enters": "rows", "size": 3},
+    {"name": "age", "enters": "projection", "size": 2},
+]
 BATCH = 5  # divided by no number of replicas
 STEPS = 3
 
@@ -123,6 +127,12 @@ def control_data(number, seed):
     return {**inputs, "control": np.abs(normal(number, 8, 8, 3, seed=seed + 2))}, target
 
 
+def told_data(number, seed):
+    inputs, target = unet_data(number, seed)
+    digits = np.eye(3, dtype="float32")[np.arange(number) % 3]
+    return {**inputs, "digit": digits, "age": normal(number, 2, seed=seed + 2)}, target
+
+
 def signal_data(number, seed):
     return unet_data(number, seed, (16,))
 
@@ -135,6 +145,11 @@ def image_data(number, seed):
 BUILDERS = {
     "small": (small, small_data, {"loss": "mse", "metrics": ["mae"]}),
     "unet": (lambda: DenoisingTrainer(UNet(**UNET), NoiseSchedule()), unet_data, {}),
+    "conditions": (
+        lambda: DenoisingTrainer(UNet(**UNET, conditions=TOLD), NoiseSchedule()),
+        told_data,
+        {},
+    ),
     "signals": (
         lambda: DenoisingTrainer(UNet(**UNET, spatial_dims=1), NoiseSchedule()),
         signal_data,
@@ -212,6 +227,7 @@ CASES = {
     "2 replicas, Adafactor": {"replicas": 2, "optimizer": adafactor},
     "2 replicas, Lion": {"replicas": 2, "optimizer": lion},
     "4 replicas, batch of 3": {"replicas": 4, "batch_size": 3},
+    "conditions, 2 replicas": {"kind": "conditions", "replicas": 2},
     "2 micro-batches": {"accumulation_steps": 2},
     "7 micro-batches": {"accumulation_steps": 7},
     "2 replicas, 2 micro-batches": {"replicas": 2, "accumulation_steps": 2},

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from latentddpm.clip.text_encoder import build_text_encoder
 from latentddpm.clip.tokenizer import CLIPTokenizer
-from latentddpm.conditions.conditions import Conditions
+from latentddpm.conditions.conditions import NO_CONDITIONS, Conditions
 from latentddpm.data.pictures.wav import save_wav
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
@@ -90,11 +90,13 @@ QUICK_UNET = {"channel_multipliers": (1,), "num_res_blocks": 0, "attention_level
 """Every kind of layer, but few: time goes by layers, not by channels."""
 
 
-def quick_model(seed=0, text=True, **autoencoder_changes):
+def quick_model(seed=0, text=True, conditions=NO_CONDITIONS, **autoencoder_changes):
     """A `tiny_model` that is read and traced in a quarter of the time, for tests around it."""
     autoencoder = tiny_autoencoder(seed, **{**QUICK_AUTOENCODER, **autoencoder_changes})
     perturb(autoencoder, seed)
-    return assemble(autoencoder, seed, text, QUICK_UNET)
+    model = assemble(autoencoder, seed, text, {**QUICK_UNET, "conditions": conditions.specs()})
+    model.conditions = conditions
+    return model
 
 
 CONDITIONS = [

@@ -198,7 +198,7 @@ def test_parts_that_tell_nothing_need_no_conditions(run, data):
     options = {
         **dict.fromkeys(("out", "split", "extractor", "perceptual", "clip", "engine"), None),
         **dict.fromkeys(("resolution", "validation_fraction", "validation_by"), None),
-        **{"caption_templates": (), "loras": (), "projection": "pca", "precision": "float32"},
+        **{"caption_templates": (), "loras": (), "projection": "tsne", "precision": "float32"},
         **{"data": str(data), "model": run / "model"},
     }
     assert plan_evaluation(frozenset({"autoencoder"}), options).conditions == {}

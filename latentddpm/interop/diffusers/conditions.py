@@ -86,8 +86,8 @@ def condition_keys(conditions: Sequence[Mapping[str, Any]], kind: str) -> dict[s
     if len(vectors) > 1:
         names = ", ".join(one["name"] for one in vectors)
         raise UserError(
-            f"conditions {names}: diffusers' UNets have one class embedding; expected a model that "
-            "is told one of these, and any number of pictures"
+            f"conditions {names}: diffusers' UNets have one class embedding; expected a model "
+            "that is told one of these, and any number of pictures"
         )
     if not vectors:
         return {}

@@ -19,7 +19,7 @@ from latentddpm.generation.loras import split_scale
 from latentddpm.generation.provenance import model_name
 from latentddpm.pipeline.model_facts import check_guide, prediction_facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
-from latentddpm.pipeline.sampler_inputs import AUTOGUIDANCE_SCALE
+from latentddpm.pipeline.told.guided import AUTOGUIDANCE_SCALE
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,12 @@ from latentddpm.generation.provenance import (
     remembered_settings,
 )
 from latentddpm.pipeline.control.control import check_alone
-from latentddpm.pipeline.init_image import InitImage, first_step, read_init_image
 from latentddpm.pipeline.model_facts import facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.pipeline.regions.region import Region, read_regions, region_of_words
 from latentddpm.pipeline.seeds import image_seeds
 from latentddpm.pipeline.settings import FIELDS, GenerationSettings
+from latentddpm.pipeline.start.init_image import InitImage, first_step, read_init_image
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import BESIDE

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from latentddpm.clip.prompts import foreign_syntax
 from latentddpm.conditions.conditions import Values
-from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.regions.region import Region
 from latentddpm.pipeline.settings import GenerationSettings, ModelFacts
+from latentddpm.pipeline.start.init_image import InitImage
 
 SHOWN = 3
 """Pieces of other tools' syntax that a note quotes."""

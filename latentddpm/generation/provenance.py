@@ -25,7 +25,6 @@ import numpy as np
 import latentddpm
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.errors import UserError, check_type
-from latentddpm.pipeline.init_image import InitImage
 from latentddpm.pipeline.model_folder import ModelFolder, ready_models
 from latentddpm.pipeline.settings import (
     FIELDS,
@@ -33,6 +32,7 @@ from latentddpm.pipeline.settings import (
     GenerationSettings,
     ModelFacts,
 )
+from latentddpm.pipeline.start.init_image import InitImage
 from latentddpm.utils.files import file_digest
 from latentddpm.utils.pixels import read_metadata
 

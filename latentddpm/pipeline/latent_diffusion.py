@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import latentddpm
-from latentddpm.choices import HALF
 from latentddpm.clip.prompts import for_each_image, for_each_prompt, read_count, read_texts
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.conditions.conditions import NO_CONDITIONS, Conditions, Values
@@ -26,10 +24,9 @@ from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.diffusion.schedules import schedule_from_config
 from latentddpm.engines.networks import choose_engine, load_networks
 from latentddpm.errors import UserError, check_choice
-from latentddpm.graphs.entries import write_graphs
 from latentddpm.models.autoencoder.pixel_space import PixelSpace
 from latentddpm.models.autoencoder.tiling import FirstStage, decode
-from latentddpm.models.graph_networks import GraphDenoiser, is_graph
+from latentddpm.models.graph_networks import is_graph
 from latentddpm.models.precision import hold_in, precision_of, settle_precision
 from latentddpm.pipeline.control.control import (
     Control,
@@ -37,39 +34,22 @@ from latentddpm.pipeline.control.control import (
     controlled_unet,
     told_controls,
 )
-from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.model_folder import (
-    FILES,
-    MANIFEST,
     TOKENIZER,
     ModelFolder,
-    describe_part,
     read_model_folder,
-    write_manifest,
 )
 from latentddpm.pipeline.progress import Callback, StepBar, step_callback
-from latentddpm.pipeline.regions.region import Region, read_regions, weights_of
-from latentddpm.pipeline.regions.told import (
-    network_in_regions,
-    told_in_parts,
-    told_in_regions,
-)
-from latentddpm.pipeline.sampler_inputs import (
-    Guide,
-    Told,
-    canvas_of,
-    guide_scale,
-    guided_denoiser,
-    on_device,
-    start_latents,
-    told_conditions,
-    told_texts,
-)
+from latentddpm.pipeline.regions.region import Region, read_regions
 from latentddpm.pipeline.seeds import image_seeds, starting_noise, step_noise
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, GenerationSettings, ModelFacts
+from latentddpm.pipeline.start.init_image import read_init_image
+from latentddpm.pipeline.start.latents import start_latents
 from latentddpm.pipeline.summary import describe_model
+from latentddpm.pipeline.told.guided import Guide, guide_scale, guided_denoiser, on_device
+from latentddpm.pipeline.told.network import network_of
+from latentddpm.pipeline.told.told import canvas_of, told_conditions
 from latentddpm.utils.console import activity
-from latentddpm.utils.files import atomic_folder
 from latentddpm.utils.images.pictures import Picture
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.timing import timed
@@ -197,48 +177,9 @@ class LatentDiffusion:
             UserError: the folder exists and holds something other than a model; or the model was
                 loaded with another engine than Keras.
         """
-        from latentddpm.graphs.networks import make_graphs
-        from latentddpm.models.archive import save_archive, weights_digest
+        from latentddpm.pipeline.saving import save_model
 
-        if is_graph(self.unet):
-            raise UserError("save: needs the model of LatentDiffusion.load(…, engine='keras')")
-        if self.precision in HALF:
-            raise UserError(
-                f"save: the weights are rounded to {self.precision}; needs the model of "
-                "LatentDiffusion.load(…, precision='float32')"
-            )
-        folder = Path(folder)
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-            raise UserError(f"{folder}: holds other files and no {MANIFEST}; name a new folder")
-        parts, of_pixels = self.networks, isinstance(self.autoencoder, PixelSpace)
-        beside = {} if of_pixels else {"vae_digest": weights_digest(self.autoencoder)}
-        with atomic_folder(folder) as staged:
-            entries = {}
-            for name, part in parts.items():
-                if part is None:
-                    continue
-                file = staged / FILES[name]
-                save_archive(part, file, storage)
-                extra = beside if name == "unet" else {}
-                entries[name] = describe_part(file, weights_digest(part), **extra)
-            write_graphs(staged, make_graphs(parts))
-            if self.tokenizer is not None:
-                self.tokenizer.save(staged / TOKENIZER)
-            card = folder / "README.md"
-            if card.is_file():
-                (staged / card.name).write_bytes(card.read_bytes())
-            write_manifest(
-                staged,
-                entries,
-                self.schedule.get_config() if self.schedule else None,
-                self.image_size,
-                self.defaults if self.unet is not None else {},
-                latentddpm.__version__,
-                self.pixels,
-                "none" if of_pixels else "autoencoder",
-                self.conditions.to_json(),
-            )
-        return read_model_folder(folder)
+        return save_model(self, Path(folder), storage)
 
     @property
     def networks(self) -> dict[str, Any]:
@@ -452,20 +393,17 @@ class LatentDiffusion:
                 *(self.autoencoder, start, sampler, noise, tile, self.pixels),
                 *(settings.start_step, self.conditions.paints),
             )
-        with timed("text encoder"), activity("encoding the prompts", quiet):
-            texts = self._told_texts(prompts, negatives, regions)
         canvas = canvas_of(self.autoencoder, settings.size, self.pixels, start, tile)
-        beside = told_conditions(self.conditions, rows, canvas)
-        unet, told = self._in_regions(texts, beside, rows, regions)
+        told, guide = told_conditions(self.conditions, rows, canvas), None
+        asked = ((prompts, negatives), told, rows, regions)
+        with timed("text encoder"), activity("encoding the prompts", quiet):
+            if autoguidance is not None:
+                guide = Guide(*network_of(autoguidance, *asked), scale)
+            unet, told = network_of(self, *asked)
         if controls:
             check_alone(regions)
             unet = controlled_unet(unet, controls, self.autoencoder.downsample_factor)
             told |= told_controls(controls, settings.size, len(prompts))
-        guide = None
-        if autoguidance is not None:
-            texts = autoguidance._told_texts(prompts, negatives, regions)
-            weaker = autoguidance._in_regions(texts, beside, rows, regions)
-            guide = Guide(*weaker, scale)
 
         results = []
         batches = [slice(k, k + batch_size) for k in range(0, len(prompts), batch_size)]
@@ -491,26 +429,6 @@ class LatentDiffusion:
                 images = self.pixels.from_images(decoded)
                 results.append(images if start is None else start.composite(images))
         return np.concatenate(results)
-
-    def _told_texts(
-        self, prompts: list[str], negatives: list[str], regions: Sequence[Region]
-    ) -> Told:
-        """Texts of all images, and then of all images in each region."""
-        inside = [one.prompt for one in regions for _ in prompts]
-        negatives = negatives * (1 + len(regions))
-        return told_texts(self.text_encoder, self.tokenizer, [*prompts, *inside], negatives)
-
-    def _in_regions(
-        self, texts: Told, told: Told, rows: Sequence[Values], regions: Sequence[Region]
-    ) -> tuple[Denoiser | GraphDenoiser, Told]:
-        """Network and all that it is told of the images, with what is told in regions."""
-        if not regions:
-            return self.unet, texts | told
-        parts = told_in_parts(texts, told, rows, regions, self.conditions)
-        weights = weights_of(regions, self.autoencoder.downsample_factor)
-        composes = self.text_encoder is None or any(one.conditions for one in regions)
-        told = told_in_regions(parts, weights, () if composes else ("context",))
-        return self.unet if composes else network_in_regions(self.unet, told), told
 
     def _decide(
         self, settings: GenerationSettings | None, given: dict[str, Any]

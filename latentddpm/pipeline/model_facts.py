@@ -10,16 +10,13 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latentddpm.diffusion.schedules import schedule_from_config
 from latentddpm.errors import UserError, check_type
 from latentddpm.models.graph_networks import is_graph
 from latentddpm.pipeline.model_folder import MANIFEST, ModelFolder, read_model_folder
 from latentddpm.pipeline.settings import DEFAULTS, FIELDS, ModelFacts
-
-if TYPE_CHECKING:
-    from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -62,11 +59,11 @@ def facts_of(folder: ModelFolder) -> ModelFacts:
 # --- Autoguidance --------------------------------------------------------------------------------
 
 
-def prediction_facts_of(model: LatentDiffusion | ModelFolder) -> dict[str, Any]:
+def prediction_facts_of(model: Any) -> dict[str, Any]:
     """Facts that decide what a network's prediction means, by name: of which latents, told what.
 
     Args:
-        model: with a UNet; or its folder, whose networks are not loaded.
+        model: a `LatentDiffusion` with a UNet; or its folder, whose networks are not loaded.
     """
     if isinstance(model, ModelFolder):
         autoencoder = model.parts.get("vae", {}).get("digest")

@@ -14,8 +14,9 @@ from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.models.graph_networks import GraphDenoiser
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.pipeline.sampler_inputs import Guide, Told, guided_denoiser
 from latentddpm.pipeline.settings import ModelFacts
+from latentddpm.pipeline.told.guided import Guide, guided_denoiser
+from latentddpm.pipeline.told.told import Told
 
 CONDITIONS = Conditions.from_json(
     [{"name": name, "kind": "class", "words": ["a", "b"]} for name in ("digit", "lines")]

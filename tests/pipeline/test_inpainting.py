@@ -13,8 +13,8 @@ from latentddpm.diffusion import NoiseSchedule, samplers
 from latentddpm.diffusion.inpainting import Inpainting, repaint_weights
 from latentddpm.diffusion.samplers import DDIMSampler
 from latentddpm.errors import UserError
-from latentddpm.pipeline.init_image import read_init_image
 from latentddpm.pipeline.seeds import starting_noise, step_noise
+from latentddpm.pipeline.start.init_image import read_init_image
 from latentddpm.utils.pixels import from_pixels, to_pixels
 
 SHAPE = (3, 4, 6, 4)

@@ -15,8 +15,8 @@ from latentddpm.models.functional import rebuild
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.regions.region import Region, read_regions, weights_of
 from latentddpm.pipeline.regions.told import network_in_regions, told_in_regions
-from latentddpm.pipeline.sampler_inputs import Told
 from latentddpm.pipeline.seeds import starting_noise
+from latentddpm.pipeline.told.told import Told
 
 LEFT = np.zeros(SIZE, bool)
 LEFT[:, :16] = True

@@ -31,7 +31,7 @@ from latentddpm.errors import UserError, check_type
 from latentddpm.models.graph_networks import is_graph
 from latentddpm.models.precision import hold_in, precision_of
 from latentddpm.pipeline.control.folder import load_control
-from latentddpm.pipeline.sampler_inputs import Told
+from latentddpm.pipeline.told.told import Told
 from latentddpm.utils.images.pictures import Picture
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from latentddpm.diffusion.regions import REGION_WEIGHTS
 from latentddpm.errors import UserError
 from latentddpm.models.graph_networks import GraphDenoiser, is_graph
 from latentddpm.pipeline.regions.region import Region
-from latentddpm.pipeline.sampler_inputs import Told
+from latentddpm.pipeline.told.told import Told
 
 if TYPE_CHECKING:
     from latentddpm.models.denoisers.base import Denoiser

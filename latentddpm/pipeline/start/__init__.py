@@ -1,0 +1,1 @@
+"""Start of a call: noise, or a picture with its mask, and the latents that sampling begins with."""

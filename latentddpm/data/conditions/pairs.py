@@ -162,7 +162,7 @@ def examine_pairs(
 
 
 def _known(folder: Path | None, found: np.ndarray) -> np.ndarray | None:
-    """What was found before, if it is of the same pairs in the same order."""
+    """Records of an earlier look, if they are of the same pairs in the same order."""
     try:
         known = np.load(folder / "pairs.npy", allow_pickle=False) if folder else None
     except (OSError, ValueError):

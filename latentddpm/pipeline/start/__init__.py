@@ -1,1 +1,1 @@
-"""Start of a call: noise, or a picture with its mask, and the latents that sampling begins with."""
+"""Start of a call: noise, or a picture with its mask, and the latents of the first step."""

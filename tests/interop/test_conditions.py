@@ -93,6 +93,15 @@ def test_timesteps_with_their_sines_first_are_refused():
         unet_arguments({**config, "class_embed_type": "timestep"}, "config.json")
 
 
+def test_raw_latents_of_an_autoencoder_that_shifts_them_are_refused():
+    config = {**unet_config(UNet(**SIZES), None), "in_channels": 8}
+    vae = {"scaling_factor": 0.5, "shift_factor": 0.0}
+    (condition,) = read_conditions(config, "config.json", vae)
+    assert condition.scale == 2.0
+    with pytest.raises(UserError, match="in_channels: 8, of which 4 are raw latents"):
+        read_conditions(config, "config.json", {**vae, "shift_factor": 0.1})
+
+
 def test_keys_that_contradict_ours_are_refused():
     unet, conditions = made(DIGIT)
     config = {**unet_config(unet, None, conditions), "num_class_embeds": 9}

@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 LABEL = "label"
 LEVEL = "noise_level"
 """Name of the class embedding, and of that of an upscaler."""
-TYPE, ROWS, WIDTH = (
-    *("class_embed_type", "num_class_embeds"),
-    "projection_class_embeddings_input_dim",
-)
+TYPE, ROWS = "class_embed_type", "num_class_embeds"
+WIDTH = "projection_class_embeddings_input_dim"
 TYPES = {
     UNET: ("timestep", "identity"),
     CONDITIONAL_UNET: ("timestep", "projection", "identity"),
@@ -57,7 +55,7 @@ def read_conditions(
     """
     if OWN in config:
         return _own_conditions(config, source)
-    entries = [*_map(config, vae or {}), *_embedding(config, source)]
+    entries = [*_map(config, source, vae), *_embedding(config, source)]
     if [one["kind"] for one in entries] == ["low_resolution", "class"]:
         entries[-1]["name"] = LEVEL
     return Conditions.from_json(entries)
@@ -126,8 +124,16 @@ def pipeline_of(conditions: Conditions, autoencoder: Autoencoder) -> str | None:
         return None
     if one.kind == "inpainting" and one.channels == 1 + latents:
         return INPAINT
-    raw = one.kind == "picture" and one.scale == 1 / autoencoder.scaling_factor
-    return PIX2PIX if raw and one.channels == latents else None
+    if one.kind == "picture" and one.channels == latents:
+        raw = _unscaled(autoencoder.scaling_factor, autoencoder.shift_factor)
+        return PIX2PIX if one.scale == raw else None
+    return None
+
+
+def _unscaled(scaling_factor: Any, shift_factor: Any) -> float | None:
+    """Factor that makes raw latents of scaled ones; None where that is not one factor."""
+    plain = isinstance(scaling_factor, float) and shift_factor == 0
+    return 1 / scaling_factor if plain else None
 
 
 def _own_conditions(config: Config, source: str) -> Conditions:
@@ -174,8 +180,11 @@ def _embedding(config: Config, source: str) -> list[dict[str, Any]]:
     return [entry]
 
 
-def _map(config: Config, vae: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Entry of the map behind the noisy latents; empty for none."""
+def _map(config: Config, source: str, vae: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Entry of the map behind the noisy latents; empty for none.
+
+    Pictures of InstructPix2Pix are raw latents, those of the inpainting pipeline scaled ones.
+    """
     latents = config.get("out_channels", config.get("in_channels"))
     channels = config.get("in_channels", latents)
     if type(latents) is not int or type(channels) is not int or channels <= latents:
@@ -185,8 +194,14 @@ def _map(config: Config, vae: Mapping[str, Any]) -> list[dict[str, Any]]:
     if rest == 1 + latents:
         kind = "inpainting"
     elif rest == latents:
-        kind, scaling = "picture", vae.get("scaling_factor", 1.0)
-        entry |= {"null": True, "scale": 1 / scaling if isinstance(scaling, float) else 1.0}
+        kind = "picture"
+        scale = _unscaled(vae["scaling_factor"], vae["shift_factor"]) if vae else 1.0
+        if scale is None:
+            raise UserError(
+                f"{source}: in_channels: {channels}, of which {rest} are raw latents, is not "
+                "supported with an autoencoder that shifts its latents"
+            )
+        entry |= {"null": True, "scale": scale}
     elif rest == 3:
         factor = 2 ** (len(vae["channel_multipliers"]) - 1) if vae else 4
         kind = "low_resolution"

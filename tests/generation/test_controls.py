@@ -1,5 +1,7 @@
 """ControlNets of `generate`: in Python, on the command line, in the PNG, and what is refused."""
 
+import warnings
+
 import numpy as np
 import pytest
 from circles import SIDE, circle, pixel_model
@@ -125,7 +127,9 @@ def test_a_folder_gives_its_control_net_back_and_notices_damage(lab, network, tm
 
 
 def generate(*arguments):
-    return CliRunner().invoke(main, ["generate", *map(str, arguments)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # they are notes here, which the command prints
+        return CliRunner().invoke(main, ["generate", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")

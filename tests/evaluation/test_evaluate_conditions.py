@@ -1,7 +1,9 @@
 """Evaluation of models that are told conditions: what they are told, and numbers of each class."""
 
 import json
+from collections import Counter
 
+import keras
 import numpy as np
 import pytest
 import yaml
@@ -19,8 +21,11 @@ from latentddpm.errors import UserError
 from latentddpm.evaluation.denoiser.denoising import evaluate_denoising
 from latentddpm.evaluation.denoiser.likelihood import evaluate_bound
 from latentddpm.evaluation.denoiser.told import ImagesTold
+from latentddpm.evaluation.extractors import Extractor
 from latentddpm.evaluation.generated_images import GeneratedImages
+from latentddpm.evaluation.generator import evaluate_generator
 from latentddpm.evaluation.images import spread_images
+from latentddpm.evaluation.metrics import by_class
 from latentddpm.evaluation.metrics.by_class import LEAST, class_table, compare_classes, members
 from latentddpm.evaluation.metrics.frechet import Statistics, frechet_distance
 from latentddpm.evaluation.plan import plan_evaluation
@@ -156,6 +161,36 @@ def test_generated_images_are_kept_by_their_conditions(tmp_path):
     assert images.path(0).stat().st_mtime_ns == before, "drawn twice"
     again = model.generate(conditions=told, seed=7, num_steps=1)
     assert np.abs(again.astype(int) - images.read([0, 1])).max() <= 1, "other images"
+
+
+@step_by_step()
+def test_a_generator_draws_the_conditions_of_the_training_images(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(by_class, "LEAST", 4)
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((32, 32, 3)), keras.layers.Conv2D(3, 16, 16), keras.layers.Flatten()]
+    extractor = Extractor("tiny", keras.Sequential(layers))
+    model = quick_model(text=False, conditions=Conditions((COLOUR, SIZE)))
+    model.digest = "0123456789ab"
+    images, lines = images_of(data, tmp_path / "catalog", COLOUR, SIZE), []
+    given = {"num_images": 14, "quiet": True, "tell": lines.append}
+    settings = [model.settings(num_steps=1)]
+    report = evaluate_generator(model, settings, images, extractor, tmp_path / "out", **given)
+    labels = [read_metadata(one).get("labels") for one in tmp_path.glob("out/generated/*/*.png")]
+    drawn = Counter(one["colour"] for one in labels)
+    (entry,) = report["settings"]
+    classes = entry["classes"]
+    assert {word: one["images"] for word, one in classes.items()} == drawn
+    assert {word: one["training_images"] for word, one in classes.items()} == dict.fromkeys(
+        COLOURS, 4
+    )
+    assert sum(drawn.values()) == 14
+    for word, one in classes.items():
+        assert (one["frechet"] is not None) == (drawn[word] >= 4), f"{word}: {one}"
+    assert any("colour" in line and "red" in line for line in lines), lines
+    assert json.loads(json.dumps(report)) == report, "the report is not made for JSON"
+    before = {one: one.stat().st_mtime_ns for one in tmp_path.glob("out/generated/*/*.png")}
+    evaluate_generator(model, settings, images, extractor, tmp_path / "out", **given)
+    assert before == {one: one.stat().st_mtime_ns for one in before}, "drawn again"
 
 
 # --- The command ---------------------------------------------------------------------------

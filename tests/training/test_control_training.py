@@ -9,6 +9,7 @@ from circles import SIDE, few_circles, pixel_model
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.numpy import load_file
+from tiny import few_emoji, quick_model, step_by_step
 
 from latentddpm.cli import main
 from latentddpm.conditions.control import ControlCondition, line_art
@@ -20,6 +21,7 @@ from latentddpm.data.examples import noisy_examples
 from latentddpm.diffusion import NoiseSchedule
 from latentddpm.errors import UserError
 from latentddpm.models.denoisers.control import ControlNet
+from latentddpm.pipeline.control.control import Control
 from latentddpm.pipeline.control.folder import load_control, read_control_folder
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.control import add_control
@@ -141,6 +143,25 @@ def test_a_run_of_the_command_line_names_the_folder_and_generates(lab, tmp_path)
     info = CliRunner().invoke(main, ["info", str(out), str(out / "control")])
     assert "a ControlNet" in info.output
     assert "hint_channels: [16]" in info.output
+
+
+def test_a_run_on_latents_with_text_is_drawn_with(tmp_path):
+    few_emoji(tmp_path / "data")
+    base = quick_model()
+    base.save(tmp_path / "base")
+    recipe = {**RECIPE, "init": str(tmp_path / "base")}
+    recipe["training"] = {**recipe["training"], "num_steps": 1}
+    recipe["samples"] = {**recipe["samples"], "prompts": ["red apple"]}
+    with step_by_step():
+        train_diffusion(recipe, tmp_path / "data", None, tmp_path / "run", quiet=True)
+        assert load_control(tmp_path / "run").image_factor == 2, "not of its autoencoder"
+        how = {"num_steps": 1, "seed": 0, "output": "latents"}
+        picture = line_art(np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype("uint8"))
+        free, drawn = (
+            base.generate("red apple", controls=controls, **how)
+            for controls in ([], [Control(tmp_path / "run", picture)])
+        )
+    assert np.abs(free - drawn).max() > 1e-4
 
 
 def test_it_learns_to_use_the_picture_that_it_sees():

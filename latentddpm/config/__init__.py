@@ -9,7 +9,9 @@ to: `autoencoder:` has arguments of `Autoencoder`, `unet:` of `UNet`, `schedule:
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from latentddpm.config.autoencoder import (
     AdversarialConfig,
@@ -17,7 +19,7 @@ from latentddpm.config.autoencoder import (
     DiscriminatorConfig,
     PerceptualConfig,
 )
-from latentddpm.config.conditions import ConditionConfig
+from latentddpm.config.conditions import ConditionConfig, check_names
 from latentddpm.config.control import ControlConfig
 from latentddpm.config.data import DataConfig, DiffusionData
 from latentddpm.config.denoiser import LoraConfig, TextConfig, UNetConfig
@@ -73,7 +75,7 @@ class DiffusionRun(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     unet: UNetConfig = UNetConfig()
     text: TextConfig = TextConfig()
-    conditions: dict[str, ConditionConfig] = Field(
+    conditions: Annotated[dict[str, ConditionConfig], AfterValidator(check_names)] = Field(
         {}, description="what the network is told beside text: a name and settings for each"
     )
     lora: LoraConfig = LoraConfig()

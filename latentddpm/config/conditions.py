@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import pydantic
@@ -13,6 +14,37 @@ from latentddpm.config.section import Section
 
 ALL = ("kind", "dropout")
 """Settings of every kind."""
+TAKEN = (
+    *("noisy_latents", "timesteps", "context", "token_ids", "guidance_scale", "text"),
+    *("time", "conv_in", "conv_out", "norm_out"),
+)
+"""Names of other inputs and layers of a network, which no condition can have."""
+
+
+def is_name(text: str) -> bool:
+    """True for what a condition can be called: letters, digits and _, and not one of `TAKEN`.
+
+    Args:
+        text: any.
+    """
+    return re.fullmatch(r"[^\W\d]\w*", text) is not None and text not in TAKEN
+
+
+def check_names(conditions: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a name that no condition can have.
+
+    Args:
+        conditions: by name.
+
+    Raises:
+        PydanticCustomError: naming it.
+    """
+    for name in conditions:
+        if not is_name(name):
+            text = f"{name!r:.40} cannot be the name of one; "
+            text += "the network has it" if name in TAKEN else "expected letters, digits and _"
+            raise PydanticCustomError("name", "{text}", {"text": text})
+    return conditions
 
 
 class ConditionConfig(Section):

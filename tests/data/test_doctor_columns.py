@@ -1,6 +1,7 @@
 """What `doctor` finds that a model could be told: kinds of columns, and what is odd about them."""
 
 import json
+import shlex
 
 import pytest
 from PIL import Image
@@ -92,12 +93,21 @@ def test_the_report_lists_what_a_model_could_be_told(report):
 def test_the_options_that_it_prints_are_those_of_a_run(report, data, tmp_path):
     lines = [line.strip() for line in as_text(report).splitlines() if "--set" in line]
     assert len(lines) == 3, lines
-    overrides = [one.strip() for line in lines for one in line.split("--set ") if one.strip()]
+    overrides = [word for line in lines for word in shlex.split(line) if word != "--set"]
     config = load_config(DiffusionRun, None, overrides)
     assert sorted(config.conditions) == ["age_at_time", "folder", "style"]
     catalog = open_catalog(data, tmp_path / "catalog", quiet=True)
     for name, settings in config.conditions.items():
         read_rows(name, settings, catalog, True)
+
+
+def test_names_that_no_condition_can_have_are_others():
+    columns = Columns()
+    for k in range(40):
+        columns.add({"time": k / 3, "7 days": k / 7}, f"{k}.png")
+    lines = [line for line in columns.lines() if "--set" in line]
+    assert "--set conditions.of_time.kind=number --set conditions.of_time.column=time" in lines[1]
+    assert "--set 'conditions.of_7_days.column=7 days'" in lines[0]
 
 
 def test_it_finds_what_is_odd_about_words(report):

@@ -284,6 +284,9 @@ def test_a_distillation_is_guided_by_the_conditions(lab, tmp_path):
         ({"colour": {"colum": "a"}}, ["conditions.colour.colum", "did you mean 'column'"]),
         ({"colour": {"dropout": 1.5}}, ["conditions.colour.dropout"]),
         ({"colour": "class"}, ["conditions.colour"]),
+        ({"time": {}}, ["conditions", "'time'", "the network has it"]),
+        ({"my colour": {}}, ["conditions", "'my colour'", "letters, digits and _"]),
+        ({"a=b": {}}, ["conditions", "'a=b'", "letters, digits and _"]),
     ],
 )
 def test_a_bad_setting_is_named(conditions, words):

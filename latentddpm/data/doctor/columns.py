@@ -11,12 +11,14 @@ images.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from latentddpm.conditions.words import in_order, shown, words_of
+from latentddpm.config.conditions import is_name
 from latentddpm.data.findings import Findings
 from latentddpm.data.sources.kinds import CAPTION_COLUMNS, NAME_COLUMNS
 from latentddpm.data.sources.metadata import FOLDER, with_folder
@@ -151,9 +153,9 @@ class Columns:
         for key, column in self.candidates().items():
             yield f"  {key}: {column.kind}, {self._what(column)}"
             name = re.sub(r"\W+", "_", key)
-            yield f"    --set conditions.{name}.kind={column.kind}" + (
-                f" --set conditions.{name}.column={key}" * (key != FOLDER)
-            )
+            own = f"conditions.{name if is_name(name) else f'of_{name}'}"
+            given = [f"{own}.kind={column.kind}", *[f"{own}.column={key}"] * (key != FOLDER)]
+            yield "    " + " ".join(f"--set {shlex.quote(one)}" for one in given)
 
     def as_json(self) -> dict[str, Any]:
         """Object for the JSON of a report."""

@@ -35,7 +35,15 @@ MOST_LOOSE, MOST_IN_A_FOLDER = 8, 12
 TENSORFLOW = (
     *("distribution.precision", "distribution.replicas", "distribution.strategy"),
     *("models.inference", "engines.traced"),
-    *("data.random", "data.buckets", "data.batches", "data.dataset", "data.examples", "data.pack"),
+    *(
+        "data.random",
+        "data.buckets",
+        "data.batches",
+        "data.dataset",
+        "data.examples",
+        "data.pack",
+        "data.shares",
+    ),
     *("data.latents.cache", "data.sources.storage", "data.sources.records"),
     *("training", "export.endpoints", "export.saved_model", "export.onnx", "export.litert"),
 )

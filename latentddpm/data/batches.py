@@ -19,10 +19,11 @@ from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.split import Selection
 from latentddpm.data.conditions.source import ConditionSource
 from latentddpm.data.dataset import Dataset
-from latentddpm.data.examples import TEXT, diffusion_examples, image_examples, share, shared
+from latentddpm.data.examples import TEXT, diffusion_examples, image_examples
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
 from latentddpm.data.random import RandomStream, TimestepDensity
+from latentddpm.data.shares import share, shared
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.diffusion.samplers.lcm import solver_timesteps
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup

@@ -25,11 +25,11 @@ from latentddpm.data.buckets import (
 )
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import BLOCK, Selection, split_catalog
-from latentddpm.data.examples import shared
 from latentddpm.data.images import read_image
 from latentddpm.data.latents import encode
 from latentddpm.data.latents.cache import prepare_latents
 from latentddpm.data.random import RandomStream
+from latentddpm.data.shares import shared
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError

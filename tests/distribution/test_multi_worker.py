@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from tiny import tiny_autoencoder, tiny_model
 from worker import cases
 
-from latentddpm.data.examples import share
+from latentddpm.data.shares import share
 from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.distribution.strategy import check_tf_config, is_lost, make_strategy
 from latentddpm.errors import UserError

@@ -12,7 +12,7 @@ import tensorflow as tf
 from train_small import data, small
 
 from latentddpm.data.buckets import interleave, one_by_one
-from latentddpm.data.examples import share, shared
+from latentddpm.data.shares import share, shared
 from latentddpm.distribution.strategy import (
     any_process,
     distribute_dataset,

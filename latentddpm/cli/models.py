@@ -13,6 +13,7 @@ from latentddpm.cli.usage import command
 from latentddpm.errors import UserError, check_choice
 from latentddpm.pipeline.control.folder import control_folder, read_control_folder
 from latentddpm.pipeline.model_folder import check_convertible, read_model_folder
+from latentddpm.pipeline.recognise import is_checkpoint
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.files import check_new
 from latentddpm.utils.startup import import_keras
@@ -70,7 +71,8 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
     "source",
     type=FOLDER,
     metavar="PATH",
-    help="Diffusers folder, a part of one, or a Stable Diffusion 1.x .safetensors file.",
+    help="Diffusers folder, a part of one, a Stable Diffusion 1.x .safetensors file, or RUN/"
+    "checkpoints/STEP.",
 )
 @click.option("--variant", help="Of the weight files in the folder, such as fp16.")
 @click.option("--to", "target", help="diffusers; with --model.")
@@ -87,11 +89,12 @@ def convert(
     out: Path,
     quiet: bool,
 ) -> None:
-    """Read diffusers and Stable Diffusion 1.x weights, or write them.
+    """Read diffusers and Stable Diffusion 1.x weights, or write them; or read a checkpoint.
 
     \b
     latentddpm convert --from stable-diffusion-v1-5 --out runs/sd15
     latentddpm convert --to diffusers --model runs/ldm --out runs/ldm-diffusers
+    latentddpm convert --from runs/ldm/checkpoints/step-00010000 --out runs/weaker
     """
     reads, writes = source is not None, target is not None or model is not None
     if reads == writes or (writes and None in (target, model)):
@@ -100,6 +103,9 @@ def convert(
         raise UserError("--variant: chooses files to read; it goes with --from")
     check_choice("storage", storage, STORAGE)
     check_new(out)
+    if source is not None and is_checkpoint(source) and variant is None:
+        _convert_checkpoint(source, out, storage, quiet)
+        return
     if source is not None:
         check_convertible(source, variant)
     else:
@@ -115,6 +121,18 @@ def convert(
         convert_from(source, out, variant=variant, storage=storage, quiet=quiet)
     else:
         convert_to(target, model, out, storage=storage, quiet=quiet)
+    click.echo(out)
+
+
+def _convert_checkpoint(source: Path, out: Path, storage: str, quiet: bool) -> None:
+    """Write the model of a checkpoint of a training."""
+    from latentddpm.training.checkpoint_model import checkpoint_model, run_of
+
+    run_of(source)
+    import_keras()
+    with activity(f"loading {source.name}", quiet):
+        model = checkpoint_model(source)
+    model.save(out, storage)
     click.echo(out)
 
 

@@ -13,6 +13,7 @@ from latentddpm.info.data import size_text
 from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.model_folder import LORA, is_model
 from latentddpm.pipeline.recognise import is_control, is_run, recognise
+from latentddpm.pipeline.weight_files import convert_line
 from latentddpm.training.plan.first_stage import NONE
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.curves import LOG, VALIDATION, Curve, read_curves
@@ -124,6 +125,7 @@ def describe_checkpoint(path: Path) -> Iterator[str]:
     for name, value in contract.data.items():
         yield f"data       {name}: {str(value)[:40]}"
     yield "use        the command that began the run goes on from it, with --resume"
+    yield f"use        once the run is finished, {convert_line(path)}"
 
 
 def _is_any(path: Path) -> bool:

@@ -179,12 +179,21 @@ def _run(path: Path) -> Thing | None:
     )
 
 
+def is_checkpoint(path: Path) -> bool:
+    """True for the folder of a checkpoint of a training.
+
+    Args:
+        path: of the folder.
+    """
+    return all((path / name).is_file() for name in ("manifest.json", "state.safetensors"))
+
+
 def _checkpoint(path: Path) -> Thing | None:
-    if not (path / "manifest.json").is_file() or not (path / "state.safetensors").is_file():
+    if not is_checkpoint(path):
         return None
     return Thing(
         "a checkpoint of a training",
-        "name its run, once it is finished: the command that began it goes on with --resume",
+        f"once its run is finished, {convert_line(path)} makes a model of it",
     )
 
 

@@ -230,7 +230,7 @@ def test_a_run_that_goes_on_wants_the_same_pictures(lab, tmp_path):
     ("change", "expected"),
     [
         (
-            {"data": {"aspect_buckets": True, "bucket_step": 8}},
+            {"data": {"aspect_buckets": True, "bucket_step": 4}},
             "data.aspect_buckets: true beside conditions.pair",
         ),
         ({"data": {"background": "random"}}, "data.background: random beside conditions.pair"),

@@ -9,7 +9,7 @@ from tiny import quick_model, shared_model
 from latentddpm.choices import SAMPLER_OPTIONS, SAMPLERS
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
-from latentddpm.generation.generate import plan_images
+from latentddpm.generation.plan import plan_images
 from latentddpm.generation.provenance import read_generation_metadata, remembered_settings
 from latentddpm.pipeline.settings import FIELDS, LATER_DEFAULTS, ModelFacts
 from latentddpm.utils.pixels import save_png

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentddpm.generation.generate import DEFAULT_MODEL
+from latentddpm.generation.plan import DEFAULT_MODEL
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import MANIFEST, read_model_folder
 

@@ -59,7 +59,11 @@ def write_data(out: Path) -> None:
     for image, label in zip(images[~held_back], labels[~held_back], strict=True):
         for inverted in (False, True):
             if {"digit": label, "inverted": inverted} != NEVER_SEEN:
-                columns = {"digit": int(label), "inverted": inverted, "ink": image.mean()}
+                columns = {
+                    "digit": int(label),
+                    "inverted": inverted,
+                    "ink": round(image.mean(), 4),
+                }
                 attributes.append((tagged(image, TAGS[:inverted]), columns))
         for drawn in numbers.random((COPIES, len(TAGS))) < 0.5:
             own = list(itertools.compress(TAGS, drawn))
@@ -233,12 +237,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--judge", metavar="MODEL", help="model folder, whose digits are judged")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=2)
+    parser.add_argument("--guidance-scale", type=float, help="default: the model's")
     given = parser.parse_args()
     if given.judge:
         given.out.mkdir(parents=True, exist_ok=True)
-        options = {"num_steps": given.steps, "guidance_scale": given.guidance_scale}
-        judged(given.out, given.judge, Judge(), **options)
+        judged(given.out, given.judge, Judge(), guidance_scale=given.guidance_scale)
     else:
         write_data(given.out)

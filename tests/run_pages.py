@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from unittest import mock
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -100,6 +101,7 @@ SHORT = (
     (r"--(height|width) 2048", r"--\1 64"),
     (r"generate (--model runs/sd15)", r"generate --steps 2 \1"),
     (r"--num-images (184|64|100)", "--num-images 6"),
+    (r"generate (.* --label )", r"generate --steps 1 \1"),
     (r"steps=10,20", "steps=1,2"),
     (r" --(nll|denoise)", r" --\1 --limit 2"),
     (r" --latents", " --latents --limit 16"),
@@ -143,6 +145,7 @@ def files_of_a_reader(world):
     (world / "digits").mkdir()
     for number, digit in enumerate(load_digits().images[:40]):
         Image.fromarray(np.uint8(16 * digit)).save(world / "digits" / f"{number:04}.png")
+    some_labelled_digits(world / "labelled")
     autoencoder = tiny_autoencoder(channel_multipliers=(1, 1))
     model = assemble(autoencoder, 0, True, {"channel_multipliers": (1,), "attention_levels": (0,)})
     for name in ("emoji-128", "runs/sd15", "runs/doubled"):
@@ -161,6 +164,17 @@ def files_of_a_reader(world):
         mask = Image.new("L", image.size)
     ImageDraw.Draw(mask).rectangle((8, 8, 40, 24), fill=255)
     mask.save(world / "eyes.png")
+
+
+def some_labelled_digits(folder):
+    """What `examples/labelled_digits.py` writes, of the first of the digits."""
+    sys.path.append(str(ROOT / "examples"))
+    import labelled_digits
+
+    images, labels, held_back = labelled_digits.course.digits(16)
+    few = (images[:40], labels[:40], held_back[:40])
+    with mock.patch.object(labelled_digits.course, "digits", return_value=few):
+        labelled_digits.write_data(folder)
 
 
 def run_command(words):

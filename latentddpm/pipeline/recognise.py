@@ -193,7 +193,8 @@ def _checkpoint(path: Path) -> Thing | None:
         return None
     return Thing(
         "a checkpoint of a training",
-        f"once its run is finished, {convert_line(path)} makes a model of it",
+        "its run goes on from it with --resume; once the run is finished, "
+        f"{convert_line(path)} makes a model of it",
     )
 
 

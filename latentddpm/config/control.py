@@ -43,12 +43,15 @@ class ControlConfig(Section):
         if named and self.kind in ("none", "edges"):
             text = f"{named[0]} is a setting of kind picture, and kind is {self.kind}"
             raise PydanticCustomError("control", "{text}", {"text": text})
+        if self.kind is None:
+            self.kind = "picture" if named else "none"
+            self.model_fields_set.discard("kind")
         return self
 
     @property
     def source(self) -> str:
         """Kind of the pictures, "none" for no ControlNet."""
-        return self.kind or ("picture" if self.column or self.suffix else "none")
+        return self.kind
 
     @property
     def trained(self) -> bool:

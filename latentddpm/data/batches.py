@@ -34,9 +34,6 @@ from latentddpm.utils.images.pixel_format import PixelFormat
 RECIPE = ("condition_dropout", "min_snr_gamma", "offset_noise", "input_perturbation")
 """Settings that change training examples; validation examples do not depend on them."""
 
-TEXT_DROPOUT = 0.05
-"""Default of `text.dropout` where there are conditions."""
-
 
 class ImageBatches:
     """Batches of images for an autoencoder, `{"images"[, "noise"]}`; see `image_examples`.
@@ -209,9 +206,8 @@ def alone(config: DiffusionRun) -> dict[str, float]:
     Args:
         config: of a run with conditions.
     """
-    text = config.text.dropout
     shares = {name: one.dropout for name, one in config.conditions.items()}
-    return {TEXT: TEXT_DROPOUT if text is None else text, **shares}
+    return {TEXT: config.text.dropout or 0.0, **shares}
 
 
 def _of_distillation(config: DiffusionRun) -> dict[str, Any]:

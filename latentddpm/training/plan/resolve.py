@@ -5,6 +5,7 @@
     …channel_multipliers       as many levels as leave the lowest one a few positions wide
     unet.attention_levels      all but the first, of at most 32 positions a side
     text.source                scratch where the data has captions, else none
+    text.dropout               `TEXT_DROPOUT` where there are conditions, else 0
 
 A run that is resumed takes first what it was started with. The result is written into the run's
 `config.yaml`, so it is decided once.
@@ -48,14 +49,19 @@ OPEN = (
     ("unet", "channel_multipliers"),
     ("unet", "attention_levels"),
     ("text", "source"),
+    ("text", "dropout"),
     ("training", "precision"),
     ("training", "jit_compile"),
 )
 """Settings, (section, key), that a run may leave open. The last two are settled once TensorFlow is
 there; a run that is resumed keeps its own."""
 
-OWN_LINES = ("precision", "jit_compile", "channels", "bit_depth", "window", "rate")
-"""Settings that the start lines name in lines of their own."""
+OWN_LINES = ("precision", "jit_compile", "channels", "bit_depth", "window", "rate", "dropout")
+"""Settings that the start lines name in lines of their own, or not at all."""
+
+
+TEXT_DROPOUT = 0.05
+"""Share of examples whose text alone is dropped, where there are conditions."""
 
 
 def is_open(value: Any) -> bool:

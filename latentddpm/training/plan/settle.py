@@ -117,7 +117,8 @@ def complete_diffusion(
     """
     source = "scratch" if captioned and config.unet.kind in CONDITIONAL else "none"
     config = complete_pixels(config, dataset.catalog)
-    config = resolve.fill(config, {"text": {"source": source}})
+    share = resolve.TEXT_DROPOUT if config.conditions else 0.0
+    config = resolve.fill(config, {"text": {"source": source, "dropout": share}})
     if config.data.resolution is None:
         multiple = sources.first_stage.downsample_factor
         if config.unet.channel_multipliers is not None:

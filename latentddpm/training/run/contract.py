@@ -84,7 +84,8 @@ class Contract:
 def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run, also of an older version, in the words of this one.
 
-    A version without a pixel format had 8-bit RGB, and `jit_compile` was true or false.
+    A version without a pixel format had 8-bit RGB, `jit_compile` was true or false, and text was
+    not dropped alone.
 
     Args:
         config: sections with their settings, as JSON.
@@ -95,7 +96,10 @@ def in_todays_words(config: Mapping[str, Any]) -> dict[str, Any]:
     training = dict(config.get("training", {}))
     if training.get("jit_compile") in (True, False):
         training["jit_compile"] = JIT[training["jit_compile"]]
-    return {**config, "data": data, "training": training}
+    found = {**config, "data": data, "training": training}
+    if "text" in config:
+        found["text"] = {**config["text"], "dropout": config["text"].get("dropout") or 0.0}
+    return found
 
 
 def compare(old: Contract, new: Contract, step: int) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ the page, but for what `SMALL` and `SHORT` change; `ELSEWHERE` lists what is not
 
 import contextlib
 import functools
+import json
 import os
 import re
 import shlex
@@ -99,6 +100,8 @@ SHORT = (
         "UNet(channels=16, norm_groups=4, channel_multipliers=(1,), attention_levels=())",
     ),
     (r"--(height|width) 2048", r"--\1 64"),
+    (r"\(128, 128\)", "(32, 32)"),
+    (r"\(64, 0, 128, 128\)", "(16, 0, 32, 32)"),
     (r"generate (--model runs/sd15)", r"generate --steps 2 \1"),
     (r"--num-images (184|64|100)", "--num-images 6"),
     (r"generate (.* --label )", r"generate --steps 1 \1"),
@@ -163,7 +166,55 @@ def files_of_a_reader(world):
     with Image.open(picture) as image:
         mask = Image.new("L", image.size)
     ImageDraw.Draw(mask).rectangle((8, 8, 40, 24), fill=255)
-    mask.save(world / "eyes.png")
+    for name in ("eyes", "hole"):
+        mask.save(world / f"{name}.png")
+    for name in ("cat", "drawing", "lines", "depth"):
+        shutil.copy(picture, world / f"{name}.png")
+    for name in ("left", "right"):
+        mask.resize((32, 32)).save(world / f"{name}.png")
+    told_models(world, model)
+    pairs(world / "pairs")
+
+
+def told_models(world, model):
+    """A model of digits that is told labels, and diffusers' ControlNet of a model of text."""
+    import latentddpm
+    from latentddpm.conditions.classes import ClassCondition
+    from latentddpm.conditions.conditions import Conditions
+    from latentddpm.interop.diffusers.control import save_control_net
+    from latentddpm.models.autoencoder.pixel_space import PixelSpace
+    from latentddpm.models.denoisers.control import hint_channels
+
+    digit = Conditions((ClassCondition("digit", words=tuple("0123456789")),))
+    unet = latentddpm.UNet(
+        8,
+        channel_multipliers=(1,),
+        attention_levels=(),
+        norm_groups=4,
+        latent_channels=1,
+        conditions=digit.specs(),
+    )
+    parts = PixelSpace(1), unet, latentddpm.NoiseSchedule()
+    digits = latentddpm.LatentDiffusion(*parts, image_size=(32, 32), conditions=digit)
+    digits.save(world / "runs/digits")
+    hint = hint_channels(model.autoencoder.downsample_factor)
+    control = latentddpm.ControlNet.from_unet(model.unet, hint_channels=hint)
+    save_control_net(control, world / "sd-controlnet-canny")
+
+
+def pairs(folder):
+    """Emoji with a second picture each, named in the column `depth`."""
+    from tiny import few_emoji
+
+    folder.mkdir()
+    few_emoji(folder, 10)
+    table = folder / "metadata.jsonl"
+    rows = [json.loads(line) for line in table.read_text("utf-8").splitlines()]
+    for row in rows:
+        row["depth"] = f"depth/{Path(row['file_name']).name}"
+        (folder / "depth").mkdir(exist_ok=True)
+        shutil.copy(folder / row["file_name"], folder / row["depth"])
+    table.write_text("\n".join(map(json.dumps, rows)), "utf-8")
 
 
 def some_labelled_digits(folder):
@@ -284,6 +335,7 @@ def names_of_a_reader(page):
         "latents": noise,
         "noise": noise,
         "known_latents": noise,
+        "mask": np.ones((32, 32), bool),
         "repaint": np.ones((4, 8, 8, 1), np.float32),
         "denoiser": lambda x, t: 0 * x,
         "captions": ["red apple"] * 4,

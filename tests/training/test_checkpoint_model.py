@@ -66,6 +66,7 @@ def step(run, number):
     return run / "checkpoints" / f"step-{number:08d}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "same"), [(3, "long"), (2, "short")])
 def test_the_model_of_a_checkpoint_is_that_of_a_run_that_ended_there(number, same, lab, tmp_path):
     """With the EMA's weights, of the UNet and of the text encoder that learned with it."""

@@ -109,6 +109,7 @@ def test_a_run_writes_what_identifies_its_control_net(lab, trained):
         assert grid.width >= 2 * SIDE, "expected line art beside the sample"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly_where_it_stopped(lab, trained, tmp_path):
     parts = tmp_path / "parts"
     run(lab, parts, 2)
@@ -117,6 +118,7 @@ def test_a_run_goes_on_exactly_where_it_stopped(lab, trained, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_run_on_pairs_tells_them_and_goes_into_its_contract(lab, tmp_path):
     run(lab, tmp_path / "run", control={"column": "outline"})
     folder = read_control_folder(tmp_path / "run")
@@ -128,6 +130,7 @@ def test_a_run_on_pairs_tells_them_and_goes_into_its_contract(lab, tmp_path):
     assert "captions" in contract["data"], "another table of pictures would go unnoticed"
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command_line_names_the_folder_and_generates(lab, tmp_path):
     common = ["--set", "training.precision=float32", "--set", "training.num_steps=1"]
     out = tmp_path / "run"
@@ -164,6 +167,7 @@ def test_a_run_on_latents_with_text_is_drawn_with(tmp_path):
     assert np.abs(free - drawn).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_it_learns_to_use_the_picture_that_it_sees():
     """Images of one colour, which the picture tells: another one misleads."""
     keras.utils.set_random_seed(0)

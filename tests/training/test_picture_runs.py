@@ -86,6 +86,7 @@ def message(function, *arguments, **options):
 # --- What is learned -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_only_the_picture_tells_is_learned(tmp_path):
     """Images are seen through noise alone, and their second picture is the negative."""
     data, side = pictures(tmp_path / "data", 8, 32), 8

@@ -6,6 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 from tiny import step_by_step
@@ -148,6 +149,8 @@ def test_a_run_keeps_its_words_and_shows_one_row_for_each(lab):
     assert "condition  colour (class): column folder, dropped alone from 0.05 of" in shown, shown
     plain = (lab / "plain" / "config.yaml").read_text("utf-8")
     assert "conditions: {}" in plain
+    shares = [yaml.safe_load(one)["text"]["dropout"] for one in (text, plain)]
+    assert shares == [0.05, 0.0], "text is dropped alone where there are conditions"
     manifest = json.loads((lab / "plain" / "model" / "pipeline.json").read_text("utf-8"))
     assert "conditions" not in manifest, "a model without conditions has another manifest"
 

@@ -1,5 +1,6 @@
 """Conditions of a UNet: where vectors and maps enter it, and what stays as it was."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -44,6 +45,7 @@ def test_every_way_in_changes_the_prediction(condition):
 
 
 def test_one_hot_vector_takes_a_row_of_the_table_and_several_their_sum():
+    keras.utils.set_random_seed(0)
     (condition, *_) = VECTORS
     unet, plain = UNet(**SIZES, conditions=[condition]), UNet(**SIZES)
     table = unet.get_layer("digit_rows").kernel.numpy()
@@ -58,7 +60,8 @@ def test_one_hot_vector_takes_a_row_of_the_table_and_several_their_sum():
         was = bias.numpy()
         bias.assign(was + table[rows].sum(axis=0))
         one = {key: value[k : k + 1] for key, value in inputs.items() if key != "digit"}
-        np.testing.assert_allclose(plain(one), told[k : k + 1], atol=2e-6)
+        # Rows are added to the bias here and to the sum there: float32 rounds them differently.
+        np.testing.assert_allclose(plain(one), told[k : k + 1], atol=1e-5)
         bias.assign(was)
 
 

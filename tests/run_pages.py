@@ -100,6 +100,7 @@ SHORT = (
         "UNet(channels=16, norm_groups=4, channel_multipliers=(1,), attention_levels=())",
     ),
     (r"--(height|width) 2048", r"--\1 64"),
+    (r"step-00010000", "step-00000001"),
     (r"\(128, 128\)", "(32, 32)"),
     (r"\(64, 0, 128, 128\)", "(16, 0, 32, 32)"),
     (r"generate (--model runs/sd15)", r"generate --steps 2 \1"),
@@ -402,7 +403,8 @@ def main(pages):
         for page in chosen(pages):
             failures += run_page(page, done)
             if page == "README.md":
-                shutil.copytree("runs/ldm", "runs/other")
+                for name in ("other", "small"):
+                    shutil.copytree("runs/ldm", f"runs/{name}")
         os.chdir(ROOT)
     print("\n".join(failures))
     return 1 if failures else 0

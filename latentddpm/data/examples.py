@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 PER_CONDITION = ("dropped", "bits")
-"""What is drawn for each condition of an example."""
+"""Random draws of each condition of an example."""
 TEXT = "text"
 """Name of text among the dropouts."""
 

@@ -46,7 +46,7 @@ from latentddpm.utils import arrays
 from latentddpm.utils.arrays import Array
 
 Context = Array | Mapping[str, Array]
-"""What a network is told: one array (B, …), or a mapping from its inputs to theirs."""
+"""Inputs that a network is told: one array (B, …), or a mapping from its inputs to theirs."""
 
 Network = Callable[[Array, Array, Context], Array]  # (noisy_latents, timesteps, context)
 

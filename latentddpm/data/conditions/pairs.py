@@ -40,7 +40,7 @@ FOUND = np.dtype(
         ("width", "<u4"),
     ]
 )
-"""What is kept of a pair: a digest of its place, the stamp of its file, the digest of its bytes,
+"""Record of a pair: a digest of its place, the stamp of its file, the digest of its bytes,
 and its size in pixels, 0 for none."""
 
 

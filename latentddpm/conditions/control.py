@@ -53,9 +53,9 @@ class ControlCondition(Condition):
         if not settings.trained:
             return None
         suffix = settings.suffix
-        if settings.source == "picture" and not settings.column:
+        if settings.kind == "picture" and not settings.column:
             suffix = suffix or SUFFIX
-        return cls(source=settings.source, column=settings.column, suffix=suffix)
+        return cls(source=settings.kind, column=settings.column, suffix=suffix)
 
     @property
     def pair(self) -> ConditionConfig | None:

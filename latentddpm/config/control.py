@@ -49,11 +49,6 @@ class ControlConfig(Section):
         return self
 
     @property
-    def source(self) -> str:
-        """Kind of the pictures, "none" for no ControlNet."""
-        return self.kind
-
-    @property
     def trained(self) -> bool:
         """True where the run trains a ControlNet."""
-        return self.source != "none"
+        return self.kind != "none"

@@ -293,5 +293,5 @@ def test_a_control_net_needs_a_finished_model_of_images(lab, tmp_path):
 
 
 def test_a_run_without_control_is_what_it_was():
-    assert DiffusionRun().control.source == "none"
+    assert DiffusionRun().control.kind == "none"
     assert not DiffusionRun().control.trained

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny import step_by_step
 
 import latentddpm
@@ -12,6 +13,7 @@ TESTS = Path(__file__).resolve().parents[1]
 EXAMPLE = TESTS.parent / "examples" / "train_in_python.py"
 
 
+@pytest.mark.slow
 def test_it_leaves_a_model_that_generates(tmp_path):
     spec = importlib.util.spec_from_file_location("train_in_python", EXAMPLE)
     example = importlib.util.module_from_spec(spec)

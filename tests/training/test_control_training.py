@@ -57,7 +57,8 @@ def run(lab, out, steps=2, control=None, **options):
     recipe = {**RECIPE, "init": str(lab / "base")}
     recipe["training"] = {**recipe["training"], "num_steps": steps}
     recipe["control"] = control or recipe["control"]
-    return train_diffusion(recipe, lab / "data", None, out, quiet=True, **options)
+    with step_by_step():
+        return train_diffusion(recipe, lab / "data", None, out, quiet=True, **options)
 
 
 def settings(lab, *overrides):

@@ -173,7 +173,7 @@ def of_digits(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("engine", ["keras", "onnx"])
+@pytest.mark.parametrize("engine", [pytest.param("keras", marks=pytest.mark.slow), "onnx"])
 def test_labels_are_told_in_regions(engine, of_digits, masks):
     out, again = masks / "out.png", masks / "again.png"
     given = ("--label", "digit=1", "--label", "age=0.5", "--engine", engine, "--out", out)

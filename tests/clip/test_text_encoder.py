@@ -85,6 +85,7 @@ def test_config_is_complete():
     assert first.get_layer("encoder_block_0").compute_dtype == "bfloat16", "for layers too"
 
 
+@pytest.mark.slow
 def test_archive_loads_in_a_fresh_process(encoder, token_ids, tmp_path):
     encoder.save(tmp_path / "text_encoder.keras")
     np.save(tmp_path / "token_ids.npy", token_ids)

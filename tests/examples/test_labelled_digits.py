@@ -77,6 +77,7 @@ def test_ink_is_the_mean_of_the_white_pixels(data):
         assert row["ink"] == pytest.approx(ink, abs=1 / 255), row
 
 
+@pytest.mark.slow
 def test_tags_are_what_the_pictures_show(example, data, judge):
     rows = table(data / "tags")[::20]
     pictures = np.stack([pixels(data / "tags", row) for row in rows])

@@ -60,7 +60,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(scope="module", params=["onnx", pytest.param("litert", marks=pytest.mark.slow)])
 def kind(request):
     for tool in EXPORTS[request.param]:
         pytest.importorskip(tool)

@@ -76,6 +76,7 @@ def test_it_is_compiled_and_fitted_on_pictures():
     assert history["loss"][-1] < before, f"expected to learn: {history}, {before} before"
 
 
+@pytest.mark.slow
 def test_it_is_exported_without_having_been_called(tmp_path):
     autoencoder = tiny_autoencoder(**QUICK_AUTOENCODER)
     autoencoder.export(tmp_path / "saved", verbose=False)

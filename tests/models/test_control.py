@@ -37,8 +37,7 @@ def without(told):
     return {name: value for name, value in told.items() if name != "control"}
 
 
-@pytest.mark.parametrize("context_dim", [None, 16])
-@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+@pytest.mark.parametrize(("context_dim", "size"), [(None, (4, 6)), (16, (5, 7))])
 def test_at_first_it_changes_no_bit_of_the_prediction(context_dim, size):
     base = unet(context_dim=context_dim)
     controlled = ControlledUNet(base, [ControlNet.from_unet(base)])
@@ -90,7 +89,7 @@ def test_zero_residuals_give_the_numbers_of_the_unet_bit_for_bit():
     assert weights_digest(residual) == weights_digest(base)
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("factor", [1, 8, 16])
 def test_the_hint_brings_a_picture_to_the_size_of_the_latents(factor):
     control = ControlNet.from_unet(unet(), hint_channels=hint_channels(factor))
     perturb(control)

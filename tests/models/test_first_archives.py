@@ -58,7 +58,7 @@ def test_the_model_folder_draws_what_it_drew(tmp_path):
     [
         "import keras, latentddpm",
         "import latentddpm, keras",
-        "import latentddpm.models, keras",
+        pytest.param("import latentddpm.models, keras", marks=pytest.mark.slow),
     ],
 )
 def test_keras_loads_every_archive_in_a_new_process(imports, tmp_path):

@@ -149,6 +149,7 @@ def test_a_run_of_the_command_line_names_the_folder_and_generates(lab, tmp_path)
     assert "hint_channels: [16]" in info.output
 
 
+@pytest.mark.slow
 def test_a_run_on_latents_with_text_is_drawn_with(tmp_path):
     few_emoji(tmp_path / "data")
     base = quick_model()

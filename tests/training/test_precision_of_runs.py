@@ -93,6 +93,7 @@ def test_a_precision_that_is_named_is_taken_without_a_word(name, machine):
     assert settle_precision(config) == (config, "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bfloat16")
 def test_a_run_goes_on_in_its_own_precision_on_another_machine(lab, machine):
     """And as if it had not changed: every byte of the run that stayed."""

@@ -165,6 +165,7 @@ def state_of(run, step=STEPS):
     return load_file(run / "checkpoints" / f"step-{step:08d}" / "state.safetensors")
 
 
+@pytest.mark.slow
 def test_a_text_encoder_that_does_not_train_is_read_again(clip_run, tmp_path):
     """It stays out of checkpoints, and the run goes on with it to the same bytes."""
     lab, train, model = clip_run

@@ -241,6 +241,7 @@ def test_a_model_with_further_conditions_begins_as_it_was(lab, tmp_path, base):
     np.testing.assert_array_equal(np.asarray(unet({**inputs, **told})), expected)
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_a_lora_of_a_conditioned_model_is_told_the_same(lab, tmp_path):
     lora, run = {"rank": 2}, tmp_path / "run"
@@ -259,6 +260,7 @@ def test_a_lora_of_a_conditioned_model_is_told_the_same(lab, tmp_path):
     assert "LoRA" in said, said
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_a_distillation_is_guided_by_the_conditions(lab, tmp_path):
     given = started(lab / "told" / "model", COLOUR, distill={"kind": "lcm"})

@@ -15,6 +15,7 @@ import yaml
 
 from latentddpm.config import COMMANDS, Section
 from latentddpm.errors import UserError, nearest, one_line
+from latentddpm.packaged import packaged_files
 
 Run = TypeVar("Run", bound=Section)
 
@@ -29,7 +30,8 @@ def load_config(
 
     Args:
         kind: class of the settings, such as `config.DiffusionRun`.
-        path: YAML file with the settings that differ from the defaults; None for none.
+        path: YAML file with the settings that differ from the defaults, or the name of a ready
+            one such as "small-64-vae"; None for none.
         overrides: each `section.key=value`, with the value in YAML; they override the file.
         given: top-level keys, which override both; None for one that is not given.
 
@@ -43,10 +45,9 @@ def load_config(
     source = "config"
     if path is not None:
         source = str(path)
+        file = find_config(path)
         try:
-            settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such config file") from None
+            settings = yaml.safe_load(file.read_text("utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not YAML: {one_line(error)}") from None
         if not isinstance(settings, dict):
@@ -57,13 +58,41 @@ def load_config(
     return parse_config(kind, settings, f"{source}: ")
 
 
+def ready_configs() -> dict[str, Path]:
+    """Configurations that ship: name → file."""
+    return packaged_files("configs")
+
+
+def find_config(path: str | Path) -> Path:
+    """File of a configuration. A file in the working directory comes before a ready one.
+
+    Args:
+        path: of a YAML file, or the name of a configuration that ships, such as "small-64-vae".
+
+    Raises:
+        UserError: there is neither; the message has the nearest name.
+    """
+    path, ready = Path(path), ready_configs()
+    if path.is_file():
+        return path
+    name = path.name.removesuffix(".yaml")
+    if path.parts[:-1] in ((), ("configs",)) and name in ready:
+        return ready[name]
+    if path.is_dir():
+        raise UserError(
+            f"{path}: is a folder, expected a YAML file; latentddpm configs lists some"
+        )
+    hint = nearest(name, ready) or "; latentddpm configs lists the ready ones"
+    raise UserError(f"{path}: no such config file{hint}")
+
+
 def as_config(kind: type[Run], config: Run | dict[str, Any] | str | Path) -> Run:
     """Settings from any of the forms that a function accepts.
 
     Args:
         kind: class of the settings, such as `config.DiffusionRun`.
-        config: settings of that class, a dictionary of those that differ from the defaults, or
-            the path of such a YAML file.
+        config: settings of that class, a dictionary of those that differ from the defaults, the
+            path of such a YAML file, or the name of a ready one.
 
     Returns:
         Settings of class `kind`.

@@ -19,7 +19,7 @@ PACKAGE = Path(latentddpm.__file__).parent
 # The rooms (folders of the package) in the order of imports: a module imports from its own room
 # and from those before it. Rooms side by side (|) do not import each other.
 FLOW = """
-errors | choices → config → config_file → utils → conditions → distribution → clip
+errors | choices | packaged → config → config_file → utils → conditions → distribution → clip
 → diffusion | models → graphs → engines → data → pipeline → export | interop → generation
 → evaluation → training → info → cli → __main__
 """

@@ -5,10 +5,11 @@
     generate  generate
     evaluate  evaluate
     models    info, merge, convert, export
+    help      configs, help
 
-These modules hold no algorithms and import neither Keras nor TensorFlow, so `--help` answers at
-once; a command imports what it needs when it runs. Results go to stdout, everything else to
-stderr. Exit codes: see `usage`.
+These modules hold no algorithms and import neither Keras nor TensorFlow, so `--help` and the
+shell's completion answer at once; a command imports what it needs when it runs. Results go to
+stdout, everything else to stderr. Exit codes: see `usage`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import click
 
 from latentddpm import __version__
-from latentddpm.cli import data, evaluate, generate, models, train
+from latentddpm.cli import data, evaluate, generate, models, shipped, train
+from latentddpm.cli.completion import SHELLS, print_completion
 from latentddpm.cli.usage import Commands
 
 
@@ -26,21 +28,34 @@ from latentddpm.cli.usage import Commands
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__)
+@click.option(
+    "--completion",
+    type=click.Choice(SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=print_completion,
+    help="Print a shell's completion script; exit.",
+)
 def main() -> None:
     """Train and run latent diffusion models in Keras 3.
 
     \b
     From your images to your model:
-      latentddpm train-vae       --data DIR --config configs/small-64-vae.yaml --out runs/vae
-      latentddpm train-diffusion --data DIR --vae runs/vae --config ... --out runs/ldm
-      latentddpm generate        --prompt "red apple" --model runs/ldm
+      latentddpm train-vae --data DIR --config small-64-vae --out runs/vae
+      latentddpm train-diffusion --data DIR --config small-64-diffusion \\
+          --vae runs/vae --out runs/ldm
+      latentddpm generate --prompt "red apple" --model runs/ldm
     """
 
 
-for one in (
-    *(data.doctor, data.pack, data.encode),
-    *(train.train_vae, train.train_diffusion),
-    *(generate.generate, evaluate.evaluate),
-    *(models.info, models.merge, models.convert, models.export),
-):
-    main.add_command(one)
+GROUPS = {
+    "Data": (data.doctor, data.pack, data.encode),
+    "Train": (train.train_vae, train.train_diffusion),
+    "Generate and evaluate": (generate.generate, evaluate.evaluate),
+    "Models and runs": (models.info, models.merge, models.convert, models.export),
+    "Help": (shipped.configs, shipped.show_page),
+}
+"""Title in `--help` → its commands."""
+
+for title, commands in GROUPS.items():
+    main.add_group(title, commands)

@@ -7,16 +7,17 @@ from pathlib import Path
 import click
 
 from latentddpm.choices import PRECISIONS
+from latentddpm.cli import completion
 from latentddpm.cli.options import FOLDER, catalog_option, data_option, strict_option
 from latentddpm.cli.usage import command
-from latentddpm.distribution.processes import parse_strategy
+from latentddpm.distribution.processes import STRATEGIES, parse_strategy
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
 from latentddpm.utils.startup import import_keras
 
 
 @click.command()
-@click.argument("data", metavar="DATA")
+@click.argument("data", metavar="DATA", shell_complete=completion.data)
 @click.option("--resolution", type=int, help="Report images with a side shorter than this.")
 @click.option(
     "--caption-template",
@@ -71,6 +72,7 @@ def doctor(
     "kind",
     default="tar",
     show_default=True,
+    shell_complete=completion.among("tar", "tfrecord", "array-record"),
     help="tar (WebDataset), tfrecord, array-record.",
 )
 @click.option("--shard-size", default="512MB", show_default=True, help="Bytes per shard.")
@@ -87,7 +89,13 @@ def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
 
 @click.command()
 @data_option
-@click.option("--vae", type=FOLDER, required=True, help="Model folder or finished train-vae run.")
+@click.option(
+    "--vae",
+    type=FOLDER,
+    required=True,
+    shell_complete=completion.models,
+    help="Model folder or finished train-vae run.",
+)
 @click.option("--out", type=FOLDER, required=True, help="Folder of the latents cache.")
 @catalog_option
 @click.option("--resolution", type=int, help="Side in pixels [default: the model's own].")
@@ -99,12 +107,14 @@ def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
     "--precision",
     default="float32",
     show_default=True,
+    shell_complete=completion.among(*PRECISIONS),
     help=f"{', '.join(PRECISIONS)}; as data.latents_precision of the training.",
 )
 @click.option(
     "--strategy",
     default="auto",
     show_default=True,
+    shell_complete=completion.among(*STRATEGIES),
     help="multi-worker: each process encodes a part.",
 )
 @strict_option

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from latentddpm.choices import PROJECTIONS
+from latentddpm.cli import completion
 from latentddpm.cli.evaluate_options import check_used, default_parts, drawing_options
 from latentddpm.cli.options import (
     FOLDER,
@@ -50,6 +52,7 @@ from latentddpm.cli.usage import command
 )
 @click.option(
     "--split",
+    shell_complete=completion.among("all", "training", "validation"),
     help="all, training, validation: split as in a training run with the next two options "
     "[default: training with --generator, else validation with --denoise, else all].",
 )
@@ -57,7 +60,9 @@ from latentddpm.cli.usage import command
     "--validation-fraction", type=float, help="[default: that of the model's run; else 0.05]."
 )
 @click.option(
-    "--validation-by", help="path or caption [default: that of the model's run; else path]."
+    "--validation-by",
+    shell_complete=completion.among("path", "caption"),
+    help="path or caption [default: that of the model's run; else path].",
 )
 @click.option("--limit", type=click.IntRange(1), help="Images at most, spread evenly over all.")
 @click.option(
@@ -78,7 +83,13 @@ from latentddpm.cli.usage import command
     show_default=True,
     help="Timesteps per image, at most; the schedule's number for all of them.",
 )
-@click.option("--projection", default="tsne", show_default=True, help="Of --latents: tsne, umap.")
+@click.option(
+    "--projection",
+    default="tsne",
+    show_default=True,
+    shell_complete=completion.among(*PROJECTIONS),
+    help="Of --latents: tsne, umap.",
+)
 @click.option(
     "--group-by",
     metavar="COLUMN",

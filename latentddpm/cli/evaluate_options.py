@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
+from latentddpm.cli import completion
 from latentddpm.cli.options import FOLDER, engine_option
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -50,9 +51,15 @@ def drawing_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--guidance-scale", type=float, help="1 = none [default: the model's]."),
         click.option(
-            "--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's]."
+            "--timestep-spacing",
+            shell_complete=completion.among(*TIMESTEP_SPACINGS),
+            help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's].",
         ),
-        click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's]."),
+        click.option(
+            "--sampler",
+            shell_complete=completion.among(*SAMPLERS),
+            help=f"{', '.join(SAMPLERS)} [default: the model's].",
+        ),
         click.option(
             "--steps", "num_steps", type=int, help="Sampler steps [default: the model's]."
         ),

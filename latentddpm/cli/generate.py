@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from latentddpm.choices import SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
+from latentddpm.choices import JIT, SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
+from latentddpm.cli import completion
 from latentddpm.cli.options import (
     FOLDER,
     NAMED_NUMBER,
@@ -39,20 +40,42 @@ from latentddpm.cli.usage import command
     "pictures",
     multiple=True,
     metavar="[NAME=]FILE",
+    shell_complete=completion.data,
     help="Picture that a condition is told, such as line art.",
 )
-@click.option("--model", type=FOLDER, help="Model folder or ready model [default: emoji-128].")
+@click.option(
+    "--model",
+    type=FOLDER,
+    shell_complete=completion.models,
+    help="Model folder or ready model [default: emoji-128].",
+)
 @lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
 @click.option("--steps", "num_steps", type=int, help="Sampler steps [default: the model's].")
-@click.option("--sampler", help=f"{', '.join(SAMPLERS)} [default: the model's].")
-@click.option("--timestep-spacing", help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's].")
-@click.option("--sigma-spacing", help=f"Of samplers in sigma: {', '.join(SIGMA_SPACINGS)}.")
+@click.option(
+    "--sampler",
+    shell_complete=completion.among(*SAMPLERS),
+    help=f"{', '.join(SAMPLERS)} [default: the model's].",
+)
+@click.option(
+    "--timestep-spacing",
+    shell_complete=completion.among(*TIMESTEP_SPACINGS),
+    help=f"{', '.join(TIMESTEP_SPACINGS)} [default: the model's].",
+)
+@click.option(
+    "--sigma-spacing",
+    shell_complete=completion.among(*SIGMA_SPACINGS),
+    help=f"Of samplers in sigma: {', '.join(SIGMA_SPACINGS)}.",
+)
 @click.option(
     "--eta", type=NUMBERS, help="Of ddim: 0 draws no noise, 1 as much as ddpm; a,b,… one a step."
 )
-@click.option("--variance", help="Of ddpm, ddim, pc: small, large, learned_range (not ddim).")
+@click.option(
+    "--variance",
+    shell_complete=completion.among("small", "large", "learned_range"),
+    help="Of ddpm, ddim, pc: small, large, learned_range (not ddim).",
+)
 @click.option("--clip-sample/--no-clip-sample", default=None, help="Clip each clean estimate.")
 @click.option("--shift", type=float, help="Of flow models: above 1 more steps at high noise.")
 @click.option("--corrector-steps", type=int, help="Of pc: Langevin steps a level [default: 1].")
@@ -78,6 +101,7 @@ from latentddpm.cli.usage import command
 @click.option(
     "--autoguidance",
     metavar="MODEL[:SCALE]",
+    shell_complete=completion.models,
     help="Weaker model that guidance leads away from [default scale: 2].",
 )
 @click.option("--init-image", type=FOLDER, help="Picture to start from.")
@@ -98,6 +122,7 @@ from latentddpm.cli.usage import command
     "controls",
     multiple=True,
     metavar="RUN[:SCALE]",
+    shell_complete=completion.data,
     help="ControlNet to follow a picture with; may be given repeatedly.",
 )
 @click.option(
@@ -120,7 +145,11 @@ from latentddpm.cli.usage import command
 @strategy_option
 @engine_option
 @precision_option
-@click.option("--jit", help="auto, on, off: compile Keras's networks with XLA [default: auto].")
+@click.option(
+    "--jit",
+    shell_complete=completion.among(*JIT),
+    help="auto, on, off: compile Keras's networks with XLA [default: auto].",
+)
 @click.option("--no-cache", is_flag=True, help="Keep no traced functions for the next start.")
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")

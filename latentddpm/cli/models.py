@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from latentddpm.choices import CONVERSIONS, STORAGE
-from latentddpm.cli.options import FOLDER, model_option
+from latentddpm.choices import CONVERSIONS, EXPORTS, STORAGE
+from latentddpm.cli import completion
+from latentddpm.cli.options import FOLDER, model_option, storage_option
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError, check_choice
 from latentddpm.pipeline.control.folder import control_folder, read_control_folder
@@ -20,15 +21,27 @@ from latentddpm.utils.startup import import_keras
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, metavar="[PATH...]", shell_complete=completion.models)
 @click.option(
     "--plot", type=FOLDER, metavar="FILE", help="Plot the learning curves: .png, .svg, .pdf."
 )
 @command
 def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
-    """Describe a generated PNG, a model, a run, latents, a catalog or shards."""
+    """Describe a PNG, model, run, latents, data; without a path, this machine.
+
+    Without a path: versions, devices, memory, the cache, and the extras that are installed or
+    missing, with the commands that need them.
+    """
     from latentddpm.info import describe
 
+    if not paths and plot is None:
+        from latentddpm.info.machine import describe_machine
+
+        for line in describe_machine():
+            click.echo(line.replace(" missing ", click.style(" missing ", fg="yellow")))
+        return
+    if not paths:
+        raise UserError("--plot: expected the runs whose curves it plots")
     if plot is not None:
         from latentddpm.training.run.curves import plot_runs
 
@@ -44,9 +57,10 @@ def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
     multiple=True,
     required=True,
     metavar="FILE[:SCALE]",
+    shell_complete=completion.data,
     help="LoRA file or run; may be given repeatedly.",
 )
-@click.option("--storage", default="float32", show_default=True, help="float16 halves the files.")
+@storage_option
 @click.option("--out", type=FOLDER, required=True, help="New folder.")
 @command
 def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: bool) -> None:
@@ -75,9 +89,19 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
     "checkpoints/STEP.",
 )
 @click.option("--variant", help="Of the weight files in the folder, such as fp16.")
-@click.option("--to", "target", help="diffusers; with --model.")
-@click.option("--model", type=FOLDER, help="Model folder or ready model to write for others.")
-@click.option("--storage", default="float32", show_default=True, help="float16 halves the files.")
+@click.option(
+    "--to",
+    "target",
+    shell_complete=completion.among(*CONVERSIONS),
+    help="diffusers; with --model.",
+)
+@click.option(
+    "--model",
+    type=FOLDER,
+    shell_complete=completion.models,
+    help="Model folder or ready model to write for others.",
+)
+@storage_option
 @click.option("--out", type=FOLDER, required=True, help="New folder.")
 @command
 def convert(
@@ -143,9 +167,10 @@ def _convert_checkpoint(source: Path, out: Path, storage: str, quiet: bool) -> N
     "kind",
     default="keras",
     show_default=True,
+    shell_complete=completion.among(*EXPORTS),
     help="keras, graphs, saved-model, onnx, litert.",
 )
-@click.option("--storage", default="float32", show_default=True, help="float16 halves .keras.")
+@storage_option
 @click.option("--out", type=FOLDER, help="New folder.")
 @command
 def export(model: Path, kind: str, storage: str, out: Path | None, quiet: bool) -> None:

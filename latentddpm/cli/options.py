@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from latentddpm.choices import ENGINES, PRECISIONS
+from latentddpm.choices import AUTO, ENGINES, PRECISIONS, STORAGE
+from latentddpm.cli import completion
+from latentddpm.distribution.processes import STRATEGIES
 
 FOLDER = click.Path(path_type=Path)
 
@@ -63,6 +65,7 @@ data_option = click.option(
     "--data",
     required=True,
     metavar="PLACE",
+    shell_complete=completion.data,
     help="Folder of images, or of shards; a shard; a pattern such as a-{00..99}.tar.",
 )
 catalog_option = click.option(
@@ -70,22 +73,41 @@ catalog_option = click.option(
 )
 strict_option = click.option("--strict", is_flag=True, help="Refuse data with unreadable images.")
 model_option = click.option(
-    "--model", type=FOLDER, required=True, help="Model folder or ready model."
+    "--model",
+    type=FOLDER,
+    required=True,
+    shell_complete=completion.models,
+    help="Model folder or ready model.",
 )
 lora_option = click.option(
     "--lora",
     "loras",
     multiple=True,
     metavar="FILE[:SCALE]",
+    shell_complete=completion.data,
     help="LoRA file or run to apply; may be given repeatedly.",
 )
 precision_option = click.option(
-    "--precision", help=f"auto, {', '.join(PRECISIONS)} [default: auto]."
+    "--precision",
+    shell_complete=completion.among(AUTO, *PRECISIONS),
+    help=f"auto, {', '.join(PRECISIONS)} [default: auto].",
 )
-engine_option = click.option("--engine", help=f"{', '.join(ENGINES)} [default: auto].")
+engine_option = click.option(
+    "--engine",
+    shell_complete=completion.among(*ENGINES),
+    help=f"{', '.join(ENGINES)} [default: auto].",
+)
+storage_option = click.option(
+    "--storage",
+    default="float32",
+    show_default=True,
+    shell_complete=completion.among(*STORAGE),
+    help="float16 halves the files of weights.",
+)
 strategy_option = click.option(
     "--strategy",
     default="auto",
     show_default=True,
+    shell_complete=completion.among(*STRATEGIES),
     help="auto, one, mirrored, mirrored:N, multi-worker.",
 )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentddpm.choices import AUTO, JIT, PRECISIONS
+from latentddpm.cli import completion
 from latentddpm.cli.options import (
     FOLDER,
     catalog_option,
@@ -38,20 +40,48 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
         strategy_option,
         click.option(
-            "--precision", help="auto, float32, bfloat16, float16 [default: the config's]."
+            "--precision",
+            shell_complete=completion.among(AUTO, *PRECISIONS),
+            help="auto, float32, bfloat16, float16 [default: the config's].",
         ),
-        click.option("--jit", help="auto, on, off: compile the step with XLA."),
+        click.option(
+            "--jit",
+            shell_complete=completion.among(*JIT),
+            help="auto, on, off: compile the step with XLA.",
+        ),
         click.option("--dry-run", is_flag=True, help="Print the configuration and sizes; stop."),
         strict_option,
-        click.option("--on-nan", help="stop or skip: a loss or gradient that is not finite."),
+        click.option(
+            "--on-nan",
+            shell_complete=completion.among("stop", "skip"),
+            help="stop or skip: a loss or gradient that is not finite.",
+        ),
         click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases as well."),
         click.option(
             "--allow-changes", is_flag=True, help="With --resume: accept other settings or data."
         ),
         click.option("--resume", is_flag=True, help="Go on from the newest checkpoint."),
-        click.option("--set", "overrides", multiple=True, metavar="K=V", help="Override a.b=c."),
-        click.option("--init", type=FOLDER, help="Model folder to fine-tune."),
-        click.option("--config", type=FOLDER, help="YAML with what differs from the defaults."),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="K=V",
+            shell_complete=completion.settings,
+            help="Override a.b=c.",
+        ),
+        click.option(
+            "--init",
+            type=FOLDER,
+            shell_complete=completion.models,
+            help="Model folder to fine-tune.",
+        ),
+        click.option(
+            "--config",
+            type=FOLDER,
+            metavar="NAME|FILE",
+            shell_complete=completion.configs,
+            help="YAML with what differs from the defaults, or a ready one (latentddpm configs).",
+        ),
         click.option("--out", type=FOLDER, required=True, help="Run folder."),
         catalog_option,
         data_option,
@@ -104,9 +134,14 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
 @click.option(
     "--vae",
     metavar="PATH|none",
+    shell_complete=completion.models,
     help="Model folder or finished train-vae run; none: on pixels [default: that of --init].",
 )
-@click.option("--distill", help="lcm: make --init a model that needs few steps.")
+@click.option(
+    "--distill",
+    shell_complete=completion.among("lcm"),
+    help="lcm: make --init a model that needs few steps.",
+)
 @click.option("--latents", type=FOLDER, help="Latents cache [default: OUT/latents].")
 @command
 def train_diffusion(

@@ -1,4 +1,4 @@
-"""Errors on the command line: one line on stderr, and an exit code.
+"""Commands in groups, and their errors: one line on stderr that names a page, and an exit code.
 
 Exit codes: 1 the system failed (disk, memory, permission) or a training diverged, 2 the input was
 wrong, 128 + n ended by signal n after saving (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1).
@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import re
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from latentddpm.cli.pages import with_page
 from latentddpm.errors import UserError, check_choice, nearest, one_line
 from latentddpm.utils.console import say, speaking
 
@@ -37,22 +40,77 @@ class Failure(click.ClickException):
         self.exit_code = exit_code
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"latentddpm: {self.message}", err=True)
+        name = painted("latentddpm:", fg="red", bold=True)
+        click.echo(f"{name} {self.message}", err=True, color=True)
 
 
 # Click ≥ 8.2 raises this for a bare `latentddpm`: not an error, its message is the help.
 HELP_IS_WANTED = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
+def wants_colour(environment: Mapping[str, str] = os.environ) -> bool | None:
+    """True or False where the user says whether output has colours; None: on a terminal only.
+
+    Args:
+        environment: `NO_COLOR` of any value and `TERM=dumb` mean none; `FORCE_COLOR` means
+            colours in a file or a pipe too.
+    """
+    if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
+        return False
+    return True if environment.get("FORCE_COLOR") else None
+
+
+def painted(text: str, **style: Any) -> str:
+    """Text for stderr, in a style of `click.style` where it has colours.
+
+    Args:
+        text: one line.
+        style: such as `fg="yellow"`.
+    """
+    wanted = wants_colour()
+    return (
+        click.style(text, **style) if wanted or (wanted is None and sys.stderr.isatty()) else text
+    )
+
+
 class Commands(click.Group):
-    """Group of all commands, which reports click's own errors in one line too."""
+    """Commands in groups, as `--help` lists them; click's own errors are one line too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups: dict[str, list[str]] = {}
+
+    def add_group(self, title: str, commands: Sequence[click.Command]) -> None:
+        """Add commands below one title.
+
+        Args:
+            title: of the group.
+            commands: in the order of `--help`.
+        """
+        for one in commands:
+            self.add_command(one)
+        self.groups[title] = [one.name for one in commands if one.name]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for names in self.groups.values() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.list_commands(ctx)))
+        for title, names in self.groups.items():
+            limit = formatter.width - width - 6
+            rows = [
+                (f"{name:{width}}", self.commands[name].get_short_help_str(limit))
+                for name in names
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with one_line_usage():
-            return super().make_context(*args, **kwargs)
+            return super().make_context(*args, color=wants_colour(), **kwargs)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if not args[0].startswith("-"):
+        if not args[0].startswith("-") and not ctx.resilient_parsing:
             check_choice("command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
@@ -104,7 +162,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             message = one_line(error)
             if isinstance(error, UserError):
-                raise Failure(name_option(message), 2) from None
+                name = click.get_current_context().info_name or ""
+                raise Failure(with_page(name_option(message), error, name), 2) from None
             raise Failure(message, 1) from None
         except Exception as error:
             if traceback or type(error).__name__ != NO_MEMORY:
@@ -159,4 +218,4 @@ def name_option(message: str) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
     """Print a warning as one line; those of other libraries are dropped."""
     if "latentddpm" in getattr(category, "__module__", "") or category is UserWarning:
-        say(f"warning: {one_line(message)}")
+        say(f"{painted('warning:', fg='yellow')} {one_line(message)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from latentddpm.config_file import find_config, load_config, ready_configs
 from latentddpm.data.images import UnreadableImage, examine_image
 from latentddpm.data.pictures.stored import FLOAT_BITS
 from latentddpm.data.sources.kinds import ARRAYS_READ, PICTURES_READ
@@ -48,13 +49,17 @@ def describe(path: str | Path, quiet: bool = False) -> str:
     path, place = str(path), Path(path)
     if ready := ready_model(place):
         return "\n".join(weights.describe_model(ready))
+    configs = ready_configs()
+    if path in configs and not place.exists():
+        return "\n".join(_configuration(place, quiet))
     if "{" in path or "://" in path:
         if (shards := data.find_shards(path)) is None:
             raise UserError(f"{path}: no shards there")
         return "\n".join(data.describe_shards(shards, quiet))
     if not place.exists():
         names = ready_names()
-        hint = nearest(place.name, names) or f" (ready models: {', '.join(names)})" * bool(names)
+        hint = nearest(place.name, [*names, *configs])
+        hint = hint or f" (ready models: {', '.join(names)})" * bool(names)
         raise UserError(f"{path}: no such file or folder{hint}")
     for is_kind, lines in FOLDERS if place.is_dir() else FILES:
         if is_kind(place):
@@ -128,10 +133,8 @@ def _array(path: Path, quiet: bool) -> Lines:
 
 def _configuration(path: Path, quiet: bool) -> Lines:
     """Sections of a configuration, and the command that it is for."""
-    from latentddpm.config_file import load_config
-
     try:
-        sections = yaml.safe_load(path.read_text("utf-8")) or {}
+        sections = yaml.safe_load(find_config(path).read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({error})") from None
     problems = {}

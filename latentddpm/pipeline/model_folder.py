@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from latentddpm.choices import FIRST_STAGES
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.graphs.entries import describe_graphs, find_graph
+from latentddpm.packaged import packaged_folders
 from latentddpm.pipeline.recognise import MANIFEST, recognise
 from latentddpm.pipeline.weight_files import (
     NEVER,
@@ -220,8 +221,7 @@ def ready_names() -> list[str]:
 
 def ready_models() -> list[Path]:
     """Folders that hold the models that ship: inside the wheel, or beside the package."""
-    here = Path(__file__).resolve().parent.parent
-    return [path for path in (here / "weights", here.parent / "weights") if path.is_dir()]
+    return packaged_folders("weights")
 
 
 def read_model_folder(path: str | Path, verify: bool = True) -> ModelFolder:

@@ -75,7 +75,7 @@ def train_vae(
 
     Args:
         config: settings, as an `AutoencoderRun`, a dictionary of those that differ from the
-            defaults, or the path of such a YAML file.
+            defaults, the path of such a YAML file, or the name of a ready one.
         data: folder of images or shards; see `data.sources.open.open_source`.
         out: run folder.
         catalog: folder of the catalog; None for `out/catalog`.
@@ -94,7 +94,7 @@ def train_vae(
 
     Example:
         ```python
-        autoencoder = train_vae("configs/small-64-vae.yaml", "photos", "runs/vae")
+        autoencoder = train_vae("small-64-vae", "photos", "runs/vae")
         ```
     """
     plan = plan_vae(

@@ -72,7 +72,7 @@ def train_diffusion(
 
     Args:
         config: settings, as a `DiffusionRun`, a dictionary of those that differ from the
-            defaults, or the path of such a YAML file.
+            defaults, the path of such a YAML file, or the name of a ready one.
         data: folder of images or shards; see `data.sources.open.open_source`.
         vae: model folder or finished `train-vae` run; the text "none" to train on pixels; None
             for the first stage of `config.init`.
@@ -94,7 +94,7 @@ def train_diffusion(
 
     Example:
         ```python
-        config = "configs/small-64-diffusion.yaml"
+        config = "small-64-diffusion"
         model = train_diffusion(config, "photos", "runs/vae", "runs/ldm")
         images = model.generate("a red boat", num_images=4)
         ```

@@ -182,5 +182,5 @@ def smaller_plan(config: AutoencoderRun | DiffusionRun, factor: int = 1) -> str:
             ways = ["data.resolution=32"] * (resolution > 32) + ways
     if not ways or config.init:
         return f"shorter: --set training.num_steps={max(config.training.num_steps // 10, 1)}"
-    whole = f"--config configs/{file}.yaml, or " if file else ""
+    whole = f"--config {file}, or " if file else ""
     return f"smaller: {whole}--set {' --set '.join(ways)}"

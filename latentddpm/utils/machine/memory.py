@@ -39,10 +39,18 @@ def available_memory() -> int | None:
     return free_memory()
 
 
+def total_memory() -> int | None:
+    """Main memory in bytes that this process may use at most; None if it is unknown."""
+    total = _meminfo("MemTotal")
+    limit = _lines("/sys/fs/cgroup/memory.max")
+    if limit and limit[0] not in ("", "max"):
+        total.append(int(limit[0]))
+    return min(total, default=None)
+
+
 def free_memory() -> int | None:
     """Free main memory in bytes; None if it is unknown."""
-    lines = [line for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
-    free = [1024 * int(line.split()[1]) for line in lines]  # stated in kB
+    free = _meminfo("MemAvailable")
     limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if limit and used and limit[0] != "max":
         free.append(int(limit[0]) - int(used[0]))
@@ -110,6 +118,12 @@ def blank_weights() -> Iterator[None]:
 def is_blank() -> bool:
     """True inside `blank_weights`."""
     return _blank.get()
+
+
+def _meminfo(key: str) -> list[int]:
+    """Bytes of an entry of `/proc/meminfo`, which states kB; empty where there is none."""
+    lines = [line for line in _lines("/proc/meminfo") if line.startswith(f"{key}:")]
+    return [1024 * int(line.split()[1]) for line in lines]
 
 
 def _lines(path: str) -> list[str]:

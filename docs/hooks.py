@@ -1,6 +1,7 @@
 """Hooks of `mkdocs build`: pages that are made from the package, so that they cannot go stale.
 
     <!-- settings -->         every setting of `latentddpm.config`, on `reference/settings.md`
+    <!-- configurations -->   every ready configuration, on `reference/settings.md`
     <!-- commands -->         every command's help, on `reference/commands.md`
     <!-- read: TABLE -->      a table of what is read, on `reference/files.md`
     <!-- public names -->     the names of `latentddpm.__all__`, on `reference/index.md`
@@ -36,7 +37,8 @@ OUTSIDE = {
 LINK = re.compile(r"(?<!\\)(\]\()([^)\s]+)(\))")
 CODE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 MARK = re.compile(
-    r"^<!-- (settings|commands|public names|modules: [\w ]+|read: [\w ]+) -->$", re.MULTILINE
+    r"^<!-- (settings|configurations|commands|public names|modules: [\w ]+|read: [\w ]+) -->$",
+    re.MULTILINE,
 )
 
 
@@ -70,6 +72,18 @@ def settings_markdown() -> str:
             lines.append(f"| {' | '.join([key, who, *cells])} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def configurations_markdown() -> str:
+    """Every ready configuration: name, command, and the first sentence of its comment."""
+    from latentddpm.config_file import ready_configs
+    from latentddpm.info.configs import first_sentence, settings_by_command
+
+    rows = [
+        f"| `{name}` | {', '.join(settings_by_command(path))} | {first_sentence(path)} |"
+        for name, path in ready_configs().items()
+    ]
+    return "\n".join(["| name | command | what it trains |", "|---|---|---|", *sorted(rows)])
 
 
 def _section(annotation: Any, name: str = "") -> tuple[Any, str]:
@@ -287,6 +301,7 @@ def filled(markdown: str) -> str:
             return {"modules": modules_markdown, "read": read_markdown}[mark](argument)
         makers = {
             "settings": settings_markdown,
+            "configurations": configurations_markdown,
             "commands": commands_markdown,
             "public names": public_names_markdown,
         }

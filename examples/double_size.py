@@ -18,7 +18,7 @@ What is left, details that s×s pixels do not show, is the decoder's to learn, w
 
     python examples/double_size.py runs/ldm photos runs/doubled
     latentddpm train-vae --init runs/doubled --data photos \\
-        --config configs/emoji-128-vae.yaml --out runs/larger
+        --config emoji-128-vae --out runs/larger
 
 What comes out draws from words at once, for the UNet goes along.
 """

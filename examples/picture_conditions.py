@@ -2,8 +2,8 @@
 
     python examples/picture_conditions.py RUN --data DATA --out OUT [--count 64] [--seed 0]
 
-RUN is a finished run of `configs/emoji-128-lineart.yaml`, `configs/emoji-64-x2.yaml` or
-`configs/emoji-128-inpainting.yaml`, or any other with one condition of such a kind. The images are
+RUN is a finished run of `emoji-128-lineart`, `emoji-64-x2` or
+`emoji-128-inpainting`, or any other with one condition of such a kind. The images are
 the run's validation images, which it has not seen, spread over them. What is measured:
 
 edges            F1, with a tolerance of 1 pixel, between the edges of what was drawn and the line

@@ -263,7 +263,7 @@ def test_there_are_command_lines_to_parse():
 @pytest.mark.parametrize("page", PAGES)
 def test_options_in_the_text_exist(page):
     known = {name for one in main.commands.values() for p in one.params for name in p.opts}
-    known |= {"--help", "--version", *OTHERS_OPTIONS}
+    known |= {name for p in main.params for name in p.opts} | {"--help", *OTHERS_OPTIONS}
     named = {option for code in inline(PAGES[page]) for option in re.findall(r"^--[\w-]+", code)}
     assert named <= known, f"{page}: no command has {sorted(named - known)}"
 

@@ -107,7 +107,7 @@ def _resolver() -> tf.distribute.cluster_resolver.ClusterResolver:
     if "SLURM_PROCID" not in os.environ:
         raise UserError(
             "--strategy multi-worker: expected TF_CONFIG in the environment, or to be started by "
-            "srun; docs/guides/distributed.md shows both"
+            "srun; latentddpm help distributed shows both"
         )
     try:
         return tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=PORT)

@@ -401,7 +401,8 @@ def main(pages):
         files_of_a_reader(world)
         os.chdir(world)
         small = {path.stem: path for path in (world / "configs").glob("*.yaml")}
-        stack.enter_context(mock.patch("latentddpm.config_file.ready_configs", lambda: small))
+        ready = mock.patch("latentddpm.config_file.ready_configs", return_value=small)
+        stack.enter_context(ready)
         for page in chosen(pages):
             failures += run_page(page, done)
             if page == "README.md":

@@ -17,6 +17,7 @@ from latentddpm.cli.pages import page_of
 from latentddpm.cli.usage import wants_colour
 from latentddpm.config_file import ready_configs
 from latentddpm.errors import UserError
+from latentddpm.packaged import PACKAGE
 
 VARIABLE = "_LATENTDDPM_COMPLETE"
 
@@ -105,7 +106,8 @@ def test_bash_completes(tmp_path):
     ask += 'echo "${COMPREPLY[*]}"\n'
     done = subprocess.run(
         ["bash", "-c", script + ask],
-        env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        | {"PYTHONPATH": str(PACKAGE.parent)},
         capture_output=True,
         text=True,
         check=True,

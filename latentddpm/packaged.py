@@ -2,7 +2,7 @@
 
     weights/NAME/                   ready models
     configs/NAME.yaml               ready configurations
-    docs/NAME.md, docs/guides/…     pages of the documentation
+    docs/                           pages of the documentation
 
 They lie beside the package in the repository, and inside it in a wheel (`hatch_build.py`).
 """

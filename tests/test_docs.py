@@ -19,6 +19,7 @@ from tiny import step_by_step
 import latentddpm
 from latentddpm.cli import main
 from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.config.schema import config_schema
 from latentddpm.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -300,6 +301,42 @@ def test_every_setting_and_command_is_on_its_page():
     page = hooks.filled(PAGES["docs/reference/commands.md"])
     missing = [name for name in main.commands if f"## {name}\n" not in page]
     assert not missing, f"reference/commands.md lacks {missing}"
+
+
+def settings_of_the_schema(command):
+    """Every setting of a command's schema, as its page calls it, with its entry."""
+    schema = config_schema(command)
+    sections = schema["$defs"]
+    root = sections[schema["$ref"].rpartition("/")[2]]
+    for section, entry in root["properties"].items():
+        several = entry.get("additionalProperties")
+        inner = (several or entry).get("$ref")
+        if inner is None:
+            yield section, entry
+            continue
+        prefix = f"{section}.NAME" if several else section
+        for name, setting in sections[inner.rpartition("/")[2]]["properties"].items():
+            yield f"{prefix}.{name}", setting
+
+
+def limits_of(entry):
+    """Limits of a setting's values, as the page writes them."""
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    inside = [*entry.get("anyOf", []), *filter(None, [entry.get("items")])]
+    own = {f"{sign} {entry[key]:g}" for key, sign in signs.items() if key in entry}
+    return own.union(*map(limits_of, inside))
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_the_page_of_settings_has_help_range_and_default_of_each(command):
+    page = hooks.filled(PAGES["docs/reference/settings.md"]).splitlines()
+    for name, entry in settings_of_the_schema(command):
+        rows = [row for row in page if row.startswith(f"| `{name}` |")]
+        wanted = [entry["description"].replace("|", "\\|"), *limits_of(entry)]
+        if entry["default"] not in (None, "", []):
+            wanted.append(hooks._yaml(entry["default"]))
+        there = any(all(one in row for one in wanted) for row in rows)
+        assert there, f"{name}: expected a row with {wanted}, found {rows}"
 
 
 def test_every_room_has_a_reference():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from latentddpm.config import COMMANDS, AutoencoderRun, DiffusionRun
 from latentddpm.config_file import find_config, load_config, ready_configs
 from latentddpm.errors import UserError
 
+WIDTH = 96
 END_OF_SENTENCE = re.compile(r"\.(?=\s+[A-Z-]|$)")
 
 
@@ -28,7 +30,8 @@ def list_configs() -> str:
         for name, path in ready.items():
             if command in settings[name]:
                 lines += [f"  {name:{width}}  {_sizes(settings[name][command])}"]
-                lines += [f"  {'':{width}}  {first_sentence(path)}"]
+                rows = textwrap.wrap(first_sentence(path), WIDTH - width)
+                lines += [f"  {'':{width}}  {row}" for row in rows]
     return "\n".join(lines[1:])
 
 

@@ -114,3 +114,6 @@ JIT = ("auto", "on", "off")
 
 PROJECTIONS = ("tsne", "umap")
 """Projections of latents to the plane, for `evaluate --latents`."""
+
+QUALITIES = ("draft", "good", "best")
+"""Qualities of `train --quality`, whose numbers are in `recipe.rules`."""

@@ -7,6 +7,7 @@ wrong value names what is expected.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -52,8 +53,7 @@ def load_config(
             raise UserError(f"{path}: not YAML: {one_line(error)}") from None
         if not isinstance(settings, dict):
             raise UserError(f"{path}: expected sections such as `data:`, found {settings!r}")
-    for override in overrides:
-        _override(settings, override)
+    override_settings(settings, overrides)
     settings |= {key: str(value) for key, value in given.items() if value is not None}
     return parse_config(kind, settings, f"{source}: ")
 
@@ -136,6 +136,24 @@ def dump_config(config: Section) -> str:
         config: of any class.
     """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def override_settings(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Change settings in nested dictionaries.
+
+    Args:
+        settings: changed in place.
+        overrides: each `section.key=value`, with the value in YAML.
+
+    Returns:
+        The same settings.
+
+    Raises:
+        UserError: an override that is malformed.
+    """
+    for override in overrides:
+        _override(settings, override)
+    return settings
 
 
 def _override(settings: dict[str, Any], override: str) -> None:

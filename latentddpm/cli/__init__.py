@@ -1,11 +1,12 @@
 """Command line: options → configuration → one call.
 
     data      doctor, pack, encode
+    whole     train
     train     train-vae, train-diffusion
     generate  generate
     evaluate  evaluate
     models    info, merge, convert, export
-    help      configs, help
+    shipped   configs, help
 
 These modules hold no algorithms and import neither Keras nor TensorFlow, so `--help` and the
 shell's completion answer at once; a command imports what it needs when it runs. Results go to
@@ -17,7 +18,7 @@ from __future__ import annotations
 import click
 
 from latentddpm import __version__
-from latentddpm.cli import data, evaluate, generate, models, shipped, train
+from latentddpm.cli import data, evaluate, generate, models, shipped, train, whole
 from latentddpm.cli.completion import SHELLS, print_completion
 from latentddpm.cli.usage import Commands
 
@@ -41,16 +42,20 @@ def main() -> None:
 
     \b
     From your images to your model:
+      latentddpm train --data DIR --out RUN
+      latentddpm generate --prompt "red apple" --model RUN
+
+    \b
+    Or step by step:
       latentddpm train-vae --data DIR --config small-64-vae --out runs/vae
       latentddpm train-diffusion --data DIR --config small-64-diffusion \\
           --vae runs/vae --out runs/ldm
-      latentddpm generate --prompt "red apple" --model runs/ldm
     """
 
 
 GROUPS = {
     "Data": (data.doctor, data.pack, data.encode),
-    "Train": (train.train_vae, train.train_diffusion),
+    "Train": (whole.train, train.train_vae, train.train_diffusion),
     "Generate and evaluate": (generate.generate, evaluate.evaluate),
     "Models and runs": (models.info, models.merge, models.convert, models.export),
     "Help": (shipped.configs, shipped.show_page),

@@ -25,6 +25,7 @@ from latentddpm.pipeline.recognise import (
     is_control,
     is_latents_cache,
     is_run,
+    is_whole_run,
     recognise,
 )
 from latentddpm.training.run.contract import COMMANDS
@@ -169,6 +170,7 @@ def _shards(path: Path, quiet: bool) -> Lines:
 
 
 KINDS = (
+    ("a run of train", is_whole_run, lambda path, quiet: runs.describe_whole_run(path)),
     ("a run", is_run, lambda path, quiet: runs.describe_run(path)),
     ("a model folder", _is_model, lambda path, quiet: weights.describe_model(path)),
     ("a ControlNet", is_control, lambda path, quiet: weights.describe_control(path)),

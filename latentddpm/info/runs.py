@@ -14,9 +14,12 @@ from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.model_folder import LORA, is_model
 from latentddpm.pipeline.recognise import is_control, is_run, recognise
 from latentddpm.pipeline.weight_files import convert_line
+from latentddpm.recipe.folder import read_plan, read_state
+from latentddpm.recipe.settings import PARTS
 from latentddpm.training.plan.first_stage import NONE
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.curves import LOG, VALIDATION, Curve, read_curves
+from latentddpm.utils.timing import clock
 
 CONFIG, CHECKPOINTS, RUN, STATE = "config.yaml", "checkpoints", "run.json", "state.safetensors"
 
@@ -69,6 +72,36 @@ def describe_run(path: Path) -> Iterator[str]:
         yield f"model      finished, in {path / 'model'}"
     else:
         yield "model      not finished; the command that began it goes on with --resume"
+
+
+def describe_whole_run(path: Path) -> Iterator[str]:
+    """Describe a whole run, of the command `train`: its plan and each of its trainings.
+
+    Args:
+        path: of its folder.
+
+    Yields:
+        Lines of text.
+
+    Raises:
+        UserError: its plan is damaged.
+    """
+    plan = read_plan(path)
+    state = read_state(path)
+    wish = f"quality {plan.goal.quality}"
+    if plan.goal.seconds is not None:
+        wish += f", in {clock(plan.goal.seconds)}, {clock(state['spent'])} of it spent"
+    yield f"run        {path}: train, {wish}"
+    yield f"data       {plan.data}"
+    for line in plan.commands(path):
+        yield f"repeats    {line}"
+    for part in PARTS:
+        if is_run(path / part):
+            yield from describe_run(path / part)
+    if is_model(path / "model"):
+        yield f"model      finished, in {path / 'model'}"
+    else:
+        yield f"model      not finished; latentddpm train --out {path} --resume goes on"
 
 
 def holds_runs(path: Path) -> bool:

@@ -43,6 +43,8 @@ from latentddpm.pipeline.weight_files import (
 
 MANIFEST = "pipeline.json"
 CONTROL_MANIFEST = "control.json"
+PLAN = "plan.yaml"
+"""Plan of a whole run, of the command `train`."""
 ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """LoRA in the folder that PEFT or diffusers saved."""
 
@@ -154,6 +156,26 @@ def is_run(path: Path) -> bool:
         return not (path / MANIFEST).is_file()
     return (path / ".lock").exists() and any(
         (path / name).is_dir() for name in ("latents", "catalog")
+    )
+
+
+def is_whole_run(path: Path) -> bool:
+    """True for the folder of a whole run, of the command `train`.
+
+    Args:
+        path: of the folder.
+    """
+    return (path / PLAN).is_file()
+
+
+def _whole_run(path: Path) -> Thing | None:
+    if not is_whole_run(path):
+        return None
+    where = shlex.quote(str(path))
+    if (path / "model").is_dir():
+        return Thing("a finished run of train", f"use it with --model {where}")
+    return Thing(
+        "a run of train that is not finished", f"latentddpm train --out {where} --resume goes on"
     )
 
 
@@ -299,7 +321,19 @@ def _several(path: Path) -> Thing | None:
 
 
 _FOLDERS: tuple[Callable[[Path], Thing | None], ...] = (
-    *(_export, _model, _control, _run, _checkpoint, _cache, _diffusers, _adapter, _hub, _several),
+    *(
+        _export,
+        _model,
+        _control,
+        _whole_run,
+        _run,
+        _checkpoint,
+        _cache,
+        _diffusers,
+        _adapter,
+        _hub,
+        _several,
+    ),
     _data,
 )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.model_folder import LORA
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.contract import Contract, compare, in_todays_words
-from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run
+from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run, TimeUp
 from latentddpm.utils import signals
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class Saver:
         self.step = step
 
     def stop_if_told(self, step: int, agreed: Callable[[bool], bool] | None) -> None:
-        """Save and stop the run, if a signal has come.
+        """Save and stop the run, if a signal has come or its deadline has passed.
 
         Args:
             step: optimizer steps so far.
@@ -208,9 +209,15 @@ class Saver:
 
         Raises:
             signals.Stopped: a signal has come.
+            TimeUp: the deadline of the run has passed.
         """
         signal = signals.pending(agreed)
         if signal is None:
+            late = self.run.deadline is not None and time.monotonic() > self.run.deadline
+            if late and step < self.run.training.num_steps:
+                if self.step != step:
+                    self.save(step)
+                raise TimeUp(step)
             return
         if self.step != step:
             self.save(step)

@@ -23,6 +23,18 @@ CHECKPOINTS, BEST, SAMPLES = "checkpoints", "best", "samples"
 CONFIG = "config.yaml"
 
 
+class TimeUp(Exception):
+    """Error that ends a training at its deadline, when its checkpoint is written.
+
+    Args:
+        step: of the checkpoint.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the time is up after step {step}")
+        self.step = step
+
+
 @dataclass(frozen=True)
 class Run:
     """Run: one training, as a command or a call describes it.
@@ -35,6 +47,8 @@ class Run:
         quiet: show no progress and no messages.
         strategy: from `distribution.strategy.make_strategy`; None for one device.
         downsample_factor: pixels per position of what the networks are trained on, along a side.
+        deadline: end of the training, as of `time.monotonic`, where a checkpoint is written and
+            `TimeUp` is raised; None for none. One process only.
     """
 
     config: AutoencoderRun | DiffusionRun
@@ -44,6 +58,7 @@ class Run:
     quiet: bool = False
     strategy: tf.distribute.Strategy | None = None
     downsample_factor: int = 1
+    deadline: float | None = None
 
     @property
     def training(self) -> TrainingConfig:

@@ -1,0 +1,1 @@
+"""Recipe of a whole run, from a folder to a model: facts, rules, measured times, plan, stages."""

@@ -1,0 +1,357 @@
+"""Rules of a recipe: facts of data and machine, and the wish → the values of its settings.
+
+Every rule is a function of facts, without Keras; `table.RULES` lists them with their reasons for
+the documentation. The numbers stand in the tables of this module, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from latentddpm import choices
+from latentddpm.choices import FIRST_STAGES
+from latentddpm.config import DiffusionRun
+from latentddpm.errors import UserError
+from latentddpm.recipe.facts import DataFacts, MachineFacts
+from latentddpm.training.plan.cost import cost_of
+
+NONE = FIRST_STAGES[1]
+"""First stage of a run on pixels."""
+OWN = "own"
+"""First stage that the recipe trains itself."""
+READY, READY_SIDE = "emoji-128", 128
+"""Model that ships, whose autoencoder may serve, and the side of its images."""
+PIXELS_SIDE = 32
+"""Side of images, at most, that a recipe diffuses as pixels."""
+SHORT_SECONDS = 1200.0
+"""Time below which no autoencoder is trained on a processor."""
+SMALL_SET = 500
+"""Number of images, at most, that makes a set a small one."""
+FEW_VALIDATION = 200
+"""Number of images below which a tenth of them validates, instead of a twentieth."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Quality that is wished for: the length and the sizes that it stands for.
+
+    Attributes:
+        passes: times that the UNet sees each image.
+        least, most: examples that it sees in all, whatever the number of images.
+        autoencoder_images: images that an autoencoder sees while it is trained.
+        side: of the images at most, in pixels: on a processor, on an accelerator.
+        psnr: reconstruction by the autoencoder that ships, in dB, from which on it is used; None
+            for never.
+        sizes: names of the UNet without a limit of time: on a processor, on an accelerator.
+    """
+
+    passes: int
+    least: int
+    most: int
+    autoencoder_images: int
+    side: tuple[int, int]
+    psnr: float | None
+    sizes: tuple[str, str]
+
+    def examples(self, images: int) -> int:
+        """Examples that the UNet sees.
+
+        Args:
+            images: number of images of the set.
+        """
+        return min(max(self.passes * images, self.least), self.most)
+
+
+_QUALITIES = (
+    Quality(200, 20_000, 500_000, 100_000, (64, 64), 22.0, ("small", "medium")),
+    Quality(400, 200_000, 3_000_000, 300_000, (64, 128), 26.0, ("medium", "large")),
+    Quality(800, 1_000_000, 20_000_000, 3_000_000, (128, 256), None, ("large", "huge")),
+)
+QUALITIES = dict(zip(choices.QUALITIES, _QUALITIES, strict=True))
+"""Name → quality."""
+
+UNETS: dict[str, dict[str, Any]] = {
+    "tiny": {"channels": 32, "num_res_blocks": 1, "attends": 8},
+    "small": {"channels": 64, "num_res_blocks": 1, "attends": 8},
+    "medium": {"channels": 96, "num_res_blocks": 1, "attends": 16},
+    "large": {"channels": 96, "num_res_blocks": 2, "attends": 16},
+    "huge": {"channels": 128, "num_res_blocks": 2, "attends": 32},
+}
+"""Name → sizes of a UNet, from the smallest; `attends` is the largest side of a level with
+attention."""
+BATCHES = {"draft": (32, 128), "good": (64, 128), "best": (64, 128)}
+"""Quality → examples of a step: on a processor, on an accelerator."""
+LEAST_AT_A_TIME = 4
+"""Examples that are computed at a time, at least."""
+MEMORY_SHARE, MEMORY_BASE = 0.8, 0.9e9
+"""Share of the free memory that a run may take, and bytes that it needs whatever it trains."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Goal of a recipe: what was asked for.
+
+    Attributes:
+        quality: one of `QUALITIES`.
+        seconds: of the whole run; None for as long as the quality takes.
+        vae: first stage that was named: a model, or "none"; None to choose.
+        init: model whose UNet is trained on; None from scratch.
+    """
+
+    quality: str = "draft"
+    seconds: float | None = None
+    vae: str | None = None
+    init: str | None = None
+
+    @property
+    def of_quality(self) -> Quality:
+        """What its quality stands for."""
+        return QUALITIES[self.quality]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Value of a rule, and the reason for it.
+
+    Attributes:
+        value: chosen.
+        reason: a few words.
+    """
+
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Recipe: values of all that the rules decide, but for the number of steps.
+
+    Attributes:
+        first_stage: "none", "own", or a model whose autoencoder serves.
+        resolution: of the images, in pixels.
+        unet: name of its size; None for that of the model it starts from.
+        batch_size: examples of a step.
+        accumulation_steps: parts that a batch is computed in.
+        reasons: name of a value → why it is so.
+    """
+
+    first_stage: str
+    resolution: int
+    unet: str | None
+    batch_size: int
+    accumulation_steps: int = 1
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+# --- The first stage and the resolution ----------------------------------------------------
+
+
+def may_use_ready(data: DataFacts, goal: Goal) -> bool:
+    """True where the autoencoder that ships is worth measuring on the images.
+
+    Args:
+        data: facts of the images.
+        goal: what is asked for.
+    """
+    asked = goal.vae is None and goal.init is None
+    return asked and goal.of_quality.psnr is not None and data.usual and data.side > PIXELS_SIDE
+
+
+def first_stage(data: DataFacts, machine: MachineFacts, goal: Goal) -> Chosen:
+    """First stage: pixels, the autoencoder that ships, or one of its own.
+
+    Args:
+        data: facts of the images, with `ready_psnr` where `may_use_ready`.
+        machine: facts of the machine.
+        goal: what is asked for.
+    """
+    if goal.init is not None:
+        return Chosen(goal.init, "that of the model it starts from")
+    if goal.vae is not None:
+        return Chosen(goal.vae, "as asked")
+    if data.side <= PIXELS_SIDE:
+        return Chosen(NONE, f"images of {data.side} pixels need no autoencoder")
+    needed, reached = goal.of_quality.psnr, data.ready_psnr
+    if needed is not None and reached is not None and reached >= needed:
+        return Chosen(READY, f"it reconstructs these images at {reached:.1f} dB, {needed:g} do")
+    short = goal.seconds is not None and goal.seconds < SHORT_SECONDS
+    if short and not machine.accelerator:
+        return Chosen(
+            NONE, f"an autoencoder takes more than {SHORT_SECONDS / 60:.0f} minutes here"
+        )
+    if reached is not None:
+        return Chosen(OWN, f"{READY} reconstructs these images at {reached:.1f} dB, {needed:g} do")
+    if needed is None:
+        return Chosen(OWN, f"quality {goal.quality} trains its own")
+    return Chosen(
+        OWN, f"{READY} does not fit images of {data.channels} channels of {data.bits} bits"
+    )
+
+
+def resolution(stage: str, data: DataFacts, machine: MachineFacts, goal: Goal) -> Chosen:
+    """Resolution of a recipe that trains its first stage, or has none.
+
+    Args:
+        stage: value of `first_stage`.
+        data: facts of the images.
+        machine: facts of the machine.
+        goal: what is asked for.
+    """
+    if stage == READY:
+        return Chosen(READY_SIDE, f"that of {READY}")
+    if stage == NONE:
+        side = max(min(data.side, PIXELS_SIDE) // 8 * 8, 8)
+        return Chosen(side, f"pixels are diffused up to {PIXELS_SIDE}")
+    most = goal.of_quality.side[machine.accelerator]
+    side = max(min(data.side, most) // 16 * 16, 16)
+    return Chosen(side, f"quality {goal.quality}" if side == most else "the images are no larger")
+
+
+# --- The UNet ------------------------------------------------------------------------------
+
+
+def unet_settings(name: str, side: int, data: DataFacts) -> dict[str, Any]:
+    """Section `unet:` of a size.
+
+    Args:
+        name: one of `UNETS`.
+        side: of what it denoises, latents or pixels.
+        data: facts of the images.
+    """
+    sizes = dict(UNETS[name])
+    attends = sizes.pop("attends")
+    count = 4 if name == "huge" and side >= 32 else 3 if side >= 24 else 2
+    while count > 1 and side % 2 ** (count - 1):
+        count -= 1
+    levels = [level for level in range(count) if side >> level <= attends] or [count - 1]
+    return {
+        **sizes,
+        "channel_multipliers": [1, 2, 3, 4][:count],
+        "attention_levels": levels,
+        "num_heads": 4,
+        "norm_groups": 8,
+        "dropout": 0.1 if data.images <= SMALL_SET else 0.05 if name in ("large", "huge") else 0.0,
+    }
+
+
+def learning_rate(name: str | None) -> float:
+    """Learning rate of the UNet's training.
+
+    Args:
+        name: of its size; None for a finished model that is trained on.
+    """
+    return {None: 1e-4, "huge": 2e-4}.get(name, 1e-3)
+
+
+def largest_unet(
+    rates: Mapping[str, float], data: DataFacts, machine: MachineFacts, goal: Goal, seconds: float
+) -> Chosen:
+    """Largest UNet that sees enough examples in a time; without one that of the quality.
+
+    Args:
+        rates: name of a size → seconds of an example; those that fit the memory.
+        data: facts of the images.
+        machine: facts of the machine.
+        goal: what is asked for.
+        seconds: left for the steps of the UNet, where the goal has a time.
+    """
+    quality = goal.of_quality
+    asked = quality.sizes[machine.accelerator]
+    known = list(UNETS)
+    usable = [name for name in known[: known.index(asked) + 1] if name in rates]
+    if not usable:
+        usable = [min(rates, key=known.index)]
+    if goal.seconds is None:
+        return Chosen(usable[-1], f"quality {goal.quality} on {machine.name}")
+    wanted = quality.examples(data.images)
+    fitting = [name for name in usable if rates[name] * wanted <= seconds]
+    if fitting:
+        return Chosen(fitting[-1], f"the largest that sees {wanted:,} examples in the time")
+    return Chosen(usable[0], "the smallest: the time is short")
+
+
+# --- Batch, memory and the rest ------------------------------------------------------------
+
+
+def batch(
+    config: DiffusionRun, factor: int, machine: MachineFacts, goal: Goal
+) -> tuple[int, int] | None:
+    """Batch size and the number of parts it is computed in; None where memory is too small.
+
+    Args:
+        config: with the UNet and the resolution.
+        factor: downsample factor of the first stage.
+        machine: facts of the machine.
+        goal: what is asked for.
+    """
+    size = BATCHES[goal.quality][machine.accelerator]
+    if machine.memory is None:
+        return size, 1
+    parts = 1
+    while size // parts >= LEAST_AT_A_TIME:
+        if memory_of(config, factor, size // parts) <= MEMORY_SHARE * machine.memory:
+            return size, parts
+        parts *= 2
+    return None
+
+
+def memory_of(config: DiffusionRun, factor: int, examples: int) -> float:
+    """Bytes that a training needs, by estimate: twice the feature maps of the examples.
+
+    Args:
+        config: with the UNet and the resolution.
+        factor: downsample factor of the first stage.
+        examples: computed at a time.
+    """
+    return MEMORY_BASE + 2 * 4 * cost_of(config, factor).numbers * examples
+
+
+def no_memory(needed: float, machine: MachineFacts) -> UserError:
+    """Error for a machine with less memory than the smallest plan needs.
+
+    Args:
+        needed: bytes.
+        machine: facts of it.
+    """
+    return UserError(
+        f"memory: the smallest plan needs about {needed / 1e9:.2g} GB, and {machine.name} has "
+        f"{(machine.memory or 0) / 1e9:.2g} GB free; close other programs, or train elsewhere"
+    )
+
+
+def validation_fraction(data: DataFacts) -> float:
+    """Share of validation images.
+
+    Args:
+        data: facts of the images.
+    """
+    return 0.1 if data.images < FEW_VALIDATION else 0.05
+
+
+def context_length(data: DataFacts) -> int:
+    """Tokens of a caption: those of a long one, as a multiple of 8, 8 … 77.
+
+    Args:
+        data: facts of the images.
+    """
+    return min(max(-(-data.tokens // 8) * 8, 8), 77)
+
+
+def ema_momentum(steps: int) -> float:
+    """Momentum of the EMA: an average over the last twentieth of the steps.
+
+    Args:
+        steps: of the training.
+    """
+    return round(min(max(1 - 20 / steps, 0.5), 0.9999), 5)
+
+
+def warmup_steps(steps: int) -> int:
+    """Steps over which the learning rate rises: 3 % of all, at most 500.
+
+    Args:
+        steps: of the training.
+    """
+    return min(max(steps * 3 // 100, 1), 500)

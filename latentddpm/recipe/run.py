@@ -1,0 +1,272 @@
+"""Whole run: from a folder of images to a model, stage by stage.
+
+    doctor ─► plan ─► autoencoder ─► latents, UNet ─► model
+
+Each stage is a run of its own that resumes by itself; one that is finished is not repeated. With a
+time, the number of the UNet's steps is settled once more after the autoencoder's training, before
+its own begins, and a training that is still too slow ends early, with a checkpoint, as a whole
+model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.config_file import load_config, override_settings
+from latentddpm.data.dataset import open_dataset
+from latentddpm.data.doctor.doctor import examine
+from latentddpm.pipeline.model_folder import is_model
+from latentddpm.recipe import budget, folder
+from latentddpm.recipe.facts import data_facts, machine_facts
+from latentddpm.recipe.folder import CATALOG, DIFFUSION, VAE, WrittenPlan
+from latentddpm.recipe.plan import Planner
+from latentddpm.recipe.report import doctor_lines, plan_lines
+from latentddpm.recipe.rules import OWN, Goal
+from latentddpm.recipe.settings import PARTS, lengths, split_overrides
+from latentddpm.training import autoencoder, diffusion
+from latentddpm.training.plan.plan import check_out, plan_diffusion, plan_vae
+from latentddpm.training.run import checkpoint
+from latentddpm.training.run.curves import LOG, read_curves
+from latentddpm.training.run.run import CHECKPOINTS, CONFIG, TimeUp
+from latentddpm.utils.console import activity, say
+from latentddpm.utils.files import atomic_folder, atomic_path
+from latentddpm.utils.timing import clock
+
+SPEED = "examples_per_second"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a whole run, beside its data, folder and goal.
+
+    Attributes:
+        overrides: `vae.section.key=value` and `diffusion.section.key=value`.
+        precision: of both trainings; None for that of the settings.
+        strategy: from `distribution.strategy.make_strategy`; None for one device.
+        strict: refuse data with unreadable images.
+        quiet: show no progress and no messages.
+    """
+
+    overrides: Sequence[str] = ()
+    precision: str | None = None
+    strategy: Any = None
+    strict: bool = False
+    quiet: bool = False
+
+
+def make_plan(data: str, out: Path, goal: Goal, options: Options, began: float) -> WrittenPlan:
+    """Look at the images, plan the run, print the plan and write it.
+
+    Args:
+        data: place of the images.
+        out: folder of the whole run.
+        goal: what is asked for.
+        options: of the run.
+        began: start of the run, as of `time.monotonic`.
+
+    Raises:
+        UserError: unusable data or settings, a time too short or too little memory for any plan.
+        OSError: the folder cannot be written.
+    """
+    parts = split_overrides(options.overrides)
+    if options.precision is not None:
+        for part in parts.values():
+            part.insert(0, f"training.precision={options.precision}")
+    check_out(out)
+    report = examine(data, limit=1, quiet=options.quiet)
+    say("\n".join(doctor_lines(report, data)), options.quiet)
+    with activity(f"reading the list of images of {data}", options.quiet):
+        dataset = open_dataset(data, out / CATALOG, strict=options.strict, quiet=options.quiet)
+    planner = Planner(
+        *(dataset, data_facts(dataset), machine_facts(), goal, parts, began, options.quiet)
+    )
+    plan = planner.plan()
+    say("\n".join(plan_lines(plan)), options.quiet)
+    return folder.write_plan(out, plan, list(options.overrides), options.precision)
+
+
+def follow(plan: WrittenPlan, out: Path, options: Options, began: float) -> Path:
+    """Follow a plan to its model; what is finished is not repeated.
+
+    Args:
+        plan: in the folder.
+        out: folder of the whole run.
+        options: of the run.
+        began: start of this process's part of the run, as of `time.monotonic`.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        UserError, OSError, signals.Stopped, Diverged, MemoryError: see
+            `training.autoencoder.train_planned` and `training.diffusion.train_planned`.
+    """
+    return _Run(plan, out, options, began).run()
+
+
+class _Run:
+    """Whole run that follows its plan."""
+
+    def __init__(self, plan: WrittenPlan, out: Path, options: Options, began: float) -> None:
+        self.plan, self.out, self.options, self.began = plan, out, options, began
+        self.state = folder.read_state(out)
+
+    def run(self) -> Path:
+        model = self.out / "model"
+        try:
+            if self.plan.first_stage == OWN and not is_model(self.out / VAE / "model"):
+                self._train(VAE, self._vae_until())
+                self._settle_again()
+            if not is_model(self.out / DIFFUSION / "model"):
+                self._train(DIFFUSION, self._diffusion_until())
+        finally:
+            self.state["spent"] = self.spent
+            folder.write_state(self.out, self.state)
+        if not is_model(model):
+            self._finish(model)
+        return model
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the run so far, in all of its processes."""
+        return self.state["spent"] + time.monotonic() - self.began
+
+    # --- Times ---
+
+    def _vae_until(self) -> float | None:
+        """Seconds from now until the autoencoder's training has to end; None for no limit."""
+        if self.plan.goal.seconds is None:
+            return None
+        times, own = self.plan.times, self.plan.times.autoencoder
+        steps = folder.read_settings(self.out, VAE)["training"]["num_steps"]
+        planned = own.compiling + steps * own.step + budget.VALIDATIONS * times.check
+        return times.before + budget.LATE * planned - self.spent
+
+    def _diffusion_until(self) -> float | None:
+        if self.plan.goal.seconds is None:
+            return None
+        return self.plan.goal.seconds - self.spent - budget.SAVING - self.plan.times.grid
+
+    def _settle_again(self) -> None:
+        """Settle the UNet's steps by how long the autoencoder took; once, before they begin."""
+        if self.plan.goal.seconds is None or self.state["settled"]:
+            return
+        settings = folder.read_settings(self.out, DIFFUSION)
+        curves = read_curves(self.out / VAE)
+        slower, times = 1.0, self.plan.times
+        if SPEED in curves:
+            size = folder.read_settings(self.out, VAE)["training"]["batch_size"]
+            slower = size / float(curves[SPEED].values.mean()) / times.autoencoder.step
+        planned = settings["training"]["num_steps"]
+        fixed = any("training.num_steps=" in one for one in self.plan.overrides)
+        steps = budget.steps_left(self.plan.goal.seconds, self.spent, times, slower)
+        if steps != planned and not fixed:
+            settings["training"] |= lengths(steps, times.unet.step * slower)
+            own = split_overrides(self.plan.overrides)[DIFFUSION]
+            override_settings(settings, own)
+            folder.write_settings(self.out, DIFFUSION, settings)
+            self._say(
+                f"time       {clock(self.spent)} spent, steps took {slower:.2f} of what was "
+                f"planned: {steps} steps of the UNet instead of {planned}"
+            )
+        self.state["settled"] = True
+        folder.write_state(self.out, {**self.state, "spent": self.spent})
+
+    # --- Stages ---
+
+    def _train(self, part: str, until: float | None) -> None:
+        """Train the autoencoder or the UNet; a training whose time is up ends where it is."""
+        if part in self.state["ended"]:
+            until = None
+        deadline = None if until is None else time.monotonic() + max(until, 0.0)
+        try:
+            self._train_to(part, deadline)
+        except TimeUp as error:
+            settings = folder.read_settings(self.out, part)
+            planned = settings["training"]["num_steps"]
+            self._say(f"time       is up: ends at step {error.step} of {planned}")
+            self.state["ended"][part] = error.step
+            folder.write_state(self.out, {**self.state, "spent": self.spent})
+            self._train_to(part, None)
+
+    def _train_to(self, part: str, deadline: float | None) -> None:
+        run = self.out / part
+        keras.utils.clear_session()  # names of layers do not depend on what was built before
+        config = self._config(part)
+        common = {
+            "catalog": self.out / CATALOG,
+            "strict": self.options.strict,
+            "resume": checkpoint.present(run / CHECKPOINTS) or (run / CONFIG).is_file(),
+            "allow_changes": part in self.state["ended"],
+            "quiet": self.options.quiet,
+            "strategy": self.options.strategy,
+        }
+        if part == VAE:
+            plan = plan_vae(config, self.plan.data, run, **common)
+            train = autoencoder.train_planned
+        else:
+            vae = self.plan.vae(self.out)
+            plan = plan_diffusion(config, self.plan.data, vae, run, **common)
+            train = diffusion.train_planned
+        train(replace(plan, run=replace(plan.run, deadline=deadline)))
+
+    def _config(self, part: str) -> AutoencoderRun | DiffusionRun:
+        overrides = ()
+        if part in self.state["ended"]:
+            overrides = (f"training.num_steps={self.state['ended'][part]}",)
+        return load_config(PARTS[part], folder.settings_file(self.out, part), overrides)
+
+    def _finish(self, model: Path) -> None:
+        """Copy the model and the UNet's settings to where the whole run has them."""
+        with activity("writing the model", self.options.quiet):
+            with atomic_path(self.out / CONFIG) as temporary:
+                shutil.copyfile(self.out / DIFFUSION / CONFIG, temporary)
+            with atomic_folder(model) as temporary:
+                shutil.copytree(self.out / DIFFUSION / "model", temporary, dirs_exist_ok=True)
+                write_card(temporary, self.out / DIFFUSION)
+
+    def _say(self, text: str) -> None:
+        say(text, self.options.quiet)
+
+
+def write_card(model: Path, run: Path) -> None:
+    """Write the model card, where the room that writes it is there.
+
+    Args:
+        model: folder of the model.
+        run: of its UNet.
+    """
+    name = "latentddpm.model_card"
+    if find_spec(name) is not None:
+        importlib.import_module(name).write_card(model, run)
+
+
+def closing_lines(out: Path) -> Sequence[str]:
+    """Lines that say what to type next.
+
+    Args:
+        out: folder of a finished whole run.
+    """
+    settings: Mapping[str, Any] = folder.read_settings(out, DIFFUSION)
+    lines = [f'draw       latentddpm generate --model {out} --prompt "…" --out pictures']
+    samples = sorted((out / DIFFUSION / "samples").glob("step-*.png"))
+    if samples:
+        lines.insert(0, f"samples    {samples[-1]}")
+    curves = read_curves(out / DIFFUSION) if (out / DIFFUSION / LOG).is_file() else {}
+    if "loss" in curves:
+        lines.insert(
+            0,
+            f"loss       {curves['loss'].values[-1]:.4g} after "
+            f"{settings['training']['num_steps']} steps",
+        )
+    return lines

@@ -321,20 +321,8 @@ def _several(path: Path) -> Thing | None:
 
 
 _FOLDERS: tuple[Callable[[Path], Thing | None], ...] = (
-    *(
-        _export,
-        _model,
-        _control,
-        _whole_run,
-        _run,
-        _checkpoint,
-        _cache,
-        _diffusers,
-        _adapter,
-        _hub,
-        _several,
-    ),
-    _data,
+    *(_export, _model, _control, _whole_run, _run, _checkpoint, _cache, _diffusers, _adapter),
+    *(_hub, _several, _data),
 )
 
 

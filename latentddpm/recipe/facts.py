@@ -97,9 +97,7 @@ def data_facts(dataset: Dataset) -> DataFacts:
             "are trained by train-diffusion --vae none"
         )
     sides = np.minimum(images["width"], images["height"])
-    rows = np.unique(
-        np.linspace(0, len(dataset) - 1, min(len(dataset), MOST_CAPTIONS)).astype(int)
-    )
+    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), MOST_CAPTIONS)).astype(int)
     captions = [dataset.captions[int(row)] for row in rows]
     captioned = sum(1 for texts in captions if texts) / len(rows)
     tokenizer = CLIPTokenizer(77)

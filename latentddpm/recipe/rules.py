@@ -16,6 +16,7 @@ from latentddpm.config import DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.recipe.facts import DataFacts, MachineFacts
 from latentddpm.training.plan.cost import cost_of
+from latentddpm.utils.timing import clock
 
 NONE = FIRST_STAGES[1]
 """First stage of a run on pixels."""
@@ -175,19 +176,15 @@ def first_stage(data: DataFacts, machine: MachineFacts, goal: Goal) -> Chosen:
         return Chosen(NONE, f"images of {data.side} pixels need no autoencoder")
     needed, reached = goal.of_quality.psnr, data.ready_psnr
     if needed is not None and reached is not None and reached >= needed:
-        return Chosen(READY, f"it reconstructs these images at {reached:.1f} dB, {needed:g} do")
+        return Chosen(READY, f"it reaches {reached:.1f} dB on these images, {needed:g} are enough")
     short = goal.seconds is not None and goal.seconds < SHORT_SECONDS
     if short and not machine.accelerator:
-        return Chosen(
-            NONE, f"an autoencoder takes more than {SHORT_SECONDS / 60:.0f} minutes here"
-        )
+        return Chosen(NONE, f"an autoencoder takes more than {clock(SHORT_SECONDS)} here")
     if reached is not None:
-        return Chosen(OWN, f"{READY} reconstructs these images at {reached:.1f} dB, {needed:g} do")
+        return Chosen(OWN, f"{READY} reaches {reached:.1f} dB on these images, not {needed:g}")
     if needed is None:
         return Chosen(OWN, f"quality {goal.quality} trains its own")
-    return Chosen(
-        OWN, f"{READY} does not fit images of {data.channels} channels of {data.bits} bits"
-    )
+    return Chosen(OWN, f"{READY} takes RGB of 8 bits, not {data.channels} × {data.bits} bits")
 
 
 def resolution(stage: str, data: DataFacts, machine: MachineFacts, goal: Goal) -> Chosen:

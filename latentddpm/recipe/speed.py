@@ -123,14 +123,8 @@ def _measure(build: Callable[[], tuple[Trainer, Any]], config: Any) -> Speed:
             yield batch
 
     clock = _Clock()
-    trainer.fit(
-        batches(),
-        steps_per_epoch=MOST_STEPS,
-        epochs=1,
-        verbose=0,
-        callbacks=[clock],
-        shuffle=False,
-    )
+    options = {"steps_per_epoch": MOST_STEPS, "verbose": 0, "shuffle": False}
+    trainer.fit(batches(), callbacks=[clock], **options)
     keras.utils.clear_session()
     timed = clock.ends[WARM:]
     return Speed((timed[-1] - timed[0]) / (len(timed) - 1), clock.ends[0] - began)

@@ -1,7 +1,8 @@
 """Metadata of an image, that is captions and other columns, from tables and sidecars.
 
 - A sidecar `NAME.txt` or `NAME.caption` beside the image: its whole text, stripped, is one
-  caption. It is not split into lines. Both together are alternatives.
+  caption. It is not split into lines. Both together are alternatives. Of Tux Paint's stamps,
+  whose text goes on with translations (`de.utf8=…`), it is the text before them.
 - A row of a table (see `data.sources.tables`), or the columns in a shard.
 
 The captions of an image are in its column `text`, otherwise in one of the others that
@@ -24,6 +25,8 @@ from latentddpm.errors import UserError, nearest
 
 FILE_NAME, TEXT, FOLDER = "file_name", "text", "folder"
 MAX_SIDECAR = 1 << 26
+TRANSLATION = re.compile(r"^[a-z]{2,3}([_@][A-Za-z]+)*\.utf8=", re.MULTILINE)
+"""Beginning of a line of Tux Paint's stamps that is a translation."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,16 @@ def decode_text(data: bytes, path: str) -> str:
         raise not_utf8(path, data, error) from None
 
 
+def without_translations(text: str) -> str:
+    """Caption of a text file: all of it, or what stands before Tux Paint's translations.
+
+    Args:
+        text: of the file.
+    """
+    found = TRANSLATION.search(text)
+    return (text[: found.start()] if found else text).strip()
+
+
 def not_utf8(path: str, data: bytes, error: UnicodeDecodeError, before: int = 0) -> UserError:
     """Error for a file that is not UTF-8.
 
@@ -220,7 +233,7 @@ def with_sidecars(
     if row.problem:
         return row
     try:
-        captions = [decode_text(data, path).strip() for data, path in sidecars]
+        captions = [without_translations(decode_text(data, path)) for data, path in sidecars]
         place = f"{tables[row.table]} line {row.line}" if row.line else image
         texts = text_entries(row.columns.get(TEXT), TEXT, place)
     except UserError as error:

@@ -2,6 +2,7 @@
 
     <!-- settings -->         every setting of `latentddpm.config`, on `reference/settings.md`
     <!-- configurations -->   every ready configuration, on `reference/settings.md`
+    <!-- recipe -->           the rules of `train`, with their reasons, on `guides/train.md`
     <!-- commands -->         every command's help, on `reference/commands.md`
     <!-- read: TABLE -->      a table of what is read, on `reference/files.md`
     <!-- public names -->     the names of `latentddpm.__all__`, on `reference/index.md`
@@ -37,7 +38,8 @@ OUTSIDE = {
 LINK = re.compile(r"(?<!\\)(\]\()([^)\s]+)(\))")
 CODE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 MARK = re.compile(
-    r"^<!-- (settings|configurations|commands|public names|modules: [\w ]+|read: [\w ]+) -->$",
+    r"^<!-- (settings|configurations|recipe|commands|public names|modules: [\w ]+"
+    r"|read: [\w ]+) -->$",
     re.MULTILINE,
 )
 
@@ -154,6 +156,14 @@ def commands_markdown() -> str:
     for name in main.list_commands(parent):
         parts += [f"## {name}\n", help_of(main.commands[name], name, parent)]
     return "\n".join(parts)
+
+
+def recipe_markdown() -> str:
+    """Rules of `train`: what each decides, how, and its reason or measurement."""
+    from latentddpm.recipe.table import RULES
+
+    rows = ("decides", "rule", "reason or measurement"), ("---",) * 3, *RULES
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 # --- What is read --------------------------------------------------------------------------
@@ -303,6 +313,7 @@ def filled(markdown: str) -> str:
             "settings": settings_markdown,
             "configurations": configurations_markdown,
             "commands": commands_markdown,
+            "recipe": recipe_markdown,
             "public names": public_names_markdown,
         }
         return makers[mark]()

@@ -21,6 +21,7 @@ from latentddpm.errors import UserError, one_line
 from latentddpm.pipeline.recognise import PLAN
 from latentddpm.recipe.budget import Speed, Times
 from latentddpm.recipe.rules import OWN, Goal
+from latentddpm.training.run.curves import LOG
 from latentddpm.training.run.run import CHECKPOINTS, CONFIG
 from latentddpm.utils.files import atomic_path, read_json, write_json
 
@@ -170,12 +171,30 @@ def read_plan(out: Path) -> WrittenPlan:
 
 
 def read_state(out: Path) -> dict[str, Any]:
-    """State of a whole run: `spent` seconds, `settled`, and `ended`, training → its last step.
+    """State of a whole run.
+
+    `spent` are its seconds, but for those of the process that began at the time `since`; `settled`
+    is true once the UNet's steps follow from the autoencoder's time; `ended` has the last step of
+    each training that ended early.
 
     Args:
         out: folder of the whole run.
     """
-    return {"spent": 0.0, "settled": False, "ended": {}, **read_json(out / STATE, optional=True)}
+    first = {"spent": 0.0, "since": None, "settled": False, "ended": {}}
+    return {**first, **read_json(out / STATE, optional=True)}
+
+
+def unfinished_seconds(out: Path, state: Mapping[str, Any]) -> float:
+    """Seconds of a process that was killed, up to the last line of its log.
+
+    Args:
+        out: folder of the whole run.
+        state: as of `read_state`.
+    """
+    if state["since"] is None:
+        return 0.0
+    logs = [path.stat().st_mtime for path in out.glob(f"*/{LOG}")]
+    return max(max(logs, default=0.0) - state["since"], 0.0)
 
 
 def write_state(out: Path, state: Mapping[str, Any]) -> None:

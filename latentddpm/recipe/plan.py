@@ -30,6 +30,7 @@ from latentddpm.recipe.settings import (
     PARTS,
     autoencoder_settings,
     diffusion_settings,
+    encoded,
     lengths,
 )
 from latentddpm.recipe.speed import measure_autoencoder, measure_diffusion
@@ -188,9 +189,9 @@ class Planner:
     ) -> float:
         """Seconds until all images are latents: of an image half of there and back."""
         if seen is not None:
-            return self.facts.images * seen.seconds / 2
+            return encoded(self.facts) * seen.seconds / 2
         if speed is not None:
-            return self.facts.images * speed.of_batch(own["training"]["batch_size"]) / 6
+            return encoded(self.facts) * speed.of_batch(own["training"]["batch_size"]) / 6
         return 0.0
 
     # --- The UNet ---
@@ -278,7 +279,7 @@ class Planner:
             )
         speed = self.speeds[name]
         example = speed.of_batch(config.training.batch_size)
-        decoding = self.times.encoding / max(self.facts.images, 1)
+        decoding = self.times.encoding / encoded(self.facts)
         self.times = replace(
             self.times,
             before=time.monotonic() - self.began,

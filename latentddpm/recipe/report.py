@@ -52,7 +52,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     goal = f"quality {plan.goal.quality}"
     if plan.goal.seconds is not None:
         goal += f", in {clock(plan.goal.seconds)}"
-    yield f"wish       {goal}, on {plan.machine.name}"
+    yield f"goal       {goal}, on {plan.machine.name}"
     yield f"resolution {recipe.resolution}×{recipe.resolution}: {why['resolution']}"
     stages = {NONE: "pixels, without an autoencoder", OWN: "an autoencoder of its own"}
     stage = stages.get(recipe.first_stage, f"the autoencoder of {recipe.first_stage}")

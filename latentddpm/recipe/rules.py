@@ -30,6 +30,10 @@ SHORT_SECONDS = 1200.0
 """Time below which no autoencoder is trained on a processor."""
 SMALL_SET = 500
 """Number of images, at most, that makes a set a small one."""
+AUGMENTED = 0.5
+"""Share of the examples of a small set that see a changed image."""
+VARIANTS, MOST_VARIANTS = 1000, (2, 16)
+"""Changed copies of a small set, about, in all; and those of an image, at least and at most."""
 FEW_VALIDATION = 200
 """Number of images below which a tenth of them validates, instead of a twentieth."""
 
@@ -180,10 +184,10 @@ def first_stage(data: DataFacts, machine: MachineFacts, goal: Goal) -> Chosen:
     short = goal.seconds is not None and goal.seconds < SHORT_SECONDS
     if short and not machine.accelerator:
         return Chosen(NONE, f"an autoencoder takes more than {clock(SHORT_SECONDS)} here")
-    if reached is not None:
-        return Chosen(OWN, f"{READY} reaches {reached:.1f} dB on these images, not {needed:g}")
     if needed is None:
         return Chosen(OWN, f"quality {goal.quality} trains its own")
+    if reached is not None:
+        return Chosen(OWN, f"{READY} reaches {reached:.1f} dB on these images, not {needed:g}")
     return Chosen(OWN, f"{READY} takes RGB of 8 bits, not {data.channels} × {data.bits} bits")
 
 
@@ -325,6 +329,18 @@ def validation_fraction(data: DataFacts) -> float:
         data: facts of the images.
     """
     return 0.1 if data.images < FEW_VALIDATION else 0.05
+
+
+def variants(data: DataFacts) -> int:
+    """Changed copies of each image of a small set; 0 for a large one, which needs none.
+
+    Args:
+        data: facts of the images.
+    """
+    if data.images > SMALL_SET:
+        return 0
+    least, most = MOST_VARIANTS
+    return min(max(VARIANTS // data.images, least), most)
 
 
 def context_length(data: DataFacts) -> int:

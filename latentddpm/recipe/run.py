@@ -19,8 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import load_config, override_settings
 from latentddpm.data.dataset import open_dataset
@@ -86,7 +84,8 @@ def make_plan(data: str, out: Path, goal: Goal, options: Options, began: float) 
     report = examine(data, limit=1, quiet=options.quiet)
     say("\n".join(doctor_lines(report, data)), options.quiet)
     with activity(f"reading the list of images of {data}", options.quiet):
-        dataset = open_dataset(data, out / CATALOG, strict=options.strict, quiet=options.quiet)
+        # The doctor has named what is left out.
+        dataset = open_dataset(data, out / CATALOG, strict=options.strict, quiet=True)
     planner = Planner(
         *(dataset, data_facts(dataset), machine_facts(), goal, parts, began, options.quiet)
     )
@@ -120,9 +119,12 @@ class _Run:
     def __init__(self, plan: WrittenPlan, out: Path, options: Options, began: float) -> None:
         self.plan, self.out, self.options, self.began = plan, out, options, began
         self.state = folder.read_state(out)
+        self.state["spent"] += folder.unfinished_seconds(out, self.state)
+        self.state["since"] = time.time() - (time.monotonic() - began)
 
     def run(self) -> Path:
         model = self.out / "model"
+        self._write_state()
         try:
             if self.plan.first_stage == OWN and not is_model(self.out / VAE / "model"):
                 self._train(VAE, self._vae_until())
@@ -130,7 +132,7 @@ class _Run:
             if not is_model(self.out / DIFFUSION / "model"):
                 self._train(DIFFUSION, self._diffusion_until())
         finally:
-            self.state["spent"] = self.spent
+            self.state["spent"], self.state["since"] = self.spent, None
             folder.write_state(self.out, self.state)
         if not is_model(model):
             self._finish(model)
@@ -155,7 +157,12 @@ class _Run:
     def _diffusion_until(self) -> float | None:
         if self.plan.goal.seconds is None:
             return None
-        return self.plan.goal.seconds - self.spent - budget.SAVING - self.plan.times.grid
+        left = self.plan.goal.seconds - self.spent - budget.SAVING - self.plan.times.grid
+        if checkpoint.present(self.out / DIFFUSION / CHECKPOINTS):
+            return left
+        times = self.plan.times
+        least = times.encoding + times.unet.compiling + budget.LEAST_STEPS * times.unet.step
+        return max(left, least)
 
     def _settle_again(self) -> None:
         """Settle the UNet's steps by how long the autoencoder took; once, before they begin."""
@@ -180,7 +187,7 @@ class _Run:
                 f"planned: {steps} steps of the UNet instead of {planned}"
             )
         self.state["settled"] = True
-        folder.write_state(self.out, {**self.state, "spent": self.spent})
+        self._write_state()
 
     # --- Stages ---
 
@@ -196,12 +203,11 @@ class _Run:
             planned = settings["training"]["num_steps"]
             self._say(f"time       is up: ends at step {error.step} of {planned}")
             self.state["ended"][part] = error.step
-            folder.write_state(self.out, {**self.state, "spent": self.spent})
+            self._write_state()
             self._train_to(part, None)
 
     def _train_to(self, part: str, deadline: float | None) -> None:
         run = self.out / part
-        keras.utils.clear_session()  # names of layers do not depend on what was built before
         config = self._config(part)
         common = {
             "catalog": self.out / CATALOG,
@@ -234,6 +240,9 @@ class _Run:
             with atomic_folder(model) as temporary:
                 shutil.copytree(self.out / DIFFUSION / "model", temporary, dirs_exist_ok=True)
                 write_card(temporary, self.out / DIFFUSION)
+
+    def _write_state(self) -> None:
+        folder.write_state(self.out, self.state)
 
     def _say(self, text: str) -> None:
         say(text, self.options.quiet)

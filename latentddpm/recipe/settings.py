@@ -116,7 +116,18 @@ def images(data: DataFacts) -> dict[str, Any]:
     known = DiffusionData.model_fields
     if data.captioned < 1 and "captions" in known:
         settings["captions"] = "auto"
+    if (variants := rules.variants(data)) and "augment" in known:
+        settings["augment"] = {"probability": rules.AUGMENTED, "variants": variants}
     return settings
+
+
+def encoded(data: DataFacts) -> int:
+    """Number of images that the first stage encodes: the images, and their changed copies.
+
+    Args:
+        data: facts of the images.
+    """
+    return data.images * (1 + images(data).get("augment", {}).get("variants", 0))
 
 
 def lengths(steps: int, seconds: float | None = None) -> dict[str, Any]:

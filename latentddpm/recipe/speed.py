@@ -27,7 +27,7 @@ from latentddpm.training.step.trainer import Trainer
 
 WARM = 2
 """Steps after the first one that are not timed."""
-LEAST_STEPS, MOST_STEPS, SECONDS = 3, 30, 5.0
+LEAST_STEPS, MOST_STEPS, SECONDS = 3, 12, 5.0
 """Steps that are timed: so many at least and at most, and until so many seconds have passed."""
 
 
@@ -114,7 +114,6 @@ def _settled(config: Any) -> Any:
 def _measure(build: Callable[[], tuple[Trainer, Any]], config: Any) -> Speed:
     """Speed of what `build` makes, (trainer, batch)."""
     began = time.perf_counter()
-    keras.utils.clear_session()  # names of layers count from 0 again
     trainer, batch = build()
     trainer.compile(**compile_options(config.training))
 
@@ -125,6 +124,5 @@ def _measure(build: Callable[[], tuple[Trainer, Any]], config: Any) -> Speed:
     clock = _Clock()
     options = {"steps_per_epoch": MOST_STEPS, "verbose": 0, "shuffle": False}
     trainer.fit(batches(), callbacks=[clock], **options)
-    keras.utils.clear_session()
     timed = clock.ends[WARM:]
     return Speed((timed[-1] - timed[0]) / (len(timed) - 1), clock.ends[0] - began)

@@ -67,7 +67,7 @@ def parse_duration(name: str, text: str) -> float:
     Raises:
         UserError: it is none, or 0.
     """
-    pattern = "".join(rf"(?:(\d+(?:\.\d+)?){letter})?" for letter in UNITS)
+    pattern = "".join(rf"(?:([0-9]+(?:\.[0-9]+)?){letter})?" for letter in UNITS)
     match = re.fullmatch(pattern, text.strip().lower())
     numbers = match.groups("0") if match else ["0"]
     seconds = sum(float(n) * size for n, size in zip(numbers, UNITS.values(), strict=False))

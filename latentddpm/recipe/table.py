@@ -1,0 +1,147 @@
+"""Table of the rules of a recipe, with their reasons, for the documentation.
+
+The numbers are those of `rules`, `settings` and `budget`, so the table cannot go stale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from latentddpm.recipe import budget, rules, settings
+from latentddpm.recipe.rules import BATCHES, PIXELS_SIDE, QUALITIES, READY, SMALL_SET, UNETS
+from latentddpm.utils.timing import clock
+
+
+class Rule(NamedTuple):
+    """Rule: what it decides, how, and the reason or measurement."""
+
+    decides: str
+    how: str
+    reason: str
+
+
+def _each(values: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _pairs(values: dict[str, tuple[object, object]]) -> str:
+    return ", ".join(f"{name} {cpu} (GPU {gpu})" for name, (cpu, gpu) in values.items())
+
+
+_PSNR = {name: one.psnr for name, one in QUALITIES.items() if one.psnr is not None}
+
+RULES = (
+    Rule(
+        "first stage",
+        f"images of at most {PIXELS_SIDE} pixels (the median of the shorter sides): none",
+        "pixels are as few as latents, and no autoencoder has to be trained",
+    ),
+    Rule(
+        "",
+        f"else the autoencoder of {READY}, if it reaches {_each(_PSNR)} dB (PSNR) on "
+        "32 of the images, which are 8-bit pictures",
+        "it takes no training: 28.9 dB on emoji it had not seen, 24.5 dB on 100 of Tux Paint's "
+        "stamps; 24 dB is soft, and things are recognised",
+    ),
+    Rule(
+        "",
+        f"else, in less than {clock(rules.SHORT_SECONDS)} on a processor: none, at {PIXELS_SIDE} "
+        "pixels",
+        "small-64-vae takes 3.5 hours on two cores with AVX2; minutes give a blur",
+    ),
+    Rule("", "else one of its own", "best trains its own: what it loses, no UNet brings back"),
+    Rule(
+        "resolution",
+        f"that of the first stage; of its own at most "
+        f"{_pairs({name: one.side for name, one in QUALITIES.items()})}, and no more than the "
+        "images have",
+        "four times the pixels take four times the time",
+    ),
+    Rule(
+        "autoencoder",
+        "latents of 16 positions a side (32 from 256 pixels on), 4 channels; 32 channels wide "
+        "(best on a GPU 64)",
+        "the shapes of small-64-vae and emoji-128, whose latents a small UNet learned",
+    ),
+    Rule(
+        "UNet",
+        f"without a time {_pairs({name: one.sizes for name, one in QUALITIES.items()})}; with one "
+        "the largest of them, or smaller, that sees enough examples in it",
+        "measured steps decide: more examples help more than a wider network until then",
+    ),
+    Rule(
+        "",
+        ", ".join(
+            f"{name}: {one['channels']} channels, {one['num_res_blocks']} block"
+            + "s" * (one["num_res_blocks"] > 1)
+            for name, one in UNETS.items()
+        ),
+        "medium is that of small-64-diffusion, large that of emoji-128, huge the default",
+    ),
+    Rule(
+        "examples",
+        "passes over the images: "
+        f"{_each({name: one.passes for name, one in QUALITIES.items()})}; at least "
+        f"{_each({name: f'{one.least:,}' for name, one in QUALITIES.items()})}, at most "
+        f"{_each({name: f'{one.most:,}' for name, one in QUALITIES.items()})}",
+        "emoji-128 saw 1,561,600 examples, each image 265 times",
+    ),
+    Rule(
+        "time",
+        f"{budget.AUTOENCODER_SHARE:.0%} of the steps' time for an autoencoder of its own; "
+        f"{budget.KEPT_BACK:.0%} is kept back; least {budget.LEAST_STEPS} steps of each",
+        "emoji-128's autoencoder took a fifth of the UNet's time, and a slow machine less of all",
+    ),
+    Rule(
+        "batch",
+        f"{_pairs(BATCHES)}, in parts of at least {rules.LEAST_AT_A_TIME} where memory is short: "
+        f"at most {rules.MEMORY_SHARE:.0%} of what is free",
+        "parts change no result; a process that takes too much is killed",
+    ),
+    Rule(
+        "learning rate",
+        f"{rules.learning_rate('small'):g}, huge {rules.learning_rate('huge'):g}, a model that is "
+        f"trained on {rules.learning_rate(None):g}; 3 % warm-up, then a cosine to 0",
+        "those of the configurations that ship",
+    ),
+    Rule(
+        "EMA",
+        "over the last twentieth of the steps",
+        "emoji-128: 0.999 over 12,200 steps, a twelfth; a short run has no steps to lose",
+    ),
+    Rule(
+        "precision",
+        "auto: bfloat16 where the machine is faster in it",
+        "1.3 to 1.6 times on a processor with the instructions, 0.1 without",
+    ),
+    Rule(
+        "text",
+        f"as many tokens as {99} % of the captions have; its own encoder, 2 layers of 128",
+        "it learns the words of the captions alone, in no extra time",
+    ),
+    Rule(
+        "flip",
+        "never",
+        "nothing tells a mirrored letter from a mirrored cat; --set diffusion.data.flip=true",
+    ),
+    Rule(
+        f"sets of at most {SMALL_SET}",
+        f"augmentation of {rules.AUGMENTED:.0%} of the examples, with {rules.MOST_VARIANTS[0]} to "
+        f"{rules.MOST_VARIANTS[1]} changed copies of each image, about {rules.VARIANTS:,} in all; "
+        "dropout 0.1 in the UNet (else 0, large and huge 0.05)",
+        "they put off learning by heart, and the network is told of the changes (small sets); each "
+        "copy has to be encoded",
+    ),
+    Rule(
+        "validation",
+        f"a twentieth of the images, a tenth of fewer than {rules.FEW_VALIDATION}; "
+        f"{budget.VALIDATIONS} times in a run",
+        "fewer than ten images tell little",
+    ),
+    Rule(
+        "checkpoints",
+        f"every {settings.CHECKPOINT_SECONDS:.0f} seconds",
+        "so much is computed again after a crash",
+    ),
+)
+"""Rules in the order in which they are followed; one without a name goes on with that before."""

@@ -1,0 +1,168 @@
+"""Rules of a recipe: facts → values, without a network; and the budget of time."""
+
+import itertools
+
+import pytest
+
+from latentddpm.config import AutoencoderRun, DiffusionRun
+from latentddpm.config_file import parse_config
+from latentddpm.errors import UserError
+from latentddpm.recipe import budget, rules, settings
+from latentddpm.recipe.budget import Speed, Times
+from latentddpm.recipe.facts import DataFacts, MachineFacts
+from latentddpm.recipe.rules import NONE, OWN, QUALITIES, READY, UNETS, Goal, Recipe
+from latentddpm.recipe.table import RULES
+from latentddpm.training.plan.settle import settle_diffusion, settle_vae
+from latentddpm.training.plan.sizes import check_unet, factor_of
+from latentddpm.utils.timing import parse_duration
+
+CPU, GPU = MachineFacts(2), MachineFacts(8, accelerator=True)
+SIDES = (8, 20, 28, 48, 64, 100, 512)
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_every_recipe_is_a_valid_configuration(quality, machine):
+    for side, images in itertools.product(SIDES, (3, 40, 6000)):
+        data, goal = DataFacts(images, side), Goal(quality)
+        stage = rules.first_stage(data, machine, goal).value
+        size = rules.resolution(stage, data, machine, goal).value
+        factor = 1
+        if stage == OWN:
+            own = settings.autoencoder_settings(size, data, machine, goal, 100)
+            config, _ = settle_vae(parse_config(AutoencoderRun, own))
+            factor = factor_of(config.autoencoder.channel_multipliers)
+        for name in UNETS:
+            recipe = Recipe(stage, size, name, 4)
+            own = settings.diffusion_settings(recipe, size // factor, data, goal, 100)
+            config = parse_config(DiffusionRun, own)
+            check_unet(config.unet)
+            if stage == NONE:
+                settle_diffusion(config, NONE)
+            depth = 2 ** (len(config.unet.channel_multipliers) - 1)
+            assert size // factor % depth == 0, f"{name} halves {size // factor} unevenly"
+        assert size <= max(side, 16), f"images of {side} pixels would be enlarged to {size}"
+
+
+def test_the_first_stage_follows_from_the_images_and_the_wish():
+    large = DataFacts(100, 100)
+    cases = [
+        (DataFacts(100, 32), CPU, Goal(), NONE),
+        (DataFacts(100, 32, ready_psnr=40.0), CPU, Goal(), NONE),
+        (DataFacts(100, 100, ready_psnr=24.0), CPU, Goal(), READY),
+        (DataFacts(100, 100, ready_psnr=24.0), CPU, Goal("good"), OWN),
+        (DataFacts(100, 100, ready_psnr=30.0), CPU, Goal("best"), OWN),
+        (DataFacts(100, 100, ready_psnr=10.0), CPU, Goal(), OWN),
+        (DataFacts(100, 100, ready_psnr=10.0), CPU, Goal(seconds=300), NONE),
+        (DataFacts(100, 100, ready_psnr=10.0), GPU, Goal(seconds=300), OWN),
+        (large, CPU, Goal(vae="mine"), "mine"),
+        (large, CPU, Goal(vae=NONE), NONE),
+        (large, CPU, Goal(init="model"), "model"),
+    ]
+    for data, machine, goal, expected in cases:
+        found = rules.first_stage(data, machine, goal)
+        assert found.value == expected, f"{data}, {goal}: {found}"
+        assert found.reason
+
+
+def test_the_ready_autoencoder_is_measured_only_where_it_may_be_used():
+    assert rules.may_use_ready(DataFacts(10, 100), Goal())
+    for data, goal in [
+        (DataFacts(10, 32), Goal()),
+        (DataFacts(10, 100, bits=16), Goal()),
+        (DataFacts(10, 100, channels=5), Goal()),
+        (DataFacts(10, 100), Goal("best")),
+        (DataFacts(10, 100), Goal(vae="none")),
+        (DataFacts(10, 100), Goal(init="model")),
+    ]:
+        assert not rules.may_use_ready(data, goal), f"{data}, {goal}"
+
+
+def test_more_time_never_gives_a_smaller_unet():
+    rates = {name: 0.01 * 2**size for size, name in enumerate(UNETS)}
+    data, known = DataFacts(800, 100), list(UNETS)
+    for quality in QUALITIES:
+        found = []
+        for seconds in (1, 60, 600, 3600, 1e5, 1e9):
+            chosen = rules.largest_unet(rates, data, CPU, Goal(quality, seconds), seconds)
+            found.append(known.index(chosen.value))
+        assert found == sorted(found), f"{quality}: {found}"
+        most = QUALITIES[quality].sizes[0]
+        assert known[found[-1]] == most, "no larger than the quality asks for"
+
+
+def test_a_better_quality_is_never_less():
+    for lower, higher in itertools.pairwise(QUALITIES.values()):
+        assert lower.passes <= higher.passes
+        assert lower.autoencoder_images <= higher.autoencoder_images
+        for images in (3, 100, 10**4, 10**7):
+            assert lower.examples(images) <= higher.examples(images)
+        for own, better in zip(lower.sizes, higher.sizes, strict=True):
+            assert list(UNETS).index(own) <= list(UNETS).index(better)
+
+
+def test_less_memory_never_gives_a_larger_batch_at_a_time():
+    data, goal = DataFacts(800, 100), Goal()
+    own = settings.diffusion_settings(Recipe(NONE, 32, "small", 32), 32, data, goal, 100)
+    config = parse_config(DiffusionRun, own)
+    held = []
+    for memory in (64e9, 4e9, 2e9, 1.5e9, 1.3e9, 1e9, 0.5e9):
+        found = rules.batch(config, 1, MachineFacts(2, memory=int(memory)), goal)
+        held.append(found[0] // found[1] if found else 0)
+    assert held == sorted(held, reverse=True), f"less memory, more at a time: {held}"
+    assert held[0] == 32
+    assert held[-1] == 0
+    assert rules.batch(config, 1, CPU, goal) == (32, 1), "unknown memory limits nothing"
+    error = rules.no_memory(1.3e9, MachineFacts(2, memory=5 * 10**8))
+    assert "1.3 GB" in str(error)
+    assert "0.5 GB" in str(error)
+
+
+TIMES = {
+    "pixels": Times(30, Speed(0.2, 20)),
+    "ready": Times(30, Speed(0.2, 20), encoding=60, grid=10),
+    "own": Times(30, Speed(0.2, 20), Speed(0.5, 30), encoding=20, grid=10, check=5),
+}
+
+
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+def test_steps_fill_the_time_and_grow_with_it(times):
+    before = 0
+    for seconds in (times.least, 600, 3600, 10**5):
+        unet, own = budget.steps_in(seconds, times)
+        assert unet >= before, "more time, fewer steps"
+        assert min(unet, own or unet) >= budget.LEAST_STEPS
+        assert times.total(unet, own) <= seconds + 1e-6, "the plan takes longer than it may"
+        assert bool(own) == (times.autoencoder is not None)
+        before = unet
+    assert times.total(*budget.steps_in(10**5, times)) > 0.9 * 10**5, "time is left over"
+
+
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+def test_a_time_too_short_names_the_least_that_is_enough(times):
+    with pytest.raises(UserError, match="too short for any plan") as caught:
+        budget.steps_in(times.least - 1, times)
+    said = str(caught.value).rpartition(" ")[2]
+    budget.steps_in(parse_duration("--time", said), times)
+
+
+def test_a_slower_machine_leaves_fewer_steps():
+    times = TIMES["own"]
+    planned = budget.steps_left(3600, 1200, times, 1.0)
+    assert budget.steps_left(3600, 1200, times, 2.0) < planned / 1.9
+    assert budget.steps_left(3600, 2400, times, 1.0) < planned
+    assert budget.steps_left(3600, 3600, times, 1.0) == budget.LEAST_STEPS
+
+
+def test_overrides_belong_to_a_training():
+    found = settings.split_overrides(["vae.training.num_steps=3", "diffusion.data.flip=true"])
+    assert found == {"vae": ["training.num_steps=3"], "diffusion": ["data.flip=true"]}
+    for wrong in ("training.num_steps=3", "vae", "difusion.data.flip=true"):
+        with pytest.raises(UserError, match="--set"):
+            settings.split_overrides([wrong])
+
+
+def test_every_rule_has_a_reason():
+    assert RULES[0].decides, "the first rule needs a name"
+    for rule in RULES:
+        assert all(rule[1:]), f"{rule}: expected what it does and why"

@@ -136,6 +136,7 @@ class _Run:
             folder.write_state(self.out, self.state)
         if not is_model(model):
             self._finish(model)
+        write_card(model, self.out)
         return model
 
     @property
@@ -239,7 +240,6 @@ class _Run:
                 shutil.copyfile(self.out / DIFFUSION / CONFIG, temporary)
             with atomic_folder(model) as temporary:
                 shutil.copytree(self.out / DIFFUSION / "model", temporary, dirs_exist_ok=True)
-                write_card(temporary, self.out / DIFFUSION)
 
     def _write_state(self) -> None:
         folder.write_state(self.out, self.state)
@@ -253,7 +253,7 @@ def write_card(model: Path, run: Path) -> None:
 
     Args:
         model: folder of the model.
-        run: of its UNet.
+        run: folder of the whole run.
     """
     name = "latentddpm.model_card"
     if find_spec(name) is not None:

@@ -90,7 +90,7 @@ RULES = (
         "time",
         f"{budget.AUTOENCODER_SHARE:.0%} of the steps' time for an autoencoder of its own; "
         f"{budget.KEPT_BACK:.0%} is kept back; least {budget.LEAST_STEPS} steps of each",
-        "emoji-128's autoencoder took a fifth of the UNet's time, and a slow machine less of all",
+        "emoji-128: 45 of 226 seconds; more here, as a blurred first stage blurs all that follows",
     ),
     Rule(
         "batch",
@@ -127,10 +127,10 @@ RULES = (
     Rule(
         f"sets of at most {SMALL_SET}",
         f"augmentation of {rules.AUGMENTED:.0%} of the examples, with {rules.MOST_VARIANTS[0]} to "
-        f"{rules.MOST_VARIANTS[1]} changed copies of each image, about {rules.VARIANTS:,} in all; "
+        f"{rules.MOST_VARIANTS[1]} changed copies of an image, about {rules.VARIANTS:,} in all; "
         "dropout 0.1 in the UNet (else 0, large and huge 0.05)",
-        "they put off learning by heart, and the network is told of the changes (small sets); each "
-        "copy has to be encoded",
+        "they put off learning by heart, and the network is told of the changes; each copy has to "
+        "be encoded",
     ),
     Rule(
         "validation",

@@ -96,7 +96,7 @@ def train(
 
 
 def _goal(given: Mapping[str, Any]) -> Any:
-    """What was asked for; the quality is the first one where none was named."""
+    """Goal that the options name; without a quality the first one."""
     from latentddpm.recipe.rules import Goal
     from latentddpm.utils.timing import parse_duration
 

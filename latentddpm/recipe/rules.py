@@ -112,7 +112,7 @@ class Goal:
 
     @property
     def of_quality(self) -> Quality:
-        """What its quality stands for."""
+        """Numbers that its quality stands for."""
         return QUALITIES[self.quality]
 
 

@@ -97,7 +97,7 @@ def train(
 
 def _goal(given: Mapping[str, Any]) -> Any:
     """Goal that the options name; without a quality the first one."""
-    from latentddpm.recipe.rules import Goal
+    from latentddpm.recipe.goal import Goal
     from latentddpm.utils.timing import parse_duration
 
     quality = check_choice("--quality", given["quality"] or QUALITIES[0], QUALITIES)

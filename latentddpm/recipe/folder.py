@@ -20,7 +20,8 @@ from latentddpm import __version__
 from latentddpm.errors import UserError, one_line
 from latentddpm.pipeline.recognise import PLAN
 from latentddpm.recipe.budget import Speed, Times
-from latentddpm.recipe.rules import OWN, Goal
+from latentddpm.recipe.goal import Goal
+from latentddpm.recipe.rules import OWN
 from latentddpm.training.run.curves import LOG
 from latentddpm.training.run.run import CHECKPOINTS, CONFIG
 from latentddpm.utils.files import atomic_path, read_json, write_json
@@ -128,10 +129,10 @@ def write_plan(out: Path, plan: Plan, overrides: list[str], precision: str | Non
     Raises:
         OSError: the folder cannot be written.
     """
-    stage = plan.recipe.first_stage
+    place = str(plan.task.dataset.catalog.source.place)
     written = WrittenPlan(
-        str(Path(plan.data).resolve()) if Path(plan.data).exists() else plan.data,
-        *(plan.goal, stage, plan.times, list(overrides), precision),
+        str(Path(place).resolve()) if Path(place).exists() else place,
+        *(plan.task.goal, plan.stage.name, plan.times, list(overrides), precision),
     )
     if plan.autoencoder is not None:
         write_settings(out, VAE, plan.autoencoder)

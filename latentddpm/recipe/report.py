@@ -44,24 +44,25 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     Yields:
         Lines of text.
     """
-    facts, recipe, times = plan.facts, plan.recipe, plan.times
+    facts, recipe, times = plan.task.facts, plan.recipe, plan.times
+    asked, machine = plan.task.goal, plan.task.machine
     why = recipe.reasons
     captions = "without captions" if not facts.captioned else f"{facts.captioned:.0%} captioned"
     small = f", a small set (at most {SMALL_SET})" if facts.images <= SMALL_SET else ""
     yield f"data       {facts.images} images of about {facts.side} pixels, {captions}{small}"
-    goal = f"quality {plan.goal.quality}"
-    if plan.goal.seconds is not None:
-        goal += f", in {clock(plan.goal.seconds)}"
-    yield f"goal       {goal}, on {plan.machine.name}"
+    goal = f"quality {asked.quality}"
+    if asked.seconds is not None:
+        goal += f", in {clock(asked.seconds)}"
+    yield f"goal       {goal}, on {machine.name}"
     yield f"resolution {recipe.resolution}×{recipe.resolution}: {why['resolution']}"
     stages = {NONE: "pixels, without an autoencoder", OWN: "an autoencoder of its own"}
-    stage = stages.get(recipe.first_stage, f"the autoencoder of {recipe.first_stage}")
+    stage = stages.get(plan.stage.name, f"the autoencoder of {plan.stage.name}")
     yield f"1st stage  {stage}: {why['first_stage']}"
     unet_steps, own_steps = plan.steps
     if plan.autoencoder is not None:
         yield _training("autoencoder", plan.autoencoder, own_steps, times.autoencoder.step)
-    elif plan.reconstruction is not None:
-        seen = plan.reconstruction
+    elif plan.stage.seen is not None:
+        seen = plan.stage.seen
         yield (
             f"           {seen.psnr:.1f} dB on {seen.images} of these images; encoding all takes "
             f"about {clock(times.encoding)}"

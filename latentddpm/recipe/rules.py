@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentddpm import choices
 from latentddpm.choices import FIRST_STAGES
 from latentddpm.config import DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.recipe.facts import DataFacts, MachineFacts
+from latentddpm.recipe.goal import Goal
 from latentddpm.training.plan.cost import cost_of
 from latentddpm.utils.timing import clock
 
@@ -38,45 +38,6 @@ FEW_VALIDATION = 200
 """Number of images below which a tenth of them validates, instead of a twentieth."""
 
 
-@dataclass(frozen=True)
-class Quality:
-    """Quality that is wished for: the length and the sizes that it stands for.
-
-    Attributes:
-        passes: times that the UNet sees each image.
-        least, most: examples that it sees in all, whatever the number of images.
-        autoencoder_images: images that an autoencoder sees while it is trained.
-        side: of the images at most, in pixels: on a processor, on an accelerator.
-        psnr: reconstruction by the autoencoder that ships, in dB, from which on it is used; None
-            for never.
-        sizes: names of the UNet without a limit of time: on a processor, on an accelerator.
-    """
-
-    passes: int
-    least: int
-    most: int
-    autoencoder_images: int
-    side: tuple[int, int]
-    psnr: float | None
-    sizes: tuple[str, str]
-
-    def examples(self, images: int) -> int:
-        """Examples that the UNet sees.
-
-        Args:
-            images: number of images of the set.
-        """
-        return min(max(self.passes * images, self.least), self.most)
-
-
-_QUALITIES = (
-    Quality(200, 20_000, 500_000, 100_000, (64, 64), 22.0, ("small", "medium")),
-    Quality(400, 200_000, 3_000_000, 300_000, (64, 128), 26.0, ("medium", "large")),
-    Quality(800, 1_000_000, 20_000_000, 3_000_000, (128, 256), None, ("large", "huge")),
-)
-QUALITIES = dict(zip(choices.QUALITIES, _QUALITIES, strict=True))
-"""Name → quality."""
-
 UNETS: dict[str, dict[str, Any]] = {
     "tiny": {"channels": 32, "num_res_blocks": 1, "attends": 8},
     "small": {"channels": 64, "num_res_blocks": 1, "attends": 8},
@@ -86,34 +47,14 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 """Name → sizes of a UNet, from the smallest; `attends` is the largest side of a level with
 attention."""
+AUTOENCODER_BATCH = 32
+"""Images of a step of an autoencoder's training."""
 BATCHES = {"draft": (32, 128), "good": (64, 128), "best": (64, 128)}
 """Quality → examples of a step: on a processor, on an accelerator."""
 LEAST_AT_A_TIME = 4
 """Examples that are computed at a time, at least."""
 MEMORY_SHARE, MEMORY_BASE = 0.8, 0.9e9
 """Share of the free memory that a run may take, and bytes that it needs whatever it trains."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """Goal of a recipe: what was asked for.
-
-    Attributes:
-        quality: one of `QUALITIES`.
-        seconds: of the whole run; None for as long as the quality takes.
-        vae: first stage that was named: a model, or "none"; None to choose.
-        init: model whose UNet is trained on; None from scratch.
-    """
-
-    quality: str = "draft"
-    seconds: float | None = None
-    vae: str | None = None
-    init: str | None = None
-
-    @property
-    def of_quality(self) -> Quality:
-        """Numbers that its quality stands for."""
-        return QUALITIES[self.quality]
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,12 @@ from latentddpm.data.doctor.doctor import examine
 from latentddpm.pipeline.model_folder import is_model
 from latentddpm.recipe import budget, folder
 from latentddpm.recipe.facts import data_facts, machine_facts
+from latentddpm.recipe.first_stage import Task
 from latentddpm.recipe.folder import CATALOG, DIFFUSION, VAE, WrittenPlan
-from latentddpm.recipe.plan import Planner
+from latentddpm.recipe.goal import Goal
+from latentddpm.recipe.plan import plan_run
 from latentddpm.recipe.report import doctor_lines, plan_lines
-from latentddpm.recipe.rules import OWN, Goal
+from latentddpm.recipe.rules import OWN
 from latentddpm.recipe.settings import PARTS, lengths, split_overrides
 from latentddpm.training import autoencoder, diffusion
 from latentddpm.training.plan.plan import check_out, plan_diffusion, plan_vae
@@ -86,10 +88,8 @@ def make_plan(data: str, out: Path, goal: Goal, options: Options, began: float) 
     with activity(f"reading the list of images of {data}", options.quiet):
         # The doctor has named what is left out.
         dataset = open_dataset(data, out / CATALOG, strict=options.strict, quiet=True)
-    planner = Planner(
-        *(dataset, data_facts(dataset), machine_facts(), goal, parts, began, options.quiet)
-    )
-    plan = planner.plan()
+    facts, machine = data_facts(dataset), machine_facts()
+    plan = plan_run(Task(dataset, facts, machine, goal, parts, began, options.quiet))
     say("\n".join(plan_lines(plan)), options.quiet)
     return folder.write_plan(out, plan, list(options.overrides), options.precision)
 

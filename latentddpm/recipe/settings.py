@@ -12,7 +12,8 @@ from latentddpm.config import AutoencoderRun, DiffusionData, DiffusionRun
 from latentddpm.errors import UserError, nearest
 from latentddpm.recipe import rules
 from latentddpm.recipe.facts import DataFacts, MachineFacts
-from latentddpm.recipe.rules import Goal, Recipe
+from latentddpm.recipe.goal import Goal
+from latentddpm.recipe.rules import Recipe
 
 PARTS = {"vae": AutoencoderRun, "diffusion": DiffusionRun}
 """Name of a training in `--set` → class of its settings."""
@@ -58,7 +59,7 @@ def autoencoder_settings(
             "norm_groups": 8,
         },
         "training": {
-            "batch_size": 32,
+            "batch_size": rules.AUTOENCODER_BATCH,
             "learning_rate": 5e-4 if wide else 1e-3,
             "reconstruction_loss": "l1",
             **lengths(steps),

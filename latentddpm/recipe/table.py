@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from latentddpm.recipe import budget, rules, settings
-from latentddpm.recipe.rules import BATCHES, PIXELS_SIDE, QUALITIES, READY, SMALL_SET, UNETS
+from latentddpm.recipe.goal import QUALITIES
+from latentddpm.recipe.rules import BATCHES, PIXELS_SIDE, READY, SMALL_SET, UNETS
 from latentddpm.utils.timing import clock
 
 

@@ -10,7 +10,8 @@ from latentddpm.errors import UserError
 from latentddpm.recipe import budget, rules, settings
 from latentddpm.recipe.budget import Speed, Times
 from latentddpm.recipe.facts import DataFacts, MachineFacts
-from latentddpm.recipe.rules import NONE, OWN, QUALITIES, READY, UNETS, Goal, Recipe
+from latentddpm.recipe.goal import QUALITIES, Goal
+from latentddpm.recipe.rules import NONE, OWN, READY, UNETS, Recipe
 from latentddpm.recipe.table import RULES
 from latentddpm.training.plan.settle import settle_diffusion, settle_vae
 from latentddpm.training.plan.sizes import check_unet, factor_of

@@ -74,6 +74,9 @@ classes are in `models.denoisers.kinds`; a test compares the two."""
 CONDITIONAL = ("unet",)
 """Kinds of networks that take text."""
 
+CAPTION_RULES = ("files", "name", "folder", "auto")
+"""Where the caption of an image without one may come from; `auto` is settled before training."""
+
 CONDITIONS = {
     "class": ("column", "words"),
     "labels": ("column", "words", "combine"),

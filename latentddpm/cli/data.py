@@ -17,7 +17,13 @@ from latentddpm.utils.startup import import_keras
 
 
 @click.command()
-@click.argument("data", metavar="DATA", shell_complete=completion.data)
+@click.argument(
+    "data",
+    metavar="DATA[:WEIGHT]...",
+    nargs=-1,
+    required=True,
+    shell_complete=completion.data,
+)
 @click.option("--resolution", type=int, help="Report images with a side shorter than this.")
 @click.option(
     "--caption-template",

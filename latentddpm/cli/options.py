@@ -61,12 +61,29 @@ NUMBERS = Numbers()
 PAIR = Numbers(2)
 NAMED_NUMBER = NamedNumber()
 
+
+def one_or_several(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> str | list[str]:
+    """Place of the data, or a list of the places where the option was given several times.
+
+    Args:
+        ctx: of the command.
+        param: the option.
+        value: all places.
+    """
+    return value[0] if len(value) == 1 else list(value)
+
+
 data_option = click.option(
     "--data",
     required=True,
-    metavar="PLACE",
+    multiple=True,
+    callback=one_or_several,
+    metavar="PLACE[:WEIGHT]",
     shell_complete=completion.data,
-    help="Folder of images, or of shards; a shard; a pattern such as a-{00..99}.tar.",
+    help="Folder of images, or of shards; a shard; a pattern such as a-{00..99}.tar. Repeatable; "
+    "weight: how often an image of the place is used, relative to others.",
 )
 catalog_option = click.option(
     "--catalog", type=FOLDER, help="Catalog to share [default: below OUT]."

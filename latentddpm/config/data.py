@@ -6,8 +6,58 @@ from typing import Literal
 
 import pydantic
 from pydantic import Field
+from pydantic_core import PydanticCustomError
 
+from latentddpm.choices import CAPTION_RULES
 from latentddpm.config.section import Section, Window
+
+
+class TagsConfig(Section):
+    """Tags: captions that are lists, of which a use takes the tags in another order, or some."""
+
+    separator: str = Field(
+        ",",
+        min_length=1,
+        description="between the tags of a caption; only used by shuffle or dropout",
+    )
+    shuffle: bool = Field(False, description="another order of the tags for each use of an image")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the tags that are left out, drawn for each use"
+    )
+    keep: int = Field(0, ge=0, description="first tags of each caption, which stay where they are")
+
+    @property
+    def drawn(self) -> bool:
+        """True where each use of a caption is drawn anew."""
+        return self.shuffle or self.dropout > 0
+
+
+class MaskConfig(Section):
+    """Masks of the loss: pictures beside the images, white where the loss counts."""
+
+    suffix: str = Field(
+        "",
+        pattern=r"^([._-][^/\\]*\.[^/\\.]+)?$",
+        description="end of the name of a mask beside its image, such as .mask.png: cat.mask.png "
+        "of cat.jpg",
+    )
+    column: str = Field(
+        "", description="of the metadata, that names the mask; empty, as suffix: no masks"
+    )
+    unmasked_weight: float = Field(
+        0.0, ge=0, le=1, description="weight of the loss where a mask is black; white has 1"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _one_way(self) -> MaskConfig:
+        if self.suffix and self.column:
+            raise PydanticCustomError("mask", "either suffix or column says where masks are")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """True where there are masks."""
+        return bool(self.suffix or self.column)
 
 
 class DataConfig(Section):
@@ -46,6 +96,18 @@ class DataConfig(Section):
         "white", description="colour behind transparent pixels; a latents cache has white"
     )
     flip: bool = Field(False, description="mirror half of the images, drawn per use")
+    captions: Literal[*CAPTION_RULES] = Field(
+        "files",
+        description="of an image that has none: files: it stays without; name: words of the name "
+        "of its file (red_apple_01.png: red apple); folder: the name of its folder; auto: name, folder "
+        "or files, whichever says something, and the run's config.yaml keeps which",
+    )
+    repeats: bool = Field(
+        False,
+        description="folders named as 10_sks dog: their images are used so many times as often",
+    )
+    tags: TagsConfig = TagsConfig()
+    mask: MaskConfig = MaskConfig()
     caption_templates: list[str] = Field(
         [],
         description='such as "{text}, {style} style", with columns of the metadata, or "{folder}"',

@@ -15,8 +15,10 @@ import tensorflow as tf
 
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.data.buckets import Part, Shape, interleave, one_by_one, stream_name
+from latentddpm.data.captioning.tags import DrawnTags
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.split import Selection
+from latentddpm.data.conditions.loss_masks import LossMasks
 from latentddpm.data.conditions.source import ConditionSource
 from latentddpm.data.dataset import Dataset
 from latentddpm.data.examples import TEXT, diffusion_examples, image_examples
@@ -118,6 +120,8 @@ class LatentBatches:
         strategy: of the run; None for one device.
         conditions: what else the images tell.
         control: pictures that a ControlNet sees; None without one.
+        tags: of the captions, drawn for each use in training; None to take captions whole.
+        masks: of the loss; None where it counts everywhere.
     """
 
     def __init__(
@@ -131,9 +135,11 @@ class LatentBatches:
         strategy: tf.distribute.Strategy | None = None,
         conditions: Sequence[ConditionSource] = (),
         control: ConditionSource | None = None,
+        tags: DrawnTags | None = None,
+        masks: LossMasks | None = None,
     ) -> None:
         self.conditions = conditions
-        self.control = control
+        self.control, self.tags, self.masks = control, tags, masks
         self.training_images, self.validation_images = images
         self.cache, self.tokens, self.config, self.strategy = cache, tokens, config, strategy
         self._schedule_and_space = (schedule, latent_space)
@@ -151,6 +157,8 @@ class LatentBatches:
         )
         if self.conditions:
             recipe["dropouts"] = alone(self.config)
+        if self.tags is not None:
+            recipe["tags"] = self.tags
         images = self.training_images
         background = {"random_background": self.cache.transparent}
         part = self._part(images, "train-diffusion", **recipe, **background)
@@ -191,6 +199,7 @@ class LatentBatches:
                     positions=positions,
                     tokens=self.tokens,
                     conditions=[*self.conditions, *filter(None, [self.control])],
+                    masks=self.masks,
                     **recipe,
                 )
 

@@ -165,14 +165,15 @@ class BucketSchedule:
         for _ in range(sum(counts) - step):
             counts[max(self._all, key=lambda b: (self._due(b, counts[b] - 1), b))] -= 1
         for _ in range(step - sum(counts)):
-            counts[self._next(counts)] += 1
+            counts[self.next(counts)] += 1
         return counts
 
     def bucket(self, step: int) -> int:
         """Bucket of a `step`."""
-        return self._next(self.before(step))
+        return self.next(self.before(step))
 
-    def _next(self, counts: Sequence[int]) -> int:
+    def next(self, counts: Sequence[int]) -> int:
+        """Bucket of the step that comes after `counts` batches of each bucket."""
         return min(self._all, key=lambda bucket: self._due(bucket, counts[bucket]))
 
     def _due(self, bucket: int, number: int) -> int:
@@ -192,7 +193,9 @@ def interleave(
     """
     import tensorflow as tf
 
-    schedule = BucketSchedule([len(selection) for selection in images.values()])
+    # Of images with weights a bucket has its share of the weights, else of the images.
+    sizes = [getattr(one, "amount", len(one)) for one in images.values()]
+    schedule = BucketSchedule(sizes)
     spans = zip(images, schedule.before(start), schedule.before(stop), strict=True)
     parts = [part(shape, first * batch_size, last * batch_size) for shape, first, last in spans]
     if len(parts) == 1:

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from latentddpm.clip.tokenizer import CLIPTokenizer, PromptTooLong
+from latentddpm.data.captioning.rules import FILES, suggestion, with_caption
 from latentddpm.data.catalog.catalog import RULES, Catalog
 from latentddpm.data.catalog.columns import Schema, Table, TableWriter
 from latentddpm.data.sources.metadata import TEXT, no_caption
@@ -42,6 +43,8 @@ class Captions:
         catalog: of the images.
         templates: see `Templates`.
         quiet: do not say which column they are from.
+        rule: for images that have none, "files", "name" or "folder"; see
+            `data.captioning.rules`.
 
     Raises:
         UserError: a template is malformed or names an unknown column; the table of captions
@@ -49,15 +52,20 @@ class Captions:
     """
 
     def __init__(
-        self, catalog: Catalog, templates: str | Sequence[str] = (), quiet: bool = False
+        self,
+        catalog: Catalog,
+        templates: str | Sequence[str] = (),
+        quiet: bool = False,
+        rule: str = FILES,
     ) -> None:
-        self.catalog, self.templates = catalog, Templates(templates)
+        self.catalog, self.templates, self.rule = catalog, Templates(templates), rule
         if catalog.manifest.problem:
             raise UserError(catalog.manifest.problem)
         for note in catalog.manifest.notes:
             warnings.warn(note, stacklevel=2)
         table = ", ".join(catalog.tables[:1]).rpartition("/")[2]
-        self.templates.check(catalog.columns(), table)
+        known = catalog.columns() if rule == FILES else [*catalog.columns(), TEXT]
+        self.templates.check(known, table)
         columns = [*catalog.manifest.columns, *[TEXT] * catalog.manifest.sidecars]
         if column := self.templates.other_column(columns):
             say(f"{catalog.source.place}: captions are those of the column {column!r}", quiet)
@@ -79,7 +87,9 @@ class Captions:
         if row.problem:
             raise UserError(row.problem)
         place = self.catalog.row_place(index, row)
-        return self.templates.fill(row.columns, self.catalog.name(index), place)
+        name = self.catalog.name(index)
+        columns = with_caption(self.rule, row.columns, name, place)
+        return self.templates.fill(columns, name, place)
 
     def reason(self, index: int) -> str:
         """Reason why the image at `index` has no caption, in a few words; "" if nothing is wrong.
@@ -95,9 +105,10 @@ class Captions:
         names = (self.catalog.name(index) for index in {0, count // 2, count - 1})
         words = "a photo of {folder}" if any("/" in name for name in names) else "a photo of sks"
         what = "take the names of their folders" if "{" in words else "give all the same words"
+        advice = suggestion(self.catalog) if self.rule == FILES else ""
         return (
             "add NAME.txt files or a metadata.jsonl, or "
-            f'{what}: data.caption_templates=["{words}"]'
+            f'{what}: data.caption_templates=["{words}"]{advice and "; " + advice}'
         )
 
 
@@ -178,6 +189,7 @@ def prepare_tokens(
         tokenizer.pad_token,
         tokenizer.tokens,
         tokenizer.merges,
+        *([captions.rule, captions.catalog.name_digest] if captions.rule != FILES else []),
     ):
         key.update(json.dumps(part).encode())
     folder = captions.catalog.folder / f"tokens-{key.hexdigest()[:16]}"

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from latentddpm.config import DataConfig
 from latentddpm.config_file import as_config
+from latentddpm.data.captioning.rules import AUTO, settled
 from latentddpm.data.captions import Captions, CaptionTokens, prepare_tokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.scan import open_catalog
 from latentddpm.data.catalog.split import Selection, split_catalog
+from latentddpm.data.places.places import Data
+from latentddpm.data.places.weighted import weighted
 from latentddpm.data.sources.walk import NO_SECOND, Second
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError, check_choice
@@ -63,11 +66,12 @@ class Dataset:
 
     @cached_property
     def _split(self) -> tuple[Selection, Selection]:
-        return split_catalog(self.catalog, self.config)
+        training, validation = split_catalog(self.catalog, self.config)
+        return weighted(training, self.catalog, self.config.repeats), validation
 
     @property
     def training(self) -> Selection:
-        """Images to train on.
+        """Images to train on, by the weights of their places and folders.
 
         Raises:
             UserError: no image is left to train on, or the split is by caption and no image has
@@ -86,13 +90,14 @@ class Dataset:
 
     @cached_property
     def captions(self) -> Captions:
-        """Alternative captions of each image, from `config.caption_templates`.
+        """Alternative captions of each image, by `config.captions` and `caption_templates`.
 
         Raises:
             UserError: a template is malformed or names an unknown column; the table of captions
                 is damaged.
         """
-        return Captions(self.catalog, self.config.caption_templates, self.quiet)
+        rule = self.config.captions
+        return Captions(self.catalog, self.config.caption_templates, self.quiet, rule)
 
     def tokens(self, tokenizer: CLIPTokenizer) -> CaptionTokens:
         """Token ids of all captions: opened if they exist, otherwise made by the chief process.
@@ -193,7 +198,7 @@ class Dataset:
 
 
 def open_dataset(
-    place: str | Path,
+    place: Data,
     folder: str | Path,
     config: DataConfig | dict[str, Any] | None = None,
     processes: ProcessGroup = ONE_PROCESS,
@@ -208,7 +213,8 @@ def open_dataset(
 
     Args:
         place: folder of images or of shards, one shard, or a pattern of shards; see
-            `data.sources.open.open_source`.
+            `data.sources.open.open_source`. Several, with weights or without, in a list:
+            `["photos:3", "drawings"]`, `[("photos", 3), "drawings"]`.
         folder: of the catalog, made when missing. A process waits while another one writes it.
         config: of the split and the captions: a `DataConfig`, or a dictionary of the settings
             that differ from its defaults, such as `{"validation_by": "caption"}`.
@@ -231,7 +237,13 @@ def open_dataset(
         ```
     """
     config = as_config(DataConfig, config or {})
+    mask = config.mask
+    if mask.given:
+        suffixes, columns = filter(None, [mask.suffix]), filter(None, [mask.column])
+        second = Second((*second.suffixes, *suffixes), (*second.columns, *columns))
     catalog = open_catalog(
         place, Path(folder), strict=strict, quiet=quiet, processes=processes, second=second
     )
+    if config.captions == AUTO:
+        config = config.model_copy(update={"captions": settled(AUTO, catalog)})
     return Dataset(catalog, config, processes, quiet)

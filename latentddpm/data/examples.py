@@ -11,6 +11,7 @@ The networks are deterministic functions of these examples; see `data.random` fo
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.conditions.control import CONTROL
+from latentddpm.data.captioning.tags import DrawnTags
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
+from latentddpm.data.conditions.loss_masks import LossMasks
 from latentddpm.data.conditions.source import ConditionSource
 from latentddpm.data.images import WHITE, UnreadableImage
 from latentddpm.data.latents.cache import LatentsCache
@@ -93,7 +96,7 @@ def image_examples(
         raise OSError(f"{catalog.source.place}: no image can be read any more")
 
     def example(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        index = position if stream is None else stream.index(position, len(selection))
+        index = position if stream is None else stream.draw(position, selection)
         values = tf.numpy_function(read, [index], tf.as_dtype(pixels.dtype), stateful=False)
         values.set_shape((resolution, resolution, 4 if keep_alpha else pixels.channels))
         if keep_alpha:
@@ -133,6 +136,8 @@ def diffusion_examples(
     guidance_scales: Sequence[float] | None = None,
     conditions: Sequence[ConditionSource] = (),
     dropouts: Mapping[str, float] | None = None,
+    tags: DrawnTags | None = None,
+    masks: LossMasks | None = None,
 ) -> tf.data.Dataset:
     """Batches of noisy latents with their targets, for the UNet.
 
@@ -164,10 +169,13 @@ def diffusion_examples(
         conditions: what else the images tell.
         dropouts: shares of examples that are not told one thing alone, by the name of the
             condition, of the caption by `TEXT`; None for none.
+        tags: of the captions, drawn for each use; None to take captions as they are.
+        masks: of the loss; None where it counts everywhere.
 
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)][,
         "guidance_scale": (B,)]}, target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32,
+        with masks weights (B, h, w),
         with the inputs of the conditions by their names; timesteps of a flow schedule are
         float32. Signals are (B, L, c), with weights (B, 1).
     """
@@ -188,7 +196,7 @@ def diffusion_examples(
 
     def draw(position: tf.Tensor) -> dict[str, tf.Tensor]:
         drawn = {
-            "number": stream.index(position, len(selection)),
+            "number": stream.draw(position, selection),
             "mirrored": stream.chance("flip", position, 0.5 if cache.mirrored else 0.0),
             "timesteps": _timestep(schedule, density, stream, position, timesteps),
             "posterior": stream.normal("posterior", position, shape),
@@ -207,6 +215,8 @@ def diffusion_examples(
         if tokens is not None:
             drawn["choice"] = stream.bits("caption", position)
             drawn["dropped"] = dropped(position, TEXT)
+        if tags is not None:
+            drawn["tags"] = stream.bits("tags", position)
         for one in conditions:
             name = one.condition.name
             null = dropped(position, name) if one.condition.null else tf.constant(False)
@@ -225,11 +235,16 @@ def diffusion_examples(
         images = selection.rows(numbers)
         colours, words = more[:random_background], more[random_background:]
         found = [*cache.gather(images + cache.count * mirrored, *colours)]
-        return [*found, tokens.pick(images, *words)] if words else found
+        return [*found, (tags or tokens).pick(images, *words)] if words else found
+
+    def loss_mask(numbers: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+        """Weights of the loss of a batch, by position."""
+        return masks.batch(selection.rows(numbers), mirrored, shape[:-1])
 
     def batch(drawn: dict[str, tf.Tensor]) -> tuple[Any, ...]:
         keys = ["number", "mirrored", *["background"] * random_background]
         keys += ["choice", "dropped"] if tokens is not None else []
+        keys += ["tags"] if tags is not None else []
         types = [tf.float32, tf.float32, tf.int32][: 2 + (tokens is not None)]
         mean, logvar, *ids = tf.numpy_function(
             look_up, [drawn[key] for key in keys], types, stateful=False
@@ -257,9 +272,12 @@ def diffusion_examples(
                 space = {CONCAT: shape[:-1], CONTROL: (None, None)}.get(entry.enters, ())
                 inputs[entry.name] = tf.ensure_shape(array, (None, *space, entry.size))
         target = schedule.target(latents, noise, timesteps, take=tf.gather)
-        if weights is None:
-            return inputs, target
-        return inputs, target, tf.reshape(tf.gather(weights, timesteps), (-1, *ones))
+        loss = [] if weights is None else [tf.reshape(tf.gather(weights, timesteps), (-1, *ones))]
+        if masks is not None:
+            keys = [drawn["number"], drawn["mirrored"]]
+            (mask,) = tf.numpy_function(loss_mask, keys, [tf.float32], stateful=False)
+            loss = [math.prod(loss) * tf.ensure_shape(mask, (None, *shape[:-1]))]
+        return (inputs, target, *loss)
 
     dataset = positions.map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size).map(batch, num_parallel_calls=1, deterministic=True)

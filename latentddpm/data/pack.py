@@ -21,9 +21,9 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from latentddpm.data.findings import Findings
+from latentddpm.data.places.places import Data, open_places, shown
 from latentddpm.data.sources.base import Entry, Source
 from latentddpm.data.sources.metadata import FILE_NAME, caption_entries
-from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.records import array_record, make_record
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
@@ -48,7 +48,7 @@ def parse_size(text: str) -> int:
 
 
 def pack(
-    place: str | Path,
+    place: Data,
     out: Path,
     *,
     kind: str = "tar",
@@ -60,7 +60,7 @@ def pack(
     Files are copied without decoding them; damaged images are copied too.
 
     Args:
-        place: see `data.sources.open.open_source`.
+        place: one, or several; see `data.places.places.as_places`.
         out: a new folder, for `shard-000000.tar` and so on.
         kind: one of `KINDS`.
         shard_size: bytes after which the next shard begins.
@@ -75,7 +75,7 @@ def pack(
     """
     check_choice("format", kind, KINDS)
     check_new(out)
-    source = open_source(place)
+    source = open_places(place)
     known = sum(1 for _ in source.units()) if source.kind == "folder" else None
     with (
         atomic_folder(out) as temporary,
@@ -84,7 +84,7 @@ def pack(
         findings = source.survey()
         counts = _write(source, temporary, KINDS[kind], shard_size, bar, findings)
     for line in findings.lines():
-        say(f"{place}: {line}", quiet)
+        say(f"{shown(place)}: {line}", quiet)
     return counts
 
 

@@ -12,9 +12,12 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 
 from latentddpm.choices import TIMESTEP_SAMPLINGS
+from latentddpm.data.catalog.split import Selection
+from latentddpm.data.places.weighted import WeightedSelection
 from latentddpm.errors import check_choice
 
 
@@ -40,12 +43,30 @@ class RandomStream:
     def _seed(self, purpose: str, position: tf.Tensor) -> tf.Tensor:
         return tf.stack([tf.constant(self._key(purpose), tf.int64), tf.cast(position, tf.int64)])
 
-    def index(self, position: tf.Tensor, count: int) -> tf.Tensor:
+    def index(self, position: tf.Tensor, count: int, purpose: str = "order") -> tf.Tensor:
         """Item of `count` items at a `position`, int64: a new permutation in every epoch."""
         position = tf.cast(position, tf.int64)
         return tf.random.experimental.index_shuffle(
-            position % count, self._seed("order", position // count), count - 1
+            position % count, self._seed(purpose, position // count), count - 1
         )
+
+    def draw(self, position: tf.Tensor, selection: Selection) -> tf.Tensor:
+        """Number of an image of a `selection`, int64: each equally often, or by its weight."""
+        if not isinstance(selection, WeightedSelection) or len(selection.groups) < 2:
+            return self.index(position, len(selection))
+
+        def turn(place: np.ndarray) -> np.ndarray:
+            return np.array(selection.turn(int(place)), np.int64)
+
+        found = tf.numpy_function(turn, [position], tf.int64, stateful=False)
+        group, before = tf.unstack(tf.ensure_shape(found, (2,)))
+        numbers = [
+            start + self.index(before, size, f"order of group {number}")
+            for number, (start, size) in enumerate(
+                zip(selection.starts.tolist(), selection.sizes, strict=False)
+            )
+        ]
+        return tf.gather(tf.stack(numbers), group)
 
     def integer(self, purpose: str, position: tf.Tensor, maximum: tf.Tensor | int) -> tf.Tensor:
         """Uniform int32 in 0 … `maximum` − 1, a scalar."""

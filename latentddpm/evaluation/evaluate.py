@@ -15,6 +15,7 @@ from typing import Any
 
 from latentddpm import __version__
 from latentddpm.data.dataset import open_dataset
+from latentddpm.data.places.places import shown
 from latentddpm.evaluation.plan import PARTS, EvaluationPlan
 from latentddpm.generation.loras import load_model
 from latentddpm.utils.console import activity
@@ -62,7 +63,7 @@ def evaluate_model(
             "model_digest": plan.folder.digest,
             **({} if networks.precision == "float32" else {"precision": networks.precision}),
             "loras": networks.model.loras if networks.model else [],
-            "data": options["data"],
+            "data": shown(options["data"]),
             "split": plan.split,
             "validation_fraction": plan.data.validation_fraction,
             "validation_by": plan.data.validation_by,

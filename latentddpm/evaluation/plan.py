@@ -14,7 +14,7 @@ from latentddpm.config import COMMANDS, AutoencoderRun, ConditionConfig, DataCon
 from latentddpm.config_file import load_config, parse_config
 from latentddpm.data.captions import Templates
 from latentddpm.data.dataset import SPLITS
-from latentddpm.data.sources.open import open_source
+from latentddpm.data.places.places import open_places
 from latentddpm.engines.networks import choose_engine
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.evaluation.metrics.precision_recall import LEAST
@@ -103,7 +103,7 @@ def plan_evaluation(parts: frozenset[str], options: dict[str, Any]) -> Evaluatio
         raise UserError(f"--num-images: {options['num_images']}, expected at least {LEAST}")
     check_choice("--projection", options["projection"], PROJECTIONS)
     _check_files(options)
-    open_source(options["data"])
+    open_places(options["data"])
     precision = precision_of(options["precision"])
     folder = read_model_folder(options["model"])
     loras = read_loras(options["loras"], folder.path)
@@ -188,7 +188,7 @@ def _data_settings(folder: ModelFolder, options: dict[str, Any]) -> tuple[DataCo
                     f"{error}; or give --validation-fraction and --validation-by"
                 ) from None
         else:
-            known = {name: getattr(run.data, name) for name in KEPT}
+            known = {name: getattr(run.data, name) for name in (*KEPT, "captions", "mask")}
             origin = origin if origin == "the options" else str(path)
     data = parse_config(DataConfig, {**known, **given}, source="")
     Templates(data.caption_templates)  # a malformed one is an error now

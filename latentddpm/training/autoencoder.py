@@ -26,6 +26,7 @@ import tensorflow as tf
 import latentddpm
 from latentddpm.config import AutoencoderRun
 from latentddpm.data.batches import ImageBatches
+from latentddpm.data.places.places import Data
 from latentddpm.distribution.strategy import any_process, in_scope
 from latentddpm.evaluation.metrics.similarity import WINDOW, psnr, ssim
 from latentddpm.interop.vgg import describe
@@ -61,7 +62,7 @@ MEASURED_IMAGES = 64
 
 def train_vae(
     config: AutoencoderRun | dict[str, Any] | str | Path,
-    data: str | Path,
+    data: Data,
     out: str | Path,
     *,
     catalog: str | Path | None = None,
@@ -76,7 +77,8 @@ def train_vae(
     Args:
         config: settings, as an `AutoencoderRun`, a dictionary of those that differ from the
             defaults, the path of such a YAML file, or the name of a ready one.
-        data: folder of images or shards; see `data.sources.open.open_source`.
+        data: folder of images or shards, or several with weights; see
+            `data.places.places.as_places`.
         out: run folder.
         catalog: folder of the catalog; None for `out/catalog`.
         strict: refuse data with unreadable images.

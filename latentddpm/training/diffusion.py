@@ -22,6 +22,8 @@ from latentddpm.conditions.conditions import Conditions
 from latentddpm.config import DiffusionRun
 from latentddpm.data.batches import LatentBatches
 from latentddpm.data.buckets import buckets_of, table
+from latentddpm.data.captioning.tags import DrawnTags
+from latentddpm.data.places.places import Data
 from latentddpm.diffusion import samplers
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.diffusion.schedules import schedule_from_config
@@ -53,7 +55,7 @@ from latentddpm.utils.pixels import save_png
 
 def train_diffusion(
     config: DiffusionRun | dict[str, Any] | str | Path,
-    data: str | Path,
+    data: Data,
     vae: str | Path | None,
     out: str | Path,
     *,
@@ -73,7 +75,8 @@ def train_diffusion(
     Args:
         config: settings, as a `DiffusionRun`, a dictionary of those that differ from the
             defaults, the path of such a YAML file, or the name of a ready one.
-        data: folder of images or shards; see `data.sources.open.open_source`.
+        data: folder of images or shards, or several with weights; see
+            `data.places.places.as_places`.
         vae: model folder or finished `train-vae` run; the text "none" to train on pixels; None
             for the first stage of `config.init`.
         out: run folder.
@@ -155,10 +158,12 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     )
     if config.data.aspect_buckets:
         run.say(table(*images, config.training.batch_size))
-    tokens = None
+    tokens = tags = None
     if tokenizer is not None:
         with activity("reading the captions", run.silent):
             tokens = dataset.tokens(tokenizer)
+        if config.data.tags.drawn:
+            tags = DrawnTags(dataset.captions, tokenizer, config.data.tags)
     first_stage = sources.first_stage
     cache = first_stage.latents(dataset, run, plan.latents)
     told = open_conditions(plan.conditions, run, first_stage, pictures_folder(out, plan.latents))
@@ -167,6 +172,8 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     batches = LatentBatches(
         *(images, cache, schedule, latent_space, tokens, config, strategy, told),
         plan.control,
+        tags,
+        plan.masks,
     )
 
     # === Fit ===

@@ -9,7 +9,7 @@ from latentddpm.choices import PRECISIONS
 from latentddpm.data.buckets import Buckets, make_buckets
 from latentddpm.data.dataset import open_dataset
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
-from latentddpm.data.sources.open import open_source
+from latentddpm.data.places.places import Data, open_places
 from latentddpm.errors import UserError, check_choice
 from latentddpm.models.precision import settle_precision
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def plan_encoding(
-    data: str | Path,
+    data: Data,
     vae: Path,
     out: Path,
     resolution: int | None = None,
@@ -39,7 +39,7 @@ def plan_encoding(
         OSError: the folder cannot be written.
     """
     check_out(out)
-    open_source(data)
+    open_places(data)
     source = read_model_folder(vae)
     if resolution is None:
         if source.image_size is None:
@@ -58,7 +58,7 @@ def plan_encoding(
 
 @signals.listening()
 def encode_folder(
-    data: str | Path,
+    data: Data,
     vae: Path,
     out: Path,
     *,
@@ -74,7 +74,7 @@ def encode_folder(
     """Encode every readable image; a cache that is already complete is left as it is.
 
     Args:
-        data: folder of images or shards; see `data.sources.open.open_source`.
+        data: folder of images or shards, or several; see `data.places.places.as_places`.
         vae: model folder, or finished `train-vae` run.
         out: folder of the latents cache.
         catalog: folder of the catalog; None for `out/catalog`.

@@ -32,6 +32,7 @@ import pydantic
 from latentddpm.data.catalog.columns import Schema, Table
 from latentddpm.data.findings import Findings
 from latentddpm.data.images import WHITE, read_image, read_signal
+from latentddpm.data.places.union import Union
 from latentddpm.data.sources.base import MetadataStamp, Source
 from latentddpm.data.sources.metadata import Row, template_columns
 from latentddpm.data.sources.storage import order
@@ -184,6 +185,14 @@ class Catalog:
         unit = self._unit(index).decode("utf-8", "surrogateescape")
         return self.source.where(unit, self.name(index))
 
+    def home(self, index: int) -> tuple[Source, str, str]:
+        """Source of the image at `index`, of several places its own; its unit and name there."""
+        unit, name = self._unit(index).decode("utf-8", "surrogateescape"), self.name(index)
+        if not isinstance(self.source, Union):
+            return self.source, unit, name
+        label, part, unit = self.source.part_of(unit)
+        return part, unit, name.removeprefix(f"{label}/")
+
     def read(self, index: int) -> bytes:
         """Bytes of the file of the image at `index`.
 
@@ -231,7 +240,10 @@ class Catalog:
     @property
     def tables(self) -> list[str]:
         """Paths of the tables of captions."""
-        return [f"{self.source.place}/{stamp[0]}" for stamp in self.manifest.metadata]
+        names = [str(stamp[0]) for stamp in self.manifest.metadata]
+        if isinstance(self.source, Union):
+            return self.source.table_paths(names)
+        return [f"{self.source.place}/{name}" for name in names]
 
     def columns(self) -> list[str]:
         """Names of the columns that templates of captions can use."""

@@ -28,6 +28,7 @@ from latentddpm.data.findings import Findings
 from latentddpm.data.images import examine_image
 from latentddpm.data.pictures.decode import MAX_BYTES, UnreadableImage
 from latentddpm.data.pictures.stored import Facts
+from latentddpm.data.places.union import Union
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources.base import Entry, MetadataStamp, Source, Unit
 from latentddpm.data.sources.metadata import Row
@@ -37,6 +38,8 @@ from latentddpm.distribution.processes import ProcessGroup
 from latentddpm.errors import one_line
 from latentddpm.utils.console import say
 
+WITH_TABLES = ("folder", Union.kind)
+"""Kinds of sources whose columns are those of tables."""
 PARTS = "part-*-of-*"
 """Folders beside the versions, in which each process of a job scans its part."""
 
@@ -235,7 +238,14 @@ class SourceReader:
                 f"{table.path}: {count} of {total} rows name files that do not exist ({few}); "
                 "names are relative to the folder of the table"
             ]
-        return notes, table.problem, list(table.columns) if self.source.kind == "folder" else None
+        in_tables = self.source.kind in WITH_TABLES
+        return notes, table.problem, list(table.columns) if in_tables else None
+
+    def _same_tables(self, previous: PreviousVersion, unit: Unit) -> bool:
+        """True where no table that may describe a unit has changed."""
+        if previous.same_metadata or self.source.kind != Union.kind:
+            return previous.same_metadata
+        return previous.same_rules and not self.source.has_tables(unit.name)
 
     def _events(self) -> Iterator[ScanEvent]:
         for unit in self.units():
@@ -243,7 +253,7 @@ class SourceReader:
                 ((n, row) for n in self.previous if (row := n.find(unit)) is not None), (None, 0)
             )
             if previous is not None:
-                same = previous.same_captions(row, unit) and previous.same_metadata
+                same = previous.same_captions(row, unit) and self._same_tables(previous, unit)
                 yield ScanEvent(unit, previous, row, None if same else self._captions_of(unit))
                 continue
             findings = Findings()

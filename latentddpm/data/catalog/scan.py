@@ -23,8 +23,8 @@ from tqdm import tqdm
 from latentddpm.data.catalog.catalog import Catalog, require_images, versions
 from latentddpm.data.catalog.reader import PARTS, PreviousVersion, SourceReader, previous_versions
 from latentddpm.data.catalog.writer import CatalogWriter
+from latentddpm.data.places.places import Data, open_places
 from latentddpm.data.sources.base import Source
-from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.walk import NO_SECOND, Second
 from latentddpm.distribution.processes import ONE_PROCESS, ProcessGroup
 from latentddpm.errors import UserError
@@ -34,7 +34,7 @@ SAVE_SECONDS = 30.0  # between two saves of an unfinished scan
 
 
 def open_catalog(
-    place: str | Path,
+    place: Data,
     folder: Path,
     *,
     strict: bool = False,
@@ -47,7 +47,7 @@ def open_catalog(
     Files that cannot be read are named on stderr.
 
     Args:
-        place: see `data.sources.open.open_source`.
+        place: one, or several; see `data.places.places.as_places`.
         folder: of the catalog, made when missing. A process waits while another one writes it.
         strict: refuse data with unreadable files.
         quiet: show no progress bar. It appears on stderr when a scan takes over two seconds.
@@ -58,7 +58,7 @@ def open_catalog(
         UserError: nothing at the place, or nothing readable; with `strict`, not all of it.
         OSError: the catalog cannot be written; a previous version is still valid.
     """
-    source = open_source(place, second)
+    source = open_places(place, second)
     catalog = _newest(source, folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     if catalog is None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from latentddpm.config import DataConfig
+from latentddpm.data.captioning.rules import with_caption
 from latentddpm.data.catalog.catalog import Catalog, split_hash
 from latentddpm.data.sources.metadata import TEXT, caption_entries
 from latentddpm.errors import UserError
@@ -52,6 +53,11 @@ class Selection:
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def amount(self) -> int:
+        """Share of the selection in the examples, beside that of others: its number of images."""
+        return len(self)
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """Rows in the catalog of images of the selection.
@@ -120,7 +126,7 @@ def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Select
     """
     count, fraction = len(catalog), data.validation_fraction
     if data.validation_by == "caption":
-        flags = _caption_hashes(catalog) / 2.0**64 < fraction
+        flags = _caption_hashes(catalog, data.captions) / 2.0**64 < fraction
 
         def is_validation(start: int, stop: int) -> np.ndarray:
             return flags[start:stop]
@@ -139,15 +145,16 @@ def split_catalog(catalog: Catalog, data: DataConfig) -> tuple[Selection, Select
     return training, Selection(count, is_validation)
 
 
-def _caption_hashes(catalog: Catalog) -> np.ndarray:
+def _caption_hashes(catalog: Catalog, rule: str) -> np.ndarray:
     """Split hash of each image's first caption, or of its name if it has none, uint64 (N,)."""
     hashes, captioned = np.array(catalog.images["split_hash"]), 0
     for index in range(len(catalog)):
         row = catalog.row(index)
         if row.problem:
             raise UserError(row.problem)
-        captions = caption_entries(row.columns, catalog.row_place(index, row))
-        if captions:
+        place = catalog.row_place(index, row)
+        columns = with_caption(rule, row.columns, catalog.name(index), place)
+        if captions := caption_entries(columns, place):
             hashes[index] = split_hash(captions[0].casefold())
             captioned += 1
     if not captioned:

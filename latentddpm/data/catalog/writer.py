@@ -92,7 +92,8 @@ class CatalogWriter:
         """
         self._flush_copies()
         if columns is not None:
-            self.columns = dict.fromkeys(columns)
+            own = {} if self.source.kind == "folder" else self.columns
+            self.columns = {**dict.fromkeys(columns), **own}
         self._save(complete=True, notes=notes, problem=problem)
 
     def _copy(self, previous: PreviousVersion, row: int) -> None:
@@ -143,7 +144,7 @@ class CatalogWriter:
             "size": entry.size,
             "sha256": np.frombuffer(digest, np.uint8),
             **asdict(found),
-            "split_hash": split_hash(entry.name),
+            "split_hash": split_hash(entry.own_name or entry.name),
         }
         texts = {"name": order(entry.name) if own else b"", "row": self._pack(unit, entry.row)}
         self.images.append(columns, texts)

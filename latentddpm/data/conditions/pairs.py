@@ -22,6 +22,7 @@ import numpy as np
 from latentddpm.config.conditions import ConditionConfig
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.images import UnreadableImage, examine_image
+from latentddpm.data.places.union import Union
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.metadata import FOLDER
@@ -109,8 +110,20 @@ def find_pairs(
     return pairs
 
 
+NO_FILE, NO_MEMBER, NO_VALUE = "no such file", "no such member", "no value"
+"""Ends of the reasons why an image has no pair at all."""
+
+
+def is_absent(problem: str) -> bool:
+    """True where a `problem` of a pair is that there is none."""
+    return problem.endswith((NO_FILE, NO_MEMBER, NO_VALUE))
+
+
 def examine_pairs(
-    catalog: Catalog, settings: ConditionConfig, folder: Path | None = None
+    catalog: Catalog,
+    settings: ConditionConfig,
+    folder: Path | None = None,
+    optional: bool = False,
 ) -> Pairs:
     """Pairs of the images of a catalog, with what is wrong about them.
 
@@ -118,12 +131,13 @@ def examine_pairs(
         catalog: of the images.
         settings: of the condition.
         folder: to keep what was found in, made when missing; None for nowhere.
+        optional: an image whose row names no pair is one without, not an error.
 
     Raises:
         UserError: shards of a kind that holds no second pictures, or a table that is malformed.
         OSError: the folder cannot be written.
     """
-    places = list(_places(catalog, settings))
+    places = list(_places(catalog, settings, optional))
     found = np.zeros(len(catalog), FOUND)
     for row, place in enumerate(places):
         text = f"{place.path}\n{place.offset}\n{place.size}"
@@ -133,18 +147,20 @@ def examine_pairs(
     def look(row: int) -> str:
         """Look at a pair, and return what is wrong with it."""
         place, one = places[row], found[row]
+        if not place.path:
+            return f"{place.name}: {NO_VALUE}"
         try:
             stamp = storage.stamp(place.path)
             one["size"], one["mtime_ns"] = stamp.size, stamp.mtime_ns
             if place.offset == 0 and place.size is None:
-                return f"{place.name}: no such member"
+                return f"{place.name}: {NO_MEMBER}"
             if stamp.mtime_ns >= 0 and known is not None and _same(known[row], one):
                 found[row] = known[row]
                 return ""
             data = place.read()
             facts, _ = examine_image(data, place.name)
         except FileNotFoundError:
-            return f"{place.name}: no such file"
+            return f"{place.name}: {NO_FILE}"
         except (UnreadableImage, OSError) as error:
             return str(error)
         one["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
@@ -195,33 +211,35 @@ def _misfits(
         yield int(row), f"{places[row].name}: {own}, beside {image}"
 
 
-def _places(catalog: Catalog, settings: ConditionConfig) -> Iterator[Place]:
+def _places(catalog: Catalog, settings: ConditionConfig, optional: bool) -> Iterator[Place]:
     """Place of the pair of each image, whether it is there or not."""
-    kind, place = catalog.source.kind, catalog.source.place
     by_column = settings.column != FOLDER
-    if kind == "folder":
-        for row in range(len(catalog)):
-            name = catalog.name(row)
+    last, members, names = None, {}, {}
+    for row in range(len(catalog)):
+        if optional and by_column and catalog.row(row).columns.get(settings.column) in (None, ""):
+            yield Place("", f"{catalog.where(row)}, column {settings.column!r}")
+            continue
+        source, unit, name = catalog.home(row)
+        if source.kind == "folder":
             where = os.path.splitext(name)[0] + settings.suffix
             if by_column:
                 where = _named(catalog, row, settings.column)
-            path = storage.join(place, where)
+            path = storage.join(source.place, where)
             yield Place(path, path)
-        return
-    if kind != "tar":
-        raise UserError(
-            f"{place}: {kind} holds one picture for each image; a second one is read from a "
-            "folder or a tar"
-        )
-    units, offsets = catalog.images["unit"], catalog.images["offset"]
-    last, members, names = None, {}, {}
-    for row in range(len(catalog)):
-        unit = int(units[row])
-        if unit != last:
-            path = catalog.source.path(catalog.units.text("name", unit).decode())
+            continue
+        if source.kind != "tar":
+            raise UserError(
+                f"{source.place}: {source.kind} holds one picture for each image; a second one is "
+                "read from a folder or a tar"
+            )
+        if (source.place, unit) != last:
+            path = source.path(unit)
             members = member_places(path)
-            names, last = {offset: name for name, (offset, _) in members.items()}, unit
-        where = split_key(names.get(int(offsets[row]), ""))[0] + settings.suffix
+            names, last = (
+                {offset: name for name, (offset, _) in members.items()},
+                (source.place, unit),
+            )
+        where = split_key(names.get(int(catalog.images["offset"][row]), ""))[0] + settings.suffix
         if by_column:
             where = _named(catalog, row, settings.column)
         yield Place(path, f"{path}: {where}", *members.get(where, (0, None)))
@@ -235,4 +253,7 @@ def _named(catalog: Catalog, row: int, column: str) -> str:
         raise UserError(found.problem)
     if column not in found.columns:
         raise UserError(f"{place}: no column {column!r}, which names the picture of the image")
-    return named_file(found, column, place, [str(one[0]) for one in catalog.manifest.metadata])
+    tables = [str(one[0]) for one in catalog.manifest.metadata]
+    if isinstance(catalog.source, Union):  # relative to the place of the image
+        tables = [name.partition("/")[2] for name in tables]
+    return named_file(found, column, place, tables)

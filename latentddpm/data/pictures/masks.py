@@ -40,10 +40,24 @@ def read_mask(
             f"{name}: {file_name(mask)}is {in_pixels(mask_size)} and {of} is "
             f"{in_pixels(picture_size)}; both must have the same size"
         )
-    pixels = np.asarray(Image.fromarray(read_image(mask, size)).convert("L"))
+    return gray_of(name, read_image(mask, size), file_name(mask))
+
+
+def gray_of(name: str, picture: np.ndarray, file: str = "") -> np.ndarray:
+    """Gray values of a mask's pixels, uint8 (H, W), from 0 (black) to 255 (white).
+
+    Args:
+        name: of the mask, for messages.
+        picture: uint8 (H, W, 3).
+        file: that it was read from with a space behind, for messages.
+
+    Raises:
+        UserError: it counts in 0 and 1.
+    """
+    pixels = np.asarray(Image.fromarray(picture).convert("L"))
     if pixels.max() == 1:  # of labels, or of a mask that was counted in 0 and 1
         raise UserError(
-            f"{name}: {file_name(mask)}has no pixel above 1 of 255, so nothing of it is white; "
+            f"{name}: {file}has no pixel above 1 of 255, so nothing of it is white; "
             "expected white (255) where it is, such as mask * 255"
         )
     return pixels

@@ -44,13 +44,15 @@ class Entry:
     """Entry of a unit: one image.
 
     Attributes:
-        name: of the image, POSIX, relative; it decides between training and validation.
+        name: of the image, POSIX, relative; it decides between training and validation, unless
+            there is an `own_name`.
         where: name of the image in messages.
         offset: of its bytes in the unit, for `Source.read`.
         size: of its bytes.
         row: its captions and other columns.
         load: function that returns its bytes.
         sidecar: True if a text file lies beside it.
+        own_name: its name in its own place, where `name` has that place in front.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Entry:
     row: Row = field(default_factory=Row)
     load: Callable[[], bytes] = bytes
     sidecar: bool = False
+    own_name: str = ""
 
 
 class Source(Protocol):

@@ -165,6 +165,10 @@ def check_distillation(config: DiffusionRun) -> None:
         raise UserError(
             "text.trainable: a distillation takes the text encoder as it is; leave it out"
         )
+    if config.data.mask.given:
+        raise UserError(
+            "data.mask: a distillation learns from its teacher everywhere; leave it out"
+        )
     for key in NOT_DISTILLED:
         if getattr(training, key):
             raise UserError(

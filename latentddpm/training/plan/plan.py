@@ -18,7 +18,10 @@ from latentddpm.conditions.control import CONTROL
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import as_config
 from latentddpm.data.conditions.control import ControlPictures, plan_control
+from latentddpm.data.conditions.loss_masks import LossMasks, plan_masks
 from latentddpm.data.dataset import Dataset, open_dataset
+from latentddpm.data.places.places import Data, shown
+from latentddpm.data.places.weighted import weight_lines, weights_fact
 from latentddpm.errors import UserError
 from latentddpm.training.conditions import (
     inherit_conditions,
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
     from latentddpm.data.conditions.source import ConditionSource
 
 Config = AutoencoderRun | DiffusionRun
+MASKS = "masks"
+"""Folder of what is kept about masks."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Plan:
         notes: lines for people, before the first step.
         conditions: sources of what the network is told beside text.
         control: pictures that a ControlNet sees; None where none is trained.
+        masks: of the loss; None where it counts everywhere.
     """
 
     run: Run
@@ -85,6 +91,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     conditions: Sequence[ConditionSource] = ()
     control: ControlPictures | None = None
+    masks: LossMasks | None = None
 
     def agreed(self, **late: str) -> Contract:
         """Contract of the run, compared with that of its newest checkpoint.
@@ -103,7 +110,7 @@ class Plan:
 @signals.listening()
 def plan_vae(
     config: AutoencoderRun | dict[str, Any] | str | Path,
-    data: str | Path,
+    data: Data,
     out: str | Path,
     *,
     catalog: str | Path | None = None,
@@ -133,19 +140,23 @@ def plan_vae(
     pixels = _judge_pixels(given, config, dataset, resume)
     check_best(config.training, len(dataset.validation))
     facts = {"init": base.digest} if base is not None else {}
+    facts |= weights_fact(dataset.catalog)
     if config.data.validation_by == "caption":
         facts["captions"] = dataset.catalog.row_digest
     facts = data_facts(dataset.catalog, **facts)
     judged = config.perceptual.source == "none"
     if judged:
         check_resume(run, facts)
-    return Plan(run, dataset, facts, judged, notes=_notes(given, config, why) + pixels)
+    notes = _notes(given, config, why) + pixels + _data_notes(dataset)
+    if config.data.mask.given:
+        notes.append("masks      are no images; the loss of an autoencoder counts everywhere")
+    return Plan(run, dataset, facts, judged, notes=notes)
 
 
 @signals.listening()
 def plan_diffusion(
     config: DiffusionRun | dict[str, Any] | str | Path,
-    data: str | Path,
+    data: Data,
     vae: str | Path | None,
     out: str | Path,
     *,
@@ -192,7 +203,11 @@ def plan_diffusion(
     control = plan_control(config, dataset, pictures_folder(out, latents) / CONTROL)
     if control is not None and control.digest:
         facts["pictures of control"] = control.digest
-    told = conditions or config.control.column
+    masks = plan_masks(config.data, dataset.catalog, factor, pictures_folder(out, latents) / MASKS)
+    if masks is not None:
+        facts["masks"] = masks.digest
+    facts |= weights_fact(dataset.catalog)
+    told = conditions or config.control.column or config.data.mask.column
     if config.text.source != "none" or config.data.validation_by == "caption" or told:
         facts["captions"] = dataset.catalog.row_digest
     if sources.base is not None:
@@ -203,11 +218,12 @@ def plan_diffusion(
         check_resume(run, facts)
     if config.text.source == "scratch" and resolve.is_open(started.text.source):
         why["text.source"] = "the data has captions"
-    notes = _notes(given, config, why) + pixels + captions_note(given, config, captioned)
+    notes = _notes(given, config, why) + pixels + captions_note(given, config, dataset, captioned)
     notes += [f"condition  {one.condition.name}: {one.condition.describe()}" for one in conditions]
     if control is not None:
         notes.append(f"ControlNet {control.condition.describe()}")
-    return Plan(run, dataset, facts, judged, sources, latents, notes, conditions, control)
+    notes += _data_notes(dataset, masks)
+    return Plan(run, dataset, facts, judged, sources, latents, notes, conditions, control, masks)
 
 
 def check_out(folder: Path) -> None:
@@ -243,8 +259,8 @@ def _started(config: Config, out: Path, resume: bool) -> Any:
     return resolve.fill(config, earlier_settings(out)) if resume else config
 
 
-def _open(run: Run, data: str | Path, catalog: str | Path, strict: bool) -> Dataset:
-    with activity(f"reading the list of images of {data}", run.silent):
+def _open(run: Run, data: Data, catalog: str | Path, strict: bool) -> Dataset:
+    with activity(f"reading the list of images of {shown(data)}", run.silent):
         return open_dataset(
             *(data, catalog, run.config.data, run.processes),
             strict=strict,
@@ -269,6 +285,12 @@ def _why(started: Config, settled: Config, model: str) -> dict[str, str]:
     if started.data.resolution is not None:
         whose = "run that goes on"
     return {"data.resolution": f"that of the {whose}"}
+
+
+def _data_notes(dataset: Dataset, masks: LossMasks | None = None) -> list[str]:
+    """Lines about places, weights and masks; empty for one place without any."""
+    lines = [*weight_lines(dataset.training, dataset.catalog)]
+    return [*lines, *([] if masks is None else masks.lines())]
 
 
 def _notes(given: Config, config: Config, why: Mapping[str, str]) -> list[str]:

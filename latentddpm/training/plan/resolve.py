@@ -2,6 +2,7 @@
 
     data.resolution            that of `init`, of the autoencoder's training, else of the data
     data.channels, bit_depth   the same (`plan.pixels`)
+    data.captions              where it is auto: see `data.captioning.rules`
     …channel_multipliers       as many levels as leave the lowest one a few positions wide
     unet.attention_levels      all but the first, of at most 32 positions a side
     text.source                scratch where the data has captions, else none
@@ -45,6 +46,7 @@ OPEN = (
     ("data", "bit_depth"),
     ("data", "window"),
     ("data", "rate"),
+    ("data", "captions"),
     ("autoencoder", "channel_multipliers"),
     ("unet", "channel_multipliers"),
     ("unet", "attention_levels"),
@@ -56,7 +58,16 @@ OPEN = (
 """Settings, (section, key), that a run may leave open. The last two are settled once TensorFlow is
 there; a run that is resumed keeps its own."""
 
-OWN_LINES = ("precision", "jit_compile", "channels", "bit_depth", "window", "rate", "dropout")
+OWN_LINES = (
+    "precision",
+    "jit_compile",
+    "channels",
+    "bit_depth",
+    "window",
+    "rate",
+    "captions",
+    "dropout",
+)
 """Settings that the start lines name in lines of their own, or not at all."""
 
 

@@ -14,6 +14,7 @@ from latentddpm.choices import CONDITIONAL, DENOISERS
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.data.buckets import buckets_of
 from latentddpm.data.dataset import Dataset, open_dataset
+from latentddpm.data.places.places import Data
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan import resolve, sizes
@@ -90,7 +91,7 @@ def complete_vae(config: AutoencoderRun, dataset: Dataset) -> AutoencoderRun:
     Raises:
         UserError: settings that do not fit the resolution of the data.
     """
-    config = complete_pixels(config, dataset.catalog)
+    config = complete_pixels(_with_captions(config, dataset), dataset.catalog)
     if config.data.resolution is not None:
         return config
     multipliers = config.autoencoder.channel_multipliers
@@ -116,7 +117,7 @@ def complete_diffusion(
         UserError: settings that do not fit the resolution of the data.
     """
     source = "scratch" if captioned and config.unet.kind in CONDITIONAL else "none"
-    config = complete_pixels(config, dataset.catalog)
+    config = complete_pixels(_with_captions(config, dataset), dataset.catalog)
     share = resolve.TEXT_DROPOUT if config.conditions else 0.0
     config = resolve.fill(config, {"text": {"source": source, "dropout": share}})
     if config.data.resolution is None:
@@ -130,7 +131,7 @@ def complete_diffusion(
     return config
 
 
-def dry_vae(config: AutoencoderRun, data: str | Path) -> AutoencoderRun:
+def dry_vae(config: AutoencoderRun, data: Data) -> AutoencoderRun:
     """Complete settings of a `train-vae` run; the data is opened only where they depend on it.
 
     Args:
@@ -141,14 +142,14 @@ def dry_vae(config: AutoencoderRun, data: str | Path) -> AutoencoderRun:
         UserError: see `plan_vae`.
     """
     config, _ = settle_vae(config)
-    if config.data.resolution is None:
+    if config.data.resolution is None or resolve.is_open(config.data.captions):
         with tempfile.TemporaryDirectory() as folder:
             config = complete_vae(config, open_dataset(data, folder, config.data))
     return config
 
 
 def dry_diffusion(
-    config: DiffusionRun, data: str | Path, vae: str | Path | None
+    config: DiffusionRun, data: Data, vae: str | Path | None
 ) -> tuple[DiffusionRun, Sources]:
     """Complete settings of a `train-diffusion` run, and the finished models that it uses.
 
@@ -164,7 +165,8 @@ def dry_diffusion(
         UserError: see `plan_diffusion`.
     """
     config, sources = settle_diffusion(config, vae)
-    if config.data.resolution is None or resolve.is_open(config.text.source):
+    open_keys = config.data.resolution, config.text.source, config.data.captions
+    if any(map(resolve.is_open, open_keys)):
         with tempfile.TemporaryDirectory() as folder:
             dataset = open_dataset(data, folder, config.data)
             config = complete_diffusion(config, sources, dataset, captions_of(dataset))
@@ -232,6 +234,11 @@ def check_diffusion(config: DiffusionRun, sources: Sources) -> None:
     if config.data.resolution is not None:
         sizes.check_sides(config.data, sources.first_stage.downsample_factor)
         buckets_of(config.data)
+
+
+def _with_captions(config: resolve.Config, dataset: Dataset) -> resolve.Config:
+    """Settings with the rule for captions that `auto` was settled on."""
+    return resolve.fill(config, {"data": {"captions": dataset.config.captions}})
 
 
 def _with_autoencoder_levels(config: AutoencoderRun) -> AutoencoderRun:

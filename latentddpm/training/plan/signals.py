@@ -31,6 +31,7 @@ OF_IMAGES = {
     "aspect_buckets": "signals have one side",
     "flip": "a signal mirrored in time is another signal",
     "background": "signals have no transparent samples",
+    "mask": "signals have no pictures beside them",
 }
 """Settings of images → why signals do not have them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from latentddpm.config import DiffusionRun
+from latentddpm.data.captioning.rules import FILES, rule_lines, suggestion
 from latentddpm.data.captions import Templates
 from latentddpm.data.dataset import Dataset
 from latentddpm.data.sources.metadata import TEXT
@@ -24,6 +25,7 @@ def captions_of(dataset: Dataset) -> bool:
     """
     columns = dataset.catalog.columns()
     known = TEXT in columns or Templates().other_column(columns)
+    known = known or dataset.config.captions != FILES
     if not dataset.config.caption_templates and not known:
         return False
     return any(dataset.captions[row] for row in range(len(dataset)))
@@ -49,14 +51,20 @@ def check_captions(config: DiffusionRun, dataset: Dataset, captioned: bool) -> N
     )
 
 
-def captions_note(given: DiffusionRun, config: DiffusionRun, captioned: bool) -> list[str]:
-    """Lines for people on an unconditional model: why it is one.
+def captions_note(
+    given: DiffusionRun, config: DiffusionRun, dataset: Dataset, captioned: bool
+) -> list[str]:
+    """Lines for people on captions: where they are from, or why a model is unconditional.
 
     Args:
         given: settings as given.
         config: complete settings.
+        dataset: of the run.
         captioned: True where an image has a caption.
     """
+    data = config.data
+    if data.captions != FILES and config.text.source != "none":
+        return list(rule_lines(data.captions, dataset.catalog, data.repeats))
     if config.text.source != "none":
         return []
     if config.conditions and not captioned:
@@ -64,9 +72,11 @@ def captions_note(given: DiffusionRun, config: DiffusionRun, captioned: bool) ->
     if not captioned:
         if not is_open(given.text.source):
             return ["captions   none wanted, and none there: an unconditional model"]
+        found = suggestion(dataset.catalog) if data.captions == FILES else ""
         return [
             f"captions   none in the data: an unconditional model, without prompts (for one "
-            f"caption of all: {TEMPLATE})"
+            f"caption of all: {TEMPLATE})",
+            *([f"captions   {found}"] if found else []),
         ]
     why = f"{config.init} has no text encoder" if config.init else "text.source=none"
     return [f"captions   those of the data are left aside ({why}): an unconditional model"]

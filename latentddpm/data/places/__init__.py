@@ -1,0 +1,1 @@
+"""Several places of images with a weight each: one source, and a sampling by weight."""

@@ -33,15 +33,22 @@ from latentddpm.utils.startup import import_keras
     help="As in data.caption_templates; may be given repeatedly.",
 )
 @click.option("--context-length", type=int, default=77, show_default=True, help="Tokens that fit.")
+@click.option(
+    "--mask",
+    default="",
+    metavar="SUFFIX|COLUMN",
+    help="Check masks of the loss: .mask.png beside the images, or the column that names them.",
+)
 @click.option("--examples", type=int, help="Files per finding [default: 3; all in JSON].")
 @click.option("--json", "machine", is_flag=True, help="JSON on stdout instead of the table.")
 @click.option("--strict", is_flag=True, help="Exit with 2 when there are errors.")
 @command
 def doctor(
-    data: str,
+    data: tuple[str, ...],
     resolution: int | None,
     templates: tuple[str, ...],
     context_length: int,
+    mask: str,
     examples: int | None,
     machine: bool,
     strict: bool,
@@ -49,7 +56,8 @@ def doctor(
 ) -> None:
     """Check captioned images for problems, before training.
 
-    DATA is a folder or shards, as --data of other commands takes them. Nothing in it is changed.
+    DATA is a folder or shards, as --data of other commands takes them; several with a weight each
+    are looked at together. Nothing in it is changed.
     """
     from latentddpm.data.doctor.doctor import examine
     from latentddpm.data.doctor.report import as_json, as_text
@@ -58,10 +66,11 @@ def doctor(
     if examples is not None and examples < 0:
         raise UserError(f"--examples: {examples}, expected 0 or more")
     report = examine(
-        data,
+        data[0] if len(data) == 1 else list(data),
         resolution=resolution,
         templates=templates,
         context_length=context_length,
+        mask=mask,
         limit=examples if examples is not None else None if machine else 3,
         quiet=quiet,
     )
@@ -83,7 +92,7 @@ def doctor(
 )
 @click.option("--shard-size", default="512MB", show_default=True, help="Bytes per shard.")
 @command
-def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
+def pack(data: str | list[str], out: Path, kind: str, shard_size: str, quiet: bool) -> None:
     """Pack captioned images into shards, for data sets of millions of images."""
     from latentddpm.data import pack as packing
 
@@ -126,7 +135,7 @@ def pack(data: str, out: Path, kind: str, shard_size: str, quiet: bool) -> None:
 @strict_option
 @command
 def encode(
-    data: str,
+    data: str | list[str],
     vae: Path,
     out: Path,
     catalog: Path | None,

@@ -99,8 +99,8 @@ class DataConfig(Section):
     captions: Literal[*CAPTION_RULES] = Field(
         "files",
         description="of an image that has none: files: it stays without; name: words of the name "
-        "of its file (red_apple_01.png: red apple); folder: the name of its folder; auto: name, folder "
-        "or files, whichever says something, and the run's config.yaml keeps which",
+        "of its file (red_apple_01.png: red apple); folder: the name of its folder; auto: name, "
+        "folder or files, whichever says something, and the run's config.yaml keeps which",
     )
     repeats: bool = Field(
         False,

@@ -44,8 +44,10 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "second_picture": (
         WARNING,
         "named as the second picture of an image",
-        "read as an image of its own, unless a condition of kind picture is set",
+        "read as an image of its own, unless a condition or data.mask reads it",
     ),
+    "bad_mask": (ERROR, "mask cannot be used", "training with data.mask refuses it"),
+    "missing_mask": (NOTE, "no mask", "the loss of the image counts everywhere"),
     "no_value": (NOTE, "no value in a column", "as a condition it is not told to the model"),
     "rare_word": (NOTE, "word of few images", "as a condition it is learned badly"),
     "own_work": (NOTE, "made by latentddpm", "not read as data"),

@@ -24,6 +24,7 @@ OF_CAMERAS = (
 
 OF_PROGRAMS = (
     *("untitled", "unnamed", "unknown", "file", "files", "download", "downloads", "downloaded"),
+    *("mask", "masks", "condition", "conditioning"),
     *("copy", "copies", "edit", "edited", "final", "new", "tmp", "temp", "crop", "cropped"),
     *("resized", "resize", "thumb", "thumbnail", "output", "outputs", "out", "input", "inputs"),
     *("example", "examples", "sample", "samples", "shard", "part", "index", "item", "id", "no"),

@@ -14,7 +14,6 @@ import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +21,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
+from latentddpm.config.data import MaskConfig
 from latentddpm.data.doctor.duplicates import HASH_BYTES, ImageHashes, image_hash
 from latentddpm.data.doctor.report import Report
+from latentddpm.data.doctor.small_sets import mask_finding, mask_settings, weights_of
 from latentddpm.data.doctor.values import visible
 from latentddpm.data.findings import Finding, Findings
 from latentddpm.data.images import examine_image
@@ -38,13 +39,15 @@ from latentddpm.data.pictures.decode import (
 )
 from latentddpm.data.pictures.stored import Facts, is_array
 from latentddpm.data.pictures.wav import is_wav
+from latentddpm.data.places.places import Data, open_places, shown
+from latentddpm.data.places.union import Union
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Source
 from latentddpm.data.sources.kinds import CAPTION_COLUMNS, first_column
 from latentddpm.data.sources.metadata import TEXT, no_caption, template_columns
-from latentddpm.data.sources.open import open_source
 from latentddpm.data.sources.tables import MetadataTable
+from latentddpm.data.sources.walk import Second
 from latentddpm.data.templates import Templates
 from latentddpm.errors import UserError, one_line
 
@@ -65,24 +68,27 @@ class _Examined(NamedTuple):
     tokens: tuple[int, ...] = ()
     facts: Facts | None = None
     ends: tuple[float, float] = (0.0, 255.0)
+    captions: tuple[str, ...] = ()
 
 
 def examine(
-    place: str | Path,
+    place: Data,
     *,
     resolution: int | None = None,
     templates: Sequence[str] = (),
     context_length: int = 77,
+    mask: str = "",
     limit: int | None = None,
     quiet: bool = False,
 ) -> Report:
     """Examine every image and caption of a place.
 
     Args:
-        place: see `data.sources.open.open_source`.
+        place: one, or several; see `data.places.places.as_places`.
         resolution: images with a smaller side are reported.
         templates: of captions, as `data.caption_templates`.
         context_length: most tokens of a caption, start and end included.
+        mask: end of the names of masks beside images, or the column that names them; "" for none.
         limit: number of files that are listed for each finding; None for all.
         quiet: show no progress bar.
 
@@ -92,18 +98,32 @@ def examine(
     """
     if resolution is not None and resolution <= 0:
         raise UserError(f"resolution: {resolution}, expected a number of pixels above 0")
-    source = open_source(place)
-    report = Report(str(place), source.kind, resolution, context_length)
+    masks = mask_settings(mask)
+    second = Second(*([one] if one else [] for one in (masks.suffix, masks.column)))
+    source = open_places(place, second)
+    if masks.given and source.kind not in ("folder", Union.kind):
+        raise UserError(
+            f"mask: {source.place} is {source.kind}, and doctor looks at the masks of folders; "
+            "those of a tar are checked when training starts"
+        )
+    report = Report(shown(place), source.kind, resolution, context_length)
     report.findings = Findings(limit)
-    return _Pass(source, report, Templates(templates), limit).run(quiet)
+    report.places.weights = weights_of(source)
+    return _Pass(source, report, Templates(templates), limit, masks).run(quiet)
 
 
 class _Pass:
     """Pass over a source that fills a report."""
 
     def __init__(
-        self, source: Source, report: Report, templates: Templates, limit: int | None
+        self,
+        source: Source,
+        report: Report,
+        templates: Templates,
+        limit: int | None,
+        masks: MaskConfig,
     ) -> None:
+        self.masks = masks
         self.source, self.report, self.templates, self.limit = source, report, templates, limit
         self.tokenizer = CLIPTokenizer(report.context_length)
         self.columns: dict[str, None] = {}
@@ -122,7 +142,7 @@ class _Pass:
         ):
             self.names, self.name_ends = names, array("Q")
             report.findings.update(self.source.survey(self.limit))
-            metadata = self.source.open_metadata()
+            metadata = self.metadata = self.source.open_metadata()
             self.columns.update(metadata.columns)
             entries = self._entries(units, metadata)
             examined = map_ahead(self._examine, entries, weigh=lambda entry: entry.size)
@@ -164,16 +184,21 @@ class _Pass:
         sides = (facts.height,) if facts.signal else image.size
         if self.report.resolution and min(sides) < self.report.resolution:
             found.append(("too_small", "×".join(map(str, sides))))
-        of_captions, tokens = self._examine_captions(entry)
+        of_captions, captions, tokens = self._examine_captions(entry)
         found = (*found, *of_captions)
+        if self.masks.given and not facts.signal:
+            of_mask = mask_finding(entry, self.masks, self.metadata, image.size)
+            found = (*found, *filter(None, [of_mask]))
         digest = hashlib.sha256(data).digest()
         # As pictures all signals look alike; a digest finds those that are equal.
         own = hashlib.shake_256(digest).digest(HASH_BYTES)
         look = own if facts.signal else image_hash(image)
-        return _Examined(digest, image.size, kind, look, found, tokens, facts, ends)
+        return _Examined(digest, image.size, kind, look, found, tokens, facts, ends, captions)
 
-    def _examine_captions(self, entry: Entry) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
-        """Findings about the captions of an image, and the number of tokens of each."""
+    def _examine_captions(
+        self, entry: Entry
+    ) -> tuple[list[tuple[str, str]], tuple[str, ...], tuple[int, ...]]:
+        """Findings about the captions of an image, these, and the number of tokens of each."""
         row = entry.row
         problem = row.problem
         captions: tuple[str, ...] = ()
@@ -183,7 +208,7 @@ class _Pass:
             except UserError as error:
                 problem = str(error)
         if problem:
-            return [("not_utf8" if "not UTF-8" in problem else "bad_caption", problem)], ()
+            return [("not_utf8" if "not UTF-8" in problem else "bad_caption", problem)], (), ()
         tokens = tuple(len(self.tokenizer.encode(text)) + 2 for text in captions)
         found = []
         if not captions:
@@ -192,7 +217,7 @@ class _Pass:
             found.append(("not_text" if reason else key, reason))
         if tokens and max(tokens) > self.report.context_length:
             found.append(("long_caption", f"{max(tokens)} tokens"))
-        return found, tokens
+        return found, captions, tokens
 
     # --- In order ---
 
@@ -206,6 +231,10 @@ class _Pass:
         report.tokens.update(examined.tokens)
         if not examined.digest:
             return
+        report.places.add(entry.name)
+        report.tags.add(examined.captions)
+        if not examined.captions and not entry.row.problem:
+            report.named.add(entry.name)
         report.images += 1
         report.bytes += entry.size
         report.in_folders += "/" in entry.name

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from latentddpm.data.doctor.columns import Columns
+from latentddpm.data.doctor.small_sets import Named, Places, Tags
 from latentddpm.data.doctor.values import Values
 from latentddpm.data.findings import ERROR, KINDS, NOTE, WARNING, Finding, Findings
 
@@ -41,6 +42,9 @@ class Report:
         tokens: number of captions by their number of tokens, start and end included.
         in_folders: number of images that lie in a folder of the place.
         columns: that could be conditions.
+        tags: of captions that are lists.
+        named: images without a caption, and what their names say.
+        places: with their weights, where there are several.
         searched_all: False if there were too many similar images to compare them all.
     """
 
@@ -62,6 +66,9 @@ class Report:
     in_folders: int = 0
     columns: Columns = field(default_factory=Columns)
     searched_all: bool = True
+    tags: Tags = field(default_factory=Tags)
+    named: Named = field(default_factory=Named)
+    places: Places = field(default_factory=Places)
 
     def of(self, severity: str) -> Iterator[tuple[str, Finding]]:
         """Findings of one `severity`, with their keys."""
@@ -96,9 +103,11 @@ def as_text(report: Report) -> str:
         lines += ["", "No errors, no warnings."]
     if not report.searched_all:
         lines += ["", "Too many images look alike to compare them all: there may be more."]
+    if report.places.weights:
+        lines += ["", "Places", *report.places.lines()]
     if report.images:
         lines += ["", "Sizes", *_size_lines(report)]
-    lines += ["", "Captions", *_caption_lines(report)]
+    lines += ["", "Captions", *_caption_lines(report), *report.named.lines()]
     if told := list(report.columns.lines()):
         lines += ["", "Conditions that train-diffusion could tell a model", *told]
     return "\n".join(lines)
@@ -132,7 +141,10 @@ def as_json(report: Report) -> str:
             "images": report.captioned,
             "captions": report.captions,
             "tokens": token_quartiles(report.tokens),
+            "without": report.named.as_json(),
+            "tags": report.tags.as_json(),
         },
+        "places": report.places.as_json(),
         "conditions": report.columns.as_json(),
     }
     # Names that are not UTF-8 become escaped lone surrogates.
@@ -257,6 +269,7 @@ def _caption_lines(report: Report) -> Iterator[str]:
     )
     low, _, median, _, high = token_quartiles(report.tokens).values()
     yield f"  tokens   {low:,} to {high:,}, median {median:,} ({report.context_length} fit)"
+    yield from report.tags.lines()
 
 
 def _number(count: int, noun: str) -> str:

@@ -28,7 +28,15 @@ from latentddpm.data.sources.kinds import (
     is_table,
     suffix_of,
 )
-from latentddpm.data.sources.walk import SECOND, Content, Walk, holds_arrays, in_hub_cache, stem
+from latentddpm.data.sources.walk import (
+    MASK,
+    SECOND,
+    Content,
+    Walk,
+    holds_arrays,
+    in_hub_cache,
+    stem,
+)
 
 HEAD = 16  # bytes that tell a picture
 
@@ -57,7 +65,7 @@ def survey(
         for name in content.files:
             if content.is_second(name, second):
                 continue
-            if is_read(name) and content.is_second(name, (SECOND,)):
+            if is_read(name) and content.is_second(name, (SECOND, MASK)):
                 findings.note("second_picture", content.folder + name)
             if not (is_read(name) or is_table(name) or content.folder + name in shards):
                 _look(place, content, name, images, full, findings)

@@ -237,6 +237,10 @@ SECOND = ".condition.png"
 """End of the name of a second picture, if a condition names no other."""
 
 
+MASK = ".mask.png"
+"""End of the name of a mask of the loss, as other programs name it."""
+
+
 class Second(NamedTuple):
     """Second pictures of images, which a condition reads: they are no images of a folder.
 

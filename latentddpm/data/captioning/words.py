@@ -68,11 +68,14 @@ REPEATS = re.compile(r"(\d+)_(.+)")
 """Name of a folder as kohya's scripts read it: repeats, then what the images show."""
 
 UUID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", re.IGNORECASE)
-HASH = re.compile(r"[0-9a-f]{16,}|[0-9a-z_-]{20,}", re.IGNORECASE)
+HEXADECIMAL = re.compile(r"[0-9a-f]{16,}", re.IGNORECASE)
+HASH = re.compile(r"[0-9a-z_-]{20,}", re.IGNORECASE)
 OF_CAPITALS = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
 """Place before a capital inside a word: redApple."""
 SHORT = re.compile(r"\d{1,4}[a-z]{1,2}|\d{1,2}[a-z]{3,}", re.IGNORECASE)
 """Number with letters that is a word: 3d, 80s, 2nd, 1girl."""
+NUMBERED = re.compile(r"^([^\W\d_]{2,})\d+$")
+"""Word with a number behind it: apple2."""
 LINKS = frozenset(("of", "from", "with", "in", "on", "at", "by"))
 """Words behind which one that says nothing elsewhere belongs to a sentence: a photo of a dog."""
 VOWELS = frozenset("aeiouy")
@@ -131,10 +134,15 @@ def repeats_of(folder: str) -> Repeats | None:
 def _words(stem: str) -> str:
     """Words of a name without suffix and folders."""
     stem = unicodedata.normalize("NFC", stem).strip()
-    if UUID.search(stem) or (HASH.fullmatch(stem) and _by_chance(stem)):
+    if (
+        UUID.search(stem)
+        or HEXADECIMAL.fullmatch(stem)
+        or (HASH.fullmatch(stem) and _by_chance(stem))
+    ):
         return ""
     stem = re.sub(r"(?<=\w)['’](?=\w)", "", stem)
     parts = [one for part in re.split(r"[\W_]+", stem) for one in _at_capitals(part)]
+    parts = [NUMBERED.sub(r"\1", part) for part in parts]
     parts = [part for part in parts if part.isalpha() or SHORT.fullmatch(part)]
     says = [part.casefold() not in SAY_NOTHING for part in parts]
     if not any(map(_is_word, itertools.compress(parts, says))):

@@ -62,9 +62,7 @@ def settings_markdown() -> str:
         for command, field in fields.items():
             section, prefix = _section(field.annotation, name)
             settings = getattr(section, "model_fields", None)
-            named = {name: field}
-            if settings:
-                named = {f"{prefix}.{k}": v for k, v in settings.items()}
+            named = {name: field} if not settings else dict(_named(prefix, settings))
             for key, setting in named.items():
                 rows.setdefault(_cells(key, setting), []).append(command)
         lines += [f"## {name}", "", _words([field.annotation for field in fields.values()]), ""]
@@ -86,6 +84,16 @@ def configurations_markdown() -> str:
         for name, path in ready_configs().items()
     ]
     return "\n".join(["| name | command | what it trains |", "|---|---|---|", *sorted(rows)])
+
+
+def _named(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and settings of a section, with those of the sections in it."""
+    for key, setting in settings.items():
+        inner = getattr(setting.annotation, "model_fields", None)
+        if inner:
+            yield from _named(f"{prefix}.{key}", inner)
+        else:
+            yield f"{prefix}.{key}", setting
 
 
 def _section(annotation: Any, name: str = "") -> tuple[Any, str]:

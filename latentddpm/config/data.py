@@ -31,6 +31,13 @@ class TagsConfig(Section):
         """True where each use of a caption is drawn anew."""
         return self.shuffle or self.dropout > 0
 
+    def __str__(self) -> str:
+        """How a use of a caption is drawn, for people."""
+        parts = ["in another order for each use"] if self.shuffle else []
+        parts += [f"{self.dropout:g} of them left out"] if self.dropout else []
+        parts += [f"the first {self.keep} stay"] if self.keep else []
+        return f"separated by {self.separator!r}: {', '.join(parts)}"
+
 
 class MaskConfig(Section):
     """Masks of the loss: pictures beside the images, white where the loss counts."""

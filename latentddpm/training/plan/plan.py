@@ -288,8 +288,10 @@ def _why(started: Config, settled: Config, model: str) -> dict[str, str]:
 
 
 def _data_notes(dataset: Dataset, masks: LossMasks | None = None) -> list[str]:
-    """Lines about places, weights and masks; empty for one place without any."""
+    """Lines about places, weights, tags and masks; empty for one place without any."""
+    tags = dataset.config.tags
     lines = [*weight_lines(dataset.training, dataset.catalog)]
+    lines += [f"tags       {tags}"] if tags.drawn else []
     return [*lines, *([] if masks is None else masks.lines())]
 
 

@@ -57,6 +57,8 @@ class Condition:
 
     kind: ClassVar[str]
     """Name of the kind, as in a configuration."""
+    asked: ClassVar[bool] = True
+    """False where generating never has to say a value."""
 
     def inputs(self) -> tuple[Input, ...]:
         """Inputs of the network."""

@@ -238,7 +238,7 @@ class Conditions:
             if value is not None:
                 found[name] = condition.check(value)
         for one in self.vectors:
-            if one.name not in found and not one.null:
+            if one.name not in found and not one.null and one.asked:
                 raise one.refuse_null()
         return {one.name: found[one.name] for one in self if one.name in found}
 

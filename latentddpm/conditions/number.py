@@ -5,11 +5,14 @@
 The vector goes through two dense layers, so their biases are what is learned for "not told".
 Mean, standard deviation and range are those of the training data. A number outside of the range is
 told as it is, with a warning.
+
+`ChangesCondition` tells what augmentation has changed in an image. Only training tells it: the
+finished network has it folded away (`models.denoisers.widen.fold`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -122,3 +125,39 @@ class NumberCondition(VectorCondition):
                     "training data"
                 )
         return ""
+
+
+@dataclass(frozen=True)
+class ChangesCondition(NumberCondition):
+    """Changes condition: numbers that are 0 where an image is as it was, which is "not told".
+
+    Attributes:
+        numbers: name of each number.
+
+    Example:
+        >>> changes = ChangesCondition.of_scales({"zoom": 0.5, "turn": 10.0})
+        >>> changes.arrays([(0.5, -20.0), None])["changes"]
+        array([[ 1., -2.],
+               [ 0.,  0.]], dtype=float32)
+    """
+
+    numbers: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "changes"
+    asked: ClassVar[bool] = False
+
+    @classmethod
+    def of_scales(cls, scales: Mapping[str, float]) -> Self:
+        """Changes condition of some numbers.
+
+        Args:
+            scales: name of each number → what it is divided by.
+        """
+        zeros = (0.0,) * len(scales)
+        return cls(cls.kind, False, zeros, tuple(scales.values()), numbers=tuple(scales))
+
+    def describe(self) -> str:
+        return f"{', '.join(self.numbers)} of augmented images; generating tells 0"
+
+    def arrays(self, values: Sequence[tuple[float, ...] | None]) -> Arrays:
+        return super().arrays([self.mean if one is None else one for one in values])

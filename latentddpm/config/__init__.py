@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from latentddpm.config.augment import AugmentConfig
 from latentddpm.config.autoencoder import (
     AdversarialConfig,
     AutoencoderConfig,
@@ -31,6 +32,7 @@ from latentddpm.config.training import AutoencoderTraining, DiffusionTraining, T
 __all__ = [
     "COMMANDS",
     "AdversarialConfig",
+    "AugmentConfig",
     "AutoencoderConfig",
     "AutoencoderRun",
     "AutoencoderTraining",

@@ -100,6 +100,11 @@ class ConditionConfig(Section):
         4, ge=1, le=256, description="of inpainting: masks of each image in the latents cache"
     )
 
+    @property
+    def is_picture(self) -> bool:
+        """True for a map beside the latents."""
+        return "column" not in CONDITIONS[self.kind] or self.kind == "picture"
+
     @pydantic.field_validator("*")
     @classmethod
     def _only_what_the_kind_takes(cls, value: Any, info: pydantic.ValidationInfo) -> Any:

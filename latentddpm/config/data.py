@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from latentddpm.choices import CAPTION_RULES
+from latentddpm.config.augment import AugmentConfig
 from latentddpm.config.section import Section, Window
 
 
@@ -103,6 +104,7 @@ class DataConfig(Section):
         "white", description="colour behind transparent pixels; a latents cache has white"
     )
     flip: bool = Field(False, description="mirror half of the images, drawn per use")
+    augment: AugmentConfig = AugmentConfig()
     captions: Literal[*CAPTION_RULES] = Field(
         "files",
         description="of an image that has none: files: it stays without; name: words of the name "

@@ -75,6 +75,7 @@ class ImageBatches:
             batch_size=own,
             background=data.background,
             flip=data.flip,
+            augment=data.augment,
             **self._common,
         )
         return distribute_dataset(self.strategy, batches)
@@ -155,6 +156,9 @@ class LatentBatches:
             training.logit_std,
             training.mode_scale,
         )
+        augment = self.config.data.augment
+        if augment.changes:
+            recipe["augmented"] = augment.probability
         if self.conditions:
             recipe["dropouts"] = alone(self.config)
         if self.tags is not None:

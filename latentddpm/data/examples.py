@@ -20,15 +20,18 @@ import numpy as np
 import tensorflow as tf
 
 from latentddpm.conditions.control import CONTROL
+from latentddpm.config import AugmentConfig
 from latentddpm.data.captioning.tags import DrawnTags
 from latentddpm.data.captions import CaptionTokens
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.catalog.split import Selection
+from latentddpm.data.conditions.augmented import ChangesTold, change_image, in_colour
 from latentddpm.data.conditions.loss_masks import LossMasks
 from latentddpm.data.conditions.source import ConditionSource
 from latentddpm.data.images import WHITE, UnreadableImage
 from latentddpm.data.latents.cache import LatentsCache
 from latentddpm.data.latents.pixels import PixelLatents
+from latentddpm.data.pictures.augment import draw_changes
 from latentddpm.data.random import UNIFORM, RandomStream, TimestepDensity
 from latentddpm.diffusion.process import ForwardProcess
 from latentddpm.models.autoencoder.latent_space import LatentSpace
@@ -43,6 +46,8 @@ PER_CONDITION = ("dropped", "bits")
 """Random draws of each condition of an example."""
 TEXT = "text"
 """Name of text among the dropouts."""
+NOT_AUGMENTED = AugmentConfig()
+NOT_CHANGED = np.int64(-1)
 
 
 def image_examples(
@@ -56,6 +61,7 @@ def image_examples(
     positions: tf.data.Dataset,
     background: str = "white",
     flip: bool = False,
+    augment: AugmentConfig = NOT_AUGMENTED,
     pixels: PixelFormat = RGB,
 ) -> tf.data.Dataset:
     """Batches of images, and of noise for a sample of the autoencoder's posterior.
@@ -71,6 +77,7 @@ def image_examples(
         positions: of the examples, int64.
         background: "white", or "random" for a new colour behind transparent pixels per use.
         flip: mirror each example with probability ½.
+        augment: changes of images, drawn per use.
         pixels: format that the images are read in, with C channels.
 
     Returns:
@@ -80,15 +87,22 @@ def image_examples(
         OSError: while it is read, when none of the images can be read any more.
     """
     keep_alpha = background == "random" and stream is not None
+    changed = stream is not None and augment.changes
 
-    def read(index: int) -> np.ndarray:
+    def read(index: int, *bits: int) -> np.ndarray:
         # The scan has decoded every file before. One that breaks later (a lost disk, a replaced
         # file) is named in a warning, and the next image takes its place.
         count = len(selection)
         for offset in range(count):
             image = selection.row((int(index) + offset) % count)
+            behind = None if keep_alpha else WHITE
             try:
-                return catalog.image(image, resolution, pixels, None if keep_alpha else WHITE)
+                if bits and bits[0] >= 0:
+                    rng = np.random.Generator(np.random.Philox(key=int(bits[0])))
+                    changes = draw_changes(augment, rng, in_colour(pixels))
+                    size = (resolution, resolution)
+                    return change_image(catalog, image, size, pixels, behind, changes)
+                return catalog.image(image, resolution, pixels, behind)
             except (UnreadableImage, OSError) as error:
                 known = isinstance(error, UnreadableImage)
                 what = error if known else f"{catalog.where(image)}: {error}"
@@ -97,7 +111,11 @@ def image_examples(
 
     def example(position: tf.Tensor) -> dict[str, tf.Tensor]:
         index = position if stream is None else stream.draw(position, selection)
-        values = tf.numpy_function(read, [index], tf.as_dtype(pixels.dtype), stateful=False)
+        drawn = [index]
+        if changed:
+            some = stream.chance("augment", position, augment.probability)
+            drawn.append(tf.where(some, stream.bits("changes", position), NOT_CHANGED))
+        values = tf.numpy_function(read, drawn, tf.as_dtype(pixels.dtype), stateful=False)
         values.set_shape((resolution, resolution, 4 if keep_alpha else pixels.channels))
         if keep_alpha:
             values = tf.cast(values, tf.float32)
@@ -138,6 +156,7 @@ def diffusion_examples(
     dropouts: Mapping[str, float] | None = None,
     tags: DrawnTags | None = None,
     masks: LossMasks | None = None,
+    augmented: float = 0.0,
 ) -> tf.data.Dataset:
     """Batches of noisy latents with their targets, for the UNet.
 
@@ -171,6 +190,8 @@ def diffusion_examples(
             condition, of the caption by `TEXT`; None for none.
         tags: of the captions, drawn for each use; None to take captions as they are.
         masks: of the loss; None where it counts everywhere.
+        augmented: share of examples that see a variant of their image, where one of `conditions`
+            is `ChangesTold`; the rows of the variants lie behind those of the images.
 
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)][,
@@ -185,6 +206,8 @@ def diffusion_examples(
     if min_snr_gamma:
         weights = schedule.min_snr_weights(min_snr_gamma).astype("float32")
     alone = dropouts or {}
+    variants = next((one.variants for one in conditions if isinstance(one, ChangesTold)), 0)
+    own = cache.count // (1 + variants)
     entries = [entry for one in conditions for entry in one.condition.inputs()]
 
     def dropped(position: tf.Tensor, name: str) -> tf.Tensor:
@@ -210,6 +233,11 @@ def diffusion_examples(
         if guidance_scales is not None:
             low, high = guidance_scales
             drawn["guidance"] = low + (high - low) * stream.uniform("guidance", position, ())
+        drawn["variant"] = tf.constant(0, tf.int64)
+        if augmented:
+            variant = 1 + stream.integer("variant", position, variants)
+            some = stream.chance("augment", position, augmented)
+            drawn["variant"] = tf.cast(tf.where(some, variant, 0), tf.int64)
         if random_background:
             drawn["background"] = stream.uniform("background", position, (3,))
         if tokens is not None:
@@ -222,6 +250,8 @@ def diffusion_examples(
             null = dropped(position, name) if one.condition.null else tf.constant(False)
             drawn[f"dropped {name}"] = null
             drawn[f"bits {name}"] = stream.bits(f"condition {name}", position)
+            if isinstance(one, ChangesTold):
+                drawn[f"bits {name}"] = drawn["variant"]
         return drawn
 
     def tell(numbers: np.ndarray, mirrored: np.ndarray, *more: np.ndarray) -> list[np.ndarray]:
@@ -230,11 +260,14 @@ def diffusion_examples(
         told = zip(conditions, pairs, strict=True)
         return [array for one, pair in told for array in one.batch(images, mirrored, *pair)]
 
-    def look_up(numbers: np.ndarray, mirrored: np.ndarray, *more: np.ndarray) -> list[np.ndarray]:
+    def look_up(
+        numbers: np.ndarray, mirrored: np.ndarray, variant: np.ndarray, *more: np.ndarray
+    ) -> list[np.ndarray]:
         """Cached mean and logvar of the images of a batch, and token ids of a caption of each."""
         images = selection.rows(numbers)
         colours, words = more[:random_background], more[random_background:]
-        found = [*cache.gather(images + cache.count * mirrored, *colours)]
+        rows = images + own * variant
+        found = [*cache.gather(rows + cache.count * mirrored, *colours)]
         return [*found, (tags or tokens).pick(images, *words)] if words else found
 
     def loss_mask(numbers: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
@@ -242,7 +275,7 @@ def diffusion_examples(
         return masks.batch(selection.rows(numbers), mirrored, shape[:-1])
 
     def batch(drawn: dict[str, tf.Tensor]) -> tuple[Any, ...]:
-        keys = ["number", "mirrored", *["background"] * random_background]
+        keys = ["number", "mirrored", "variant", *["background"] * random_background]
         keys += ["choice", "dropped"] if tokens is not None else []
         keys += ["tags"] if tags is not None else []
         types = [tf.float32, tf.float32, tf.int32][: 2 + (tokens is not None)]

@@ -64,12 +64,19 @@ def checkpoint_model(path: str | Path) -> LatentDiffusion:
     """
     path = Path(path)
     run, config = run_of(path)
+    from latentddpm.conditions.conditions import Conditions
+    from latentddpm.data.conditions.augmented import changes_condition
+    from latentddpm.models.denoisers.widen import widen
     from latentddpm.models.functional import freeze, rebuild
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-    from latentddpm.training.diffusion_networks import make_trainer
+    from latentddpm.training.diffusion_networks import make_trainer, without_changes
     from latentddpm.training.run.loop import compile_options, in_float32, layer_policy
 
     model = LatentDiffusion.load(run / "model")
+    if config.data.augment.changes:  # which the finished model has folded away
+        changes = changes_condition(config)
+        model.conditions = Conditions((*model.conditions, changes))
+        model.unet = widen(model.unet, [one.spec() for one in changes.inputs()])
     dtype = layer_policy(config.training)
     unet, text_encoder = rebuild(model.unet, dtype=dtype), None
     if model.text_encoder is not None:
@@ -83,6 +90,7 @@ def checkpoint_model(path: str | Path) -> LatentDiffusion:
     restore(path, trainer)
     trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
     model.unet, model.digest = in_float32(unet), None
+    without_changes(model)
     if text_encoder is not None:
         model.text_encoder = in_float32(text_encoder)
     return model

@@ -19,6 +19,12 @@ from latentddpm.conditions.control import ControlCondition
 from latentddpm.conditions.kinds import KINDS
 from latentddpm.conditions.picture import Stage
 from latentddpm.config import AutoencoderRun, ConditionConfig, DataConfig, DiffusionRun
+from latentddpm.data.conditions.augmented import (
+    AugmentedCatalog,
+    ChangesTold,
+    augmented_images,
+    changes_condition,
+)
 from latentddpm.data.conditions.pictures import Frame, Maps, PlannedMaps, check_maps, plan_maps
 from latentddpm.data.conditions.rows import ConditionRows, read_rows
 from latentddpm.data.dataset import Dataset
@@ -85,7 +91,7 @@ def plan_conditions(
     base: ModelFolder | None,
     first_stage: FirstStage,
     folder: Path,
-) -> list[ConditionRows | PlannedMaps]:
+) -> list[ConditionRows | PlannedMaps | ChangesTold]:
     """Sources of the conditions of a run, in the order of the network's inputs.
 
     Args:
@@ -110,6 +116,8 @@ def plan_conditions(
         condition = known.get(name) or kind.of_stage(name, settings, stage, null)
         check_maps(condition, config.data)
         found.append(plan_maps(condition, settings, dataset.catalog, folder / name))
+    if isinstance(variants := augmented_images(dataset, config), AugmentedCatalog):
+        found.append(ChangesTold(changes_condition(config), variants))
     return found
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from latentddpm.conditions.conditions import Conditions
@@ -36,21 +37,36 @@ from latentddpm.pipeline.model_folder import LORA, ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
 from latentddpm.training.conditions import open_conditions, pictures_folder
 from latentddpm.training.control import save_trained_control
-from latentddpm.training.diffusion_networks import build_networks, make_trainer
+from latentddpm.training.copies import Copies
+from latentddpm.training.diffusion_networks import (
+    build_networks,
+    make_trainer,
+    without_changes,
+)
 from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
 from latentddpm.training.precision import settle_jit, settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
+from latentddpm.training.run.curves import read_curves
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import large_plan, run_summary
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.runlog import RunLog
-from latentddpm.training.samples import GridRow, grid_metadata, grid_rows, sample_grid
+from latentddpm.training.samples import (
+    GridRow,
+    draw_samples,
+    grid_metadata,
+    grid_rows,
+    sample_grid,
+)
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import save_png
+
+NEAR, LOSS = "validation_near", "validation_loss"
+"""Names in the log."""
 
 
 def train_diffusion(
@@ -167,7 +183,8 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     first_stage = sources.first_stage
     cache = first_stage.latents(dataset, run, plan.latents)
     told = open_conditions(plan.conditions, run, first_stage, pictures_folder(out, plan.latents))
-    rows = grid_rows(config, dataset, tokens, told, plan.control)
+    asked = [one for one in told if one.condition.asked]
+    rows = grid_rows(config, dataset, tokens, asked, plan.control)
     latent_space = first_stage.latent_space()
     batches = LatentBatches(
         *(images, cache, schedule, latent_space, tokens, config, strategy, told),
@@ -192,11 +209,13 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     images = len(dataset.training), len(dataset.validation)
     notes = [*plan.notes, *filter(None, (cache.note, precision)), *large_plan(run)]
     run.say("\n".join([run_summary(run, trainer, parts, images), *notes]))
-    validate = Validation(run, trainer, batches, model, rows)
+    validate = Validation(run, trainer, batches, model, rows, Copies(dataset, config))
     run_steps(
         *(run, trainer, batches.training, validate, contract),
         *(config.training.best_metric, may_fall_back),
     )
+    if run.is_chief:
+        validate.say_copies()
     if config.lora.rank:
         if run.is_chief:
             save_trained_lora(unet, out / LORA, config, sources.base, model.defaults)
@@ -207,6 +226,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
             save_trained_control(unet, out / CONTROL, config, condition, sources.base)
     else:
         model.unet = in_float32(unet)
+        without_changes(model)
         if text_encoder is not None:
             model.text_encoder = in_float32(text_encoder)
         if run.is_chief:
@@ -257,6 +277,7 @@ class Validation:
         batches: with the validation images.
         model: whose networks are those of `trainer`, to draw samples with.
         rows: of the grid.
+        copies: comparison of samples with training images.
     """
 
     def __init__(
@@ -266,9 +287,10 @@ class Validation:
         batches: LatentBatches,
         model: LatentDiffusion,
         rows: Sequence[GridRow],
+        copies: Copies,
     ) -> None:
         self.run, self.trainer, self.batches = run, trainer, batches
-        self.model, self.rows = model, rows
+        self.model, self.rows, self.copies = model, rows, copies
 
     def __call__(self, step: int, log: RunLog) -> dict[str, float]:
         """Validate with the EMA weights.
@@ -298,8 +320,26 @@ class Validation:
             if not self.run.is_chief:
                 return values
             with signals.deferred():  # only the chief draws, so it may stop without the others
-                picture = sample_grid(self.model, self.rows, self.run.config)
+                samples = draw_samples(self.model, self.rows, self.run.config)
+        picture = sample_grid(self.model, self.rows, samples)
+        values = {**values, **self._look(step, log, samples)}
         making = grid_metadata(self.model, self.rows, self.run.config, step)
         save_png(self.run.sample_path(step), picture, making)
         log.picture(step, "samples", picture)
         return values
+
+    def _look(self, step: int, log: RunLog, samples: np.ndarray) -> dict[str, float]:
+        """Look for copies of training images; the first warning is said at once."""
+        near = self.copies.look(step, samples)
+        if near is None:
+            return {}
+        found = {NEAR: near}
+        log.write(step, found)
+        if self.copies.first == step:
+            self.run.say(self.copies.warning(read_curves(self.run.folder).get(LOSS)))
+        return found
+
+    def say_copies(self) -> None:
+        """Say at the end of a run that its drawings are copies, if they are."""
+        if said := self.copies.warning(read_curves(self.run.folder).get(LOSS)):
+            self.run.say(said)

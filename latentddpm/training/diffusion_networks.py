@@ -20,7 +20,9 @@ from latentddpm.errors import UserError
 from latentddpm.interop.clip import load_clip_folder
 from latentddpm.models.denoisers.base import Denoiser
 from latentddpm.models.denoisers.kinds import make_denoiser
+from latentddpm.models.denoisers.widen import fold
 from latentddpm.models.functional import freeze, rebuild
+from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.control import add_control
 from latentddpm.training.finetune import base_networks
 from latentddpm.training.plan.sizes import check_text
@@ -123,3 +125,15 @@ def build_networks(
     except ValueError as error:
         raise UserError(f"unet: {error}") from None
     return unet, text_encoder, tokenizer
+
+
+def without_changes(model: LatentDiffusion) -> None:
+    """Fold what augmentation tells into the UNet of a model, which draws as it did without it.
+
+    Args:
+        model: with its trained UNet; changed in place.
+    """
+    for one in model.conditions:
+        if not one.asked:
+            model.unet = fold(model.unet, one.name)
+    model.conditions = Conditions(tuple(one for one in model.conditions if one.asked))

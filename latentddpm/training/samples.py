@@ -89,10 +89,10 @@ def grid_rows(
     return found
 
 
-def sample_grid(
+def draw_samples(
     model: LatentDiffusion, rows: Sequence[GridRow], config: DiffusionRun
 ) -> np.ndarray:
-    """Grid of samples, uint8 (H', W', 3): the rows with their texts below, the same seeds in all.
+    """Samples of the rows one after the other, uint8 (N, H, W, 3), the same seeds in all rows.
 
     Args:
         model: to draw with.
@@ -112,9 +112,21 @@ def sample_grid(
         seed=[settings.seed + k for _ in rows for k in range(count)],
         controls=controls,
     )
-    pixels = model.pixels.to_rgb(pixels)
-    pictures = [pixels[i : i + count] for i in range(0, len(pixels), count)]
-    if controls:
+    return model.pixels.to_rgb(pixels)
+
+
+def sample_grid(
+    model: LatentDiffusion, rows: Sequence[GridRow], samples: np.ndarray
+) -> np.ndarray:
+    """Grid of samples, uint8 (H', W', 3): the rows with their texts below.
+
+    Args:
+        model: that drew them.
+        rows: of the grid.
+        samples: returned by `draw_samples`.
+    """
+    pictures = list(samples.reshape(len(rows), -1, *samples.shape[1:]))
+    if rows[0].picture is not None:
         seen = [to_uint8("picture", row.picture)[None] for row in rows]
         pictures = [np.concatenate(pair) for pair in zip(seen, pictures, strict=True)]
     return labelled_grid(pictures, [_title(model, row) for row in rows])

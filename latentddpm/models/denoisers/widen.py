@@ -1,5 +1,7 @@
 """Widening of a UNet: further conditions for a trained one, whose prediction stays as it is.
 
+`fold` is the reverse, for a vector that is always the same.
+
     conv_in     [W, 0] · [noisy latents, new map] = W · noisy latents
     rows        0 · vector = 0
     dense       silu(…) · 0 + 0 = 0
@@ -64,6 +66,30 @@ def widen(unet: UNet, conditions: Sequence[Spec]) -> UNet:
             kernel = wide.get_layer(f"{one['name']}_{LAST[one['enters']]}").kernel
             kernel.assign(keras.ops.zeros_like(kernel))
     return wide
+
+
+def fold(unet: UNet, name: str) -> UNet:
+    """Copy of a UNet without a vector that is always told zeros: its share becomes a bias.
+
+        time_1: W x + b     →     W x + (b + W₁ · silu(b₀) + b₁)
+
+    Args:
+        unet: with the condition.
+        name: of the condition, which enters by projection.
+
+    Returns:
+        A UNet that predicts the same as the other one with zeros, up to rounding.
+    """
+    kept = [one for one in unet.conditions if one["name"] != name]
+    narrow = UNet(**{**unet.get_config(), "conditions": kept or None})
+    own = {variable.path: variable for variable in unet.weights}
+    for variable in narrow.weights:
+        variable.assign(own[variable.path])
+    first, last = (unet.get_layer(f"{name}_{k}") for k in (0, 1))
+    act = unet.get_layer(f"{name}_act").activation
+    share = keras.ops.matmul(act(first.bias)[None], last.kernel)[0] + last.bias
+    narrow.get_layer("time_1").bias.assign_add(share)
+    return narrow
 
 
 def _filled(base: keras.Variable, wide: keras.Variable) -> Any:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from latentddpm.choices import FIRST_STAGES
 from latentddpm.config import DataConfig
 from latentddpm.data.buckets import buckets_of
+from latentddpm.data.conditions.augmented import augmented_images
 from latentddpm.data.dataset import Dataset
 from latentddpm.data.latents.cache import LatentsCache, prepare_latents
 from latentddpm.data.latents.pixels import PixelLatents
@@ -113,7 +114,7 @@ class AutoencoderStage:
         Raises:
             UserError, OSError: see `data.latents.cache.prepare_latents`.
         """
-        return self.encoded(run, dataset.catalog, folder)
+        return self.encoded(run, augmented_images(dataset, run.config), folder)
 
     def encoded(
         self, run: Run, catalog: Catalog | PictureCatalog, folder: Path, pictures: str = ""
@@ -205,7 +206,7 @@ class PixelStage:
         """
         data = run.config.data
         return PixelLatents.of(
-            dataset.catalog,
+            augmented_images(dataset, run.config),
             (data.resolution,) * data.spatial_dims,
             PixelFormat.of(data),
             mirrored=data.flip,

@@ -31,6 +31,7 @@ from latentddpm.training.conditions import (
     second_pictures,
 )
 from latentddpm.training.plan import resolve
+from latentddpm.training.plan.augment import augment_notes
 from latentddpm.training.plan.pixels import judge_pixels
 from latentddpm.training.plan.settle import (
     complete_diffusion,
@@ -207,7 +208,7 @@ def plan_diffusion(
     if masks is not None:
         facts["masks"] = masks.digest
     facts |= weights_fact(dataset.catalog)
-    told = conditions or config.control.column or config.data.mask.column
+    told = config.conditions or config.control.column or config.data.mask.column
     if config.text.source != "none" or config.data.validation_by == "caption" or told:
         facts["captions"] = dataset.catalog.row_digest
     if sources.base is not None:
@@ -219,7 +220,9 @@ def plan_diffusion(
     if config.text.source == "scratch" and resolve.is_open(started.text.source):
         why["text.source"] = "the data has captions"
     notes = _notes(given, config, why) + pixels + captions_note(given, config, dataset, captioned)
-    notes += [f"condition  {one.condition.name}: {one.condition.describe()}" for one in conditions]
+    asked = [one.condition for one in conditions if one.condition.asked]
+    notes += [f"condition  {one.name}: {one.describe()}" for one in asked]
+    notes += augment_notes(config.data.augment)
     if control is not None:
         notes.append(f"ControlNet {control.condition.describe()}")
     notes += _data_notes(dataset, masks)

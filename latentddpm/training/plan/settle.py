@@ -18,6 +18,7 @@ from latentddpm.data.places.places import Data
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan import resolve, sizes
+from latentddpm.training.plan.augment import check_augment
 from latentddpm.training.plan.inherit import (
     check_distillation,
     inherit_autoencoder_config,
@@ -229,6 +230,7 @@ def check_diffusion(config: DiffusionRun, sources: Sources) -> None:
         if config.text.source == "clip" and not Path(config.text.path).is_dir():
             raise UserError(f"text.path: {config.text.path}: no such folder of a CLIP model")
     check_of_images(config)
+    check_augment(config)
     check_distillation(config)
     sizes.check_schedule(config.schedule, config.samples, config.training)
     if config.data.resolution is not None:

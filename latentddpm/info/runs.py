@@ -41,6 +41,7 @@ def describe_run(path: Path) -> Iterator[str]:
         yield f"command    {_command(config)}, {steps} steps"
         for name, one in (config.get("conditions") or {}).items():
             yield f"condition  {name} ({one.get('kind')}): {_where(one)}"
+        yield from _augmentation(config.get("data", {}).get("augment") or {})
     if "loss" in curves:
         steps, losses = curves["loss"]
         yield f"step       {steps[-1]}, loss {losses[-1]:.5g}{_quartiles(curves)}"
@@ -72,6 +73,17 @@ def describe_run(path: Path) -> Iterator[str]:
         yield f"model      finished, in {path / 'model'}"
     else:
         yield "model      not finished; the command that began it goes on with --resume"
+
+
+def _augmentation(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Line on the augmentation of a run; none without it."""
+    if share := settings.get("probability"):
+        apart = ("probability", "variants")
+        strengths = [f"{key} {value:g}" for key, value in settings.items() if key not in apart]
+        yield (
+            f"augment    {share:.0%} of the examples, one of {settings.get('variants')} variants: "
+            f"{', '.join(strengths)}; generating tells the network that nothing is changed"
+        )
 
 
 def describe_whole_run(path: Path) -> Iterator[str]:

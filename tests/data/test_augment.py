@@ -149,20 +149,20 @@ def run_config(**augment):
     return DiffusionRun.model_validate({"data": data})
 
 
-def test_variants_are_a_function_of_image_seed_strengths_and_number(catalog):
-    variants = AugmentedCatalog(catalog, STRONG, 0)
+def test_variants_are_a_function_of_image_strengths_and_number(catalog):
+    variants = AugmentedCatalog(catalog, STRONG)
     assert len(variants) == 16
     np.testing.assert_array_equal(variants.image(1, SIZE), catalog.image(1, SIZE))
     np.testing.assert_array_equal(variants.images["sha256"][:4], catalog.images["sha256"])
-    same = AugmentedCatalog(catalog, STRONG, 0)
+    same = AugmentedCatalog(catalog, STRONG)
     np.testing.assert_array_equal(variants.image(9, SIZE), same.image(9, SIZE))
-    digests = [variants.digest, AugmentedCatalog(catalog, STRONG, 1).digest]
+    digests = [variants.digest]
     for other in ({"rotation": 5}, {"hue": 20}, {"variants": 4}):
         settings = STRONG.model_copy(update=other)
-        digests.append(AugmentedCatalog(catalog, settings, 0).digest)
-    assert len(set(digests)) == 5, "seed, strengths and the number of variants name the rows"
+        digests.append(AugmentedCatalog(catalog, settings).digest)
+    assert len(set(digests)) == 4, "strengths and the number of variants name the rows"
     often = STRONG.model_copy(update={"probability": 0.9})
-    assert AugmentedCatalog(catalog, often, 0).digest == variants.digest, "the same rows"
+    assert AugmentedCatalog(catalog, often).digest == variants.digest, "the same rows"
     done = {variants.changes(row) for row in range(4, 16)}
     assert len(done) == 12, "every variant is changed in its own way"
 
@@ -181,7 +181,7 @@ def test_a_cache_encodes_the_variants_and_keeps_what_stays(catalog, tmp_path):
 
     def prepare(settings):
         encoded.clear()
-        own = AugmentedCatalog(catalog, settings, 0)
+        own = AugmentedCatalog(catalog, settings)
         made = prepare_latents(
             own, tmp_path, load_autoencoder=lambda: autoencoder, mirrored=False, **common
         )
@@ -199,7 +199,7 @@ def test_a_cache_encodes_the_variants_and_keeps_what_stays(catalog, tmp_path):
 def examples(catalog, probability=0.5, mirrored=False, name="train-diffusion", count=256):
     """Clean images of examples, and what is told of each."""
     config = run_config()
-    variants = AugmentedCatalog(catalog, config.data.augment, 0)
+    variants = AugmentedCatalog(catalog, config.data.augment)
     batches = diffusion_examples(
         PixelLatents.of(variants, SIZE, mirrored=mirrored),
         Selection(len(catalog)),

@@ -4,9 +4,9 @@
     row i + v · N    its variant v = 1 … V, changed at random
 
 The changes of a variant are a function of the digest of its row, which says all that they depend
-on: the image, the seed of the run, the strengths and the number of the variant. So a latents cache
-knows the rows that it has, and keeps those that stay. Which variant an example sees is drawn in
-the input pipeline, as its flip is.
+on: the image, the strengths and the number of the variant. So a latents cache knows the rows that
+it has, and keeps those that stay; runs with other seeds share it. Which variant an example sees is
+drawn from the seed in the input pipeline, as its flip is.
 """
 
 from __future__ import annotations
@@ -78,15 +78,14 @@ class AugmentedCatalog(PictureCatalog):
     Args:
         catalog: of the N images.
         settings: of the augmentation.
-        seed: of the run.
         pixels: format of the run.
     """
 
     def __init__(
-        self, catalog: Catalog, settings: AugmentConfig, seed: int, pixels: PixelFormat = RGB
+        self, catalog: Catalog, settings: AugmentConfig, pixels: PixelFormat = RGB
     ) -> None:
         strengths = {name: getattr(settings, name) for name in STRENGTHS}
-        common = json.dumps([VERSION, seed, strengths]).encode()
+        common = json.dumps([VERSION, strengths]).encode()
         own = np.ascontiguousarray(catalog.images["sha256"])
         digests = np.empty((1 + settings.variants, *own.shape), np.uint8)
         digests[0] = own
@@ -172,5 +171,4 @@ def augmented_images(dataset: Dataset, config: DiffusionRun) -> AugmentedCatalog
     """
     if not config.data.augment.changes:
         return dataset.catalog
-    seed, pixels = config.training.seed, PixelFormat.of(config.data)
-    return AugmentedCatalog(dataset.catalog, config.data.augment, seed, pixels)
+    return AugmentedCatalog(dataset.catalog, config.data.augment, PixelFormat.of(config.data))

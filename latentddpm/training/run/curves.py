@@ -33,6 +33,7 @@ TITLES = {
     "kl": "KL divergence",
     "mse": "mean squared error",
     "psnr": "PSNR (dB)",
+    "near": "near: share of samples like copies",
     "examples_per_second": "images a second",
 }
 MAIN = "loss"

@@ -116,7 +116,7 @@ def plan_conditions(
         condition = known.get(name) or kind.of_stage(name, settings, stage, null)
         check_maps(condition, config.data)
         found.append(plan_maps(condition, settings, dataset.catalog, folder / name))
-    if isinstance(variants := augmented_images(dataset, config), AugmentedCatalog):
+    if isinstance(variants := augmented_images(dataset.catalog, config), AugmentedCatalog):
         found.append(ChangesTold(changes_condition(config), variants))
     return found
 

@@ -100,9 +100,9 @@ def test_colours_do_what_the_numbers_say():
 
 def test_the_mirror_image_of_a_changed_image_has_the_mirrored_numbers():
     done = Changes(zoom=0.2, shift_x=0.1, shift_y=-0.05, turn=20.0, hue=10.0)
-    mirrored = change(OPAQUE[:, ::-1], **done.mirrored()._asdict())
+    mirrored = change(OPAQUE[:, ::-1], **done.mirrored().by_name())
     np.testing.assert_allclose(
-        mirrored[:, ::-1].astype(int), change(OPAQUE, **done._asdict()), atol=1
+        mirrored[:, ::-1].astype(int), change(OPAQUE, **done.by_name()), atol=1
     )
 
 
@@ -114,7 +114,7 @@ def test_drawn_numbers_have_the_strengths_and_are_zero_without_them():
     assert not found["hue"].any()
     assert abs(found["shift_x"]).max() <= settings.translation, "nothing is cropped"
     sizes = scales(settings)
-    for name, size in sizes._asdict().items():
+    for name, size in sizes.by_name().items():
         if size:
             assert found[name].std() == pytest.approx(size, rel=0.1), name
             assert abs(found[name].mean()) < 0.2 * size, f"{name} leans to one side"

@@ -22,7 +22,6 @@ from latentddpm.config import AugmentConfig, DiffusionRun
 from latentddpm.config.augment import STRENGTHS
 from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.data.conditions.catalogs import PictureCatalog, Size
-from latentddpm.data.dataset import Dataset
 from latentddpm.data.images import WHITE
 from latentddpm.data.pictures.augment import VERSION, Changes, augmented, draw_changes, scales
 from latentddpm.utils.images.pixel_format import RGB, PixelFormat
@@ -68,7 +67,7 @@ def changes_condition(config: DiffusionRun) -> ChangesCondition:
     Args:
         config: of the run, complete.
     """
-    used = scales(config.data.augment, in_colour(PixelFormat.of(config.data)))._asdict()
+    used = scales(config.data.augment, in_colour(PixelFormat.of(config.data))).by_name()
     return ChangesCondition.of_scales({name: scale for name, scale in used.items() if scale})
 
 
@@ -162,13 +161,13 @@ class ChangesTold:
         return None
 
 
-def augmented_images(dataset: Dataset, config: DiffusionRun) -> AugmentedCatalog | Catalog:
+def augmented_images(catalog: Catalog, config: DiffusionRun) -> AugmentedCatalog | Catalog:
     """Catalog with the variants of all images of a run; that of the images where none is changed.
 
     Args:
-        dataset: of the run.
+        catalog: of the images.
         config: of the run.
     """
     if not config.data.augment.changes:
-        return dataset.catalog
-    return AugmentedCatalog(dataset.catalog, config.data.augment, PixelFormat.of(config.data))
+        return catalog
+    return AugmentedCatalog(catalog, config.data.augment, PixelFormat.of(config.data))

@@ -56,9 +56,13 @@ class Changes(NamedTuple):
     saturation: float = 0.0
     hue: float = 0.0
 
+    def by_name(self) -> dict[str, float]:
+        """Numbers by their names."""
+        return dict(zip(self._fields, self, strict=True))
+
     def mirrored(self) -> Changes:
         """Changes that give the mirror image, of an image that is mirrored itself."""
-        return self._replace(shift_x=-self.shift_x, turn=-self.turn)
+        return Changes(**{**self.by_name(), "shift_x": -self.shift_x, "turn": -self.turn})
 
 
 def draw_changes(

@@ -114,7 +114,7 @@ class AutoencoderStage:
         Raises:
             UserError, OSError: see `data.latents.cache.prepare_latents`.
         """
-        return self.encoded(run, augmented_images(dataset, run.config), folder)
+        return self.encoded(run, augmented_images(dataset.catalog, run.config), folder)
 
     def encoded(
         self, run: Run, catalog: Catalog | PictureCatalog, folder: Path, pictures: str = ""
@@ -206,7 +206,7 @@ class PixelStage:
         """
         data = run.config.data
         return PixelLatents.of(
-            augmented_images(dataset, run.config),
+            augmented_images(dataset.catalog, run.config),
             (data.resolution,) * data.spatial_dims,
             PixelFormat.of(data),
             mirrored=data.flip,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pydantic
 from pydantic import Field
+from pydantic_core import PydanticCustomError
 
 from latentddpm.config.section import Section
 
@@ -49,7 +50,14 @@ class AugmentConfig(Section):
         16, description="of train-diffusion: changed copies of each image, beside the image itself"
     )
 
+    @pydantic.model_validator(mode="after")
+    def _something_to_change(self) -> AugmentConfig:
+        if self.probability > 0 and not any(getattr(self, name) for name in STRENGTHS):
+            text = f"all of {', '.join(STRENGTHS)} are 0, so nothing would be changed"
+            raise PydanticCustomError("augment", "{text}", {"text": text})
+        return self
+
     @property
     def changes(self) -> bool:
         """True where some images are changed."""
-        return self.probability > 0 and any(getattr(self, name) for name in STRENGTHS)
+        return self.probability > 0

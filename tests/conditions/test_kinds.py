@@ -11,7 +11,7 @@ from latentddpm.conditions.classes import ClassCondition
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.conditions.kinds import KINDS
 from latentddpm.conditions.labels import LabelsCondition
-from latentddpm.conditions.number import NumberCondition
+from latentddpm.conditions.number import ChangesCondition, NumberCondition
 from latentddpm.conditions.words import in_order
 from latentddpm.config import ConditionConfig
 from latentddpm.errors import UserError
@@ -73,6 +73,15 @@ def test_numbers_are_standardised_behind_a_one_and_not_told_is_zero():
     assert array(AGE, (45.0,), (20.0,), None) == [[1, 0.5], [1, -2], [0, 0]]
     assert array(PLACE, (1.0, 2.0)) == [[1, 1, 0.5]]
     assert array(ALWAYS[3], (45.0,)) == [[0.5]], "a number that is always told needs no one"
+
+
+def test_changes_that_nobody_tells_are_zero():
+    changes = ChangesCondition.of_scales({"zoom": 0.5, "turn": 10.0})
+    assert array(changes, (0.5, -20.0), None) == [[1, -2], [0, 0]]
+    told = Conditions((AGE, changes))
+    assert told.check({"age": 30}) == {"age": (30.0,)}, "expected no question for the changes"
+    assert told.vector_arrays([{}])["changes"].tolist() == [[0, 0]]
+    assert not Conditions((changes,)).guided, "guidance has nothing to lead away from"
 
 
 def test_the_range_of_a_number_is_that_of_the_data():

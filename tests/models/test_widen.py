@@ -9,7 +9,7 @@ from tiny import perturb
 from latentddpm.errors import UserError
 from latentddpm.models.denoisers.basic import BasicUNet
 from latentddpm.models.denoisers.unet import UNet
-from latentddpm.models.denoisers.widen import widen
+from latentddpm.models.denoisers.widen import fold, widen
 
 SIZES = {
     "channels": 8,
@@ -62,6 +62,20 @@ def test_a_widened_unet_predicts_what_its_base_does_to_the_bit(known, one):
     for scale in (1.0, 1e4):
         told = {**inputs_of(wide, 1, scale), **inputs}
         np.testing.assert_array_equal(wide(told), base(inputs))
+
+
+def test_a_folded_unet_predicts_what_the_other_one_does_with_zeros():
+    changes = {"name": "changes", "enters": "projection", "size": 8}
+    wide = widen(base_of([DIGIT, LINES]), [changes])
+    perturb(wide, 1)
+    folded = fold(wide, "changes")
+    assert folded.conditions == [DIGIT, LINES]
+    inputs = inputs_of(folded)
+    zeros = {"changes": np.zeros((2, 8), "float32")}
+    expected = np.asarray(wide({**inputs, **zeros}))
+    np.testing.assert_allclose(np.asarray(folded(inputs)), expected, atol=1e-5)
+    other = np.asarray(wide({**inputs, "changes": zeros["changes"] + 1}))
+    assert np.abs(other - expected).max() > 1e-3, "the vector means nothing, so nothing is shown"
 
 
 def test_every_new_condition_is_learned_from_the_first_steps():

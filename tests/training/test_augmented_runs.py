@@ -11,14 +11,17 @@ from tiny import step_by_step
 
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.config import DiffusionRun
+from latentddpm.config.augment import STRENGTHS
 from latentddpm.config_file import parse_config
 from latentddpm.data.dataset import open_dataset
 from latentddpm.errors import UserError
+from latentddpm.info import describe
 from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.training.checkpoint_model import checkpoint_model
 from latentddpm.training.copies import Copies, unlikely
 from latentddpm.training.diffusion import train_diffusion
+from latentddpm.training.plan.augment import augment_notes
 from latentddpm.training.plan.settle import settle_diffusion
 from latentddpm.training.run.curves import Curve
 
@@ -30,11 +33,11 @@ UNET = {
     "norm_groups": 4,
 }
 TRAINING = {
-    "num_steps": 4,
+    "num_steps": 2,
     "batch_size": 4,
     "precision": "float32",
-    "checkpoint_every": 2,
-    "validate_every": 4,
+    "checkpoint_every": 1,
+    "validate_every": 2,
     "log_every": 1,
 }
 AUGMENT = {"probability": 0.7, "variants": 3}
@@ -66,7 +69,7 @@ def lab(tmp_path_factory):
     return lab
 
 
-def state(run, step=4):
+def state(run, step=2):
     return load_file(run / "checkpoints" / f"step-{step:08d}" / "state.safetensors")
 
 
@@ -80,7 +83,7 @@ def test_the_finished_model_is_told_nothing_and_draws_as_the_trained_one(lab):
     told, plain = (len(state(lab / one)) for one in ("told", "plain"))
     assert told > plain, "the run itself has the layers of the condition"
     assert model.generate(seed=0, num_steps=1).shape == (1, 8, 8, 3)
-    same = checkpoint_model(lab / "told" / "checkpoints" / "step-00000004")
+    same = checkpoint_model(lab / "told" / "checkpoints" / "step-00000002")
     drawn = [one.generate(seed=0, num_steps=2) for one in (model, same)]
     np.testing.assert_array_equal(*drawn, "the newest checkpoint is the finished model")
 
@@ -90,7 +93,7 @@ def test_a_run_that_goes_on_ends_in_the_same_weights(lab, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(lab / "told", run)
     shutil.rmtree(run / "model")
-    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    shutil.rmtree(run / "checkpoints" / "step-00000002")
     train_diffusion(config(), lab / "data", "none", run, resume=True, quiet=True)
     found = state(run)
     for name, array in state(lab / "told").items():
@@ -138,6 +141,24 @@ def test_what_augmentation_does_not_go_with_is_refused(lab, sections, words):
     with pytest.raises(UserError) as caught:
         settle_diffusion(given, None if init else "none")
     assert f"data.augment.probability: 0.7 beside {words}" in str(caught.value), caught.value
+
+
+def test_what_would_have_no_effect_is_said_or_refused():
+    strengths = dict.fromkeys(STRENGTHS, 0)
+    with pytest.raises(UserError, match=r"data\.augment: .*nothing would be changed"):
+        config({**AUGMENT, **strengths})
+    (line,) = augment_notes(config({"rotation": 20}).data.augment)
+    assert "off" in line, line
+    assert "data.augment.rotation has no effect" in line
+    assert augment_notes(config(None).data.augment) == []
+    (line,) = augment_notes(config().data.augment)
+    assert "70% of the examples" in line
+
+
+def test_info_says_how_a_run_is_augmented(lab):
+    shown = describe(lab / "told")
+    assert "augment    70% of the examples, one of 3 variants: crop 0.1, " in shown, shown
+    assert "\naugment" not in describe(lab / "plain")
 
 
 # --- Copies ----------------------------------------------------------------------------------

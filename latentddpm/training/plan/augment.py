@@ -5,6 +5,7 @@ from __future__ import annotations
 from latentddpm.choices import CONDITIONAL
 from latentddpm.conditions.number import ChangesCondition
 from latentddpm.config import AugmentConfig, DiffusionRun
+from latentddpm.config.augment import STRENGTHS
 from latentddpm.errors import UserError
 
 NAME = "data.augment.probability"
@@ -43,13 +44,16 @@ def check_augment(config: DiffusionRun) -> None:
 
 
 def augment_notes(settings: AugmentConfig) -> list[str]:
-    """Line for people on the augmentation of a run; none without it.
+    """Line for people on the augmentation of a run; none where nothing is set.
 
     Args:
         settings: of the augmentation.
     """
     if not settings.changes:
-        return []
+        default = AugmentConfig()
+        given = [name for name in STRENGTHS if getattr(settings, name) != getattr(default, name)]
+        named = ", ".join(f"data.augment.{name}" for name in given)
+        return [f"augment    off: {NAME} is 0, so {named} has no effect"] if given else []
     return [
         f"augment    {settings.probability:.0%} of the examples see one of {settings.variants} "
         "variants of their image; the network is told the changes, and drawings are not changed"

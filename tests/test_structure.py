@@ -19,9 +19,9 @@ PACKAGE = Path(latentddpm.__file__).parent
 # The rooms (folders of the package) in the order of imports: a module imports from its own room
 # and from those before it. Rooms side by side (|) do not import each other.
 FLOW = """
-errors | choices | packaged → config → config_file → utils → conditions → distribution → clip
-→ diffusion | models → graphs → engines → data → pipeline → export | interop → generation
-→ evaluation → training → recipe → info → cli → __main__
+errors | choices | packaged → config → config_file → utils → hub → conditions → distribution
+→ clip → diffusion | models → graphs → engines → data → pipeline → export | interop → generation
+→ evaluation → training → model_card → recipe → info → cli → __main__
 """
 RANKS = {
     room: rank

@@ -15,6 +15,7 @@ from latentddpm.data.sources.metadata import FILE_NAME
 from latentddpm.data.sources.open import KINDS, open_source
 from latentddpm.data.sources.shards import Shards
 from latentddpm.errors import UserError
+from latentddpm.utils.files import size_text
 
 CATALOG = "catalog"
 """Folder of the catalog, in a run or a latents cache."""
@@ -157,12 +158,3 @@ def describe_folder(path: Path, quiet: bool) -> Iterator[str]:
     yield f"images     {images} (by their names; doctor reads them)"
     yield f"captions   {sidecars} in files beside them; tables: {tables or 'none'}"
     yield f"use        --data {path}; latentddpm doctor {path} looks for problems"
-
-
-def size_text(number: float) -> str:
-    """Size of `number` bytes in words, such as "1.5 GB"."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from latentddpm.errors import UserError
-from latentddpm.info.data import size_text
 from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.model_folder import LORA, is_model
 from latentddpm.pipeline.recognise import is_control, is_run, recognise
@@ -19,6 +18,7 @@ from latentddpm.recipe.settings import PARTS
 from latentddpm.training.plan.first_stage import NONE
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.curves import LOG, VALIDATION, Curve, read_curves
+from latentddpm.utils.files import size_text
 from latentddpm.utils.timing import clock
 
 CONFIG, CHECKPOINTS, RUN, STATE = "config.yaml", "checkpoints", "run.json", "state.safetensors"

@@ -13,12 +13,12 @@ from typing import Any
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
 from latentddpm.graphs.entries import PARTS
-from latentddpm.info.data import size_text
 from latentddpm.interop.lora_file import style_of
 from latentddpm.pipeline.control.folder import read_control_folder
 from latentddpm.pipeline.model_folder import read_model_folder
 from latentddpm.pipeline.recognise import export_format, recognise
 from latentddpm.pipeline.weight_files import LORA, STEMS, layout_of, read_header, variants
+from latentddpm.utils.files import size_text
 
 NETWORKS = {
     "UNet": ("model.diffusion_model.", "input_blocks.", "middle_block.", "output_blocks."),

@@ -152,6 +152,15 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def size_text(number: float) -> str:
+    """Size of `number` bytes in words, such as "1.5 GB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """Entry of a file in a manifest: the size and SHA-256 it had when it was written.

@@ -1,0 +1,1 @@
+"""Hugging Face's Hub: addresses, what is fetched from it, and what is uploaded."""

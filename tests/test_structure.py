@@ -44,7 +44,7 @@ TENSORFLOW = (
         "data.pack",
         "data.shares",
     ),
-    *("data.latents.cache", "data.sources.storage", "data.sources.records"),
+    *("data.latents.cache", "data.sources.storage", "data.sources.packed.records"),
     *("training", "export.endpoints", "export.saved_model", "export.onnx", "export.litert"),
 )
 

@@ -87,8 +87,8 @@ def doctor(
     "kind",
     default="tar",
     show_default=True,
-    shell_complete=completion.among("tar", "tfrecord", "array-record"),
-    help="tar (WebDataset), tfrecord, array-record.",
+    shell_complete=completion.among("tar", "parquet", "tfrecord", "array-record"),
+    help="tar (WebDataset), parquet (Hugging Face), tfrecord, array-record.",
 )
 @click.option("--shard-size", default="512MB", show_default=True, help="Bytes per shard.")
 @command

@@ -18,6 +18,7 @@ from latentddpm.cli.options import (
     precision_option,
     strategy_option,
 )
+from latentddpm.cli.places import PLACE, SCALED_PLACE
 from latentddpm.cli.usage import command
 
 
@@ -45,9 +46,9 @@ from latentddpm.cli.usage import command
 )
 @click.option(
     "--model",
-    type=FOLDER,
+    type=PLACE,
     shell_complete=completion.models,
-    help="Model folder or ready model [default: emoji-128].",
+    help="Model folder, ready model, or hf://owner/name [default: emoji-128].",
 )
 @lora_option
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
@@ -100,6 +101,7 @@ from latentddpm.cli.usage import command
 )
 @click.option(
     "--autoguidance",
+    type=SCALED_PLACE,
     metavar="MODEL[:SCALE]",
     shell_complete=completion.models,
     help="Weaker model that guidance leads away from [default scale: 2].",
@@ -120,10 +122,11 @@ from latentddpm.cli.usage import command
 @click.option(
     "--control",
     "controls",
+    type=SCALED_PLACE,
     multiple=True,
     metavar="RUN[:SCALE]",
     shell_complete=completion.data,
-    help="ControlNet to follow a picture with; may be given repeatedly.",
+    help="ControlNet to follow a picture with, or hf://owner/name; may be given repeatedly.",
 )
 @click.option(
     "--control-image",

@@ -10,6 +10,7 @@ import click
 from latentddpm.choices import CONVERSIONS, EXPORTS, STORAGE
 from latentddpm.cli import completion
 from latentddpm.cli.options import FOLDER, model_option, storage_option
+from latentddpm.cli.places import PLACE, PLACE_TEXT, SCALED_PLACE
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError, check_choice
 from latentddpm.pipeline.control.folder import control_folder, read_control_folder
@@ -21,7 +22,9 @@ from latentddpm.utils.startup import import_keras
 
 
 @click.command()
-@click.argument("paths", nargs=-1, metavar="[PATH...]", shell_complete=completion.models)
+@click.argument(
+    "paths", nargs=-1, metavar="[PATH...]", type=PLACE_TEXT, shell_complete=completion.models
+)
 @click.option(
     "--plot", type=FOLDER, metavar="FILE", help="Plot the learning curves: .png, .svg, .pdf."
 )
@@ -54,6 +57,7 @@ def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
 @click.option(
     "--lora",
     "loras",
+    type=SCALED_PLACE,
     multiple=True,
     required=True,
     metavar="FILE[:SCALE]",
@@ -83,10 +87,10 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
 @click.option(
     "--from",
     "source",
-    type=FOLDER,
+    type=PLACE,
     metavar="PATH",
     help="Diffusers folder, a part of one, a Stable Diffusion 1.x .safetensors file, or RUN/"
-    "checkpoints/STEP.",
+    "checkpoints/STEP; or one on the Hub, hf://owner/name.",
 )
 @click.option("--variant", help="Of the weight files in the folder, such as fp16.")
 @click.option(
@@ -97,7 +101,7 @@ def merge(model: Path, loras: tuple[str, ...], storage: str, out: Path, quiet: b
 )
 @click.option(
     "--model",
-    type=FOLDER,
+    type=PLACE,
     shell_complete=completion.models,
     help="Model folder or ready model to write for others.",
 )

@@ -9,6 +9,7 @@ import click
 
 from latentddpm.choices import AUTO, ENGINES, PRECISIONS, STORAGE
 from latentddpm.cli import completion
+from latentddpm.cli.places import PLACE, SCALED_PLACE
 from latentddpm.distribution.processes import STRATEGIES
 
 FOLDER = click.Path(path_type=Path)
@@ -82,8 +83,9 @@ data_option = click.option(
     callback=one_or_several,
     metavar="PLACE[:WEIGHT]",
     shell_complete=completion.data,
-    help="Folder of images, or of shards; a shard; a pattern such as a-{00..99}.tar. Repeatable; "
-    "weight: how often an image of the place is used, relative to others.",
+    help="Folder of images, or of shards; a shard; a pattern such as a-{00..99}.tar; "
+    "hf://datasets/owner/name[/split]. Repeatable; weight: how often an image of the place is "
+    "used, relative to others.",
 )
 catalog_option = click.option(
     "--catalog", type=FOLDER, help="Catalog to share [default: below OUT]."
@@ -91,18 +93,19 @@ catalog_option = click.option(
 strict_option = click.option("--strict", is_flag=True, help="Refuse data with unreadable images.")
 model_option = click.option(
     "--model",
-    type=FOLDER,
+    type=PLACE,
     required=True,
     shell_complete=completion.models,
-    help="Model folder or ready model.",
+    help="Model folder, ready model, or hf://owner/name.",
 )
 lora_option = click.option(
     "--lora",
     "loras",
+    type=SCALED_PLACE,
     multiple=True,
     metavar="FILE[:SCALE]",
     shell_complete=completion.data,
-    help="LoRA file or run to apply; may be given repeatedly.",
+    help="LoRA file or run to apply, or hf://owner/name; may be given repeatedly.",
 )
 precision_option = click.option(
     "--precision",

@@ -19,6 +19,7 @@ from latentddpm.cli.options import (
     strategy_option,
     strict_option,
 )
+from latentddpm.cli.places import PLACE, PLACE_TEXT
 from latentddpm.cli.usage import command
 from latentddpm.distribution.processes import parse_strategy
 from latentddpm.pipeline.control.folder import FOLDER as CONTROL
@@ -71,9 +72,9 @@ def training_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--init",
-            type=FOLDER,
+            type=PLACE,
             shell_complete=completion.models,
-            help="Model folder to fine-tune.",
+            help="Model folder to fine-tune, or hf://owner/name.",
         ),
         click.option(
             "--config",
@@ -133,9 +134,11 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
 @training_options
 @click.option(
     "--vae",
+    type=PLACE_TEXT,
     metavar="PATH|none",
     shell_complete=completion.models,
-    help="Model folder or finished train-vae run; none: on pixels [default: that of --init].",
+    help="Model folder, finished train-vae run, or hf://owner/name; none: on pixels "
+    "[default: that of --init].",
 )
 @click.option(
     "--distill",

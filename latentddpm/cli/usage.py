@@ -20,6 +20,7 @@ import click
 from click.core import ParameterSource
 
 from latentddpm.cli.pages import with_page
+from latentddpm.cli.places import fetched
 from latentddpm.errors import UserError, check_choice, nearest, one_line
 from latentddpm.utils.console import say, speaking
 
@@ -156,7 +157,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
         try:
             with speaking(kwargs["quiet"]):
-                function(*args, **kwargs)
+                function(*args, **fetched(kwargs))
         except (UserError, OSError, ArithmeticError, MemoryError) as error:
             if traceback:
                 raise

@@ -1,8 +1,8 @@
 """Packing of captioned images into shards: files are copied unchanged, with their columns.
 
 The images of the shards have the order and the names that they had before. So training has the
-same examples, and the latents cache stays valid. The formats are in `data.sources.tar` and
-`data.sources.records`.
+same examples, and the latents cache stays valid. The formats are in `data.sources.packed.tar` and
+`data.sources.packed.records`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,24 @@ from tqdm import tqdm
 from latentddpm.data.findings import Findings
 from latentddpm.data.places.places import Data, open_places, shown
 from latentddpm.data.sources.base import Entry, Source
-from latentddpm.data.sources.metadata import FILE_NAME, caption_entries
-from latentddpm.data.sources.records import array_record, make_record
+from latentddpm.data.sources.metadata import FILE_NAME, TEXT, caption_entries
+from latentddpm.data.sources.packed.parquet import parquet_module
+from latentddpm.data.sources.packed.parquet_layout import (
+    BYTES,
+    COLUMNS,
+    IMAGE_COLUMNS,
+    PATH,
+    written_schema,
+)
+from latentddpm.data.sources.packed.records import array_record, make_record
 from latentddpm.errors import UserError, check_choice
 from latentddpm.utils.console import say
 from latentddpm.utils.files import atomic_folder, check_new
 from latentddpm.utils.startup import import_tensorflow
 
 DEFAULT_SIZE = "512MB"
+GROUP_ROWS, GROUP_BYTES = 64, 8 << 20
+"""Rows and bytes of a row group, the least that can be read of a parquet file."""
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -170,7 +180,7 @@ class Writer(Protocol):
 
 
 class TarWriter:
-    """Tar shard in the layout of WebDataset: a `Writer`; see `data.sources.tar`."""
+    """Tar shard in the layout of WebDataset: a `Writer`; see `data.sources.packed.tar`."""
 
     suffix = ".tar"
 
@@ -213,7 +223,7 @@ class RecordWriter:
 
 
 class TFRecordWriter(RecordWriter):
-    """Shard in a TFRecord file: a `Writer`; see `data.sources.records`."""
+    """Shard in a TFRecord file: a `Writer`; see `data.sources.packed.records`."""
 
     suffix = ".tfrecord"
 
@@ -222,7 +232,7 @@ class TFRecordWriter(RecordWriter):
 
 
 class ArrayRecordWriter(RecordWriter):
-    """Shard in an ArrayRecord file: a `Writer`; see `data.sources.records`."""
+    """Shard in an ArrayRecord file: a `Writer`; see `data.sources.packed.records`."""
 
     suffix = ".array_record"
 
@@ -231,8 +241,49 @@ class ArrayRecordWriter(RecordWriter):
         self._file = array_record().ArrayRecordWriter(str(path), "group_size:1")
 
 
+class ParquetWriter:
+    """Shard in a parquet file, as Hugging Face's image data sets are: a `Writer`.
+
+    See `data.sources.packed.parquet`. The column `text` has the first caption, for other readers.
+    """
+
+    suffix = ".parquet"
+
+    def __init__(self, path: Path) -> None:
+        self._writer = parquet_module().ParquetWriter(path, written_schema(), compression="none")
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, number: int, name: str, data: bytes, columns: Mapping[str, Any]) -> int:
+        text = columns_json(columns).decode()
+        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        captions = caption_entries(columns, name) or [None]
+        self._rows.append(
+            {IMAGE_COLUMNS[0]: {BYTES: data, PATH: shown}, TEXT: captions[0], COLUMNS: text}
+        )
+        size = len(data) + len(text)
+        self._bytes += size
+        if len(self._rows) == GROUP_ROWS or self._bytes >= GROUP_BYTES:
+            self._flush()
+        return size
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        """Write the rows since the last time as a row group."""
+        import pyarrow
+
+        schema = self._writer.schema
+        self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema))
+        self._rows, self._bytes = [], 0
+
+
 KINDS: dict[str, type[Writer]] = {
     "tar": TarWriter,
+    "parquet": ParquetWriter,
     "tfrecord": TFRecordWriter,
     "array-record": ArrayRecordWriter,
 }

@@ -16,7 +16,7 @@ from latentddpm.diffusion.options import check_guidance_scale
 from latentddpm.engines.networks import choose_engine
 from latentddpm.errors import UserError
 from latentddpm.generation.loras import split_scale
-from latentddpm.generation.provenance import model_name
+from latentddpm.generation.provenance import model_name, remembered_place
 from latentddpm.pipeline.model_facts import check_guide, prediction_facts_of
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.pipeline.told.guided import AUTOGUIDANCE_SCALE
@@ -112,9 +112,10 @@ def _checked(source: Path | None, trace: Any) -> dict[str, Any] | None:
 def _remembered(source: Path | None, trace: Mapping[str, Any]) -> ModelFolder:
     """Folder of the weaker model that a PNG names."""
     name, digest = trace["model"], trace["digest"]
+    place = remembered_place(source, name, "--autoguidance")
     found = None
     try:
-        found = read_model_folder(name, verify=False)
+        found = read_model_folder(place, verify=False)
     except UserError as error:
         there = f"cannot be read ({error})"
     else:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentddpm.errors import UserError
-from latentddpm.generation.provenance import beside
+from latentddpm.generation.provenance import beside, fetched_copy
+from latentddpm.hub.address import address_of
 from latentddpm.models.denoisers.facts import control_misfit
 from latentddpm.pipeline.control.control import (
     Control,
@@ -53,8 +54,10 @@ class ControlFiles:
 
     @property
     def name(self) -> str:
-        """Name of the run that trained it, else of its folder."""
+        """Name of the run that trained it, else of its folder; the address of one of the Hub."""
         path = self.folder.path
+        if (address := address_of(path)) is not None:
+            return address
         return path.parent.name if path.name == FOLDER else path.name
 
     def to_json(self) -> dict[str, Any]:
@@ -114,10 +117,11 @@ def remembered_controls(source: Path | None, traces: Iterable[Any]) -> list[Cont
         try:
             # Names, not paths: anyone can write a PNG.
             name, image = (Path(trace[key]).name for key in ("control", "image"))
+            copy = fetched_copy(trace["control"])
             digests, scale = (trace["sha256"], trace["image_sha256"]), float(trace["scale"])
         except (TypeError, KeyError, ValueError):
             raise UserError(f"{source}: its metadata has controls: {trace!r:.100}") from None
-        folder, file = _find_folder(source, name, digests[0]), beside(source, image)
+        folder, file = _find_folder(source, name, digests[0], copy), beside(source, image)
         if folder is None:
             raise UserError(
                 f"{source}: was made with the ControlNet {name} (SHA-256 {str(digests[0])[:12]}), "
@@ -132,9 +136,11 @@ def remembered_controls(source: Path | None, traces: Iterable[Any]) -> list[Cont
     return found
 
 
-def _find_folder(source: Path, name: str, sha256: Any) -> ControlFolder | None:
-    """Control folder of a name beside a picture or in the working directory, if it is that."""
-    for place in (source.parent / name, Path(name)):
+def _find_folder(source: Path, name: str, sha256: Any, copy: Path | None) -> ControlFolder | None:
+    """Control folder of a name beside a picture or in the working directory, else the copy of one
+    of the Hub, if it is that.
+    """
+    for place in filter(None, (source.parent / name, Path(name), copy)):
         try:
             folder = read_control_folder(place, verify=False)
         except UserError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentddpm.errors import UserError
-from latentddpm.generation.provenance import beside
+from latentddpm.generation.provenance import beside, fetched_copy
 from latentddpm.interop.lora_file import lora_settings
 from latentddpm.pipeline.model_folder import LORA, check_lora
 from latentddpm.pipeline.recognise import ADAPTERS
@@ -123,8 +123,8 @@ def remembered_loras(source: Path | None, traces: Iterable[Any], model: Path) ->
             scale = float(trace["scale"])
         except (TypeError, KeyError, ValueError):
             raise UserError(f"{source}: its metadata has loras: {trace!r:.100}") from None
-        own = model / name
-        path = beside(source, name) or (own if own.is_file() else None)
+        own, copy = model / name, fetched_copy(trace["file"])
+        path = beside(source, name) or (own if own.is_file() else copy)
         if path is None or file_digest(path) != sha256:
             raise UserError(
                 f"{source}: was made with {name} (SHA-256 {str(sha256)[:12]}), which is not "

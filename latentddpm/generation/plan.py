@@ -48,6 +48,7 @@ from latentddpm.generation.provenance import (
     read_generation_metadata,
     regions_metadata,
     remembered_labels,
+    remembered_place,
     remembered_regions,
     remembered_settings,
 )
@@ -153,6 +154,8 @@ def plan_images(options: dict[str, Any]) -> Plan:
     }
     given_regions = options.get("regions") or remembered_regions(source, remembered)
     model = options["model"] or remembered.get("model") or DEFAULT_MODEL
+    if source and not options["model"]:
+        model = remembered_place(source, model, "--model")
     folder = read_model_folder(model, verify=False)
     if remembered and folder.digest != remembered.get("model_digest"):
         raise UserError(

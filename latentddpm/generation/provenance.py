@@ -25,6 +25,8 @@ import numpy as np
 import latentddpm
 from latentddpm.choices import SAMPLER_OPTIONS
 from latentddpm.errors import UserError, check_type
+from latentddpm.hub.address import address_of, is_address, parse_address
+from latentddpm.hub.fetch import copy_of
 from latentddpm.pipeline.model_folder import ModelFolder, ready_models
 from latentddpm.pipeline.settings import (
     FIELDS,
@@ -323,14 +325,48 @@ def beside(source: Path, name: str) -> Path | None:
 
 
 def model_name(folder: ModelFolder) -> str:
-    """Name by which `--model` finds a model again: that of a model that ships, else the path.
+    """Name by which `--model` finds a model again: that of a model that ships, the address and
+    commit of one from the Hub, else the path.
 
     Args:
         folder: of the model.
     """
     if folder.path.parent in ready_models():
         return folder.path.name
-    return str(folder.path)
+    return address_of(folder.path) or str(folder.path)
+
+
+def remembered_place(source: Path, name: str, option: str) -> str | Path:
+    """Place of a model that a PNG names: of one from the Hub the copy on this machine.
+
+    Anyone can write a PNG, so nothing is fetched because one says so.
+
+    Args:
+        source: the PNG.
+        name: of the model, in its metadata.
+        option: that names it, for messages.
+
+    Raises:
+        UserError: it is an address, of which there is no copy.
+    """
+    if not is_address(name):
+        return name
+    copy = copy_of(name)
+    if copy is None:
+        raise UserError(
+            f"{source}: was made with {parse_address(name).short}, which was not fetched yet; "
+            f"fetch it with {option} {name}"
+        )
+    return copy
+
+
+def fetched_copy(name: str) -> Path | None:
+    """Copy on this machine of a file or a folder of the Hub that a PNG names; None without one.
+
+    Args:
+        name: in its metadata, an address or another name.
+    """
+    return copy_of(name) if is_address(name) else None
 
 
 def comparison(source: Path, original: np.ndarray, pixels: np.ndarray) -> str:

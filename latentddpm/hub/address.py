@@ -24,7 +24,7 @@ SHOWN = 7
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _ADDRESS = re.compile(
-    rf"(?P<kind>{DATASETS})?(?P<owner>{_NAME})/(?P<name>{_NAME})"
+    rf"(?P<kind>{DATASETS})?(?P<owner>(?!datasets/|spaces/){_NAME})/(?P<name>{_NAME})"
     r"(?:@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(?P<path>[^@]*))?"
 )
 _COPY = re.compile(

@@ -13,7 +13,7 @@ from latentddpm.data.catalog.catalog import MANIFEST, open_tables, read_manifest
 from latentddpm.data.latents.manifest import Index, open_cache, read_index
 from latentddpm.data.sources.metadata import FILE_NAME
 from latentddpm.data.sources.open import KINDS, open_source
-from latentddpm.data.sources.shards import Shards
+from latentddpm.data.sources.packed.shards import Shards
 from latentddpm.errors import UserError
 from latentddpm.utils.files import size_text
 

@@ -13,6 +13,7 @@ from typing import Any
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError
 from latentddpm.graphs.entries import PARTS
+from latentddpm.hub.address import shown
 from latentddpm.interop.lora_file import style_of
 from latentddpm.pipeline.control.folder import read_control_folder
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -53,7 +54,7 @@ def describe_model(path: Path) -> Iterator[str]:
         yield from _use(path)
         return
     folder = read_model_folder(path)
-    yield f"model      {folder.path} ({folder.digest})"
+    yield f"model      {shown(folder.path)} ({folder.digest})"
     if folder.image_size:
         name = "image size" if len(folder.image_size) > 1 else "length"
         yield f"{name:<10} {'×'.join(map(str, folder.image_size))}"

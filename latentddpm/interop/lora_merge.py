@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentddpm.choices import HALF
 from latentddpm.errors import UserError
+from latentddpm.hub.address import address_of
 from latentddpm.interop.clip_names import linear_maps
 from latentddpm.interop.compvis.names import unet_names
 from latentddpm.interop.diffusers.weight_map import (
@@ -90,7 +91,7 @@ def merge_lora(model: LatentDiffusion, path: str | Path, scale: float = 1.0) -> 
         one = maps[stem]
         add_to_weight(one.network, one.path, to_ours(scale * file.change(stem), one.layout))
     model.defaults = {**model.defaults, **lora_settings(path)}
-    name = Path(path).name
+    name = address_of(path) or Path(path).name
     model.loras.append({"file": name, "sha256": file_digest(path), "scale": scale})
 
 

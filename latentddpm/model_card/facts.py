@@ -20,7 +20,7 @@ from latentddpm.config import COMMANDS, DataConfig, DiffusionData
 from latentddpm.data.catalog.catalog import Catalog, versions
 from latentddpm.data.catalog.split import split_catalog
 from latentddpm.data.sources.folder import Folder
-from latentddpm.hub.address import address_of
+from latentddpm.hub.address import address_of, is_address
 from latentddpm.training.run.curves import LOG, Curve, read_curves
 from latentddpm.training.run.run import CONFIG, SAMPLES
 
@@ -145,7 +145,7 @@ def _read_data(folder: Path, settings: Mapping[str, Any], command: str) -> DataF
             sides = np.minimum(catalog.images["width"], catalog.images["height"])
             sides = tuple(np.percentile(sides, [0, 50, 100]).astype(int).tolist())
         return DataFacts(
-            address_of(manifest.place) or Path(manifest.place).name or manifest.place,
+            _place_name(manifest.place),
             manifest.kind,
             manifest.images,
             manifest.unreadable,
@@ -155,6 +155,13 @@ def _read_data(folder: Path, settings: Mapping[str, Any], command: str) -> DataF
             manifest.sidecars,
         )
     return None
+
+
+def _place_name(place: str) -> str:
+    """Name of a place without the folders above it; an address of the Hub whole."""
+    if is_address(place):
+        return place
+    return address_of(place) or Path(place).name or place
 
 
 def _split(

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from latentddpm import __version__
-from latentddpm.hub.address import DATASET, is_address, parse_address
+from latentddpm.hub.address import DATASET, address_of, is_address, parse_address
 from latentddpm.model_card.facts import DIFFUSION, DataFacts, RunFacts, curve_rows
 from latentddpm.model_card.limits import limits
 from latentddpm.model_card.product import CONTROL, LORA_KIND, MODEL, Product
@@ -61,6 +61,7 @@ def _bases(runs: Iterable[RunFacts]) -> Iterator[str]:
     """Names of models of the Hub that runs began from."""
     for run in runs:
         init = run.settings.get("init") or ""
+        init = address_of(init) or init
         if is_address(init):
             yield parse_address(init).repo_id
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from latentddpm.choices import FIRST_STAGES
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.graphs.entries import describe_graphs, find_graph
+from latentddpm.hub.fetch import fetch
 from latentddpm.packaged import packaged_folders
 from latentddpm.pipeline.recognise import MANIFEST, recognise
 from latentddpm.pipeline.weight_files import (
@@ -127,13 +128,14 @@ def find_model(path: str | Path) -> Path:
     """Find a model folder.
 
     Args:
-        path: a model folder, a run folder, or the name of a model that ships.
+        path: a model folder, a run folder, the name of a model that ships, or an address on the
+            Hub, `hf://owner/name[@revision]`, which is fetched.
 
     Raises:
         UserError: it is none of these; the message says what it is, and what makes a model
-            folder of it.
+            folder of it. Of an address also what `hub.fetch.fetch` raises.
     """
-    path = Path(path)
+    path = fetch(path)
     for candidate in (path, path / "model", ready_model(path)):
         if candidate is not None and is_model(candidate):
             return candidate

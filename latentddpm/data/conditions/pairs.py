@@ -26,8 +26,8 @@ from latentddpm.data.places.union import Union
 from latentddpm.data.prefetch import map_ahead
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.metadata import FOLDER
+from latentddpm.data.sources.packed.tar import member_places, split_key
 from latentddpm.data.sources.tables import named_file
-from latentddpm.data.sources.tar import member_places, split_key
 from latentddpm.errors import UserError
 from latentddpm.utils.files import atomic_path
 

@@ -126,7 +126,7 @@ TABLES_NAMED = {
     **dict.fromkeys((".csv", ".tsv"), "rename it to metadata{suffix}"),
     ".json": "save it as metadata.jsonl, one object with file_name and text on each line",
     **dict.fromkeys(
-        (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".sqlite", ".db"),
+        (".arrow", ".feather", ".xlsx", ".xls", ".ods", ".sqlite", ".db"),
         "save its rows as metadata.csv with the columns file_name and text",
     ),
 }
@@ -140,11 +140,16 @@ NAME_COLUMNS = (
 
 # === Archives ===
 
-SHARD_SUFFIXES = (".tar", ".tfrecord", ".tfrecords", ".array_record", ".arrayrecord")
+SHARD_SUFFIXES = (
+    *(".parquet", ".tar", ".tfrecord", ".tfrecords"),
+    *(".array_record", ".arrayrecord"),
+)
 """Suffixes of shards, which are read where --data names them or a folder of nothing else."""
 
 ARCHIVES_NAMED = {
     **dict.fromkeys(SHARD_SUFFIXES, "give it its own --data, several as 'NAME-{0000..0099}.tar'"),
+    ".parquet": "with pictures in it give it its own --data; of a table of captions save the rows "
+    "as metadata.csv with the columns file_name and text",
     **dict.fromkeys(
         (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lmdb", ".mdb", ".h5"),
         "unpack it",

@@ -1,6 +1,6 @@
 """Opening of a source of captioned images: a folder, or shards with many images each.
 
-    open_source(place) ──► Folder | TarShards | TFRecordShards | ArrayRecordShards
+    open_source(place) ──► Folder | ParquetShards | TarShards | TFRecordShards | ArrayRecordShards
 
 Nothing here writes, renames or deletes: the data belong to the user. TensorFlow is imported only
 for places with a scheme and for records.
@@ -16,13 +16,17 @@ from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Source
 from latentddpm.data.sources.folder import Folder
 from latentddpm.data.sources.kinds import is_picture, is_shard, is_table
-from latentddpm.data.sources.records import ArrayRecordShards, TFRecordShards
-from latentddpm.data.sources.shards import Shards
-from latentddpm.data.sources.tar import TarShards
+from latentddpm.data.sources.packed.parquet import ParquetShards
+from latentddpm.data.sources.packed.records import ArrayRecordShards, TFRecordShards
+from latentddpm.data.sources.packed.shards import Shards, without_tables
+from latentddpm.data.sources.packed.tar import TarShards
 from latentddpm.data.sources.walk import NO_SECOND, Second, Walk
 from latentddpm.errors import UserError
+from latentddpm.hub.address import Address, is_address, parse_address
+from latentddpm.hub.fetch import fetch_data
 
 KINDS = {
+    ".parquet": ParquetShards,
     ".tar": TarShards,
     ".tfrecord": TFRecordShards,
     ".tfrecords": TFRecordShards,
@@ -38,7 +42,8 @@ def open_source(place: str | Path, second: Second = NO_SECOND) -> Source:
     Args:
         place: a folder of images; a folder of shards; one shard; or a pattern of shards such
             as `train-{0000..0099}.tar`. It is on this machine or, with a scheme (gs://, hdfs://),
-            on any filesystem that TensorFlow reads.
+            on any filesystem that TensorFlow reads; or a data set on the Hub,
+            hf://datasets/owner/name[@revision][/split], which is fetched.
         second: second pictures in a folder of images, which a condition reads and which are no
             images of the folder themselves.
 
@@ -46,6 +51,8 @@ def open_source(place: str | Path, second: Second = NO_SECOND) -> Source:
         UserError: there is nothing, or a file of another kind.
     """
     place = str(place)
+    if is_address(place):
+        return _open_fetched(parse_address(place), second)
     if storage.is_folder(place):
         names = _find_shards(place)
         return _open_shards(place, place, names) if names else Folder(place, second)
@@ -56,6 +63,19 @@ def open_source(place: str | Path, second: Second = NO_SECOND) -> Source:
             f"{place}: is a file, not a folder of images, and no shard ({', '.join(KINDS)})"
         )
     raise UserError(f"{place}: no such folder")
+
+
+def _open_fetched(address: Address, second: Second) -> Source:
+    """Open a data set of the Hub, after fetching what is not here.
+
+    Raises:
+        UserError, OSError: see `hub.fetch.fetch_data`.
+    """
+    found, folder, names = fetch_data(address)
+    if not any(is_shard(name) for name in names):
+        inside = os.path.commonpath([os.path.dirname(name) for name in names])
+        return Folder(os.path.join(folder, inside), second)
+    return _open_shards(str(found), str(folder), sorted(names, key=storage.order))
 
 
 def expand(pattern: str) -> list[str]:
@@ -92,7 +112,7 @@ def _find_shards(folder: str) -> list[str]:
         is_picture(name) or is_table(name.rpartition("/")[2]) for name, _ in Walk(folder).files()
     ):
         return []
-    return sorted(shards, key=storage.order)
+    return sorted(without_tables(shards), key=storage.order)
 
 
 def _open_shards(place: str, folder: str, names: list[str]) -> Shards:

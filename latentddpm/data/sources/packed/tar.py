@@ -39,7 +39,7 @@ from latentddpm.data.sources.metadata import (
     image_name,
     with_sidecars,
 )
-from latentddpm.data.sources.shards import Shards, own_name, parse_columns
+from latentddpm.data.sources.packed.shards import Shards, own_name, parse_columns
 from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.errors import UserError
 

@@ -1,20 +1,24 @@
 """Shards: a source of files with many captioned images each, which are read without unpacking.
 
-The kinds of shards are in `data.sources.tar` and `data.sources.records`.
+The kinds of shards are in `data.sources.packed.tar` and `data.sources.packed.records`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 
 from latentddpm.data.findings import Findings
 from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, MetadataStamp, Unit
+from latentddpm.data.sources.kinds import suffix_of
 from latentddpm.data.sources.metadata import Row, image_name
 from latentddpm.data.sources.survey import survey
 from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.errors import UserError, one_line
+
+PARQUET = ".parquet"
 
 
 class Shards:
@@ -60,6 +64,22 @@ class Shards:
 
     def read(self, unit: str, offset: int, size: int) -> bytes:
         raise NotImplementedError
+
+
+def without_tables(names: Iterable[str]) -> list[str]:
+    """Names of shards without the parquet tables that describe other shards, such as those that
+    img2dataset writes: `00000.parquet` beside `00000.tar`.
+
+    Args:
+        names: of shards.
+    """
+    names = list(names)
+    stems = {os.path.splitext(name)[0] for name in names if suffix_of(name) != PARQUET}
+    return [
+        name
+        for name in names
+        if suffix_of(name) != PARQUET or os.path.splitext(name)[0] not in stems
+    ]
 
 
 def parse_columns(data: bytes, where: str) -> Row:

@@ -23,7 +23,7 @@ from latentddpm.data.sources import storage
 from latentddpm.data.sources.base import Entry, Unit
 from latentddpm.data.sources.kinds import CAPTION_COLUMNS, first_column
 from latentddpm.data.sources.metadata import TEXT, Row
-from latentddpm.data.sources.shards import Shards, own_name, parse_columns
+from latentddpm.data.sources.packed.shards import Shards, own_name, parse_columns
 from latentddpm.data.sources.tables import MetadataTable
 from latentddpm.errors import UserError
 from latentddpm.utils.startup import import_tensorflow
@@ -93,7 +93,7 @@ class ArrayRecordShards(RecordShards):
 
     def __init__(self, place: str, folder: str, names: list[str]) -> None:
         super().__init__(place, folder, names)
-        if storage.is_remote(place):
+        if storage.is_remote(folder):
             raise UserError(f"{place}: ArrayRecord files are read on this machine only")
         array_record()
         self._lock = threading.Lock()

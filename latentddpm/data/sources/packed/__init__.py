@@ -1,0 +1,1 @@
+"""Packed sources: files that hold many captioned images each."""

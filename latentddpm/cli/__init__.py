@@ -7,6 +7,7 @@
     evaluate  evaluate
     models    info, merge, convert, export
     shipped   configs, help
+    push      push
 
 These modules hold no algorithms and import neither Keras nor TensorFlow, so `--help` and the
 shell's completion answer at once; a command imports what it needs when it runs. Results go to
@@ -18,7 +19,7 @@ from __future__ import annotations
 import click
 
 from latentddpm import __version__
-from latentddpm.cli import data, evaluate, generate, models, shipped, train, whole
+from latentddpm.cli import data, evaluate, generate, models, push, shipped, train, whole
 from latentddpm.cli.completion import SHELLS, print_completion
 from latentddpm.cli.usage import Commands
 
@@ -57,7 +58,7 @@ GROUPS = {
     "Data": (data.doctor, data.pack, data.encode),
     "Train": (whole.train, train.train_vae, train.train_diffusion),
     "Generate and evaluate": (generate.generate, evaluate.evaluate),
-    "Models and runs": (models.info, models.merge, models.convert, models.export),
+    "Models and runs": (models.info, models.merge, models.convert, models.export, push.push),
     "Help": (shipped.configs, shipped.show_page),
 }
 """Title in `--help` → its commands."""

@@ -105,30 +105,29 @@ def translated(address: Address, writes: bool = False) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise _answered(where, error, writes) from None
     except Exception as error:
-        if not _of_connection(error):
+        for one in _chain(error):
+            if isinstance(one, errors.HfHubHTTPError):
+                raise _answered(where, one, writes) from None
+        if not any(map(_of_connection, _chain(error))):
             raise
         raise NoConnection(
-            f"{where}: the Hub does not answer ({one_line(_first(error), 100)}); look at the "
+            f"{where}: the Hub does not answer ({one_line(_chain(error)[-1], 100)}); look at the "
             "network and at HF_ENDPOINT, or name a folder"
         ) from None
 
 
-def _of_connection(error: BaseException | None) -> bool:
-    """True for an error of the HTTP client, or one that follows from it."""
-    while error is not None:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests", "httpcore"):
-            return True
-        if isinstance(error, ConnectionError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _chain(error: BaseException) -> list[BaseException]:
+    """Error, and those that it followed from."""
+    found = [error]
+    while (before := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(before)
+    return found
 
 
-def _first(error: BaseException) -> BaseException:
-    """Error that all others followed from."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    return error
+def _of_connection(error: BaseException) -> bool:
+    """True for an error of the HTTP client, or of the network below it."""
+    package = type(error).__module__.split(".")[0]
+    return package in ("httpx", "httpx2", "httpcore") or isinstance(error, ConnectionError)
 
 
 def _no_revision(address: Address) -> str:

@@ -159,7 +159,7 @@ def _download(listing: Listing, names: list[str]) -> None:
         ThreadPoolExecutor(WORKERS) as threads,
         translated(listing.address),
     ):
-        bars = _progress(total)
+        bars = progress_class(total)
         list(threads.map(lambda name: _get(listing.address, name, bars), missing))
     for name in names:
         _verify(listing.address, folder / name, listing.files[name])
@@ -177,8 +177,12 @@ def _get(address: Address, name: str, bars: type[tqdm]) -> None:
     )
 
 
-def _progress(total: tqdm) -> type[tqdm]:
-    """Class of the progress bars of single files, which show nothing and move a common one."""
+def progress_class(total: tqdm | None) -> type[tqdm]:
+    """Class of the progress bars of single files, which show nothing and move a common one.
+
+    Args:
+        total: the common one; None for none.
+    """
 
     class Bar(tqdm):
         """Progress bar of a file."""
@@ -189,7 +193,7 @@ def _progress(total: tqdm) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             """Move the common bar by `n` bytes."""
-            return total.update(n)
+            return None if total is None else total.update(n)
 
     return Bar
 

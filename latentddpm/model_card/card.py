@@ -64,27 +64,40 @@ def write_card(model: Path, run: Path | None = None, *, license_id: str = "") ->
     card = product.folder / CARD
     if card.is_file() and not is_own(card.read_text("utf-8", "replace")):
         return card
-    runs = read_runs(run or _run_around(product))
-    picture = next((one.samples for one in reversed(runs) if one.samples is not None), None)
-    if picture is not None:
-        with atomic_path(product.folder / SAMPLES) as temporary:
+    text, picture = draft_card(product, run, license_id)
+    samples = product.folder / SAMPLES
+    if picture is not None and picture != samples:
+        with atomic_path(samples) as temporary:
             shutil.copyfile(picture, temporary)
-    text = card_text(product, runs, license_id)
     with atomic_path(card) as temporary:
         temporary.write_text(text, "utf-8")
     return card
 
 
-def card_text(product: Product, runs: list[RunFacts], license_id: str = "") -> str:
-    """Text of a card.
+def draft_card(
+    product: Product, run: Path | None = None, license_id: str = ""
+) -> tuple[str, Path | None]:
+    """Text of a card, and the picture that it shows as `samples.png`; nothing is written.
 
     Args:
         product: as it was read.
-        runs: that trained it.
-        license_id: see `write_card`.
+        run: see `write_card`.
+        license_id: see there.
+
+    Returns:
+        The text, and the last grid of the run, else the picture beside the card; None for none.
     """
+    runs = read_runs(run or _run_around(product))
+    picture = next((one.samples for one in reversed(runs) if one.samples is not None), None)
+    beside = product.folder / SAMPLES
+    if picture is None and beside.is_file():
+        picture = beside
+    return _text(product, runs, license_id, picture is not None), picture
+
+
+def _text(product: Product, runs: list[RunFacts], license_id: str, has_samples: bool) -> str:
     sections = (
-        heading(product, _name(product.folder), (product.folder / SAMPLES).is_file()),
+        heading(product, _name(product.folder), has_samples),
         usage(product),
         data_section(runs),
         networks_section(product),

@@ -201,7 +201,8 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return
         siblings = [self.entry(name, data) for name, data in found.commits[commit].items()]
-        self.answer(200, {"id": repo, "sha": commit, "siblings": siblings, "private": False})
+        facts = {"id": repo, "sha": commit, "siblings": siblings, "private": found.private}
+        self.answer(200, facts)
 
     def entry(self, name, data):
         sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -250,7 +251,7 @@ class Handler(BaseHTTPRequestHandler):
         if asked["organization"] != "me":
             self.refuse(403, message="you may not create here")
         elif (kind, repo) in self.hub.repositories:
-            self.refuse(409, message="You already created this model repo")
+            self.answer(409, {"error": "You already created it", "url": f"{self.hub.url}/{repo}"})
         else:
             private = asked.get("visibility") == "private" or asked.get("private", False)
             self.hub.add(repo, {".gitattributes": ""}, kind, private=private)

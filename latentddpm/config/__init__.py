@@ -26,6 +26,7 @@ from latentddpm.config.data import DataConfig, DiffusionData
 from latentddpm.config.denoiser import LoraConfig, TextConfig, UNetConfig
 from latentddpm.config.diffusion import SamplesConfig, ScheduleConfig
 from latentddpm.config.distillation import DistillConfig
+from latentddpm.config.prior import PriorConfig
 from latentddpm.config.section import Section
 from latentddpm.config.training import AutoencoderTraining, DiffusionTraining, TrainingConfig
 
@@ -46,6 +47,7 @@ __all__ = [
     "DistillConfig",
     "LoraConfig",
     "PerceptualConfig",
+    "PriorConfig",
     "SamplesConfig",
     "ScheduleConfig",
     "Section",
@@ -83,6 +85,7 @@ class DiffusionRun(Section):
     lora: LoraConfig = LoraConfig()
     control: ControlConfig = ControlConfig()
     distill: DistillConfig = DistillConfig()
+    prior: PriorConfig = PriorConfig()
     training: DiffusionTraining = DiffusionTraining()
     samples: SamplesConfig = SamplesConfig()
 

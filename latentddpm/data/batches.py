@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -108,8 +109,28 @@ class ImageBatches:
         )
 
 
+@dataclass(frozen=True)
+class PriorImages:
+    """Images that a share of every batch is made of, such as those of prior preservation.
+
+    Attributes:
+        images: of `cache`.
+        cache: moments of them; for a UNet of pixels the images themselves.
+        tokens: of their captions; None for an unconditional UNet.
+        weight: of each in the loss; that of the run's own images is 1.
+    """
+
+    images: Selection
+    cache: LatentsCache | PixelLatents
+    tokens: CaptionTokens | None
+    weight: float
+
+
 class LatentBatches:
     """Batches of noisy latents for a UNet; see `diffusion_examples`.
+
+    With `prior` the last ⌊B/2⌋ examples of each batch of training are of these images, in an order
+    of their own. Validation has none of them.
 
     Args:
         images: training and validation images, two dictionaries: shape of a bucket → its images.
@@ -123,6 +144,7 @@ class LatentBatches:
         control: pictures that a ControlNet sees; None without one.
         tags: of the captions, drawn for each use in training; None to take captions whole.
         masks: of the loss; None where it counts everywhere.
+        prior: images beside those of the run; None without them.
     """
 
     def __init__(
@@ -138,9 +160,10 @@ class LatentBatches:
         control: ConditionSource | None = None,
         tags: DrawnTags | None = None,
         masks: LossMasks | None = None,
+        prior: PriorImages | None = None,
     ) -> None:
-        self.conditions = conditions
-        self.control, self.tags, self.masks = control, tags, masks
+        self.conditions, self.control = conditions, control
+        self.tags, self.masks, self.prior = tags, masks, prior
         self.training_images, self.validation_images = images
         self.cache, self.tokens, self.config, self.strategy = cache, tokens, config, strategy
         self._schedule_and_space = (schedule, latent_space)
@@ -161,12 +184,19 @@ class LatentBatches:
             recipe["augmented"] = augment.probability
         if self.conditions:
             recipe["dropouts"] = alone(self.config)
-        if self.tags is not None:
-            recipe["tags"] = self.tags
-        images = self.training_images
+        images, prior = self.training_images, self.prior
+        count = 0 if prior is None else self.config.prior.share(self.batch_size)
+        own = self.batch_size - count
         background = {"random_background": self.cache.transparent}
-        part = self._part(images, "train-diffusion", **recipe, **background)
-        batches = interleave(images, start, stop, self.batch_size, part)
+        beside = {} if self.tags is None else {"tags": self.tags}
+        beside |= {} if prior is None else {"loss_weight": 1.0}
+        part = self._part(images, "train-diffusion", own, **recipe, **background, **beside)
+        batches = interleave(images, start, stop, own, part)
+        if prior is not None:
+            (square,) = images
+            recipe |= {"random_background": prior.cache.transparent, "loss_weight": prior.weight}
+            part = self._part({square: prior.images}, "prior", count, prior, **recipe)
+            batches = joined(batches, part(square, start * count, stop * count))
         return distribute_dataset(self.strategy, batches)
 
     def validation(self) -> tf.data.Dataset:
@@ -177,7 +207,7 @@ class LatentBatches:
         """
         images = self.validation_images
         return distribute_dataset(
-            self.strategy, one_by_one(images, self._part(images, "validation"))
+            self.strategy, one_by_one(images, self._part(images, "validation", self.batch_size))
         )
 
     @property
@@ -186,7 +216,16 @@ class LatentBatches:
         sizes = map(len, self.validation_images.values())
         return sum(math.ceil(size / self.batch_size) for size in sizes)
 
-    def _part(self, images: Mapping[Shape, Selection], name: str, **recipe: Any) -> Part:
+    def _part(
+        self,
+        images: Mapping[Shape, Selection],
+        name: str,
+        batch_size: int,
+        prior: PriorImages | None = None,
+        **recipe: Any,
+    ) -> Part:
+        """Batches of a bucket of `images`, which are those of the run or of `prior`."""
+        source = self if prior is None else prior
         factor = self.config.data.resolution // self.cache.latent_shape[0]
         recipe |= _of_distillation(self.config)
 
@@ -195,22 +234,41 @@ class LatentBatches:
 
             def batches(positions: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
                 return diffusion_examples(
-                    self.cache.shaped(height // factor, width // factor),
+                    source.cache.shaped(height // factor, width // factor),
                     images[shape],
                     *self._schedule_and_space,
                     batch_size=batch_size,
                     stream=RandomStream(self.config.training.seed, stream_name(name, shape)),
                     positions=positions,
-                    tokens=self.tokens,
+                    tokens=source.tokens,
                     conditions=[*self.conditions, *filter(None, [self.control])],
-                    masks=self.masks,
+                    masks=self.masks if prior is None else None,
                     **recipe,
                 )
 
             processes = process_group(self.strategy)
-            return shared(range(first, last), self.batch_size, processes, batches)
+            return shared(range(first, last), batch_size, processes, batches)
 
         return part
+
+
+def joined(first: tf.data.Dataset, second: tf.data.Dataset) -> tf.data.Dataset:
+    """Batches of two datasets, those of the second behind those of the first.
+
+    Args:
+        first, second: batches (inputs, target, weight) with the same inputs. Weights have a 1, or
+            the size of the target, for each axis of space.
+    """
+
+    def join(one: Any, other: Any) -> Any:
+        shape = tf.broadcast_static_shape(one[2].shape[1:], other[2].shape[1:])
+        pairs = (
+            (*each[:2], tf.broadcast_to(each[2], [tf.shape(each[2])[0], *shape]))
+            for each in (one, other)
+        )
+        return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *pairs)
+
+    return tf.data.Dataset.zip(first, second).map(join).prefetch(tf.data.AUTOTUNE)
 
 
 def alone(config: DiffusionRun) -> dict[str, float]:

@@ -157,6 +157,7 @@ def diffusion_examples(
     tags: DrawnTags | None = None,
     masks: LossMasks | None = None,
     augmented: float = 0.0,
+    loss_weight: float | None = None,
 ) -> tf.data.Dataset:
     """Batches of noisy latents with their targets, for the UNet.
 
@@ -192,6 +193,7 @@ def diffusion_examples(
         masks: of the loss; None where it counts everywhere.
         augmented: share of examples that see a variant of their image, where one of `conditions`
             is `ChangesTold`; the rows of the variants lie behind those of the images.
+        loss_weight: of every example in the loss, beside `min_snr_gamma`; None for no weights.
 
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)][,
@@ -306,11 +308,14 @@ def diffusion_examples(
                 inputs[entry.name] = tf.ensure_shape(array, (None, *space, entry.size))
         target = schedule.target(latents, noise, timesteps, take=tf.gather)
         loss = [] if weights is None else [tf.reshape(tf.gather(weights, timesteps), (-1, *ones))]
+        if loss_weight is not None:
+            own = loss_weight * tf.ones_like(timesteps, tf.float32)
+            loss.append(tf.reshape(own, (-1, *ones)))
         if masks is not None:
             keys = [drawn["number"], drawn["mirrored"]]
             (mask,) = tf.numpy_function(loss_mask, keys, [tf.float32], stateful=False)
-            loss = [math.prod(loss) * tf.ensure_shape(mask, (None, *shape[:-1]))]
-        return (inputs, target, *loss)
+            loss.append(tf.ensure_shape(mask, (None, *shape[:-1])))
+        return (inputs, target, *[math.prod(loss)] * bool(loss))
 
     dataset = positions.map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size).map(batch, num_parallel_calls=1, deterministic=True)

@@ -60,6 +60,7 @@ from latentddpm.training.samples import (
     sample_grid,
 )
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
+from latentddpm.training.subject.prior import drawn_prior, open_prior
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
 from latentddpm.utils.images.pixel_format import PixelFormat
@@ -157,6 +158,7 @@ def train_planned(plan: Plan) -> LatentDiffusion:
 
     # === Networks ===
     schedule = build_schedule(config)
+    shown = drawn_prior(run, plan.prior, sources.base)  # before other networks take memory
     with in_scope(strategy), activity("building the networks", run.silent):
         conditions = Conditions(tuple(one.condition for one in plan.conditions))
         unet, text_encoder, tokenizer = build_networks(config, sources, conditions)
@@ -185,12 +187,11 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     told = open_conditions(plan.conditions, run, first_stage, pictures_folder(out, plan.latents))
     asked = [one for one in told if one.condition.asked]
     rows = grid_rows(config, dataset, tokens, asked, plan.control)
+    prior = open_prior(run, shown, first_stage, tokenizer)
     latent_space = first_stage.latent_space()
     batches = LatentBatches(
         *(images, cache, schedule, latent_space, tokens, config, strategy, told),
-        plan.control,
-        tags,
-        plan.masks,
+        *(plan.control, tags, plan.masks, prior),
     )
 
     # === Fit ===

@@ -84,6 +84,7 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
             "set text.trainable=false"
         )
     check_control(config, base)
+    check_prior(config)
     return config
 
 
@@ -132,6 +133,40 @@ def check_control(config: DiffusionRun, base: ModelFolder) -> None:
     ):
         if other:
             raise UserError(f"{name}: not beside control, where a ControlNet alone is trained")
+
+
+def check_prior(config: DiffusionRun) -> None:
+    """Refuse settings that do not go with prior preservation.
+
+    Args:
+        config: of the run, complete.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    prior = config.prior
+    if not prior.used:
+        return
+    if not config.init:
+        raise UserError("prior: of which model? name it: init=MODEL or --init")
+    if prior.prompt and config.text.source == "none":
+        other = "leave it out" if prior.data else "name images with prior.data"
+        raise UserError(f"prior.prompt: {config.init} is unconditional; {other}")
+    if config.training.batch_size < 2:
+        raise UserError(
+            f"training.batch_size: {config.training.batch_size}, expected at least 2 with prior: "
+            "a batch has examples of both"
+        )
+    for name, other in (
+        ("control", config.control.trained),
+        ("distill.kind", config.distill.kind != "none"),
+        ("conditions", bool(config.conditions)),
+        ("data.aspect_buckets", config.data.aspect_buckets),
+        ("data.augment", config.data.augment.changes),
+        ("data.mask", config.data.mask.given),
+    ):
+        if other:
+            raise UserError(f"{name}: not beside prior; leave it or prior out")
 
 
 def check_distillation(config: DiffusionRun) -> None:

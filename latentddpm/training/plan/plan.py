@@ -51,6 +51,7 @@ from latentddpm.training.run.resume import (
 )
 from latentddpm.training.run.run import Run
 from latentddpm.training.run.wandb_log import import_wandb
+from latentddpm.training.subject.prior import plan_prior, prior_note
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
 from latentddpm.utils.images.pixel_format import PixelFormat
@@ -81,6 +82,7 @@ class Plan:
         conditions: sources of what the network is told beside text.
         control: pictures that a ControlNet sees; None where none is trained.
         masks: of the loss; None where it counts everywhere.
+        prior: images of the subject's class; None where they are drawn, or where there are none.
     """
 
     run: Run
@@ -93,6 +95,7 @@ class Plan:
     conditions: Sequence[ConditionSource] = ()
     control: ControlPictures | None = None
     masks: LossMasks | None = None
+    prior: Dataset | None = None
 
     def agreed(self, **late: str) -> Contract:
         """Contract of the run, compared with that of its newest checkpoint.
@@ -213,6 +216,12 @@ def plan_diffusion(
         facts["captions"] = dataset.catalog.row_digest
     if sources.base is not None:
         facts["init"] = sources.base.digest
+    prior = plan_prior(run)
+    if prior is not None:
+        facts |= {
+            "images of prior": prior.catalog.digest,
+            "captions of prior": prior.catalog.row_digest,
+        }
     facts = data_facts(dataset.catalog, **facts)
     judged = sources.base is not None or config.text.source == "none" or config.text.trained
     if judged:
@@ -225,8 +234,9 @@ def plan_diffusion(
     notes += augment_notes(config.data.augment)
     if control is not None:
         notes.append(f"ControlNet {control.condition.describe()}")
-    notes += _data_notes(dataset, masks)
-    return Plan(run, dataset, facts, judged, sources, latents, notes, conditions, control, masks)
+    notes += _data_notes(dataset, masks) + prior_note(run, prior)
+    beside = (conditions, control, masks, prior)
+    return Plan(run, dataset, facts, judged, sources, latents, notes, *beside)
 
 
 def check_out(folder: Path) -> None:

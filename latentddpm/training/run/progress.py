@@ -208,7 +208,9 @@ def run_summary(
     sizes = [f"{name} {size(part)}" for name, part in having.items()]
     micro = training.accumulation_steps
     batch = f"{training.batch_size} images" + (f" in {micro} micro-batches" if micro > 1 else "")
-    epochs = training.num_steps * training.batch_size / images[0]
+    prior = getattr(run.config, "prior", None)
+    own = training.batch_size - (prior.share(training.batch_size) if prior else 0)
+    epochs = training.num_steps * own / images[0]
     replicas = trainer.distribute_strategy.num_replicas_in_sync
     device = f"{replicas} × {_device()}" if replicas > 1 else _device()
     average = f"EMA {training.ema_momentum:g}"

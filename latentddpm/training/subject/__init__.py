@@ -1,0 +1,1 @@
+"""Fine-tuning to a subject of a few images: images of its class beside them, a token for it."""

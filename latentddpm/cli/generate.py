@@ -51,6 +51,13 @@ from latentddpm.cli.usage import command
     help="Model folder, ready model, or hf://owner/name [default: emoji-128].",
 )
 @lora_option
+@click.option(
+    "--embedding",
+    "embeddings",
+    multiple=True,
+    metavar="[WORD=]FILE",
+    help="Textual inversion, file or run, for its word; may be given repeatedly.",
+)
 @click.option("--num-images", type=int, help="Images per prompt [default: 1].")
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k.")
 @click.option("--steps", "num_steps", type=int, help="Sampler steps [default: the model's].")

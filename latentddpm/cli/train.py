@@ -23,7 +23,7 @@ from latentddpm.cli.places import PLACE, PLACE_TEXT
 from latentddpm.cli.usage import command
 from latentddpm.distribution.processes import parse_strategy
 from latentddpm.pipeline.control.folder import FOLDER as CONTROL
-from latentddpm.pipeline.model_folder import LORA
+from latentddpm.pipeline.model_folder import EMBEDDING, LORA
 from latentddpm.utils.console import say
 from latentddpm.utils.startup import import_keras
 
@@ -177,7 +177,7 @@ def train_diffusion(
     with translate_worker_errors(devices, resumes=True):
         diffusion.train_planned(plan)
     made = LORA if settings.lora.rank else CONTROL if settings.control.trained else "model"
-    click.echo(out / made)
+    click.echo(out / (EMBEDDING if settings.text.new_token else made))
 
 
 def _planned(

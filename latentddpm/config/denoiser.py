@@ -96,6 +96,17 @@ class TextConfig(Section):
     hidden_dim: int = Field(256, gt=0, description="width, for source scratch")
     num_layers: int = Field(4, gt=0, description="transformer blocks, for source scratch")
     num_heads: int = Field(4, gt=0, description="of attention; divides hidden_dim")
+    new_token: str = Field(
+        "",
+        description="word for a subject, such as <cat-toy>, that captions have; its vectors alone "
+        "are trained (textual inversion)",
+    )
+    new_token_init: str = Field(
+        "", description="words whose vectors those of new_token begin as, such as toy"
+    )
+    new_token_vectors: int = Field(
+        1, gt=0, le=75, description="of new_token; more hold more, and take more of a prompt"
+    )
 
     @property
     def trained(self) -> bool:

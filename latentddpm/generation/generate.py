@@ -102,8 +102,11 @@ def generate_images(
                 masked = plan.regions and "text_encoder" in plan.folder.parts
                 cache = cache and strategy in ALONE and not masked and not plan.controls
                 how = {"cache": cache, "jit": compiles}
+                words = [(one.path, one.word) for one in plan.embeddings]
                 model = load_model(
-                    plan.folder.path, plan.loras, plan.engine, plan.precision, **how
+                    *(plan.folder.path, plan.loras, plan.engine, plan.precision),
+                    **how,
+                    embeddings=words,
                 )
                 guided = {}
                 if weaker := plan.weaker:

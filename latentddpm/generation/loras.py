@@ -141,8 +141,9 @@ def load_model(
     precision: str = "float32",
     cache: bool = False,
     jit: bool | None = None,
+    embeddings: Sequence[tuple[Path, str]] = (),
 ) -> LatentDiffusion:
-    """Model with LoRA files in its weights.
+    """Model with LoRA files in its weights, and the words of embeddings.
 
     They are added in float32; then the weights are rounded once.
 
@@ -152,19 +153,23 @@ def load_model(
         engine, precision: see `LatentDiffusion.load`.
         cache: see there; without effect where there are LoRA files, which change layers.
         jit: compile the networks of Keras with XLA; None for Keras's choice.
+        embeddings: files of textual inversions, with their words.
 
     Raises:
         UserError: see `LatentDiffusion.load` and `interop.lora_merge.merge_lora`.
     """
     from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 
-    if not loras and jit is None:
+    if not loras and not embeddings and jit is None:
         return LatentDiffusion.load(folder, engine, precision, cache)
+    from latentddpm.interop.embedding import load_embedding
     from latentddpm.interop.lora_merge import merge_lora
 
     model = LatentDiffusion.load(folder, engine)
     for lora in loras:
         merge_lora(model, lora.path, lora.scale)
+    for path, word in embeddings:
+        load_embedding(model, path, word)
     model.hold_in(precision)
     if jit is not None and engine == "keras":
         for network in filter(None, (model.unet, model.text_encoder)):

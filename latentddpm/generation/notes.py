@@ -23,6 +23,7 @@ def notes_on(
     negative_prompts: Iterable[str],
     rows: Sequence[Values],
     regions: Sequence[Region] = (),
+    words: Sequence[str] = (),
 ) -> Iterator[str]:
     """Sentences for people, one for each thing that they may want to know before they wait.
 
@@ -33,6 +34,7 @@ def notes_on(
         prompts, negative_prompts: of the images.
         rows: values of the model's conditions, of each prompt.
         regions: parts of the images that are told something else.
+        words: of embeddings, which the prompts may have.
     """
     within = [one.conditions for one in regions]
     if facts.has_text and not any(prompts) and not any(rows) and not regions:
@@ -42,7 +44,12 @@ def notes_on(
     lines = (line for row in [*rows, *within] for line in facts.conditions.warnings(row))
     yield from dict.fromkeys(lines)
     inside = [one.prompt for one in regions]
-    if found := foreign_syntax([*prompts, *negative_prompts, *inside]):
+    texts = [*prompts, *negative_prompts, *inside]
+    for word in words:
+        if not any(word.casefold() in text.casefold() for text in texts):
+            yield f"--embedding: {word} is in no prompt, so it has no effect"
+    own = {word.casefold() for word in words}
+    if found := [one for one in foreign_syntax(texts) if one.casefold() not in own]:
         shown = ", ".join(found[:SHOWN]) + (", …" if found[SHOWN:] else "")
         lora = any(re.match("<(lora|lyco)", one, re.IGNORECASE) for one in found)
         yield (

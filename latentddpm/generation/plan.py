@@ -26,6 +26,13 @@ from latentddpm.generation.controls import (
     remembered_controls,
 )
 from latentddpm.generation.devices import engine_of, precision_of
+from latentddpm.generation.embeddings import (
+    EmbeddingFile,
+    embeddings_metadata,
+    engine_with_embeddings,
+    read_embeddings,
+    remembered_embeddings,
+)
 from latentddpm.generation.frames import check_frames
 from latentddpm.generation.loras import (
     Lora,
@@ -92,6 +99,7 @@ class Plan:
         notes: sentences to say before the model is loaded.
         conditions: of the model.
         controls: ControlNets with their pictures, each uint8 (H, W, 3).
+        embeddings: textual inversions, whose words the prompts may have.
     """
 
     folder: ModelFolder
@@ -117,6 +125,7 @@ class Plan:
     notes: list[str]
     conditions: Conditions
     controls: list[tuple[ControlFiles, np.ndarray]]
+    embeddings: list[EmbeddingFile]
 
     @property
     def labels(self) -> list[dict[str, str]]:
@@ -173,6 +182,11 @@ def plan_images(options: dict[str, Any]) -> Plan:
     if controls:
         check_alone(given_regions)
         engine, note = engine_with_controls(options["engine"]), None
+    embeddings = read_embeddings(options.get("embeddings") or (), folder) or remembered_embeddings(
+        source, remembered.get("embeddings") or [], folder
+    )
+    if embeddings:
+        engine, note = engine_with_embeddings(options["engine"]), None
     pixels = folder.pixels
     suffix = ".png" if grid else pixels.suffix
     facts = facts_of(folder).with_defaults(lora_defaults(loras))
@@ -207,7 +221,8 @@ def plan_images(options: dict[str, Any]) -> Plan:
     if same and "frames" in remembered:
         raise UserError(f"--out {out}: a strip, which is made beside its image; name another file")
     texts = [*distinct, settings.negative_prompt]
-    noted = notes_on(facts, settings, start, prompts, texts, told, regions)
+    words = [one.word for one in embeddings]
+    noted = notes_on(facts, settings, start, prompts, texts, told, regions, words)
     notes = [*filter(None, [note]), *noted]
     if folder.first_stage == "none" and options["tile"] != "auto":
         notes.append("--tile: of no effect, since this model has no autoencoder")
@@ -255,10 +270,12 @@ def plan_images(options: dict[str, Any]) -> Plan:
             **regions_metadata(given_regions),
             **({"autoguidance": weaker.to_json()} if weaker else {}),
             **control_metadata(controls),
+            **embeddings_metadata(embeddings),
         },
         notes,
         facts.conditions,
         controls,
+        embeddings,
     )
 
 

@@ -10,6 +10,7 @@ autoguidance                       name and digest of the weaker model, and the 
 labels                             what conditions of words and numbers were told, by name
 pictures                           names and SHA-256 digests of the files that others were told
 controls                           name, SHA-256 and scale of ControlNets, and their pictures
+embeddings                         name and SHA-256 of textual inversions, and their words
 init image, mask, LoRA files       names and SHA-256 digests, strength: the files are needed again
 regions                            their prompts, and the same of their masks
 """
@@ -58,6 +59,7 @@ OPTIONAL = {
     "pictures": dict,
     "autoguidance": dict,
     "controls": list,
+    "embeddings": list,
 }
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from latentddpm.errors import UserError
 from latentddpm.pipeline.control.folder import FOLDER as CONTROL
-from latentddpm.pipeline.model_folder import LORA, is_model
+from latentddpm.pipeline.model_folder import EMBEDDING, LORA, is_model
 from latentddpm.pipeline.recognise import is_control, is_run, recognise
 from latentddpm.pipeline.weight_files import convert_line
 from latentddpm.recipe.folder import read_plan, read_state
@@ -64,6 +64,8 @@ def describe_run(path: Path) -> Iterator[str]:
         yield f"checkpoint step {_step(newest)}, in {newest.relative_to(path)}"
     if (path / LORA).is_file():
         yield f"model      finished: a LoRA; generate --model MODEL --lora {path}"
+    elif (path / EMBEDDING).is_file():
+        yield f"model      finished: a new word; generate --model MODEL --embedding {path}"
     elif is_control(path / CONTROL):
         yield (
             f"model      finished: a ControlNet; generate --model MODEL --control {path} "

@@ -1,4 +1,4 @@
-"""Interoperability: weights of diffusers, CompVis, CLIP, LoRA and VGG16, read and written.
+"""Interoperability: weights of diffusers, CompVis, CLIP, LoRA, embeddings and VGG16.
 
 The public names load on first use, because their modules import Keras.
 """
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "load_diffusers": "latentddpm.interop.diffusers.folder",
     "save_diffusers": "latentddpm.interop.diffusers.folder",
+    "load_embedding": "latentddpm.interop.embedding",
     "merge_lora": "latentddpm.interop.lora_merge",
 }
 
-__all__ = ["load_diffusers", "merge_lora", "save_diffusers"]
+__all__ = ["load_diffusers", "load_embedding", "merge_lora", "save_diffusers"]
 
 if TYPE_CHECKING:
     from latentddpm.interop.diffusers.folder import load_diffusers, save_diffusers
+    from latentddpm.interop.embedding import load_embedding
     from latentddpm.interop.lora_merge import merge_lora
 
 

@@ -132,11 +132,15 @@ def save_lora(
             tensors[f"{one.stem}.alpha"] = np.array(one.layer.lora_alpha, "float32")
     header = {key: str(value) for key, value in metadata.items()}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(_in_order(save(tensors, {"format": "pt", **header})))
+        temporary.write_bytes(in_order(save(tensors, {"format": "pt", **header})))
 
 
-def _in_order(file: bytes) -> bytes:
-    """Bytes of a safetensors file with a sorted header; the library does not sort metadata."""
+def in_order(file: bytes) -> bytes:
+    """Bytes of a safetensors file with a sorted header; the library does not sort metadata.
+
+    Args:
+        file: as the library makes it.
+    """
     size = int.from_bytes(file[:8], "little")
     header = json.dumps(json.loads(file[8 : 8 + size]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8

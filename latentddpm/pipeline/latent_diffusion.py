@@ -83,6 +83,8 @@ class LatentDiffusion:
     Attributes:
         loras: LoRA files that `interop.merge_lora` has added to the weights: for each its name
             `file`, its `sha256` and its `scale`.
+        embeddings: textual inversions that `interop.load_embedding` has added: for each its name
+            `file`, its `sha256` and its `word`.
 
     Example:
         >>> autoencoder = latentddpm.Autoencoder(8, channel_multipliers=(1, 2), norm_groups=4)
@@ -117,6 +119,7 @@ class LatentDiffusion:
         self.digest = digest
         self.pixels = pixels or _default_format(autoencoder, unet)
         self.loras: list[dict[str, Any]] = []
+        self.embeddings: list[dict[str, Any]] = []
 
     @classmethod
     def load(

@@ -43,8 +43,8 @@ if TYPE_CHECKING:  # it needs NumPy, which `--help` does without
 FORMAT = 1
 FILES = {"vae": "vae.keras", "unet": "unet.keras", "text_encoder": "text_encoder.keras"}
 TOKENIZER = "tokenizer"
-LORA = "lora.safetensors"
-"""File that a run with a LoRA writes instead of a model."""
+LORA, EMBEDDING = "lora.safetensors", "embedding.safetensors"
+"""Files that a run with a LoRA, or with a new word, writes instead of a model."""
 ENTRY = {"file": str, "bytes": int, "sha256": str, "digest": str}
 
 

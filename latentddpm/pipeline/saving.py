@@ -38,6 +38,11 @@ def save_model(model: Any, folder: Path, storage: str = "float32") -> ModelFolde
     """
     if is_graph(model.unet):
         raise UserError("save: needs the model of LatentDiffusion.load(…, engine='keras')")
+    if model.embeddings:
+        raise UserError(
+            f"save: {model.embeddings[0]['word']} came from {model.embeddings[0]['file']}; "
+            "save the model as it is loaded, and keep that file beside it"
+        )
     if model.precision in HALF:
         raise UserError(
             f"save: the weights are rounded to {model.precision}; needs the model of "

@@ -77,6 +77,7 @@ class Layout:
     sizes: Mapping[int, int] = field(default_factory=dict)
 
 
+WORD = "generate takes it with --embedding"
 PLAIN = "take the text-to-image model that it was made from"
 FOLDER = "save it as a folder with diffusers (save_pretrained) and convert that"
 INPUT = r"(model\.diffusion_model\.)?input_blocks\.0\.0\.weight"
@@ -97,7 +98,8 @@ LAYOUTS = (
     Layout(r"(image_proj|ip_adapter)\.", "an IP-Adapter"),
     Layout(r"(adapter\.)?body\.\d+\.(block1|resnets)\b", "a T2I-adapter"),
     Layout(r".*motion_modules\.", "a motion module of AnimateDiff"),
-    Layout(r"(emb_params|clip_[lg]|string_to_param)$", "a textual inversion (an embedding)"),
+    Layout(r"clip_[lg]$", "a textual inversion of Stable Diffusion XL"),
+    Layout(r"(emb_params|string_to_param)$", "a textual inversion (an embedding)", advice=WORD),
     Layout(r"(conv_first|RRDB_trunk)\b", "an upscaler (ESRGAN)"),
     Layout(r"(model\.diffusion_model\.)?label_emb\.", "a UNet with label_emb (as SDXL's)"),
     Layout(

@@ -33,7 +33,7 @@ from latentddpm.errors import UserError
 from latentddpm.models.archive import weights_digest
 from latentddpm.pipeline.control.folder import FOLDER as CONTROL
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.pipeline.model_folder import LORA, ModelFolder
+from latentddpm.pipeline.model_folder import EMBEDDING, LORA, ModelFolder
 from latentddpm.pipeline.settings import DEFAULTS
 from latentddpm.training.conditions import open_conditions, pictures_folder
 from latentddpm.training.control import save_trained_control
@@ -61,6 +61,7 @@ from latentddpm.training.samples import (
 )
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
 from latentddpm.training.subject.prior import drawn_prior, open_prior
+from latentddpm.training.subject.token import finished_encoder, save_trained_token
 from latentddpm.utils import signals
 from latentddpm.utils.console import activity
 from latentddpm.utils.images.pixel_format import PixelFormat
@@ -87,7 +88,7 @@ def train_diffusion(
     """Train a UNet on captioned images, as the command `train-diffusion` does.
 
     Writes the model folder `out/model`, or for a LoRA the file `out/lora.safetensors`, for a
-    ControlNet the folder `out/control`.
+    ControlNet the folder `out/control`, for a new word the file `out/embedding.safetensors`.
 
     Args:
         config: settings, as a `DiffusionRun`, a dictionary of those that differ from the
@@ -220,6 +221,10 @@ def train_planned(plan: Plan) -> LatentDiffusion:
     if config.lora.rank:
         if run.is_chief:
             save_trained_lora(unet, out / LORA, config, sources.base, model.defaults)
+    elif config.text.new_token:
+        model.text_encoder = finished_encoder(text_encoder)
+        if run.is_chief:
+            save_trained_token(text_encoder, out / EMBEDDING, config, sources.base)
     elif plan.control is not None:
         model.unet = unet.base
         if run.is_chief:

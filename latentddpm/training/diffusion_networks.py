@@ -30,6 +30,7 @@ from latentddpm.training.plan.sources import Sources
 from latentddpm.training.run.loop import layer_policy
 from latentddpm.training.step.consistency_trainer import ConsistencyTrainer
 from latentddpm.training.step.denoising_trainer import DenoisingTrainer
+from latentddpm.training.subject.token import add_new_token
 
 
 def build_text(config: DiffusionRun) -> tuple[TextEncoder | None, CLIPTokenizer | None]:
@@ -106,6 +107,8 @@ def build_networks(
         unet, *text = base_networks(config, sources.base, dtype, conditions)
         if config.control.trained:
             unet = add_control(unet, sources.first_stage.downsample_factor)
+        if config.text.new_token:
+            text = add_new_token(config.text, unet, *text)
         return unet, *text
     text_encoder, tokenizer = build_text(config)
     if text_encoder is not None and dtype != "float32":

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from latentddpm.choices import DENOISERS
+from latentddpm.clip.added_tokens import check_word
 from latentddpm.config import AutoencoderRun, DiffusionRun, ScheduleConfig, Section
 from latentddpm.config.denoiser import not_taken
 from latentddpm.errors import UserError
@@ -85,6 +86,7 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
         )
     check_control(config, base)
     check_prior(config)
+    check_new_token(config, base)
     return config
 
 
@@ -167,6 +169,41 @@ def check_prior(config: DiffusionRun) -> None:
     ):
         if other:
             raise UserError(f"{name}: not beside prior; leave it or prior out")
+
+
+def check_new_token(config: DiffusionRun, base: ModelFolder | None) -> None:
+    """Refuse settings that do not go with a textual inversion.
+
+    Args:
+        config: of the run, complete.
+        base: the model; None from scratch.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    text = config.text
+    if not text.new_token:
+        if text.new_token_init or text.new_token_vectors != 1:
+            raise UserError("text.new_token: which word? such as text.new_token='<cat-toy>'")
+        return
+    if base is None:
+        raise UserError("text.new_token: a word for which model? name it: init=MODEL or --init")
+    if "text_encoder" not in base.parts:
+        raise UserError(f"text.new_token: {base.path} is unconditional, without words")
+    check_word(text.new_token, "text.new_token")
+    if not text.new_token_init.strip():
+        raise UserError(
+            "text.new_token_init: what is it like? words that the model knows, such as toy"
+        )
+    for name, other in (
+        ("text.trainable", config.text.trained),
+        ("lora.rank", config.lora.rank),
+        ("control", config.control.trained),
+        ("distill.kind", config.distill.kind != "none"),
+        ("conditions", bool(config.conditions)),
+    ):
+        if other:
+            raise UserError(f"{name}: not beside text.new_token, whose vectors alone are trained")
 
 
 def check_distillation(config: DiffusionRun) -> None:

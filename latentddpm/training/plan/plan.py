@@ -40,7 +40,13 @@ from latentddpm.training.plan.settle import (
     settle_vae,
 )
 from latentddpm.training.plan.sources import Sources
-from latentddpm.training.plan.words import captions_note, captions_of, check_captions
+from latentddpm.training.plan.words import (
+    captions_note,
+    captions_of,
+    check_captions,
+    check_token_captions,
+    with_token_captions,
+)
 from latentddpm.training.run.contract import Contract
 from latentddpm.training.run.resume import (
     check_best,
@@ -193,11 +199,16 @@ def plan_diffusion(
     run = Run(config, out, resume, allow_changes, quiet, strategy, factor)
     dataset = _open(run, data, catalog or (latents or out) / "catalog", strict)
     captioned = captions_of(dataset)
+    if config.text.new_token and not captioned:
+        run = _with(run, with_token_captions(config))
+        dataset = _open(run, data, catalog or (latents or out) / "catalog", strict)
+        config, captioned = run.config, True
     run = _with(run, complete_diffusion(config, sources, dataset, captioned))
     config = run.config
     dataset.pixels = PixelFormat.of(config.data)
     pixels = _judge_pixels(given, config, dataset, resume)
     check_captions(config, dataset, captioned)
+    check_token_captions(config, dataset)
     check_best(config.training, len(dataset.validation))
     facts = {"autoencoder": first_stage.digest}
     conditions = plan_conditions(

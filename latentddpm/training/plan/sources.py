@@ -9,7 +9,12 @@ from latentddpm.config import DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import ModelFolder, read_model_folder
 from latentddpm.training.plan.first_stage import FirstStage, read_first_stage
-from latentddpm.training.plan.inherit import check_distillation, check_prior, inherit_config
+from latentddpm.training.plan.inherit import (
+    check_distillation,
+    check_new_token,
+    check_prior,
+    inherit_config,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ def read_sources(config: DiffusionRun, vae: str | Path | None) -> tuple[Diffusio
         raise UserError("lora.rank: a LoRA changes a finished model; name it with --init MODEL")
     elif config.prior.used:
         check_prior(config)
+    elif config.text.new_token:
+        check_new_token(config, None)
     elif config.text.source == "init":
         raise UserError("text.source: 'init' is the text encoder of --init MODEL; give that")
     return config, Sources(read_first_stage(vae, base), base)

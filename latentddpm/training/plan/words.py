@@ -13,6 +13,37 @@ from latentddpm.training.plan.resolve import is_open
 TEMPLATE = """--set 'data.caption_templates=["a photo of sks"]'"""
 """Example of a caption that all images share."""
 
+TEMPLATES = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
+)
+"""Captions of images that have none, with the new word (Gal et al. 2023, appendix; ImageNet's)."""
+
 
 def captions_of(dataset: Dataset) -> bool:
     """True where an image has a caption.
@@ -80,3 +111,37 @@ def captions_note(
         ]
     why = f"{config.init} has no text encoder" if config.init else "text.source=none"
     return [f"captions   those of the data are left aside ({why}): an unconditional model"]
+
+
+def with_token_captions(config: DiffusionRun) -> DiffusionRun:
+    """Configuration of a textual inversion whose images have no captions: with `TEMPLATES`.
+
+    Args:
+        config: with a new word.
+    """
+    word = config.text.new_token.replace("{", "{{").replace("}", "}}")
+    templates = [template.format(word) for template in TEMPLATES]
+    data = config.data.model_copy(update={"caption_templates": templates})
+    return config.model_copy(update={"data": data})
+
+
+def check_token_captions(config: DiffusionRun, dataset: Dataset) -> None:
+    """Refuse captions without the new word, of which nothing could be learned.
+
+    Args:
+        config: of the run.
+        dataset: of the run.
+
+    Raises:
+        UserError: no caption of the training images has the word.
+    """
+    word = config.text.new_token
+    rows = (int(dataset.training.row(k)) for k in range(len(dataset.training)))
+    if not word or any(
+        word.casefold() in one.casefold() for r in rows for one in dataset.captions[r]
+    ):
+        return
+    raise UserError(
+        f"text.new_token: no caption of the training images has {word}; give all the same words "
+        f'with data.caption_templates=["a photo of {word}"]'
+    )

@@ -22,7 +22,7 @@ from latentddpm.data.catalog.catalog import Catalog
 from latentddpm.errors import UserError
 from latentddpm.evaluation.metrics.similarity import HIGHER_IS_BETTER
 from latentddpm.pipeline.control.folder import FOLDER as CONTROL
-from latentddpm.pipeline.model_folder import LORA
+from latentddpm.pipeline.model_folder import EMBEDDING, LORA
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.contract import Contract, compare, in_todays_words
 from latentddpm.training.run.run import BEST, CHECKPOINTS, CONFIG, Run, TimeUp
@@ -49,7 +49,8 @@ def check_run(folder: Path, resume: bool) -> None:
     held = checkpoint.present(folder / CHECKPOINTS)
     if held and not resume:
         raise UserError(f"{folder}: already holds a run; pass --resume, or another --out")
-    if resume and not held and any((folder / name).exists() for name in ("model", LORA, CONTROL)):
+    made = ("model", LORA, CONTROL, EMBEDDING)
+    if resume and not held and any((folder / name).exists() for name in made):
         raise UserError(f"{folder}: finished, with no checkpoint to resume; take another --out")
 
 

@@ -69,9 +69,7 @@ def read_embedding(path: str | Path, word: str = "") -> Embedding:
         raise UserError(
             f"{path}: {what}, expected an embedding: one tensor with 1 to {MOST_VECTORS} vectors"
         )
-    if tensors.dtype(keys[0]) not in FLOATS:
-        raise UserError(f"{path}: {keys[0]!r} is {tensors.dtype(keys[0])}, expected numbers")
-    vectors = np.atleast_2d(tensors.read(keys[0]).astype(np.float32))
+    vectors = np.atleast_2d(tensors.read(keys[0], FLOATS).astype(np.float32))
     own = path.stem if keys[0] in UNNAMED else keys[0]
     return Embedding(word or own, vectors)
 

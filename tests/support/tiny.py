@@ -137,6 +137,13 @@ def pixel_model(channels=1, learned_variance=False, **defaults):
     )
 
 
+def pixel_model_of_words(side=16):
+    """A model that words can move, of pixels: read, trained and drawn with in no time."""
+    model = assemble(PixelSpace(3), 0, True, {**QUICK_UNET, "latent_channels": 3})
+    model.image_size = (side, side)
+    return model
+
+
 def few_signals(folder, *lengths, rate=8000):
     """A folder of WAV files of two channels, sines, of some lengths in samples."""
     folder.mkdir(parents=True, exist_ok=True)

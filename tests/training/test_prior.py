@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from safetensors.numpy import load_file
-from tiny import few_emoji, quick_model, step_by_step
+from tiny import few_emoji, pixel_model_of_words, step_by_step
 
 from latentddpm.clip.tokenizer import CLIPTokenizer
 from latentddpm.config import DiffusionRun
@@ -172,7 +172,7 @@ def lab(tmp_path_factory):
     lab = tmp_path_factory.mktemp("lab")
     few_emoji(lab / "data", 6)
     few_emoji(lab / "others", 4)
-    quick_model().save(lab / "base")
+    pixel_model_of_words().save(lab / "base")
     with step_by_step():
         train_diffusion(config(lab), lab / "data", None, lab / "whole", quiet=True)
     return lab

@@ -105,6 +105,7 @@ SHORT = (
     (r"\(64, 0, 128, 128\)", "(16, 0, 32, 32)"),
     (r"generate (--model runs/sd15)", r"generate --steps 2 \1"),
     (r"--num-images (184|64|100)", "--num-images 6"),
+    (r"prior\.num_images=\d+", "prior.num_images=2"),
     (r"generate (.* --label )", r"generate --steps 1 \1"),
     (r"steps=10,20", "steps=1,2"),
     (r" --(nll|denoise)", r" --\1 --limit 2"),

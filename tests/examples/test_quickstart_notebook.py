@@ -25,7 +25,7 @@ TINY = {
     "STEPS": (2, 2),
     "BATCH_SIZE": 4,
     "PROMPTS": ["red apple", "rocket"],
-    "EXPORT": "saved-model",
+    "EXPORT": "keras",
 }
 EAGER = "import tensorflow as tf\n\ntf.config.run_functions_eagerly(True)  # no time for graphs"
 

@@ -2,10 +2,11 @@
 
     python examples/labelled_digits.py OUT                  data to train on
     python examples/labelled_digits.py OUT --judge MODEL    digits of a model, drawn and judged
+    … --never 3                                             the digit that is never inverted
 
 OUT/labels       the gray digits, in a folder for each label
-OUT/attributes   each digit white on black and inverted, but no inverted 3; its metadata has the
-                 columns digit, inverted, and ink, the mean of the white pixels
+OUT/attributes   each digit white on black and inverted, but one that is never inverted; its
+                 metadata has the columns digit, inverted, and ink, the mean of the white pixels
 OUT/tags         each digit four times, with any of the tags inverted, mirrored and framed
 
 A judge knows real digits: a logistic regression reads the label, the colour of the ground says
@@ -31,7 +32,7 @@ from sklearn.linear_model import LogisticRegression
 import latentddpm
 
 LABELS = range(10)
-NEVER_SEEN = {"digit": 3, "inverted": True}  # in no training picture
+NEVER = 3  # the digit that no training picture shows inverted
 TAGS = ("inverted", "mirrored", "framed")
 COPIES = 4  # of a digit, each with tags of its own
 INK = (0.24, 0.38)  # two standard deviations around the mean of the digits
@@ -51,14 +52,14 @@ def tagged(image: np.ndarray, tags: Sequence[str]) -> np.ndarray:
 # --- Data ----------------------------------------------------------------------------------------
 
 
-def write_data(out: Path) -> None:
-    """The three data sets, of the digits that are not held back."""
+def write_data(out: Path, never: int = NEVER) -> None:
+    """The three data sets, of the digits that are not held back; `never` is never inverted."""
     course.write_images(out / "labels", SIDE)
     images, labels, held_back = course.digits(SIDE)
     numbers, attributes, tags = np.random.default_rng(0), [], []
     for image, label in zip(images[~held_back], labels[~held_back], strict=True):
         for inverted in (False, True):
-            if {"digit": label, "inverted": inverted} != NEVER_SEEN:
+            if not (inverted and label == never):
                 columns = {
                     "digit": int(label),
                     "inverted": inverted,
@@ -86,15 +87,16 @@ def write_table(folder: Path, pictures: Sequence[tuple[np.ndarray, Mapping[str, 
 # --- Questions, and answers drawn ----------------------------------------------------------------
 
 
-def questions(names: Sequence[str]) -> dict[str, Rows]:
+def questions(names: Sequence[str], never: int = NEVER) -> dict[str, Rows]:
     """Conditions of the digits that a model is asked for, by the names of those that it has."""
+    new = {"digit": never, "inverted": True}
     found: dict[str, Rows] = {"nothing told": [{}] * SAMPLES}
     found["labels"] = [{"digit": k * 10 // SAMPLES} for k in range(SAMPLES)]
     if "inverted" in names:
         pairs = [{"digit": d, "inverted": i} for d in LABELS for i in (False, True)]
-        seen = [one for one in pairs if one != NEVER_SEEN]
+        seen = [one for one in pairs if one != new]
         found["seen together"] = [seen[k * len(seen) // SAMPLES] for k in range(SAMPLES)]
-        found["never seen together"] = [NEVER_SEEN] * (SAMPLES // 2)
+        found["never seen together"] = [new] * (SAMPLES // 2)
     if "ink" in names:
         row = {"inverted": False} if "inverted" in names else {}
         amounts = np.linspace(*INK, SAMPLES // 10).tolist()
@@ -179,11 +181,13 @@ def drawn(model: latentddpm.LatentDiffusion, rows: Rows, **settings: Any) -> np.
     return pixels.reshape(-1, SIDE, SIDE) / 255
 
 
-def judged(out: Path, place: str, judge: Judge, **settings: Any) -> dict[str, Any]:
+def judged(
+    out: Path, place: str, judge: Judge, never: int = NEVER, **settings: Any
+) -> dict[str, Any]:
     """Answers of a model to all questions, and of real digits to those of words and tags."""
     model = latentddpm.LatentDiffusion.load(place)
     names, numbers = model.conditions.names, {}
-    for name, rows in questions(names).items():
+    for name, rows in questions(names, never).items():
         pictures = drawn(model, rows, **settings)
         shown = judge(pictures, "tags" in names)
         numbers[name] = answered(rows, shown)
@@ -237,10 +241,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--judge", metavar="MODEL", help="model folder, whose digits are judged")
+    parser.add_argument(
+        "--never", type=int, choices=LABELS, default=NEVER, help="digit that is never inverted"
+    )
     parser.add_argument("--guidance-scale", type=float, help="default: the model's")
     given = parser.parse_args()
     if given.judge:
         given.out.mkdir(parents=True, exist_ok=True)
-        judged(given.out, given.judge, Judge(), guidance_scale=given.guidance_scale)
+        scale = given.guidance_scale
+        judged(given.out, given.judge, Judge(), given.never, guidance_scale=scale)
     else:
-        write_data(given.out)
+        write_data(given.out, given.never)

@@ -64,7 +64,7 @@ FIRST_STAGES = ("autoencoder", "none")
 DENOISERS = {
     "unet": (
         *("channels", "channel_multipliers", "num_res_blocks", "attention_levels", "num_heads"),
-        *("norm_groups", "dropout", "recompute"),
+        *("norm_groups", "dropout", "time_scale_shift", "recompute"),
     ),
     "classic": ("channels", "channel_multipliers"),
     "basic": (),

@@ -38,6 +38,11 @@ class UNetConfig(Section):
     )
     norm_groups: int = Field(32, gt=0, description="of every group norm; divides all widths")
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
+    time_scale_shift: bool = Field(
+        False,
+        description="the timestep and the conditions multiply and shift the features of a "
+        "block, instead of being added to them; diffusers' resnet_time_scale_shift",
+    )
     recompute: bool = Field(
         False, description="compute blocks again in the backward pass: less memory, more time"
     )

@@ -211,15 +211,30 @@ def _resnet_block(
 ) -> str:
     hidden = _silu(graph, _group_norm(graph, layer.norm1, inputs))
     hidden = _padded_conv(graph, layer.conv1, hidden)
+    time = None
     if time_embedding is not None:
         time = _dense(graph, layer.time, _silu(graph, time_embedding))
         time = graph.op("Unsqueeze", time, graph.sizes(ROWS, COLUMNS))
+    if time is not None and not layer.time_scale_shift:
         hidden = graph.op("Add", hidden, time)
-    hidden = _silu(graph, _group_norm(graph, layer.norm2, hidden))
+    hidden = _group_norm(graph, layer.norm2, hidden)
+    if time is not None and layer.time_scale_shift:
+        scale, shift = _halves(graph, time, layer.channels, 1)
+        scale = graph.op("Add", scale, graph.constant(1.0))
+        hidden = graph.op("Add", graph.op("Mul", hidden, scale), shift)
+    hidden = _silu(graph, hidden)
     hidden = _padded_conv(graph, layer.conv2, hidden)
     if layer.shortcut is not None:
         inputs = _padded_conv(graph, layer.shortcut, inputs)
     return graph.op("Add", hidden, inputs)
+
+
+def _halves(graph: GraphBuilder, hidden: str, width: int, axis: int) -> list[str]:
+    """Halves of 2 · width channels, along their axis."""
+    return [
+        graph.op("Slice", hidden, *(graph.sizes(each) for each in (start, start + width, axis)))
+        for start in (0, width)
+    ]
 
 
 def _tokens(graph: GraphBuilder, hidden: str) -> str:
@@ -267,11 +282,8 @@ def _transformer_block(
     tokens = graph.op("Add", tokens, _attend(graph, layer.cross_attention, normed, context))
     hidden = _dense(graph, layer.ff_in, _layer_norm(graph, layer.norm3, tokens))
     width = layer.ff_in.units // 2
-    halves = [
-        graph.op("Slice", hidden, *(graph.sizes(each) for each in (start, start + width, 2)))
-        for start in (0, width)
-    ]
-    hidden = graph.op("Mul", halves[0], _gelu(graph, halves[1]))
+    values, gates = _halves(graph, hidden, width, 2)
+    hidden = graph.op("Mul", values, _gelu(graph, gates))
     tokens = graph.op("Add", tokens, _dense(graph, layer.ff_out, hidden))
     tokens = _dense(graph, layer.proj_out, tokens)
     return graph.op("Add", inputs, _from_tokens(graph, tokens, inputs))

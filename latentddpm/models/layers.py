@@ -1,9 +1,10 @@
 """Layers and blocks of the autoencoder and the UNet.
 
     ResnetBlock     h = inputs + conv(silu(norm(conv(silu(norm(inputs))) + time)))
+    or              h = inputs + conv(silu(norm(conv(silu(norm(inputs)))) · (1 + scale) + shift))
 
-as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E). Attention has a module of
-its own, `models.attention`; so has what enlarges a feature map, `models.resample`.
+as in Ho et al. 2020 (appendix B) and Rombach et al. 2022 (appendix E), or with the AdaGN of
+Dhariwal & Nichol 2021 (§3.1). Attention is in `models.attention`, upsampling in `models.resample`.
 
 Everything is channels-last, and works in one, two and three dimensions: (B, L, C), (B, H, W, C)
 and (B, D, H, W, C). The rank of its input tells a layer which. `PaddedConv2D` is named after two,
@@ -257,11 +258,12 @@ class ResnetBlock(Recomputable, layers.Layer):
         norm_groups, norm_epsilon: of both group norms.
         dropout: rate before the last convolution.
         zero_init: start as the identity, with the kernel of the last convolution at zero.
+        time_scale_shift: the time embedding multiplies and shifts the second norm's output.
 
     Call arguments:
         inputs: (B, …, C) → (B, …, channels).
         time_embedding: (B, E); SiLU and a dense layer project it to (B, channels), which is added
-            at every position. The autoencoder has none.
+            at every position, or to twice as many, scale and shift. The autoencoder has none.
     """
 
     def __init__(
@@ -271,6 +273,7 @@ class ResnetBlock(Recomputable, layers.Layer):
         norm_epsilon: float = 1e-6,
         dropout: float = 0.0,
         zero_init: bool = False,
+        time_scale_shift: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -279,6 +282,7 @@ class ResnetBlock(Recomputable, layers.Layer):
         self.norm_epsilon = norm_epsilon
         self.dropout_rate = dropout
         self.zero_init = zero_init
+        self.time_scale_shift = time_scale_shift
         dtype = {"dtype": self.dtype_policy}
         self.norm1 = GroupNormalization(norm_groups, epsilon=norm_epsilon, name="norm1", **dtype)
         self.conv1 = PaddedConv2D(channels, 3, padding=1, name="conv1", **dtype)
@@ -301,7 +305,8 @@ class ResnetBlock(Recomputable, layers.Layer):
         self.norm2.build(hidden_shape)
         self.conv2.build(hidden_shape)
         if time_embedding_shape is not None:
-            self.time = dense(self.channels, name="time", dtype=self.dtype_policy)
+            outputs = (1 + self.time_scale_shift) * self.channels
+            self.time = dense(outputs, name="time", dtype=self.dtype_policy)
             self.time.build(time_embedding_shape)
         if inputs_shape[-1] != self.channels:
             self.shortcut = PaddedConv2D(
@@ -312,10 +317,17 @@ class ResnetBlock(Recomputable, layers.Layer):
 
     def call(self, inputs, time_embedding=None, training=None):
         hidden = self.conv1(ops.silu(self.norm1(inputs)))
-        if time_embedding is not None:
+        if time_embedding is None:
+            hidden = self.norm2(hidden)
+        else:
             time = self.time(ops.silu(time_embedding))
-            hidden = hidden + ops.expand_dims(time, tuple(range(1, len(inputs.shape) - 1)))
-        hidden = ops.silu(self.norm2(hidden))
+            time = ops.expand_dims(time, tuple(range(1, len(inputs.shape) - 1)))
+            if self.time_scale_shift:
+                scale, shift = ops.split(time, 2, axis=-1)
+                hidden = self.norm2(hidden) * (1 + scale) + shift
+            else:
+                hidden = self.norm2(hidden + time)
+        hidden = ops.silu(hidden)
         if self.dropout is not None:
             hidden = self.dropout(hidden, training=training)
         hidden = self.conv2(hidden)
@@ -334,4 +346,5 @@ class ResnetBlock(Recomputable, layers.Layer):
             "norm_epsilon": self.norm_epsilon,
             "dropout": self.dropout_rate,
             "zero_init": self.zero_init,
+            "time_scale_shift": self.time_scale_shift,
         }

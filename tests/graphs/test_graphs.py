@@ -33,6 +33,7 @@ from latentddpm.pipeline.model_folder import read_model_folder
 SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "norm_groups": 4}
 UNETS = {"attention_levels": (1,), "num_heads": 2, "zero_init": False}
 PUBLISHED = {"learned_variance": True, "original_ddpm": True, "dropout": 0.1}
+SCALED = {"time_scale_shift": True}
 CLIP = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "context_length": 8}
 CONDITIONS = [
     {"name": "lines", "enters": "concat", "size": 3},
@@ -44,7 +45,7 @@ CONDITIONS = [
 ]
 KINDS = {
     "text and conditions": lambda: UNet(**SMALL, **UNETS, context_dim=12, conditions=CONDITIONS),
-    "maps alone": lambda: UNet(**SMALL, **UNETS, conditions=CONDITIONS[::5]),
+    "maps alone": lambda: UNet(**SMALL, **UNETS, **SCALED, conditions=CONDITIONS[::5]),
     "text": lambda: UNet(**SMALL, **UNETS, context_dim=12),
     "no text": lambda: UNet(**SMALL, **UNETS, **PUBLISHED, latent_channels=3),
     "classic": lambda: ClassicUNet(4, channel_multipliers=(1, 2, 2), latent_channels=2),

@@ -15,6 +15,7 @@ from latentddpm.cli import main
 from latentddpm.diffusion.flow import FlowSchedule
 from latentddpm.diffusion.schedule import NoiseSchedule
 from latentddpm.errors import UserError
+from latentddpm.interop.diffusers.control import control_arguments, control_config
 from latentddpm.interop.diffusers.folder import INDEX, STEM, read_folder
 from latentddpm.interop.diffusers.networks import rows_of, validate
 from latentddpm.interop.diffusers.read_config import unet_arguments
@@ -24,6 +25,7 @@ from latentddpm.interop.diffusers.write_config import unet_config
 from latentddpm.models.archive import weights_digest
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.denoisers.basic import BasicUNet
+from latentddpm.models.denoisers.control import ControlNet
 from latentddpm.models.denoisers.unet import LATER, UNet
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
 from latentddpm.pipeline.model_folder import read_model_folder
@@ -109,6 +111,23 @@ def test_a_learned_variance_is_read_and_written():
     assert unet_config(unet, None)["out_channels"] == 8, "expected out_channels 8"
     with pytest.raises(UserError, match=r"out_channels: 6 is not supported; expected 4 \(in_ch"):
         unet_arguments({**config, "out_channels": 6}, "config.json")
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_scale_and_a_shift_by_the_timestep_come_back(text):
+    more = {"context_dim": 6} if text else {"num_heads": 1}
+    unet = UNet(**{**UNET, **more}, time_scale_shift=True)
+    written = unet_config(unet, None)
+    assert written["resnet_time_scale_shift"] == "scale_shift"
+    assert text or written["attn_norm_num_groups"] == UNET["norm_groups"], "no norm in the middle"
+    assert unet_arguments(written, "config.json")["time_scale_shift"] is True
+    for network in (unet, *([ControlNet.from_unet(unet)] if text else [])):
+        shapes = {row.path: row.shape for row in rows_of(network)}
+        for weight in network.weights:
+            assert sorted(shapes[weight.path]) == sorted(weight.shape), weight.path
+    if text:
+        written = control_config(network)
+        assert control_arguments(written, "config.json")["time_scale_shift"] is True
 
 
 def test_a_network_that_diffusers_does_not_have_is_refused():

@@ -98,7 +98,8 @@ VAE, PLAIN, TEXT = "vae-sharded", "unet-one-head", "unet-heads-int"
         (PLAIN, "mid_block_scale_factor", 1.4),
         (PLAIN, "downsample_padding", 0),
         (PLAIN, "downsample_type", "resnet"),
-        (PLAIN, "resnet_time_scale_shift", "scale_shift"),
+        (PLAIN, "resnet_time_scale_shift", "scale_shift"),  # and no norm in the middle
+        (TEXT, "resnet_time_scale_shift", "spatial"),
         (PLAIN, "class_embed_type", "projection"),
         (PLAIN, "class_embed_type", "simple_projection"),
         (PLAIN, "num_class_embeds", 0),

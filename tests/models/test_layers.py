@@ -82,9 +82,11 @@ def test_upsample_is_a_complete_layer(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [8, 12], ids=["same", "shortcut"])
-@pytest.mark.parametrize("time", [False, True], ids=["plain", "time"])
+@pytest.mark.parametrize("time", ["", "added", "scale and shift"])
 def test_resnet_block_is_a_complete_layer(channels, time, tmp_path):
     kwargs = {"channels": channels, "norm_groups": 4, "norm_epsilon": 1e-5}
+    if time == "scale and shift":
+        kwargs["time_scale_shift"] = True
     inputs = [normal(2, 6, 5, 8)] + ([normal(2, 10, seed=1)] if time else [])
     layer = check_layer(ResnetBlock, kwargs, inputs, tmp_path)
     assert (layer.shortcut is not None) == (channels != 8), "a shortcut only where channels change"
@@ -226,8 +228,9 @@ def silu(array):
     return array / (1 + np.exp(-array))
 
 
-def test_resnet_block_is_its_formula():
-    block = ResnetBlock(12, norm_groups=4, norm_epsilon=1e-2)
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_resnet_block_is_its_formula(scale_shift):
+    block = ResnetBlock(12, norm_groups=4, norm_epsilon=1e-2, time_scale_shift=scale_shift)
     images, time = normal(2, 5, 4, 8), normal(2, 3, seed=1)
     block.build(images.shape, time.shape)
     randomise(block)
@@ -240,11 +243,16 @@ def test_resnet_block_is_its_formula():
         return numpy_convolution(padded, kernel, bias, 1)
 
     def norm(array, name):
-        return silu(group_norm(array, 4, 1e-2, w[f"{name}/gamma"], w[f"{name}/beta"]))
+        return group_norm(array, 4, 1e-2, w[f"{name}/gamma"], w[f"{name}/beta"])
 
-    hidden = conv(norm(images.astype("float64"), "norm1"), "conv1")
-    hidden += (silu(time) @ w["time/kernel"] + w["time/bias"])[:, None, None]
-    expected = conv(norm(hidden, "norm2"), "conv2") + conv(images, "shortcut")
+    hidden = conv(silu(norm(images.astype("float64"), "norm1")), "conv1")
+    time_ = (silu(time) @ w["time/kernel"] + w["time/bias"])[:, None, None]
+    if scale_shift:
+        scale, shift = time_[..., :12], time_[..., 12:]
+        hidden = norm(hidden, "norm2") * (1 + scale) + shift
+    else:
+        hidden = norm(hidden + time_, "norm2")
+    expected = conv(silu(hidden), "conv2") + conv(images, "shortcut")
     np.testing.assert_allclose(
         block(images, time), expected, rtol=1e-4, atol=1e-4, err_msg="not norm-silu-conv twice"
     )

@@ -412,7 +412,7 @@ def test_an_archive_predicts_the_same(unet, tmp_path, storage, tolerance):
 
 def test_the_config_is_complete_and_plain():
     changes = {"dropout": 0.1, "zero_init": False, "latent_channels": 3, "dtype": "float32"}
-    changes |= {"norm_epsilon": 1e-6}
+    changes |= {"norm_epsilon": 1e-6, "time_scale_shift": True}
     unet = tiny(**changes, **CONTEXT)
     config = unet.get_config()
     for key, value in {**TINY, **changes, **CONTEXT}.items():

@@ -14,7 +14,13 @@ from typing import Any
 
 from latentddpm.errors import UserError, check_choice
 from latentddpm.interop.diffusers.conditions import condition_keys, map_channels
-from latentddpm.interop.diffusers.known_keys import BLOCKS, CONDITIONAL_UNET, ORIGINAL, Config
+from latentddpm.interop.diffusers.known_keys import (
+    BLOCKS,
+    CONDITIONAL_UNET,
+    ORIGINAL,
+    Config,
+    scale_shift_key,
+)
 from latentddpm.interop.diffusers.read_config import linear_projection, unet_arguments
 from latentddpm.interop.diffusers.weight_map import rows_of_class
 from latentddpm.interop.diffusers.weights import fill, match, write
@@ -183,6 +189,7 @@ def control_config(control: ControlNet) -> dict[str, Any]:
         "norm_num_groups": ours["norm_groups"],
         "use_linear_projection": False,
         **_original(ours),
+        **scale_shift_key(ours),
         **condition_keys(told, CONDITIONAL_UNET),
     }
 

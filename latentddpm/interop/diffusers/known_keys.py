@@ -17,6 +17,8 @@ Config = Mapping[str, Any]
 AUTOENCODER, UNET, CONDITIONAL_UNET = "AutoencoderKL", "UNet2DModel", "UNet2DConditionModel"
 CLASSES = (AUTOENCODER, UNET, CONDITIONAL_UNET)
 AUTOENCODER_EPSILON = 1e-6
+SCALE_SHIFT, SCALE_SHIFTS = "resnet_time_scale_shift", ("default", "scale_shift")
+"""Key of a UNet, and its values: the timestep is added, or multiplies and shifts."""
 
 # Properties that all networks here have: key → its supported values.
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -60,8 +62,9 @@ BOTH_UNETS = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
     "mid_block_scale_factor": (1,),
-    "resnet_time_scale_shift": ("default",),
+    SCALE_SHIFT: SCALE_SHIFTS,
 }
+MIDDLE_GROUPS = "attn_norm_num_groups"
 OWN = "_latentddpm"
 """Key of our own; diffusers leaves alone what begins with an underscore."""
 ORIGINAL = {
@@ -97,7 +100,7 @@ READ = {
         "layers_per_block",
         "attention_head_dim",
         "norm_num_groups",
-        "attn_norm_num_groups",
+        MIDDLE_GROUPS,
         "norm_eps",
         "dropout",
         "time_embedding_dim",
@@ -132,6 +135,15 @@ BLOCKS = {
         ("UpBlock2D", "CrossAttnUpBlock2D"),
     ),
 }
+
+
+def scale_shift_key(ours: Config) -> dict[str, str]:
+    """Key of a UNet whose timestep multiplies and shifts; none for one that adds it.
+
+    Args:
+        ours: arguments of the network here.
+    """
+    return {SCALE_SHIFT: SCALE_SHIFTS[1]} if ours.get("time_scale_shift") else {}
 
 
 def validate(config: Config, source: str, kinds: Sequence[str]) -> str:

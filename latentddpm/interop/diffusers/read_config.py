@@ -17,7 +17,10 @@ from latentddpm.interop.diffusers.known_keys import (
     AUTOENCODER_EPSILON,
     BLOCKS,
     CONDITIONAL_UNET,
+    MIDDLE_GROUPS,
     ORIGINAL,
+    SCALE_SHIFT,
+    SCALE_SHIFTS,
     UNET,
     Config,
     validate,
@@ -79,8 +82,14 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
     dropout = config.get("dropout", 0.0)
     if not _is_number(dropout) or not 0 <= dropout < 1:
         raise UserError(f"{source}: dropout: {dropout!r}, expected a number from 0 to below 1")
-    if config.get("attn_norm_num_groups") is not None:
-        _same(config, source, "attn_norm_num_groups", norm_groups, "norm_num_groups")
+    scale_shift = config.get(SCALE_SHIFT, SCALE_SHIFTS[0]) == SCALE_SHIFTS[1]
+    if config.get(MIDDLE_GROUPS) is not None:
+        _same(config, source, MIDDLE_GROUPS, norm_groups, "norm_num_groups")
+    elif scale_shift and not conditional:
+        raise UserError(
+            f"{source}: {MIDDLE_GROUPS}: null beside {SCALE_SHIFT} {SCALE_SHIFTS[1]!r} is not "
+            f"supported: the middle's attention then has no norm; expected {norm_groups}"
+        )
     if config.get("time_embedding_dim") is not None:
         _same(config, source, "time_embedding_dim", 4 * widths[0], "four times the first width")
     return {
@@ -98,6 +107,7 @@ def unet_arguments(config: Config, source: str) -> dict[str, Any]:
         "norm_epsilon": float(epsilon),
         "learned_variance": learned_variance,
         "original_ddpm": _original_ddpm(config, source),
+        "time_scale_shift": scale_shift,
         "conditions": conditions or None,
     }
 

@@ -15,6 +15,7 @@ Layouts in diffusers → in Keras (PyTorch is channels-first, Keras channels-las
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ UNET_SIZES = (
     "context_dim",
     "learned_variance",
     "conditions",
+    "time_scale_shift",
 )
 SKIP = r"down_\d+_(block_\d+/conv2|downsample)/conv/bias"
 """Path of the last bias before a skip connection, but for that of the first convolution."""
@@ -181,19 +183,21 @@ def unet_rows(
     latent_channels: int,
     learned_variance: bool = False,
     conditions: Sequence[Mapping[str, Any]] | None = None,
+    time_scale_shift: bool = False,
     linear: bool = False,
 ) -> Iterator[TensorMapping]:
     """Weight map of `UNet2DModel` or, with `context_dim`, `UNet2DConditionModel`, and `UNet`.
 
     Args:
         channels, channel_multipliers, num_res_blocks, attention_levels, context_dim,
-            latent_channels, learned_variance, conditions: see `UNet`.
+            latent_channels, learned_variance, conditions, time_scale_shift: see `UNet`.
         linear: the projections of transformer blocks are stored as dense layers
             (`use_linear_projection`), not as 1×1 convolutions.
     """
     widths = [channels * multiplier for multiplier in channel_multipliers]
     last = len(widths) - 1
     time = 4 * channels
+    resnet = functools.partial(_resnet, time=time, projections=1 + time_scale_shift)
 
     def attention(theirs: str, ours: str, width: int) -> Iterator[TensorMapping]:
         if context_dim is None:
@@ -209,9 +213,7 @@ def unet_rows(
     for level, wide in enumerate(widths):
         theirs, ours = f"down_blocks.{level}", f"down_{level}"
         for block in range(num_res_blocks):
-            yield from _resnet(
-                f"{theirs}.resnets.{block}", f"{ours}_block_{block}", width, wide, time
-            )
+            yield from resnet(f"{theirs}.resnets.{block}", f"{ours}_block_{block}", width, wide)
             width = wide
             if level in attention_levels:
                 yield from attention(
@@ -222,19 +224,18 @@ def unet_rows(
             yield from _conv(f"{theirs}.downsamplers.0.conv", f"{ours}_downsample", width, width)
             skips.append(width)
 
-    yield from _resnet("mid_block.resnets.0", "mid_block_0", width, width, time)
+    yield from resnet("mid_block.resnets.0", "mid_block_0", width, width)
     yield from attention("mid_block.attentions.0", "mid_attention", width)
-    yield from _resnet("mid_block.resnets.1", "mid_block_1", width, width, time)
+    yield from resnet("mid_block.resnets.1", "mid_block_1", width, width)
 
     for level in range(last, -1, -1):
         theirs, ours = f"up_blocks.{last - level}", f"up_{level}"
         for block in range(num_res_blocks + 1):
-            yield from _resnet(
+            yield from resnet(
                 f"{theirs}.resnets.{block}",
                 f"{ours}_block_{block}",
                 width + skips.pop(),
                 widths[level],
-                time,
             )
             width = widths[level]
             if level in attention_levels:
@@ -315,12 +316,18 @@ def _norm(theirs: str, ours: str, width: int) -> Iterator[TensorMapping]:
 
 
 def _resnet(
-    theirs: str, ours: str, inputs: int, outputs: int, time: int | None = None
+    theirs: str,
+    ours: str,
+    inputs: int,
+    outputs: int,
+    time: int | None = None,
+    projections: int = 1,
 ) -> Iterator[TensorMapping]:
     yield from _norm(f"{theirs}.norm1", f"{ours}/norm1", inputs)
     yield from _conv(f"{theirs}.conv1", f"{ours}/conv1", inputs, outputs)
     if time is not None:
-        yield from _dense(f"{theirs}.time_emb_proj", f"{ours}/time", time, outputs)
+        projected = projections * outputs
+        yield from _dense(f"{theirs}.time_emb_proj", f"{ours}/time", time, projected)
     yield from _norm(f"{theirs}.norm2", f"{ours}/norm2", outputs)
     yield from _conv(f"{theirs}.conv2", f"{ours}/conv2", outputs, outputs)
     if inputs != outputs:

@@ -16,9 +16,11 @@ from latentddpm.interop.diffusers.known_keys import (
     BLOCKS,
     CONDITIONAL_UNET,
     FIXED,
+    MIDDLE_GROUPS,
     ORIGINAL,
     UNET,
     Config,
+    scale_shift_key,
 )
 from latentddpm.models.autoencoder.autoencoder import Autoencoder
 from latentddpm.models.denoisers.unet import NORM_EPSILON, UNet
@@ -109,6 +111,7 @@ def unet_config(
         "norm_eps": ours.get("norm_epsilon", NORM_EPSILON),
         "dropout": ours["dropout"],
         "center_input_sample": False,
+        **scale_shift_key(ours),
         **{key: known[ours.get("original_ddpm", False)] for key, known in ORIGINAL.items()},
         **condition_keys(unet.conditions, kind),
         **own_keys(conditions or Conditions()),
@@ -119,6 +122,8 @@ def unet_config(
         config["use_linear_projection"] = False
     else:
         config["attention_head_dim"] = _head_width(widths, heads, ours["attention_levels"])
+        if ours.get("time_scale_shift"):
+            config[MIDDLE_GROUPS] = ours["norm_groups"]  # null would take the middle's norm away
     if latent_size is not None:
         height, width = latent_size
         config["sample_size"] = height if height == width else [height, width]

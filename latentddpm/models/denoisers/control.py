@@ -41,7 +41,7 @@ class ControlNet(DenoiserFacts, FunctionalModel):
     Args:
         channels, channel_multipliers, num_res_blocks, attention_levels, num_heads: see `UNet`.
         context_dim, latent_channels, norm_groups, dropout, zero_init: see `UNet`.
-        norm_epsilon, original_ddpm, conditions, recompute: see `UNet`.
+        norm_epsilon, original_ddpm, time_scale_shift, conditions, recompute: see `UNet`.
         image_channels: of the picture.
         hint_channels: widths of the convolutions that bring the picture to the size of the
             latents; each but the first halves its sides. Four for an autoencoder with a downsample
@@ -86,6 +86,7 @@ class ControlNet(DenoiserFacts, FunctionalModel):
         zero_init: bool = True,
         norm_epsilon: float = NORM_EPSILON,
         original_ddpm: bool = False,
+        time_scale_shift: bool = False,
         conditions: Sequence[Mapping[str, Any]] | None = None,
         image_channels: int = 3,
         hint_channels: Sequence[int] = HINT_CHANNELS,
@@ -96,8 +97,9 @@ class ControlNet(DenoiserFacts, FunctionalModel):
         arguments = constructor_arguments(locals())
         arguments["conditions"] = [dict(one) for one in conditions or ()] or None
         config = {key: value for key, value in arguments.items() if key not in NOT_SAVED}
-        if not conditions:
-            del config["conditions"]
+        for key in ("conditions", "time_scale_shift"):  # as in archives of before
+            if not arguments[key]:
+                del config[key]
         if not hint_channels:
             raise ValueError("hint_channels: none, expected one width or more")
         inputs = denoiser_inputs(latent_channels, 2, context_dim, arguments["conditions"] or ())

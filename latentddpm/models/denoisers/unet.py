@@ -29,6 +29,7 @@ LATER = {
     "learned_variance": False,
     "spatial_dims": 2,
     "original_ddpm": False,
+    "time_scale_shift": False,
     "conditions": None,
     "regions": 0,
 }
@@ -64,6 +65,8 @@ class UNet(Denoiser):
         original_ddpm: details of the code of Ho et al., which published checkpoints have: their
             embedding of timesteps (see `TimestepEmbedding`), and TensorFlow's padding in front of
             strided convolutions. Later networks have PyTorch's.
+        time_scale_shift: the timestep and the vectors of conditions multiply and shift the
+            features of a ResnetBlock, instead of being added (Dhariwal & Nichol 2021, §3.1).
         conditions: further inputs, each with its `name`, the way it `enters` and its `size`; see
             `models.denoisers.told`. None for none.
         regions: R, parts of the latents that are told different texts, by cross-attention that is
@@ -120,6 +123,7 @@ class UNet(Denoiser):
         learned_variance: bool = False,
         spatial_dims: int = 2,
         original_ddpm: bool = False,
+        time_scale_shift: bool = False,
         conditions: Sequence[Mapping[str, Any]] | None = None,
         regions: int = 0,
         recompute: bool = False,

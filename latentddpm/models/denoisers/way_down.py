@@ -107,7 +107,8 @@ class Blocks:
             name: of the layer.
         """
         own = self.arguments
-        sizes = (own[key] for key in ("norm_groups", "norm_epsilon", "dropout", "zero_init"))
+        keys = "norm_groups", "norm_epsilon", "dropout", "zero_init", "time_scale_shift"
+        sizes = (own[key] for key in keys)
         return self._make(ResnetBlock, width, *sizes, name=name)(hidden, self.time_embedding)
 
     def attend(self, hidden: Any, level: int, name: str) -> Any:

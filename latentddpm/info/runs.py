@@ -45,6 +45,8 @@ def describe_run(path: Path) -> Iterator[str]:
     if "loss" in curves:
         steps, losses = curves["loss"]
         yield f"step       {steps[-1]}, loss {losses[-1]:.5g}{_quartiles(curves)}"
+    elif _is_finished(path):
+        yield "step       none logged: it is shorter than training.log_every"
     else:
         yield "step       none logged: it was stopped before its first log line"
     if "examples_per_second" in curves:
@@ -75,6 +77,11 @@ def describe_run(path: Path) -> Iterator[str]:
         yield f"model      finished, in {path / 'model'}"
     else:
         yield "model      not finished; the command that began it goes on with --resume"
+
+
+def _is_finished(path: Path) -> bool:
+    """True for a run that left a LoRA, a ControlNet or a model."""
+    return (path / LORA).is_file() or is_control(path / CONTROL) or (path / "model").is_dir()
 
 
 def _augmentation(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -139,6 +139,9 @@ def test_info_describes_runs_at_every_stage(tmp_path):
         assert words in text, f"expected {words!r} of a run without a log: {text}"
     (run / "log.jsonl").touch()
     assert "stopped before its first log line" in info(run), "with an empty log"
+    (run / "model").mkdir()
+    assert "shorter than training.log_every" in info(run), "of a finished run without a loss"
+    (run / "model").rmdir()
     (run / "log.jsonl").write_text('{"step": 3, "loss": 0.5}\n')
     (run / "checkpoints" / "step-00000003").mkdir(parents=True)
     text = info(run)

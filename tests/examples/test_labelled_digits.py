@@ -69,6 +69,15 @@ def test_every_combination_but_one_is_in_the_data(data):
     assert len(list((data / "labels").rglob("*.png"))) == 1434
 
 
+@pytest.mark.parametrize("never", [3, 8])
+def test_the_digit_that_is_never_inverted_is_asked_for_apart(example, never):
+    found = example.questions(["digit", "inverted"], never)
+    new = {"digit": never, "inverted": True}
+    assert all(one == new for one in found["never seen together"])
+    assert new not in found["seen together"]
+    assert {one["digit"] for one in found["seen together"]} == set(range(10))
+
+
 def test_ink_is_the_mean_of_the_white_pixels(data):
     rows = table(data / "attributes")[:40]
     for row in rows:

@@ -112,7 +112,8 @@ class ModelFolder:
         if part not in self.parts:
             has = ", ".join(self.parts) or "nothing"
             kind = ", a model of pixels," if self.first_stage == "none" else ""
-            raise UserError(f"{self.path}:{kind} has no {FILES[part]} (it holds {has})")
+            advice = "; train one with train-diffusion --vae" if has == "vae" else ""
+            raise UserError(f"{self.path}:{kind} has no {FILES[part]} (it holds {has}){advice}")
         return self.path / self.parts[part]["file"]
 
     def graph(self, name: str) -> Path | None:

@@ -260,11 +260,13 @@ def test_a_learned_variance_there_and_back(tmp_path):
     assert unet_config(ours, None)["out_channels"] == 8, "out_channels got lost"
 
 
-@pytest.mark.parametrize("text", [False, True])
-def test_a_scale_and_a_shift_by_the_timestep_there_and_back(text, tmp_path):
+@pytest.mark.parametrize(
+    "case", ["unconditional, attention in the middle only", "other epsilon, layers as a list"]
+)
+def test_a_scale_and_a_shift_by_the_timestep_there_and_back(case, tmp_path):
     """AdaGN of Dhariwal & Nichol 2021, as of guided-diffusion's networks."""
-    case = "text, a number of heads for each level" if text else "unconditional"
-    name, config = next(one for key, one in UNETS.items() if key.startswith(case))
+    name, config = UNETS[case]
+    text = name is diffusers.UNet2DConditionModel
     more = {} if text else {"attn_norm_num_groups": config["norm_num_groups"]}
     model = name(**{**config, **more, "resnet_time_scale_shift": "scale_shift"})
     randomize(model).save_pretrained(tmp_path / "theirs")

@@ -332,7 +332,7 @@ def test_an_autoencoder_alone_is_a_model_folder_that_cannot_generate(tmp_path):
     assert list(found.parts) == ["vae"], f"expected the autoencoder alone, got {found.parts}"
     with pytest.raises(UserError) as error:
         LatentDiffusion.load(tmp_path / "vae")
-    one_line(error, "unet.keras", "it holds vae")
+    one_line(error, "unet.keras", "it holds vae", "train-diffusion --vae")
 
 
 def test_the_digest_tells_models_apart(quick, saved):

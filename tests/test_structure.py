@@ -21,7 +21,7 @@ PACKAGE = Path(latentddpm.__file__).parent
 FLOW = """
 errors | choices | packaged → config → config_file → utils → hub → conditions → distribution
 → clip → diffusion | models → graphs → engines → data → pipeline → export | interop → generation
-→ evaluation → training → model_card → recipe → info → cli → __main__
+→ evaluation → training → model_card → recipe → info | serve → cli → __main__
 """
 RANKS = {
     room: rank

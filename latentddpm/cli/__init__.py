@@ -3,7 +3,7 @@
     data      doctor, pack, encode
     whole     train
     train     train-vae, train-diffusion
-    generate  generate
+    generate  generate, serve
     evaluate  evaluate
     models    info, merge, convert, export
     shipped   configs, help
@@ -19,7 +19,7 @@ from __future__ import annotations
 import click
 
 from latentddpm import __version__
-from latentddpm.cli import data, evaluate, generate, models, push, shipped, train, whole
+from latentddpm.cli import data, evaluate, generate, models, push, serve, shipped, train, whole
 from latentddpm.cli.completion import SHELLS, print_completion
 from latentddpm.cli.usage import Commands
 
@@ -57,7 +57,7 @@ def main() -> None:
 GROUPS = {
     "Data": (data.doctor, data.pack, data.encode),
     "Train": (whole.train, train.train_vae, train.train_diffusion),
-    "Generate and evaluate": (generate.generate, evaluate.evaluate),
+    "Generate and evaluate": (generate.generate, serve.serve, evaluate.evaluate),
     "Models and runs": (models.info, models.merge, models.convert, models.export, push.push),
     "Help": (shipped.configs, shipped.show_page),
 }

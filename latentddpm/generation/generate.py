@@ -1,4 +1,4 @@
-"""Generation from the command line: a plan, one call of the model, and files with metadata.
+"""Generation from the command line: a plan, its models, and the images of this process.
 
 Wrong options are refused while the plan is made, before Keras is imported.
 """
@@ -6,8 +6,6 @@ Wrong options are refused while the plan is made, before Keras is imported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,13 @@ from PIL import Image
 from latentddpm.clip.prompts import read_count
 from latentddpm.data.pictures.stored import read_stored
 from latentddpm.errors import UserError
-from latentddpm.generation.controls import (
-    add_controls,
-)
 from latentddpm.generation.devices import ALONE, devices, jit_of
-from latentddpm.generation.frames import Frames, ToWrite, decoded
-from latentddpm.generation.loras import (
-    load_model,
-)
-from latentddpm.generation.output import (
-    note_of_names,
-    write_picture,
-)
-from latentddpm.generation.plan import Plan, plan_images
-from latentddpm.generation.provenance import (
-    comparison,
-    grid_metadata,
-    image_metadata,
-    model_name,
-)
-from latentddpm.pipeline.start.init_image import first_step
+from latentddpm.generation.draw import How, draw, load_plan
+from latentddpm.generation.plan import plan_images
+from latentddpm.generation.provenance import comparison, model_name
 from latentddpm.utils.console import activity, say
 from latentddpm.utils.images.pixel_format import PixelFormat
 from latentddpm.utils.pixels import BESIDE
-from latentddpm.utils.pixels import grid as make_grid
 from latentddpm.utils.startup import import_keras
 from latentddpm.utils.timing import collect, timed
 
@@ -101,55 +82,10 @@ def generate_images(
             with timed("load model"), activity(f"loading {name}", quiet):
                 masked = plan.regions and "text_encoder" in plan.folder.parts
                 cache = cache and strategy in ALONE and not masked and not plan.controls
-                how = {"cache": cache, "jit": compiles}
-                words = [(one.path, one.word) for one in plan.embeddings]
-                model = load_model(
-                    *(plan.folder.path, plan.loras, plan.engine, plan.precision),
-                    **how,
-                    embeddings=words,
-                )
-                guided = {}
-                if weaker := plan.weaker:
-                    guide = load_model(weaker.folder.path, [], plan.engine, plan.precision, **how)
-                    guided = {"autoguidance": guide, "autoguidance_scale": weaker.scale}
-                controls = add_controls(model, plan.controls, compiles)
+                loaded = load_plan(plan, cache, compiles)
             share = processes.share(len(plan.prompts))
-            share = slice(share.start, share.stop)
-            last = model.make_sampler(plan.settings).num_steps
-            steps = range(first_step(plan.start, last, plan.settings.start_step), last)
-            frames = Frames(plan.frames, plan.animate, steps)
-            written: dict[Path, np.ndarray] = {}
-            if plan.prompts[share]:
-                images = model.generate(
-                    plan.prompts[share],
-                    negative_prompt=plan.negative_prompts and plan.negative_prompts[share],
-                    conditions=plan.told[share],
-                    seed=plan.seeds[share],
-                    settings=plan.settings,
-                    regions=plan.regions,
-                    tile=tile,
-                    batch_size=batch_size,
-                    callback=frames,
-                    progress=not quiet and processes.is_chief,
-                    **guided,
-                    controls=controls,
-                    **(vars(plan.start) if plan.start else {}),
-                )
-                if model.precision != "float32":
-                    plan.metadata["precision"] = model.precision
-                records = _records(plan, share, model.loras, bool(plan.rows))
-                with timed("write"):
-                    files = plan.targets if plan.rows else plan.targets[share]
-                    pictures = [_grid(plan, images)] if plan.rows else images
-                    written = _write(plan, zip(files, pictures, records, strict=True), quiet)
-                if plan.frames or plan.animate:
-                    several = len(plan.prompts) > 1
-                    together = _records(plan, share, model.loras, several)[0]
-                    with timed("frames"):
-                        way = frames.pictures(partial(decoded, model, tile), quiet)
-                        images = plan.pixels.to_rgb(images)
-                        shown = frames.shown(way, images, list(written), records, together)
-                        written |= _write(plan, shown, quiet)
+            how = How(tile, batch_size, not quiet and processes.is_chief, quiet)
+            written = draw(plan, loaded, slice(share.start, share.stop), how)
             processes.barrier()
     if source and written:
         kind = source.suffix.lower()
@@ -173,35 +109,3 @@ def _read_pixels(path: Path, pixels: PixelFormat) -> np.ndarray:
         known = image.mode in ("L", "RGBA") or image.mode.startswith("I;16")
         values = np.asarray(image if known else image.convert("RGB"))
     return values if values.ndim == 3 else values[..., None]
-
-
-def _grid(plan: Plan, images: np.ndarray) -> np.ndarray:
-    """Picture of all images, 8-bit RGB."""
-    return make_grid(np.split(plan.pixels.to_rgb(images), plan.rows))
-
-
-def _records(
-    plan: Plan, share: slice, loras: list[dict[str, Any]], together: bool
-) -> list[dict[str, Any]]:
-    """Metadata of each image of a process's share; or one, of all images `together`."""
-    common, negatives = plan.metadata, plan.negative_prompts
-    labels = plan.labels
-    if together:
-        first = slice(None, None, common["num_images"])
-        rows = plan.prompts[first], negatives and negatives[first]
-        return [grid_metadata(common, loras, *rows, plan.seeds[0], labels[first])]
-    return [
-        image_metadata(common, loras, plan.prompts[k], negatives and negatives[k], seed, labels[k])
-        for k, seed in enumerate(plan.seeds)
-    ][share]
-
-
-def _write(plan: Plan, pictures: Iterable[ToWrite], quiet: bool) -> dict[Path, np.ndarray]:
-    """Write pictures, and say which of them got another name; return the pixels by file."""
-    wanted, written = [], {}
-    for file, pixels, metadata in pictures:
-        wanted.append(file)
-        written[write_picture(file, pixels, metadata, plan.replace, plan.pixels)] = pixels
-    if note := note_of_names(wanted, list(written)):
-        say(note, quiet)
-    return written

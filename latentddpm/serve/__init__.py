@@ -1,0 +1,4 @@
+"""The command `serve`: a page that draws, the queue behind it, and its JSON API.
+
+page, api ─► requests ─► jobs ─► runner ─► gallery
+"""

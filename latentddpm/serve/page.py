@@ -1,0 +1,309 @@
+"""Page that draws, made with gradio: a form on the left, what is drawn on the right, runs behind.
+
+The form becomes a `DrawRequest` as one of the API does. What the page shows follows from the queue
+and the gallery alone, so a page that was loaded again in the middle goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageChops
+
+from latentddpm.choices import SAMPLERS
+from latentddpm.conditions.base import VectorCondition
+from latentddpm.errors import UserError, one_line
+from latentddpm.generation.provenance import model_name
+from latentddpm.pipeline.model_facts import facts_of
+from latentddpm.serve.access import OWNER, cookies_of
+from latentddpm.serve.api import Studio
+from latentddpm.serve.requests import MOST_CHARACTERS, encode_picture, read_request
+from latentddpm.serve.runs import run_names
+from latentddpm.serve.views import CSS, gallery_view, live_view, run_view
+
+PACE = 0.1
+"""Seconds between looks at the queue."""
+REFRESH = 10.0
+"""Seconds between looks at a run."""
+LOCAL_FONTS = ["system-ui", "sans-serif"]
+KEPT_SECONDS = 3600
+"""Age at which gradio deletes pictures that were put into the form."""
+
+
+def theme() -> gr.Theme:
+    """Theme of the page, with fonts of the reader's own machine."""
+    return gr.themes.Default(
+        primary_hue="orange", font=LOCAL_FONTS, font_mono=["ui-monospace", "monospace"]
+    )
+
+
+def make_page(studio: Studio) -> gr.Blocks:
+    """Page of a server.
+
+    Args:
+        studio: of the server.
+    """
+    title = f"{model_name(studio.offer.folder)} · latentddpm"
+    page = gr.Blocks(
+        title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+    )
+    with page, gr.Tabs():
+        with gr.Tab("Draw"):
+            _drawing_tab(page, studio)
+        with gr.Tab("Runs") as tab:
+            _runs_tab(tab, studio)
+    page.queue(max_size=500, default_concurrency_limit=None, api_open=False)
+    return page
+
+
+def mount(app: Any, studio: Studio) -> Any:
+    """Application of the API with the page at its root.
+
+    Args:
+        app: returned by `api.make_app`.
+        studio: of the server.
+    """
+    return gr.mount_gradio_app(
+        app,
+        make_page(studio),
+        "/",
+        footer_links=[],
+        run_history=False,
+        show_error=True,
+        max_file_size="16mb",
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        theme=theme(),
+        css=CSS,
+    )
+
+
+# --- Drawing -------------------------------------------------------------------------------------
+
+
+def _drawing_tab(page: gr.Blocks, studio: Studio) -> None:
+    """Form, buttons, and what is drawn."""
+    facts = facts_of(studio.offer.folder)
+    fields: dict[str, Any] = {}
+    with gr.Row():
+        if facts.has_text:
+            fields["prompt"] = gr.Textbox(
+                label="Prompt",
+                placeholder="red apple",
+                autofocus=True,
+                scale=6,
+                max_length=MOST_CHARACTERS,
+                elem_id="prompt",
+            )
+        draw = gr.Button("Draw", variant="primary", elem_id="draw", scale=1)
+        cancel = gr.Button("Cancel", elem_id="cancel", scale=1)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            fields |= _form(studio)
+        with gr.Column(scale=5):
+            live = gr.HTML(elem_id="live")
+            pictures = gr.HTML(elem_id="pictures")
+    names, shown = list(fields), [live, pictures]
+
+    async def drawn(request: gr.Request, *values: Any) -> AsyncIterator[Sequence[Any]]:
+        owner, message = _owner(request), ""
+        try:
+            asked = read_request(form_request(dict(zip(names, values, strict=True))))
+            await asyncio.to_thread(studio.submit, asked, owner)
+        except (UserError, OSError) as error:
+            message = one_line(error)
+        async for views in _follow(studio, owner, message):
+            yield views
+
+    async def resumed(request: gr.Request) -> AsyncIterator[Sequence[Any]]:
+        async for views in _follow(studio, _owner(request)):
+            yield views
+
+    def cancelled(request: gr.Request) -> None:
+        for job in studio.queue.of(_owner(request)):
+            studio.queue.cancel(job)
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    starts = [draw.click, *([fields["prompt"].submit] if facts.has_text else [])]
+    for start in starts:
+        start(drawn, list(fields.values()), shown, trigger_mode="multiple", **quiet)
+    page.load(resumed, None, shown, **quiet)
+    cancel.click(cancelled, None, None, trigger_mode="multiple", **quiet)
+
+
+async def _follow(studio: Studio, owner: str, message: str = "") -> AsyncIterator[Sequence[Any]]:
+    """Views of an owner's drawings, each time that one of them changes, until all have ended."""
+    before: list[Any] = [None, None]
+    while True:
+        active = any(not job.ended for job in studio.queue.of(owner))
+        views = [live_view(studio, owner, message), gallery_view(studio, owner)]
+        changed = [
+            new if new != old else gr.skip() for new, old in zip(views, before, strict=True)
+        ]
+        if views != before:
+            yield changed
+        before = views
+        if not active:
+            return
+        await asyncio.sleep(PACE)
+
+
+def _form(studio: Studio) -> dict[str, Any]:
+    """Fields of the form by name, those for few people folded away."""
+    offer, facts = studio.offer, facts_of(studio.offer.folder)
+    defaults = facts.settings() if offer.folder.image_size else None
+    fields: dict[str, Any] = {}
+    for one in offer.conditions:
+        if isinstance(one, VectorCondition):
+            fields[f"labels.{one.name}"] = _condition_field(one)
+    for one in offer.conditions.pictures:
+        fields[f"pictures.{one.name}"] = gr.Image(
+            label=one.name, type="pil", sources=["upload", "clipboard"], height=180
+        )
+    with gr.Row():
+        most = offer.limits.images
+        fields["num_images"] = gr.Number(1, label="Images", precision=0, minimum=1, maximum=most)
+        fields["seed"] = gr.Number(None, label="Seed", precision=0, minimum=0, placeholder="any")
+    with gr.Accordion("Start from a picture", open=False):
+        gr.Markdown("Paint over what should be drawn anew, or leave all of it.")
+        fields["editor"] = gr.ImageEditor(
+            label="Picture",
+            show_label=False,
+            type="pil",
+            format="png",
+            sources=["upload", "clipboard"],
+            transforms=(),
+            layers=False,
+            brush=gr.Brush(colors=["#ff5a36"], color_mode="fixed"),
+            height=360,
+            elem_id="editor",
+        )
+        fields["strength"] = gr.Number(
+            None, label="Strength: how much changes, up to 1", placeholder="0.75; 1 where painted"
+        )
+    with gr.Accordion("Settings", open=False):
+        if facts.has_text:
+            fields["negative_prompt"] = gr.Textbox(
+                label="Negative prompt", placeholder="none", max_length=MOST_CHARACTERS
+            )
+        fields |= _settings_fields(studio, defaults)
+    return fields
+
+
+def _settings_fields(studio: Studio, defaults: Any) -> dict[str, Any]:
+    """Fields of the settings; an empty one has the model's default, which it shows."""
+    offer, own = studio.offer, defaults.to_json() if defaults else {}
+    fields: dict[str, Any] = {}
+    with gr.Row():
+        fields["num_steps"] = gr.Number(
+            None,
+            label="Steps",
+            precision=0,
+            minimum=1,
+            maximum=offer.limits.steps,
+            placeholder=str(own.get("num_steps", "")),
+        )
+        if facts_of(offer.folder).has_text or offer.conditions.guided:
+            fields["guidance_scale"] = gr.Number(
+                None, label="Guidance", placeholder=f"{own.get('guidance_scale', 0):g}"
+            )
+    known = f"the model's: {own.get('sampler', '')}"
+    fields["sampler"] = gr.Dropdown([(known, ""), *SAMPLERS], value="", label="Sampler")
+    if offer.loras:
+        fields["loras"] = gr.Dropdown(list(offer.loras), value=[], label="LoRA", multiselect=True)
+        fields["lora_scale"] = gr.Number(1.0, label="Scale of the LoRA")
+    with gr.Row():
+        for name in ("width", "height"):
+            fields[name] = gr.Number(
+                None, label=name.title(), precision=0, placeholder=str(own.get(name, ""))
+            )
+    return fields
+
+
+def _condition_field(one: VectorCondition) -> Any:
+    """Field of a condition of words or numbers."""
+    words = getattr(one, "words", None)
+    if words and one.kind == "class":
+        untold = [("not told", "")] if one.null else []
+        return gr.Dropdown([*untold, *words], value="" if one.null else words[0], label=one.name)
+    if words:
+        return gr.Dropdown(list(words), value=[], label=one.name, multiselect=True)
+    return gr.Textbox(label=one.name, placeholder=f"{one.describe()}", max_length=200)
+
+
+# --- From the form to a request ------------------------------------------------------------------
+
+
+def form_request(values: dict[str, Any]) -> dict[str, Any]:
+    """Request of the values of the form; empty ones are left out.
+
+    Args:
+        values: by the names of the fields.
+    """
+    given = dict(values)
+    found: dict[str, Any] = {"labels": {}, "pictures": {}}
+    found |= picture_and_mask(given.pop("editor", None))
+    scale = given.pop("lora_scale", 1.0)
+    found["loras"] = dict.fromkeys(given.pop("loras", None) or (), scale)
+    for name, value in given.items():
+        if value is None or value in ("", []):
+            continue
+        kind, _, own = name.partition(".")
+        if kind == "labels":
+            found["labels"][own] = ",".join(value) if isinstance(value, list) else value
+        elif kind == "pictures":
+            found["pictures"][own] = encode_picture(value)
+        else:
+            found[name] = value
+    return found
+
+
+def picture_and_mask(editor: dict[str, Any] | None) -> dict[str, str]:
+    """Picture to start from, and the mask that was painted over it, as fields of a request.
+
+    Args:
+        editor: value of the editor: "background" and "layers", PIL images; None for nothing.
+    """
+    background = (editor or {}).get("background")
+    if background is None or background.getextrema()[-1] == (0, 0):  # transparent: none was put in
+        return {}
+    found = {"init_image": encode_picture(background.convert("RGB"))}
+    mask = Image.new("L", background.size)
+    for layer in editor.get("layers") or ():
+        painted = layer.convert("RGBA").getchannel("A").resize(background.size)
+        mask = ImageChops.lighter(mask, painted.point(lambda alpha: 255 * (alpha > 127)))
+    return {**found, "mask": encode_picture(mask)} if mask.getbbox() else found
+
+
+def _owner(request: gr.Request) -> str:
+    """Owner of the drawings of a browser: its cookie, else this one visit."""
+    cookies = cookies_of(request.headers.get("cookie", ""))
+    return cookies.get(OWNER) or str(request.session_hash)
+
+
+# --- Runs ----------------------------------------------------------------------------------------
+
+
+def _runs_tab(tab: gr.Tab, studio: Studio) -> None:
+    """Curves, samples and time left of a run."""
+    chosen = gr.Dropdown([], label="Run", elem_id="run")
+    view = gr.HTML(elem_id="run-view")
+    timer = gr.Timer(REFRESH, active=False)
+
+    def opened(name: str | None) -> Sequence[Any]:
+        names = list(run_names(studio.runs))
+        name = name if name in names else next(iter(names), None)
+        return gr.update(choices=names, value=name), run_view(studio, name), gr.Timer(active=True)
+
+    def looked(name: str | None) -> str:
+        return run_view(studio, name)
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    tab.select(opened, chosen, [chosen, view, timer], **quiet)
+    chosen.input(looked, chosen, view, **quiet)
+    timer.tick(looked, chosen, view, **quiet)

@@ -7,11 +7,12 @@ and the gallery alone, so a page that was loaded again in the middle goes on whe
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageChops
 
 from latentddpm.choices import SAMPLERS
 from latentddpm.conditions.base import VectorCondition
@@ -22,7 +23,7 @@ from latentddpm.serve.access import OWNER, cookies_of
 from latentddpm.serve.api import Studio
 from latentddpm.serve.requests import MOST_CHARACTERS, encode_picture, read_request
 from latentddpm.serve.runs import run_names
-from latentddpm.serve.views import CSS, gallery_view, live_view, run_view
+from latentddpm.serve.views import escaped, gallery_view, live_view, run_view
 
 PACE = 0.1
 """Seconds between looks at the queue."""
@@ -38,6 +39,11 @@ def theme() -> gr.Theme:
     return gr.themes.Default(
         primary_hue="orange", font=LOCAL_FONTS, font_mono=["ui-monospace", "monospace"]
     )
+
+
+def _file(name: str) -> str:
+    """Text of a file beside this module."""
+    return Path(__file__).with_name(name).read_text("utf-8")
 
 
 def make_page(studio: Studio) -> gr.Blocks:
@@ -79,7 +85,7 @@ def mount(app: Any, studio: Studio) -> Any:
         mcp_server=False,
         pwa=False,
         theme=theme(),
-        css=CSS,
+        css=_file("page.css"),
     )
 
 
@@ -95,6 +101,7 @@ def _drawing_tab(page: gr.Blocks, studio: Studio) -> None:
             fields["prompt"] = gr.Textbox(
                 label="Prompt",
                 placeholder="red apple",
+                container=False,
                 autofocus=True,
                 scale=6,
                 max_length=MOST_CHARACTERS,
@@ -156,73 +163,62 @@ async def _follow(studio: Studio, owner: str, message: str = "") -> AsyncIterato
 def _form(studio: Studio) -> dict[str, Any]:
     """Fields of the form by name, those for few people folded away."""
     offer, facts = studio.offer, facts_of(studio.offer.folder)
-    defaults = facts.settings() if offer.folder.image_size else None
     fields: dict[str, Any] = {}
-    for one in offer.conditions:
-        if isinstance(one, VectorCondition):
-            fields[f"labels.{one.name}"] = _condition_field(one)
+    for one in offer.conditions.vectors:
+        fields[f"labels.{one.name}"] = _condition_field(one)
     for one in offer.conditions.pictures:
         fields[f"pictures.{one.name}"] = gr.Image(
             label=one.name, type="pil", sources=["upload", "clipboard"], height=180
         )
     with gr.Row():
-        most = offer.limits.images
-        fields["num_images"] = gr.Number(1, label="Images", precision=0, minimum=1, maximum=most)
-        fields["seed"] = gr.Number(None, label="Seed", precision=0, minimum=0, placeholder="any")
+        fields["num_images"] = _number("Images", "1")
+        fields["seed"] = _number("Seed", "any")
     with gr.Accordion("Start from a picture", open=False):
-        gr.Markdown("Paint over what should be drawn anew, or leave all of it.")
-        fields["editor"] = gr.ImageEditor(
-            label="Picture",
-            show_label=False,
-            type="pil",
-            format="png",
-            sources=["upload", "clipboard"],
-            transforms=(),
-            layers=False,
-            brush=gr.Brush(colors=["#ff5a36"], color_mode="fixed"),
-            height=360,
-            elem_id="editor",
+        fields["painter"] = gr.HTML(
+            "",
+            html_template=_file("painter.html"),
+            js_on_load=_file("painter.js"),
+            elem_id="painter",
         )
-        fields["strength"] = gr.Number(
-            None, label="Strength: how much changes, up to 1", placeholder="0.75; 1 where painted"
-        )
+        fields["strength"] = _number("Strength: how much of it changes", "0.75; 1 where painted")
     with gr.Accordion("Settings", open=False):
         if facts.has_text:
             fields["negative_prompt"] = gr.Textbox(
                 label="Negative prompt", placeholder="none", max_length=MOST_CHARACTERS
             )
-        fields |= _settings_fields(studio, defaults)
+        fields |= _settings_fields(studio)
+    size = " × ".join(map(str, (offer.folder.image_size or ())[::-1]))
+    gr.Markdown(f"{escaped(model_name(offer.folder))}, {size} pixels", elem_id="model")
     return fields
 
 
-def _settings_fields(studio: Studio, defaults: Any) -> dict[str, Any]:
+def _settings_fields(studio: Studio) -> dict[str, Any]:
     """Fields of the settings; an empty one has the model's default, which it shows."""
-    offer, own = studio.offer, defaults.to_json() if defaults else {}
+    offer, facts = studio.offer, facts_of(studio.offer.folder)
+    own = facts.settings().to_json() if offer.folder.image_size else {}
     fields: dict[str, Any] = {}
     with gr.Row():
-        fields["num_steps"] = gr.Number(
-            None,
-            label="Steps",
-            precision=0,
-            minimum=1,
-            maximum=offer.limits.steps,
-            placeholder=str(own.get("num_steps", "")),
-        )
-        if facts_of(offer.folder).has_text or offer.conditions.guided:
-            fields["guidance_scale"] = gr.Number(
-                None, label="Guidance", placeholder=f"{own.get('guidance_scale', 0):g}"
-            )
+        fields["num_steps"] = _number("Steps", own.get("num_steps", ""))
+        if facts.has_text or offer.conditions.guided:
+            fields["guidance_scale"] = _number("Guidance", f"{own.get('guidance_scale', 0):g}")
     known = f"the model's: {own.get('sampler', '')}"
     fields["sampler"] = gr.Dropdown([(known, ""), *SAMPLERS], value="", label="Sampler")
     if offer.loras:
-        fields["loras"] = gr.Dropdown(list(offer.loras), value=[], label="LoRA", multiselect=True)
-        fields["lora_scale"] = gr.Number(1.0, label="Scale of the LoRA")
+        with gr.Row():
+            names = list(offer.loras)
+            fields["loras"] = gr.Dropdown(
+                names, value=[], label="LoRA", multiselect=True, min_width=120, scale=2
+            )
+            fields["lora_scale"] = _number("Its scale", "1")
     with gr.Row():
         for name in ("width", "height"):
-            fields[name] = gr.Number(
-                None, label=name.title(), precision=0, placeholder=str(own.get(name, ""))
-            )
+            fields[name] = _number(name.title(), own.get(name, ""))
     return fields
+
+
+def _number(label: str, default: object) -> gr.Textbox:
+    """Field of a number that may be left empty, which gradio's own cannot."""
+    return gr.Textbox(label=label, placeholder=str(default), max_length=20, min_width=90)
 
 
 def _condition_field(one: VectorCondition) -> Any:
@@ -239,20 +235,30 @@ def _condition_field(one: VectorCondition) -> Any:
 # --- From the form to a request ------------------------------------------------------------------
 
 
+WHOLE = ("num_images", "seed", "num_steps", "width", "height")
+REAL = ("strength", "guidance_scale", "lora_scale")
+"""Fields that are numbers, whole ones and others."""
+
+
 def form_request(values: dict[str, Any]) -> dict[str, Any]:
     """Request of the values of the form; empty ones are left out.
 
     Args:
         values: by the names of the fields.
+
+    Raises:
+        UserError: a number that is none.
     """
-    given = dict(values)
+    given = {name: value for name, value in values.items() if value not in (None, "", [])}
     found: dict[str, Any] = {"labels": {}, "pictures": {}}
-    found |= picture_and_mask(given.pop("editor", None))
+    if "painter" in given:
+        found |= picture_and_mask(given.pop("painter"))
+    for name in (*WHOLE, *REAL):
+        if name in given:
+            given[name] = _read_number(name, given[name])
     scale = given.pop("lora_scale", 1.0)
-    found["loras"] = dict.fromkeys(given.pop("loras", None) or (), scale)
+    found["loras"] = dict.fromkeys(given.pop("loras", ()), scale)
     for name, value in given.items():
-        if value is None or value in ("", []):
-            continue
         kind, _, own = name.partition(".")
         if kind == "labels":
             found["labels"][own] = ",".join(value) if isinstance(value, list) else value
@@ -263,21 +269,28 @@ def form_request(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def picture_and_mask(editor: dict[str, Any] | None) -> dict[str, str]:
-    """Picture to start from, and the mask that was painted over it, as fields of a request.
+def _read_number(name: str, text: str) -> float:
+    try:
+        return int(text) if name in WHOLE else float(text)
+    except ValueError:
+        kind = "a whole number" if name in WHOLE else "a number"
+        raise UserError(f"{name}: {text!r:.40}, expected {kind}, or nothing") from None
+
+
+def picture_and_mask(text: str) -> dict[str, str]:
+    """Picture to start from, and the mask painted over it, as fields of a request.
 
     Args:
-        editor: value of the editor: "background" and "layers", PIL images; None for nothing.
+        text: value of the painter, JSON.
+
+    Raises:
+        UserError: it is something else.
     """
-    background = (editor or {}).get("background")
-    if background is None or background.getextrema()[-1] == (0, 0):  # transparent: none was put in
-        return {}
-    found = {"init_image": encode_picture(background.convert("RGB"))}
-    mask = Image.new("L", background.size)
-    for layer in editor.get("layers") or ():
-        painted = layer.convert("RGBA").getchannel("A").resize(background.size)
-        mask = ImageChops.lighter(mask, painted.point(lambda alpha: 255 * (alpha > 127)))
-    return {**found, "mask": encode_picture(mask)} if mask.getbbox() else found
+    try:
+        found = json.loads(text)
+        return {name: found[name] for name in ("init_image", "mask") if found[name]}
+    except (ValueError, TypeError, KeyError):
+        raise UserError("init_image: not what the page's painter sends") from None
 
 
 def _owner(request: gr.Request) -> str:

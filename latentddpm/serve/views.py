@@ -29,35 +29,6 @@ MAKING += ("timestep_spacing", "guidance_scale", "height", "width", "loras", "in
 MAKING += ("strength", "pictures", "model", "model_digest")
 """Keys of a picture's metadata that the page shows, in order."""
 
-CSS = """
-.gradio-container { max-width: 1200px !important; margin: 0 auto !important }
-footer { display: none !important }
-#prompt textarea { font-size: 1.15rem }
-#draw, #cancel { min-width: 7rem; align-self: stretch }
-.live { margin-bottom: .8rem }
-.live p { margin: .2rem 0 } .live .error { color: #c2371b; font-weight: 600 }
-.live progress { width: 100%; height: .6rem; accent-color: var(--primary-600) }
-.previews { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .4rem }
-.previews img { width: 160px; border-radius: 8px; background: #fff }
-.pictures { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)) }
-.pictures figure { margin: 0 } .pictures figure > a img { width: 100%; border-radius: 8px;
-  background: #fff; border: 1px solid var(--border-color-primary) }
-.pictures figcaption { font-size: .85rem; overflow-wrap: anywhere }
-.pictures .links { font-size: .8rem; display: flex; gap: .7rem; flex-wrap: wrap }
-.pictures details { font-size: .75rem } .pictures summary { cursor: pointer }
-.pictures dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .5rem; margin: .3rem 0 }
-.pictures dt { opacity: .65 } .pictures dd { margin: 0; overflow-wrap: anywhere }
-.empty { opacity: .6; padding: 3rem 1rem; text-align: center }
-.run svg { width: 100%; height: auto } .run svg text { font-size: 12px; fill: currentColor;
-  opacity: .75 } .run svg .title { font-size: 14px; opacity: 1 }
-.run svg .grid { stroke: currentColor; opacity: .12 }
-.run svg .curve { fill: none; stroke-width: 1.6 }
-.run .small { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)) }
-.run .samples { display: flex; flex-wrap: wrap; gap: 1rem } .run .samples img { max-width: 100% }
-"""
-
 
 def escaped(text: Any) -> str:
     """Text as HTML, without what a template could take for its own.
@@ -104,8 +75,10 @@ def _job_view(studio: Studio, job: Job) -> str:
     preview, step = job.preview, job.step
     pictures = [] if preview is None else [_data_image(one) for one in preview]
     return (
-        f'<p>{what}: step {step} of {job.steps}</p><progress max="{job.steps}" value="{step}">'
-        f'</progress><div class="previews">{"".join(pictures)}</div>'
+        f'<p>{what}: step {step} of {job.steps}</p><div class="bar" role="progressbar" '
+        f'aria-valuemax="{job.steps}" aria-valuenow="{step}">'
+        f'<i style="width: {100 * step / job.steps:.0f}%"></i></div>'
+        f'<div class="previews">{"".join(pictures)}</div>'
     )
 
 
@@ -176,7 +149,7 @@ def run_view(studio: Studio, name: str | None) -> str:
     """
     path = run_names(studio.runs).get(name or "")
     if path is None:
-        return f'<div class="empty">No run here yet: {escaped(studio.runs)} has none.</div>'
+        return f'<div class="empty">No runs in {escaped(studio.runs)}.</div>'
     run = read_run(name, path)
     main, small = _split(panels(run.curves))
     samples = [_sample(name, one.name) for one in run.samples[::-1][:SAMPLES_SHOWN]]

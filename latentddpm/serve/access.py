@@ -12,6 +12,7 @@ header `Content-Security-Policy` has the browser refuse it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -162,7 +163,7 @@ class Access:
         self, scope: dict[str, Any], receive: Receive, send: Send, cookies: Mapping[str, str]
     ) -> None:
         """Hand a request on, counting its bytes; the answer gets the headers of all answers."""
-        read, started = 0, False
+        read, started, refused = 0, False, False
         own = [("content-security-policy", POLICY), ("x-content-type-options", "nosniff")]
         own += [("referrer-policy", "no-referrer")]
         if scope["path"] == "/" and OWNER not in cookies:
@@ -170,26 +171,28 @@ class Access:
             own += [("set-cookie", f"{OWNER}={value}; HttpOnly; SameSite=Lax; Path=/")]
 
         async def counted() -> dict[str, Any]:
-            nonlocal read
+            nonlocal read, refused
             message = await receive()
             read += len(message.get("body", b""))
             if read > self.most_bytes:
+                if not (started or refused):
+                    await _answer(send, 413, _json(self._too_large()), "application/json")
+                refused = True
                 raise _TooLarge
             return message
 
         async def with_headers(message: Mapping[str, Any]) -> None:
             nonlocal started
+            if refused:  # what the application says to its own failure
+                return
             if message["type"] == "http.response.start":
                 started = True
                 more = [(key.encode(), value.encode()) for key, value in own]
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
-        try:
+        with contextlib.suppress(_TooLarge):
             await self.app(scope, counted, with_headers)
-        except _TooLarge:
-            if not started:
-                await _answer(send, 413, _json(self._too_large()), "application/json")
 
 
 def cookies_of(header: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from latentddpm.errors import UserError, one_line
 from latentddpm.generation.plan import Plan
+from latentddpm.utils import signals
 
 WAITING, DRAWING, DONE, CANCELLED, FAILED = STATES = (
     *("waiting", "drawing", "done", "cancelled", "failed"),
@@ -194,7 +195,7 @@ class DrawingQueue:
         """Draw a job; whatever it raises ends the job and not the thread."""
         try:
             job.pictures = self._draw(job)
-        except Cancelled:
+        except (Cancelled, signals.Stopped):
             self._end(job, CANCELLED)
         except (UserError, OSError) as error:
             self._end(job, FAILED, one_line(error))

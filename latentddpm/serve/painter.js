@@ -4,7 +4,7 @@
 // White of the mask is drawn anew. Nothing leaves the browser before Draw is pressed.
 
 const MOST = 2048; // pixels along a side; a larger picture is scaled down
-const PAINT = "rgba(255, 90, 54, 0.6)";
+const PAINT = "rgba(84, 72, 240, 0.62)";
 
 const part = (selector) => element.querySelector(selector);
 const file = part("input[type=file]"), size = part("input[type=range]");

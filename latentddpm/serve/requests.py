@@ -21,8 +21,9 @@ from PIL import Image
 
 from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError, check_choice, nearest
+from latentddpm.generation.loras import read_loras
 from latentddpm.generation.plan import Plan, plan_images
-from latentddpm.pipeline.model_folder import LORA, ModelFolder
+from latentddpm.pipeline.model_folder import LORA, ModelFolder, check_lora
 from latentddpm.serve.gallery import Gallery
 
 KINDS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
@@ -313,10 +314,7 @@ def named_loras(folder: ModelFolder, given: tuple[str, ...]) -> dict[str, Path]:
     Raises:
         UserError: see `generation.loras.read_loras`; or two have one name.
     """
-    from latentddpm.generation.loras import read_loras
-
-    files = sorted(one for one in folder.path.glob("*.safetensors") if one.is_file())
-    found = {one.stem: one for one in files}
+    found = {one.stem: one for one in sorted(folder.path.glob("*.safetensors")) if _is_lora(one)}
     for option in given:
         (lora,) = read_loras([option], folder.path)
         name = lora.path.parent.name if lora.path.name == LORA else lora.path.stem
@@ -324,3 +322,11 @@ def named_loras(folder: ModelFolder, given: tuple[str, ...]) -> dict[str, Path]:
             raise UserError(f"--lora {option}: another one is called {name!r} too; rename it")
         found[name] = lora.path
     return found
+
+
+def _is_lora(file: Path) -> bool:
+    try:
+        check_lora(file)
+    except UserError:
+        return False
+    return True

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +25,12 @@ from latentddpm.serve.jobs import DrawingQueue
 from latentddpm.serve.requests import DrawRequest, Limits, Offer, named_loras
 from latentddpm.serve.runner import Runner
 from latentddpm.serve.runs import default_folder
+from latentddpm.utils import signals
 from latentddpm.utils.console import activity, say
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from latentddpm.serve.api import Studio
 
 TOKEN = "LATENTDDPM_TOKEN"
@@ -66,6 +71,26 @@ class ServeOptions:
     jit: str | None = None
 
 
+@dataclass(frozen=True)
+class Ready:
+    """Server that is ready to answer.
+
+    Attributes:
+        app: ASGI application, with what guards it.
+        listening: socket that it answers at.
+        studio: parts that the page and the API share.
+    """
+
+    app: Access
+    listening: socket.socket
+    studio: Studio
+
+    @property
+    def port(self) -> int:
+        """Port of the socket."""
+        return self.listening.getsockname()[1]
+
+
 def serve(options: ServeOptions, quiet: bool = False) -> None:
     """Serve a page that draws, and its API, until a signal ends the process.
 
@@ -74,58 +99,87 @@ def serve(options: ServeOptions, quiet: bool = False) -> None:
         quiet: say nothing, not even where.
 
     Raises:
-        UserError: missing packages, a model that cannot be drawn with, a port in use, an address
-            for others without a token.
+        UserError: see `opened`.
+    """
+    with signals.listening(), opened(options, quiet) as ready:
+        for line in start_lines(options, ready):
+            say(line, quiet)
+        web_server(ready).run(sockets=[ready.listening])
+
+
+@contextlib.contextmanager
+def opened(options: ServeOptions, quiet: bool = True) -> Iterator[Ready]:
+    """Server that is ready inside the block: the model loaded, the port taken.
+
+    Args:
+        options: of the server.
+        quiet: say nothing.
+
+    Raises:
+        UserError: missing packages, an address for others without a token, a port in use; or see
+            `opened_studio`.
     """
     check_installed()
     token = read_token(options)
     offer = make_offer(options)
-    listening = listen(options.host, options.port)
-    with listening, tempfile.TemporaryDirectory(prefix="latentddpm-serve-") as uploads:
-        options.out.mkdir(parents=True, exist_ok=True)
-        gallery = Gallery(options.out, options.keep)
-        runner = Runner(gallery, options.jit)
-        with activity(f"loading {model_name(offer.folder)}", quiet):
-            first, _ = offer.plan(DrawRequest(**_first_words(offer)), gallery)
-            runner.load(first)
-        queue = DrawingQueue(runner.draw, options.queue, lambda job: gallery.release(job.inputs))
-        try:
-            port = listening.getsockname()[1]
-            app = make_application(offer, gallery, queue, options.runs, uploads)
-            if not quiet:
-                for line in start_lines(options, offer, port, token is not None):
-                    say(line)
-            _run(Access(app, token, port), listening)
-        finally:
-            queue.close()
+    with (
+        listen(options.host, options.port) as listening,
+        tempfile.TemporaryDirectory(prefix="latentddpm-serve-") as uploads,
+        opened_studio(options, offer, quiet) as studio,
+    ):
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        from latentddpm.serve.api import make_app
+        from latentddpm.serve.page import mount
+
+        app = mount(make_app(studio), studio)
+        yield Ready(Access(app, token, listening.getsockname()[1]), listening, studio)
 
 
-def make_application(
-    offer: Offer,
-    gallery: Gallery,
-    queue: DrawingQueue,
-    runs: Path | None = None,
-    uploads: str | None = None,
-) -> Any:
-    """Application with the page and the API, without what guards them.
+@contextlib.contextmanager
+def opened_studio(options: ServeOptions, offer: Offer, quiet: bool = True) -> Iterator[Studio]:
+    """Parts that the page and the API share, inside the block: gallery, model, queue.
 
     Args:
-        offer, gallery, queue: of the server.
-        runs: see `ServeOptions`.
-        uploads: folder for what gradio is sent; None for its own choice.
+        options: of the server.
+        offer: of the server.
+        quiet: say nothing.
 
-    Returns:
-        An ASGI application.
+    Raises:
+        UserError: the model cannot be loaded, or needs to be told what it is not.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
-    if uploads is not None:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-    from latentddpm.serve.api import Studio, make_app
-    from latentddpm.serve.page import mount
+    from latentddpm.serve.api import Studio
 
-    folder = default_folder(offer.folder.path) if runs is None else runs
-    studio: Studio = Studio(offer, gallery, queue, folder)
-    return mount(make_app(studio), studio)
+    options.out.mkdir(parents=True, exist_ok=True)
+    gallery = Gallery(options.out, options.keep)
+    runner = Runner(gallery, options.jit)
+    with activity(f"loading {model_name(offer.folder)}", quiet):
+        first, _ = offer.plan(DrawRequest(**_first_words(offer)), gallery)
+        runner.load(first)
+    queue = DrawingQueue(runner.draw, options.queue, lambda job: gallery.release(job.inputs))
+    try:
+        yield Studio(offer, gallery, queue, options.runs or default_folder(offer.folder.path))
+    finally:
+        queue.close()
+
+
+def web_server(ready: Ready) -> uvicorn.Server:
+    """Web server of an application; its `run` answers until a signal comes.
+
+    Args:
+        ready: of `opened`.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        ready.app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        limit_concurrency=1000,
+    )
+    return uvicorn.Server(config)
 
 
 def check_installed() -> None:
@@ -212,20 +266,19 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def start_lines(options: ServeOptions, offer: Offer, port: int, guarded: bool) -> list[str]:
+def start_lines(options: ServeOptions, ready: Ready) -> list[str]:
     """Lines that say where a server is.
 
     Args:
         options: of the server.
-        offer: of the server.
-        port: that it listens at.
-        guarded: True where a token has to be shown.
+        ready: of `opened`.
     """
     host = "localhost" if is_local(options.host) else options.host
     host = f"[{host}]" if ":" in host else host
-    note = ", which asks for the token" if guarded else ""
+    note = "" if ready.app.token is None else ", which asks for the token"
+    model = model_name(ready.studio.offer.folder)
     return [
-        f"{model_name(offer.folder)} draws at http://{host}:{port}/{note} (Ctrl-C ends it)",
+        f"{model} draws at http://{host}:{ready.port}/{note} (Ctrl-C ends it)",
         f"pictures are written to {options.out}{os.sep}",
     ]
 
@@ -239,18 +292,3 @@ def _first_words(offer: Offer) -> dict[str, Any]:
         words = getattr(one, "words", ())
         found[name] = words[0] if words else one.to_text(getattr(one, "mean", ()))
     return {"labels": found} if found else {}
-
-
-def _run(app: Any, listening: socket.socket) -> None:
-    """Answer requests until a signal comes."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=3,
-        limit_concurrency=1000,
-    )
-    uvicorn.Server(config).run(sockets=[listening])

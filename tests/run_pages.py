@@ -46,6 +46,7 @@ ELSEWHERE = {
     "multi-worker": "wants several processes; tests/distribution/test_multi_worker.py starts them",
     "--strategy mirrored": "wants a process of its own; tests/distribution/test_replicas.py",
     "inception": "is downloaded; tests/evaluation/test_extractors.py",
+    "serve ": "goes on until a signal; tests/serve starts it and asks it what its page shows",
 }
 """Words of a line that is not run here → why, and where what it shows is tested."""
 

@@ -54,7 +54,10 @@ def make_page(studio: Studio) -> gr.Blocks:
     """
     title = f"{model_name(studio.offer.folder)} · latentddpm"
     page = gr.Blocks(
-        title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+        title=title,
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
     )
     with page, gr.Tabs():
         with gr.Tab("Draw"):

@@ -114,7 +114,7 @@ class _Scale:
             found.append(
                 f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown:.3g}</text>'
             )
-        for step in np.linspace(self.first, self.last, TICKS + 1):
+        for step in np.unique(np.linspace(self.first, self.last, TICKS + 1).round()):
             (x,) = self.x(np.array([step]))
             text = f"{step / 1000:.3g}k" if step >= 1000 else f"{step:.0f}"
             found.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{text}</text>')

@@ -138,7 +138,9 @@ def _seconds_left(
     batch, speed = training.get("batch_size"), curves.get("examples_per_second")
     if step is None or num_steps is None or not isinstance(batch, int) or speed is None:
         return None
-    return max(0, num_steps - step) * batch / max(float(speed.values[-5:].mean()), 1e-9)
+    if step >= num_steps:  # what is left is to write the model
+        return None
+    return (num_steps - step) * batch / max(float(speed.values[-5:].mean()), 1e-9)
 
 
 def _samples(path: Path) -> list[Path]:

@@ -2,14 +2,17 @@
 
 import io
 import json
+import shlex
 import socket
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import call
+from pages import blocks
 from PIL import Image
 from served import TOKEN, as_base64, served, square
 from tiny import conditioned_model, quick_model, tiny_lora
@@ -264,6 +267,35 @@ def test_files_outside_of_the_gallery_are_not_given_out(client, suffix):
     (folder / "image-9.png").symlink_to(folder.parent / "secret.png")
     assert client.ask("GET", f"/{place}")[0] == 404, "a link in the place of its file"
     (folder / "image-9.png").unlink()
+
+
+# --- The page of the docs ------------------------------------------------------------------------
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs/guides/serve.md"
+
+
+def shown_calls():
+    """Method, address and body of each `curl` on the page."""
+    for body in blocks(GUIDE.read_text("utf-8"), "sh"):
+        for line in filter(lambda line: line.startswith("curl "), body.splitlines()):
+            words = shlex.split(line)
+            address = next(word for word in words if word.startswith("localhost:7860/"))
+            data = words[words.index("-d") + 1] if "-d" in words else None
+            method = words[words.index("-X") + 1] if "-X" in words else "POST" if data else "GET"
+            yield method, address.removeprefix("localhost:7860"), data
+
+
+def test_the_calls_that_the_guide_shows_are_answered(client):
+    done = client.ended(client.draw(prompt="apple", seed=0))
+    picture = done["pictures"][0].removeprefix("api/pictures/").removesuffix(".png")
+    found = list(shown_calls())
+    assert len(found) == 9
+    for method, address, data in found:
+        address = address.replace("$ID", done["id"]).replace("$PICTURE", picture)
+        body = data and data.replace("$(base64 -w0 apple.png)", as_base64(square()[0]))
+        status = client.ask(method, address, body, Content_Type="application/json")[0]
+        expected = 404 if "preview" in address else 202 if body else 200  # it is drawn already
+        assert status == expected, f"{method} {address}: {status}, expected {expected}"
 
 
 # --- Without a token -----------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def visit(browser, client):
     inside = (client.address, "data:", "blob:")
     outside = [url for url in asked if not url.startswith(inside)]
     assert not outside, f"the page asks others: {outside}"
-    errors = [error for error in errors if "401" not in error]
+    # The door without a token, and streams that a reload or a closed page cuts off.
+    known = ("401", "aborted", "Connection errored out")
+    errors = [error for error in errors if not any(words in error for words in known)]
     assert not errors, f"the page has errors: {errors}"
 
 
@@ -153,7 +155,7 @@ def test_a_drawing_is_seen_on_its_way_reloaded_and_cancelled(visit):
     page.click("#cancel")
     page.get_by_text("Cancelled.").wait_for()
     assert pictures(page, 0) == []
-    draw(page, "apple", Seed="1")
+    draw(page, "apple", Seed="1", Images="1")
     assert len(pictures(page, 1)) == 1, "the next one is drawn"
     page.reload()
     assert len(pictures(page, 1)) == 1, "the picture is there after a reload"

@@ -496,7 +496,7 @@ def test_a_remembered_path_is_only_a_name(model, pictures):
         (("generate", "--promt", "x"), ("--promt", "did you mean '--prompt'")),
         (("generate", "--steps"), ("--steps", "argument")),
         (("export", "--out", "x"), ("--model", "missing")),
-        (("info",), ("PATH", "missing")),
+        (("doctor",), ("DATA", "missing")),
         (("doctor", "a", "b"), ("unexpected", "b")),
         (("genrate",), ("'genrate'", "did you mean 'generate'", "'info'")),
         (("--vesrion",), ("--vesrion", "did you mean '--version'")),
@@ -508,7 +508,7 @@ def test_a_line_that_makes_no_sense_is_one_line(arguments, words):
 
 def test_a_bare_command_shows_its_help():
     done = start()
-    assert "Commands:" in done.stdout + done.stderr, f"expected the commands, got {done}"
+    assert "\nTrain:\n" in done.stdout + done.stderr, f"expected the commands, got {done}"
 
 
 def test_python_m_is_the_command():

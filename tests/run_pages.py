@@ -88,6 +88,7 @@ SMALL_CONFIG = {
 SMALL = {
     "train-vae": ("training", "data", "autoencoder"),
     "train-diffusion": ("training", "data", "unet", "text", "samples"),
+    "train": ("vae.train-vae", "diffusion.train-diffusion"),
 }
 """Sections of `SMALL_CONFIG` that a training without a configuration is given with `--set`."""
 
@@ -268,6 +269,10 @@ def expanded(word):
 
 def settings(name, fine_tuning):
     """Settings of a training that make it small; a finished model has its own sizes."""
+    if name == "train":
+        for part, dot, command in (one.partition(".") for one in SMALL[name]):
+            yield from (f"{part}{dot}{one}" for one in settings(command, fine_tuning))
+        return
     for section in SMALL[name]:
         if fine_tuning and section not in ("training", "data", "samples"):
             continue

@@ -35,6 +35,8 @@ from latentddpm.utils.images.pixel_format import RGB
 MEASURED = 32
 """Images that are reconstructed, spread evenly over the data."""
 AT_A_TIME = 8
+ANY_STEPS = 1000
+"""Number of steps in settings that only sizes are taken from."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Stage:
             trained: its sizes; else None.
         speed: of the autoencoder's training; None where none is trained.
         encoding: seconds of an image into latents.
+        accumulation_steps: parts that a batch of the autoencoder's training is computed in.
         seen: reconstruction by a finished autoencoder; None where it was not measured.
     """
 
@@ -98,6 +101,7 @@ class Stage:
     sources: Sources | None = None
     speed: Speed | None = None
     encoding: float = 0.0
+    accumulation_steps: int = 1
     seen: Reconstruction | None = None
 
 
@@ -133,23 +137,33 @@ def choose_stage(task: Task) -> Stage:
     )
 
 
-def own_settings(task: Task, resolution: int, steps: int) -> dict[str, Any]:
+def own_settings(
+    task: Task, resolution: int, steps: int, accumulation_steps: int = 1
+) -> dict[str, Any]:
     """Settings of the training of an autoencoder of one's own.
 
     Args:
         task: to plan.
         resolution: of the images, in pixels.
         steps: of the training.
+        accumulation_steps: parts that a batch is computed in.
     """
     settings = autoencoder_settings(resolution, task.facts, task.machine, task.goal, steps)
+    if accumulation_steps > 1:
+        settings["training"]["accumulation_steps"] = accumulation_steps
     return override_settings(settings, task.overrides.get("vae", ()))
 
 
 def _own(task: Task, resolution: int, reasons: Mapping[str, str]) -> Stage:
     """First stage that is still to be trained; an image is encoded in a sixth of its step."""
-    settings = own_settings(task, resolution, 1000)
-    config, _ = settle_vae(parse_config(AutoencoderRun, settings, "vae."))
-    config = complete_vae(config, task.dataset)
+    config = _complete(task, own_settings(task, resolution, ANY_STEPS))
+    size = config.training.batch_size
+    parts = rules.parts_of_batch(config, 1, size, task.machine)
+    if parts is None:
+        needed = rules.memory_of(config, 1, rules.LEAST_AT_A_TIME) / rules.MEMORY_SHARE
+        raise rules.no_memory(needed, task.machine)
+    if parts > 1:
+        config = _complete(task, own_settings(task, resolution, ANY_STEPS, parts))
     with activity("measuring steps of the autoencoder", task.quiet):
         speed = measure_autoencoder(config)
     stage = AutoencoderStage(None, config.autoencoder.model_dump())
@@ -160,8 +174,14 @@ def _own(task: Task, resolution: int, reasons: Mapping[str, str]) -> Stage:
         reasons,
         Sources(stage),
         speed,
-        speed.of_batch(config.training.batch_size) / 6,
+        speed.of_batch(size) / 6,
+        accumulation_steps=parts,
     )
+
+
+def _complete(task: Task, settings: dict[str, Any]) -> AutoencoderRun:
+    config, _ = settle_vae(parse_config(AutoencoderRun, settings, "vae."))
+    return complete_vae(config, task.dataset)
 
 
 def _resolution(task: Task, name: str) -> Chosen:

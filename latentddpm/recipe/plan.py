@@ -19,6 +19,7 @@ from latentddpm.config_file import override_settings, parse_config
 from latentddpm.recipe import budget, rules
 from latentddpm.recipe.budget import Speed, Times
 from latentddpm.recipe.first_stage import (
+    ANY_STEPS,
     Stage,
     Task,
     choose_stage,
@@ -38,8 +39,6 @@ GRID_IMAGES, GRID_CALLS = 32, 20
 """Images of a grid of samples, and calls of the UNet for each: ten steps, with guidance."""
 CHECKED_IMAGES = 64
 """Images that a validation of the autoencoder reconstructs."""
-ANY_STEPS = 1000
-"""Number of steps in settings that only sizes are taken from."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def plan_run(task: Task) -> Plan:
         unet_steps = min(unet_steps, most)
     autoencoder = None
     if stage.name == OWN:
-        autoencoder = own_settings(task, stage.resolution, own_steps)
+        autoencoder = own_settings(*(task, stage.resolution, own_steps, stage.accumulation_steps))
         _time_settings(task, "vae", autoencoder, times.autoencoder)
     diffusion = _unet_settings(task, stage, recipe, unet_steps)
     _time_settings(task, "diffusion", diffusion, times.unet)
@@ -191,13 +190,13 @@ class _Unets:
 
     def _fitting(self, name: str | None) -> Recipe | None:
         """Recipe with a UNet, in a batch that fits the memory; None where none does."""
-        recipe = Recipe(self.stage.name, self.stage.resolution, name, 1)
+        machine = self.task.machine
+        size = rules.BATCHES[self.task.goal.quality][machine.accelerator]
+        recipe = Recipe(self.stage.name, self.stage.resolution, name, size)
         config, sources = self._complete(recipe)
         factor = sources.first_stage.downsample_factor
-        found = rules.batch(config, factor, self.task.machine, self.task.goal)
-        if found is None:
-            return None
-        return replace(recipe, batch_size=found[0], accumulation_steps=found[1])
+        parts = rules.parts_of_batch(config, factor, size, machine)
+        return None if parts is None else replace(recipe, accumulation_steps=parts)
 
     def _no_memory(self, name: str | None) -> Exception:
         recipe = Recipe(self.stage.name, self.stage.resolution, name, rules.LEAST_AT_A_TIME)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentddpm.choices import FIRST_STAGES
-from latentddpm.config import DiffusionRun
+from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.recipe.facts import DataFacts, MachineFacts
 from latentddpm.recipe.goal import Goal
@@ -53,8 +53,9 @@ BATCHES = {"draft": (32, 128), "good": (64, 128), "best": (64, 128)}
 """Quality → examples of a step: on a processor, on an accelerator."""
 LEAST_AT_A_TIME = 4
 """Examples that are computed at a time, at least."""
-MEMORY_SHARE, MEMORY_BASE = 0.8, 0.9e9
-"""Share of the free memory that a run may take, and bytes that it needs whatever it trains."""
+MEMORY_SHARE, MEMORY_BASE, MEMORY_MAPS = 0.8, 1.5e9, 4
+"""Share of the free memory that a run may take; bytes that it needs whatever it trains, and its
+memory in that of the feature maps: small at 128 pixels, in batches of 32, took 2.1 GB."""
 
 
 @dataclass(frozen=True)
@@ -217,37 +218,37 @@ def largest_unet(
 # --- Batch, memory and the rest ------------------------------------------------------------
 
 
-def batch(
-    config: DiffusionRun, factor: int, machine: MachineFacts, goal: Goal
-) -> tuple[int, int] | None:
-    """Batch size and the number of parts it is computed in; None where memory is too small.
+def parts_of_batch(
+    config: AutoencoderRun | DiffusionRun, factor: int, size: int, machine: MachineFacts
+) -> int | None:
+    """Number of parts that a batch is computed in, so that each fits the memory.
 
     Args:
-        config: with the UNet and the resolution.
-        factor: downsample factor of the first stage.
+        config: with the network and the resolution.
+        factor: downsample factor of the first stage of a UNet; 1 for pixels, and an autoencoder.
+        size: examples of the batch.
         machine: facts of the machine.
-        goal: what is asked for.
+
+    Returns:
+        1, 2, 4, …; None where not even `LEAST_AT_A_TIME` examples fit.
     """
-    size = BATCHES[goal.quality][machine.accelerator]
-    if machine.memory is None:
-        return size, 1
     parts = 1
-    while size // parts >= LEAST_AT_A_TIME:
+    while machine.memory is not None and size // parts >= LEAST_AT_A_TIME:
         if memory_of(config, factor, size // parts) <= MEMORY_SHARE * machine.memory:
-            return size, parts
+            return parts
         parts *= 2
-    return None
+    return 1 if machine.memory is None else None
 
 
-def memory_of(config: DiffusionRun, factor: int, examples: int) -> float:
-    """Bytes that a training needs, by estimate: twice the feature maps of the examples.
+def memory_of(config: AutoencoderRun | DiffusionRun, factor: int, examples: int) -> float:
+    """Bytes that a training needs, by estimate, from the feature maps of the examples.
 
     Args:
-        config: with the UNet and the resolution.
-        factor: downsample factor of the first stage.
+        config: with the network and the resolution.
+        factor: see `parts_of_batch`.
         examples: computed at a time.
     """
-    return MEMORY_BASE + 2 * 4 * cost_of(config, factor).numbers * examples
+    return MEMORY_BASE + MEMORY_MAPS * 4 * cost_of(config, factor).numbers * examples
 
 
 def no_memory(needed: float, machine: MachineFacts) -> UserError:

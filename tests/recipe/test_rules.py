@@ -104,16 +104,18 @@ def test_a_better_quality_is_never_less():
 
 def test_less_memory_never_gives_a_larger_batch_at_a_time():
     data, goal = DataFacts(800, 100), Goal()
-    own = settings.diffusion_settings(Recipe(NONE, 32, "small", 32), 32, data, goal, 100)
-    config = parse_config(DiffusionRun, own)
-    held = []
-    for memory in (64e9, 4e9, 2e9, 1.5e9, 1.3e9, 1e9, 0.5e9):
-        found = rules.batch(config, 1, MachineFacts(2, memory=int(memory)), goal)
-        held.append(found[0] // found[1] if found else 0)
-    assert held == sorted(held, reverse=True), f"less memory, more at a time: {held}"
-    assert held[0] == 32
-    assert held[-1] == 0
-    assert rules.batch(config, 1, CPU, goal) == (32, 1), "unknown memory limits nothing"
+    unet = settings.diffusion_settings(Recipe(NONE, 32, "small", 32), 32, data, goal, 100)
+    own = settings.autoencoder_settings(64, data, CPU, goal, 100)
+    for config in (parse_config(DiffusionRun, unet), parse_config(AutoencoderRun, own)):
+        held = []
+        for memory in (64e9, 8e9, 4e9, 3e9, 2.5e9, 2.2e9, 2e9, 0.5e9):
+            parts = rules.parts_of_batch(config, 1, 32, MachineFacts(2, memory=int(memory)))
+            held.append(32 // parts if parts else 0)
+        assert held == sorted(held, reverse=True), f"less memory, more at a time: {held}"
+        assert held[0] == 32
+        assert held[-1] == 0
+        assert len(set(held)) > 2, f"expected parts of a batch between: {held}"
+        assert rules.parts_of_batch(config, 1, 32, CPU) == 1, "unknown memory limits nothing"
     error = rules.no_memory(1.3e9, MachineFacts(2, memory=5 * 10**8))
     assert "1.3 GB" in str(error)
     assert "0.5 GB" in str(error)

@@ -18,8 +18,8 @@ AUTOENCODER_SHARE = 1 / 3
 """Share of the autoencoder in the time for steps, where it is trained."""
 LEAST_STEPS = 100
 """Steps of a training, at least: fewer leave noise."""
-VALIDATIONS = 4
-"""Validations of a training."""
+VALIDATIONS, GRIDS_SHARE = 4, 0.1
+"""Validations of a training at most, and the share of a limited time that they may take."""
 KEPT_BACK = 0.05
 """Share of the time that no step is planned for: machines do not run evenly."""
 SAVING = 10.0
@@ -60,6 +60,7 @@ class Times:
         encoding: of all images into latents.
         grid: of one validation of the UNet, most of it for the grid of samples.
         check: of one validation of the autoencoder.
+        validations: of each training, how many.
     """
 
     before: float
@@ -68,13 +69,14 @@ class Times:
     encoding: float = 0.0
     grid: float = 0.0
     check: float = 0.0
+    validations: int = VALIDATIONS
 
     @property
     def fixed(self) -> float:
         """Seconds that pass whatever the number of steps."""
-        fixed = self.before + self.encoding + self.unet.compiling + VALIDATIONS * self.grid
+        fixed = self.before + self.encoding + self.unet.compiling + self.validations * self.grid
         if self.autoencoder is not None:
-            fixed += self.autoencoder.compiling + VALIDATIONS * self.check
+            fixed += self.autoencoder.compiling + self.validations * self.check
         return fixed + SAVING
 
     def total(self, unet_steps: int, autoencoder_steps: int = 0) -> float:
@@ -91,6 +93,18 @@ class Times:
         """Seconds of the shortest run there is a plan for."""
         steps = LEAST_STEPS * (self.unet.step + (self.autoencoder.step if self.autoencoder else 0))
         return (self.fixed + steps) / (1 - KEPT_BACK)
+
+
+def validations_in(seconds: float | None, grid: float) -> int:
+    """Validations of a training.
+
+    Args:
+        seconds: of the whole run; None for no limit.
+        grid: seconds of one validation.
+    """
+    if seconds is None or not grid:
+        return VALIDATIONS
+    return min(max(int(GRIDS_SHARE * seconds / grid), 1), VALIDATIONS)
 
 
 def steps_in(seconds: float, times: Times) -> tuple[int, int]:
@@ -129,5 +143,5 @@ def steps_left(seconds: float, spent: float, times: Times, slower: float) -> int
         slower: seconds of a step in those that were planned, of the autoencoder's training.
     """
     left = seconds * (1 - KEPT_BACK) - spent - SAVING
-    left -= slower * (times.encoding + times.unet.compiling + VALIDATIONS * times.grid)
+    left -= slower * (times.encoding + times.unet.compiling + times.validations * times.grid)
     return max(int(left / (times.unet.step * slower)), LEAST_STEPS)

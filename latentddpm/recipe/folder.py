@@ -227,9 +227,11 @@ def check_folder(out: Path, resume: bool, plan_only: bool = False) -> bool:
                     f"{out}: holds a run of another command ({name}); take another --out"
                 )
         return False
+    if begun and plan_only:
+        raise UserError(f"{out}: already holds a run; --plan wants another --out")
     if begun and not resume:
         raise UserError(f"{out}: already holds a run; pass --resume, or another --out")
-    return resume and not plan_only
+    return resume
 
 
 def _write_yaml(path: Path, value: Mapping[str, Any]) -> None:

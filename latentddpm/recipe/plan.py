@@ -96,9 +96,9 @@ def plan_run(task: Task) -> Plan:
     autoencoder = None
     if stage.name == OWN:
         autoencoder = own_settings(*(task, stage.resolution, own_steps, stage.accumulation_steps))
-        _time_settings(task, "vae", autoencoder, times.autoencoder)
+        _time_settings(task, "vae", autoencoder, times.autoencoder, times.validations)
     diffusion = _unet_settings(task, stage, recipe, unet_steps)
-    _time_settings(task, "diffusion", diffusion, times.unet)
+    _time_settings(task, "diffusion", diffusion, times.unet, times.validations)
     return Plan(task, stage, recipe, autoencoder, diffusion, times)
 
 
@@ -108,9 +108,11 @@ def _unet_settings(task: Task, stage: Stage, recipe: Recipe, steps: int) -> dict
     return override_settings(settings, task.overrides.get("diffusion", ()))
 
 
-def _time_settings(task: Task, part: str, settings: dict[str, Any], speed: Speed) -> None:
+def _time_settings(
+    task: Task, part: str, settings: dict[str, Any], speed: Speed, validations: int
+) -> None:
     """Complete settings by what follows from the steps and their speed; overrides come last."""
-    settings["training"] |= lengths(settings["training"]["num_steps"], speed.step)
+    settings["training"] |= lengths(settings["training"]["num_steps"], speed.step, validations)
     override_settings(settings, task.overrides.get(part, ()))
     parse_config(PARTS[part], settings, f"{part}.")
 
@@ -169,13 +171,15 @@ class _Unets:
 
     def _times(self, unet: Speed, example: float) -> Times:
         decoding = 1.5 * self.stage.encoding
+        grid = GRID_IMAGES * (GRID_CALLS * example / 3 + decoding)
         return Times(
             before=time.monotonic() - self.task.began,
             unet=unet,
             autoencoder=self.stage.speed,
             encoding=seconds_to_encode(self.task, self.stage),
-            grid=GRID_IMAGES * (GRID_CALLS * example / 3 + decoding),
+            grid=grid,
             check=CHECKED_IMAGES * 2 * decoding,
+            validations=budget.validations_in(self.task.goal.seconds, grid),
         )
 
     def _complete(self, recipe: Recipe) -> tuple[DiffusionRun, Sources]:

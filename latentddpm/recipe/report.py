@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from latentddpm.data.doctor.report import Report
 from latentddpm.data.findings import ERROR, KINDS, NOTE, WARNING
-from latentddpm.recipe.budget import VALIDATIONS
 from latentddpm.recipe.plan import Plan
 from latentddpm.recipe.rules import NONE, OWN, SMALL_SET
 from latentddpm.utils.timing import clock
@@ -69,8 +68,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         )
     name = f" ({recipe.unet})" if recipe.unet else ""
     yield _training(f"UNet{name}", plan.diffusion, unet_steps, times.unet.step)
+    grids = f"{times.validations} sample grid" + "s" * (times.validations > 1)
     passes = unet_steps * plan.diffusion["training"]["batch_size"] / facts.images
-    yield f"           {why['unet']}; each image {passes:.3g} times, {VALIDATIONS} sample grids"
+    yield f"           {why['unet']}; each image {passes:.3g} times, {grids}"
     yield (
         f"time       about {clock(plan.seconds)} in all, {clock(times.before)} of it until here "
         "(measured on the first steps, on this machine as it is now)"

@@ -152,7 +152,7 @@ class _Run:
             return None
         times, own = self.plan.times, self.plan.times.autoencoder
         steps = folder.read_settings(self.out, VAE)["training"]["num_steps"]
-        planned = own.compiling + steps * own.step + budget.VALIDATIONS * times.check
+        planned = own.compiling + steps * own.step + times.validations * times.check
         return times.before + budget.LATE * planned - self.spent
 
     def _diffusion_until(self) -> float | None:
@@ -179,7 +179,7 @@ class _Run:
         fixed = any("training.num_steps=" in one for one in self.plan.overrides)
         steps = budget.steps_left(self.plan.goal.seconds, self.spent, times, slower)
         if steps != planned and not fixed:
-            settings["training"] |= lengths(steps, times.unet.step * slower)
+            settings["training"] |= lengths(steps, times.unet.step * slower, times.validations)
             own = split_overrides(self.plan.overrides)[DIFFUSION]
             override_settings(settings, own)
             folder.write_settings(self.out, DIFFUSION, settings)

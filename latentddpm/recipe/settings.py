@@ -11,6 +11,7 @@ from typing import Any
 from latentddpm.config import AutoencoderRun, DiffusionData, DiffusionRun
 from latentddpm.errors import UserError, nearest
 from latentddpm.recipe import rules
+from latentddpm.recipe.budget import VALIDATIONS
 from latentddpm.recipe.facts import DataFacts, MachineFacts
 from latentddpm.recipe.goal import Goal
 from latentddpm.recipe.rules import Recipe
@@ -131,13 +132,16 @@ def encoded(data: DataFacts) -> int:
     return data.images * (1 + images(data).get("augment", {}).get("variants", 0))
 
 
-def lengths(steps: int, seconds: float | None = None) -> dict[str, Any]:
+def lengths(
+    steps: int, seconds: float | None = None, validations: int = VALIDATIONS
+) -> dict[str, Any]:
     """Settings of the section `training:` that follow from its number of steps.
 
     Args:
         steps: of the training.
         seconds: of a step, which decides how often a checkpoint is written; None where they are
             not known yet.
+        validations: how many.
     """
     often = max(steps // 10, 1)
     if seconds is not None:
@@ -148,7 +152,7 @@ def lengths(steps: int, seconds: float | None = None) -> dict[str, Any]:
         "warmup_steps": rules.warmup_steps(steps),
         "ema_momentum": rules.ema_momentum(steps),
         "log_every": min(max(steps // LOG_LINES, 1), 50),
-        "validate_every": max(-(-steps // 4), 1),
+        "validate_every": max(-(-steps // validations), 1),
         "checkpoint_every": often,
     }
 

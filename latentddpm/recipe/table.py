@@ -136,7 +136,8 @@ RULES = (
     Rule(
         "validation",
         f"a twentieth of the images, a tenth of fewer than {rules.FEW_VALIDATION}; "
-        f"{budget.VALIDATIONS} times in a run",
+        f"{budget.VALIDATIONS} times in a run, fewer where that takes more than "
+        f"{budget.GRIDS_SHARE:.0%} of its time",
         "fewer than ten images tell little",
     ),
     Rule(

@@ -187,6 +187,7 @@ def test_wrong_input_is_one_line(lab, tmp_path):
     refused(call(*finished, "--quality", "best"), "--quality best", "draft")
     refused(call(*finished, "--data", data), "--data")
     refused(call("train", "--data", data, "--out", lab / "run"), "already holds a run")
+    refused(call(*finished, "--plan"), "--plan wants another --out")
     other = tmp_path / "other"
     (other / "checkpoints").mkdir(parents=True)
     refused(call("train", "--data", data, "--out", other), "another command")

@@ -99,7 +99,11 @@ LAYOUTS = (
     Layout(r"(adapter\.)?body\.\d+\.(block1|resnets)\b", "a T2I-adapter"),
     Layout(r".*motion_modules\.", "a motion module of AnimateDiff"),
     Layout(r"clip_[lg]$", "a textual inversion of Stable Diffusion XL"),
-    Layout(r"(emb_params|string_to_param)$", "a textual inversion (an embedding)", advice=WORD),
+    Layout(
+        r"(emb_params|string_to_param|<[^<>]+>)$",
+        "a textual inversion (an embedding)",
+        advice=WORD,
+    ),
     Layout(r"(conv_first|RRDB_trunk)\b", "an upscaler (ESRGAN)"),
     Layout(r"(model\.diffusion_model\.)?label_emb\.", "a UNet with label_emb (as SDXL's)"),
     Layout(

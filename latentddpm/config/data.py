@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import pydantic
@@ -33,7 +34,7 @@ class TagsConfig(Section):
         return self.shuffle or self.dropout > 0
 
     def __str__(self) -> str:
-        """How a use of a caption is drawn, for people."""
+        """Words for people: what each use of a caption changes."""
         parts = ["in another order for each use"] if self.shuffle else []
         parts += [f"{self.dropout:g} of them left out"] if self.dropout else []
         parts += [f"the first {self.keep} stay"] if self.keep else []
@@ -45,7 +46,6 @@ class MaskConfig(Section):
 
     suffix: str = Field(
         "",
-        pattern=r"^([._-][^/\\]*\.[^/\\.]+)?$",
         description="end of the name of a mask beside its image, such as .mask.png: cat.mask.png "
         "of cat.jpg",
     )
@@ -55,6 +55,15 @@ class MaskConfig(Section):
     unmasked_weight: float = Field(
         0.0, ge=0, le=1, description="weight of the loss where a mask is black; white has 1"
     )
+
+    @pydantic.field_validator("suffix")
+    @classmethod
+    def _is_an_end(cls, value: str) -> str:
+        if not re.fullmatch(r"([._-][^/\\]*\.[^/\\.]+)?", value):
+            raise PydanticCustomError(
+                "suffix", "expected the end of a name behind that of its image, such as .mask.png"
+            )
+        return value
 
     @pydantic.model_validator(mode="after")
     def _one_way(self) -> MaskConfig:

@@ -116,7 +116,7 @@ class Named:
 
     @property
     def found(self) -> Uncaptioned:
-        """What their names say."""
+        """The names, as `auto` looks at them."""
         return Uncaptioned(self.names, len(self.names))
 
     def lines(self) -> Iterator[str]:

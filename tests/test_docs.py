@@ -39,7 +39,12 @@ CODE = {
     if path.suffix in (".py", ".yaml", ".sbatch") and path != Path(__file__)
 }
 RUNS = {"train-vae": AutoencoderRun, "train-diffusion": DiffusionRun}
-OTHERS_OPTIONS = {"--no-deps", "--run-slow", "--signal"}  # of pip, pytest, Slurm
+OTHERS_OPTIONS = {
+    *("--no-deps", "--run-slow", "--signal"),  # of pip, pytest, Slurm
+    *("--judge", "--never"),  # of examples/labelled_digits.py
+    *("--with_prior_preservation", "--class_prompt", "--class_data_dir"),  # of diffusers
+    *("--num_class_images", "--prior_loss_weight"),
+}
 
 
 def load_hooks():
@@ -232,6 +237,12 @@ def command_lines(text):
             yield from calls(f"latentddpm {code}")
 
 
+def without_brackets(word):
+    """Word of a command line without the brackets of what may be left out."""
+    word = word.removeprefix("[")
+    return word if "[" in word else word.removesuffix("]")
+
+
 LINES = [(page, words) for page, text in PAGES.items() for words in command_lines(text)]
 PLACEHOLDERS = ("…", "...")
 
@@ -241,7 +252,7 @@ def test_a_command_line_parses(page, words):
     name, *arguments = words
     assert name in main.commands, f"{page}: no command {name}"
     command = main.commands[name]
-    arguments = [word.replace("[", "").replace("]", "") for word in arguments]
+    arguments = [without_brackets(word) for word in arguments]
     for stop in ("|", ">"):  # what follows is the shell's
         arguments = arguments[: arguments.index(stop)] if stop in arguments else arguments
     arguments = [word for word in arguments if word not in PLACEHOLDERS]
@@ -272,31 +283,34 @@ def test_options_in_the_text_exist(page):
 # --- Settings ------------------------------------------------------------------------------
 
 
-def setting_names():
-    for run in RUNS.values():
-        for section, field in run.model_fields.items():
-            yield section
-            fields = getattr(field.annotation, "model_fields", {})
-            yield from (f"{section}.{name}" for name in fields)
+def setting_names(section, prefix=""):
+    """Keys of a section, and True for those of sections."""
+    for name, field in section.model_fields.items():
+        inner = hasattr(field.annotation, "model_fields")
+        yield f"{prefix}{name}", inner
+        if inner:
+            yield from setting_names(field.annotation, f"{prefix}{name}.")
 
 
-SETTINGS = set(setting_names())
+NAMES = {name: inner for run in RUNS.values() for name, inner in setting_names(run)}
+SETTINGS = set(NAMES)
 SUFFIXES = ("py", "onnx", "safetensors")  # `unet.py` is a file
 SECTIONS = {name.split(".")[0] for name in SETTINGS}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_in_the_text_exist(page):
-    pattern = rf"^((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?=$|[:= ])"
+    pattern = rf"^((?:{'|'.join(SECTIONS)})(?:\.[a-z_]+)+)(?=$|[:= ])"
     named = {name for code in inline(PAGES[page]) for name in re.findall(pattern, code)}
     named = {name for name in named if name.split(".")[1] not in SUFFIXES}
-    named |= set(re.findall(r"--set (\w+\.\w+)=", PAGES[page]))
+    named |= set(re.findall(r"--set (\w+(?:\.\w+)+)=", PAGES[page]))
     assert named <= SETTINGS, f"{page}: no setting {sorted(named - SETTINGS)}"
 
 
 def test_every_setting_and_command_is_on_its_page():
     page = hooks.filled(PAGES["docs/reference/settings.md"])
-    missing = [name for name in SETTINGS if f"| `{name}` |" not in page and "." in name]
+    leaves = [name for name, inner in NAMES.items() if "." in name and not inner]
+    missing = [name for name in leaves if f"| `{name}` |" not in page]
     assert not missing, f"reference/settings.md lacks {missing}"
     page = hooks.filled(PAGES["docs/reference/commands.md"])
     missing = [name for name in main.commands if f"## {name}\n" not in page]
@@ -307,6 +321,14 @@ def settings_of_the_schema(command):
     """Every setting of a command's schema, as its page calls it, with its entry."""
     schema = config_schema(command)
     sections = schema["$defs"]
+
+    def inside(prefix, reference):
+        for name, setting in sections[reference.rpartition("/")[2]]["properties"].items():
+            if "$ref" in setting:
+                yield from inside(f"{prefix}.{name}", setting["$ref"])
+            else:
+                yield f"{prefix}.{name}", setting
+
     root = sections[schema["$ref"].rpartition("/")[2]]
     for section, entry in root["properties"].items():
         several = entry.get("additionalProperties")
@@ -315,8 +337,7 @@ def settings_of_the_schema(command):
             yield section, entry
             continue
         prefix = f"{section}.NAME" if several else section
-        for name, setting in sections[inner.rpartition("/")[2]]["properties"].items():
-            yield f"{prefix}.{name}", setting
+        yield from inside(prefix, inner)
 
 
 def limits_of(entry):

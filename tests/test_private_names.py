@@ -86,13 +86,16 @@ def is_private(name):
     return name.startswith("_") and not name.startswith("__")
 
 
+DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
 def names_used():
     """Private names that the package takes from objects, or overrides, and does not define."""
     used, own, overridden = set(), set(), set()
     bases = compiled_model(), averaging_optimizer(), keras.metrics.Mean(), keras.losses.Loss()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_private(node.name):
+            if isinstance(node, DEFINED) and is_private(node.name):
                 own.add(node.name)
             if isinstance(node, ast.ClassDef):
                 methods = {one.name for one in node.body if isinstance(one, ast.FunctionDef)}

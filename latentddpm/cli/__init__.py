@@ -6,7 +6,7 @@
     generate  generate, serve
     evaluate  evaluate
     models    info, merge, convert, export
-    shipped   configs, help
+    help/     configs, help
     push      push
 
 These modules hold no algorithms and import neither Keras nor TensorFlow, so `--help` and the
@@ -19,8 +19,9 @@ from __future__ import annotations
 import click
 
 from latentddpm import __version__
-from latentddpm.cli import data, evaluate, generate, models, push, serve, shipped, train, whole
-from latentddpm.cli.completion import SHELLS, print_completion
+from latentddpm.cli import data, evaluate, generate, models, push, serve, train, whole
+from latentddpm.cli.help import shipped
+from latentddpm.cli.help.completion import SHELLS, print_completion
 from latentddpm.cli.usage import Commands
 
 

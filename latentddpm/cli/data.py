@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from latentddpm.choices import PRECISIONS
-from latentddpm.cli import completion
+from latentddpm.cli.help import completion
 from latentddpm.cli.options import FOLDER, catalog_option, data_option, strict_option
 from latentddpm.cli.usage import command
 from latentddpm.distribution.processes import STRATEGIES, parse_strategy

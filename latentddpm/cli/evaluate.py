@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from latentddpm.choices import PROJECTIONS
-from latentddpm.cli import completion
 from latentddpm.cli.evaluate_options import check_used, default_parts, drawing_options
+from latentddpm.cli.help import completion
 from latentddpm.cli.options import (
     FOLDER,
     data_option,

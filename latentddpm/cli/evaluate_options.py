@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from latentddpm.choices import SAMPLERS, TIMESTEP_SPACINGS
-from latentddpm.cli import completion
+from latentddpm.cli.help import completion
 from latentddpm.cli.options import FOLDER, engine_option
 from latentddpm.errors import UserError
 from latentddpm.pipeline.model_folder import read_model_folder

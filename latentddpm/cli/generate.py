@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from latentddpm.choices import JIT, SAMPLERS, SIGMA_SPACINGS, TIMESTEP_SPACINGS
-from latentddpm.cli import completion
+from latentddpm.cli.help import completion
 from latentddpm.cli.options import (
     FOLDER,
     NAMED_NUMBER,

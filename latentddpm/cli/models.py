@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from latentddpm.choices import CONVERSIONS, EXPORTS, STORAGE
-from latentddpm.cli import completion
+from latentddpm.cli.help import completion
 from latentddpm.cli.options import FOLDER, model_option, storage_option
 from latentddpm.cli.places import PLACE, PLACE_TEXT, SCALED_PLACE
 from latentddpm.cli.usage import command

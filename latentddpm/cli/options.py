@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from latentddpm.choices import AUTO, ENGINES, PRECISIONS, STORAGE
-from latentddpm.cli import completion
+from latentddpm.cli.help import completion
 from latentddpm.cli.places import PLACE, SCALED_PLACE
 from latentddpm.distribution.processes import STRATEGIES
 

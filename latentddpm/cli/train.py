@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentddpm.choices import AUTO, JIT, PRECISIONS
-from latentddpm.cli import completion
+from latentddpm.cli.help import completion
 from latentddpm.cli.options import (
     FOLDER,
     catalog_option,

@@ -19,7 +19,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from latentddpm.cli.pages import with_page
+from latentddpm.cli.help.pages import with_page
 from latentddpm.cli.places import fetched
 from latentddpm.errors import UserError, check_choice, nearest, one_line
 from latentddpm.utils.console import say, speaking

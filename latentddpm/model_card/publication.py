@@ -47,7 +47,7 @@ class Publication:
     files: dict[str, Path | bytes]
 
     def lines(self) -> Iterator[str]:
-        """What would be sent, a line for each file, then the whole."""
+        """Lines on what would be sent: one for each file, then the whole."""
         sizes = {name: _size(content) for name, content in self.files.items()}
         for name, size in sizes.items():
             yield f"{size_text(size):>8}  {name}"

@@ -11,7 +11,7 @@ import yaml
 from command_line import call, refused, succeeds
 
 from latentddpm.cli import main
-from latentddpm.cli.pages import OF_COMMAND, OF_ROOM
+from latentddpm.cli.help.pages import OF_COMMAND, OF_ROOM
 from latentddpm.config import COMMANDS
 from latentddpm.config_file import ready_configs
 from latentddpm.packaged import PACKAGE, packaged_files

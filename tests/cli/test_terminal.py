@@ -12,8 +12,8 @@ from command_line import call, refused, succeeds
 
 from latentddpm.choices import SAMPLERS
 from latentddpm.cli import GROUPS, main
-from latentddpm.cli.completion import SHELLS
-from latentddpm.cli.pages import page_of
+from latentddpm.cli.help.completion import SHELLS
+from latentddpm.cli.help.pages import page_of
 from latentddpm.cli.usage import wants_colour
 from latentddpm.config_file import ready_configs
 from latentddpm.errors import UserError

@@ -179,11 +179,17 @@ def _settings(command: str | None) -> Iterator[tuple[str, Any]]:
     """Settings of a command, as `section.key`, with their fields."""
     from latentddpm.config import COMMANDS
 
-    if command not in COMMANDS:
-        return
-    for section, field in COMMANDS[command].model_fields.items():
-        for name, setting in getattr(field.annotation, "model_fields", {}).items():
-            yield f"{section}.{name}", setting
+    for name, field in COMMANDS[command].model_fields.items() if command in COMMANDS else ():
+        yield from _inside(name, field.annotation)
+
+
+def _inside(prefix: str, section: Any) -> Iterator[tuple[str, Any]]:
+    """Settings of a section and of the sections in it; none of what is no section."""
+    for name, setting in getattr(section, "model_fields", {}).items():
+        if hasattr(setting.annotation, "model_fields"):
+            yield from _inside(f"{prefix}.{name}", setting.annotation)
+        else:
+            yield f"{prefix}.{name}", setting
 
 
 def _words(annotation: Any) -> tuple[str, ...]:

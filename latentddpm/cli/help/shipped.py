@@ -6,8 +6,8 @@ import json
 
 import click
 
-from latentddpm.cli import completion
-from latentddpm.cli.pages import list_pages, read_page
+from latentddpm.cli.help import completion
+from latentddpm.cli.help.pages import list_pages, read_page
 from latentddpm.cli.usage import command
 from latentddpm.errors import UserError, check_choice
 

@@ -1,0 +1,1 @@
+"""Help on the command line: pages, ready configurations, completion by the shell."""

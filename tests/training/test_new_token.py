@@ -108,6 +108,7 @@ def test_the_file_is_the_whole_result(lab, trained):
         interop.load_embedding(model, lab / "run/embedding.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(lab, trained):
     shutil.copytree(lab / "run", lab / "stopped")
     (lab / "stopped/embedding.safetensors").unlink()

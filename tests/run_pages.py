@@ -146,9 +146,12 @@ def files_of_a_reader(world):
 
     small_configurations(world / "configs")
     (world / "examples").symlink_to(ROOT / "examples")
-    for name in ("photos", "emoji"):
+    for name in ("photos", "emoji", "drawings", "portraits"):
         (world / name).mkdir()
         few_emoji(world / name, 40)
+    for path in [*(world / "portraits").rglob("*.png")]:
+        with Image.open(path) as image:
+            Image.new("L", image.size, 255).save(path.with_suffix(".mask.png"))
     (world / "digits").mkdir()
     for number, digit in enumerate(load_digits().images[:40]):
         Image.fromarray(np.uint8(16 * digit)).save(world / "digits" / f"{number:04}.png")

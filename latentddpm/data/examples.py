@@ -198,9 +198,8 @@ def diffusion_examples(
     Returns:
         Batches `({"noisy_latents": (B, h, w, c), "timesteps": (B,)[, "token_ids": (B, L)][,
         "guidance_scale": (B,)]}, target (B, h, w, c)[, weight (B, 1, 1)])`, float32 and int32,
-        with masks weights (B, h, w),
         with the inputs of the conditions by their names; timesteps of a flow schedule are
-        float32. Signals are (B, L, c), with weights (B, 1).
+        float32. With masks weights are (B, h, w). Signals are (B, L, c), with weights (B, 1).
     """
     shape = cache.latent_shape
     ones = (1,) * (len(shape) - 1)  # of the axes of space

@@ -93,6 +93,8 @@ def weighted(selection: Selection, catalog: Catalog, repeats: bool = False) -> S
         catalog: of them.
         repeats: take those in the names of folders for weights.
     """
+    if not repeats and not isinstance(catalog.source, Union):
+        return selection
     weights, labels = weights_of(catalog, repeats)
     if len(weights) < 2:
         return selection
@@ -111,20 +113,20 @@ def weights_of(catalog: Catalog, repeats: bool = False) -> tuple[list[Fraction],
         repeats: take those in the names of folders for weights, as factors.
 
     Returns:
-        Weights, increasing, and int64 (N,).
+        Weights, increasing, and int32 (N,).
     """
     places = place_weights(catalog)
     if not repeats:
         found = sorted({weight for _, weight, _ in places})
-        labels = [np.full(rows, found.index(weight)) for _, weight, rows in places]
-        return found, np.concatenate(labels) if labels else np.zeros(0, np.int64)
+        labels = [np.full(rows, found.index(weight), np.int32) for _, weight, rows in places]
+        return found, np.concatenate(labels)
     each = [weight for _, weight, rows in places for _ in range(rows)]
     for row in range(len(each)):
         named = map(repeats_of, catalog.name(row).split("/")[:-1])
         each[row] *= next((one.count for one in reversed([*named]) if one), 1)
     found = sorted(set(each))
     numbers = {weight: number for number, weight in enumerate(found)}
-    return found, np.array([numbers[weight] for weight in each], np.int64)
+    return found, np.array([numbers[weight] for weight in each], np.int32)
 
 
 def place_weights(catalog: Catalog) -> list[tuple[str, Fraction, int]]:

@@ -1,18 +1,19 @@
 """Page that draws, made with gradio: a form on the left, what is drawn on the right, runs behind.
 
-The form becomes a `DrawRequest` as one of the API does. What the page shows follows from the queue
-and the gallery alone, so a page that was loaded again in the middle goes on where it was.
+The form becomes a `DrawRequest`, as JSON does. What is shown follows from the queue and the
+gallery alone: `watcher.js` asks for it, so a page that was loaded again goes on where it was.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import Request
 
 from latentddpm.choices import SAMPLERS
 from latentddpm.conditions.base import VectorCondition
@@ -25,8 +26,9 @@ from latentddpm.serve.requests import MOST_CHARACTERS, encode_picture, read_requ
 from latentddpm.serve.runs import run_names
 from latentddpm.serve.views import escaped, gallery_view, live_view, run_view
 
-PACE = 0.1
-"""Seconds between looks at the queue."""
+DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Manner of the page's calls: each is answered at once, and no function is a second API."""
+WATCHED = '<div class="now"></div><div class="kept"></div>'
 REFRESH = 10.0
 """Seconds between looks at a run."""
 LOCAL_FONTS = ["system-ui", "sans-serif"]
@@ -64,7 +66,7 @@ def make_page(studio: Studio) -> gr.Blocks:
             _drawing_tab(page, studio)
         with gr.Tab("Runs") as tab:
             _runs_tab(tab, studio)
-    page.queue(max_size=500, default_concurrency_limit=None, api_open=False)
+    page.queue(api_open=False)
     return page
 
 
@@ -75,6 +77,11 @@ def mount(app: Any, studio: Studio) -> Any:
         app: returned by `api.make_app`.
         studio: of the server.
     """
+
+    def view(request: Request, have: str = "") -> dict[str, Any]:
+        return view_of(studio, cookies_of(request.headers.get("cookie", "")).get(OWNER, ""), have)
+
+    app.add_api_route("/api/view", view)
     return gr.mount_gradio_app(
         app,
         make_page(studio),
@@ -116,51 +123,46 @@ def _drawing_tab(page: gr.Blocks, studio: Studio) -> None:
         with gr.Column(scale=2, min_width=300):
             fields |= _form(studio)
         with gr.Column(scale=5):
-            live = gr.HTML(elem_id="live")
-            pictures = gr.HTML(elem_id="pictures")
-    names, shown = list(fields), [live, pictures]
+            said = gr.HTML(elem_id="said")
+            gr.HTML(html_template=WATCHED, js_on_load=_file("watcher.js"), elem_id="watched")
+    names = list(fields)
 
-    async def drawn(request: gr.Request, *values: Any) -> AsyncIterator[Sequence[Any]]:
-        owner, message = _owner(request), ""
+    def drawn(request: gr.Request, *values: Any) -> str:
         try:
             asked = read_request(form_request(dict(zip(names, values, strict=True))))
-            await asyncio.to_thread(studio.submit, asked, owner)
+            studio.submit(asked, _owner(request))
         except (UserError, OSError) as error:
-            message = one_line(error)
-        async for views in _follow(studio, owner, message):
-            yield views
+            return f'<p class="error" role="alert">{escaped(one_line(error))}</p>'
+        return ""
 
-    async def resumed(request: gr.Request) -> AsyncIterator[Sequence[Any]]:
-        async for views in _follow(studio, _owner(request)):
-            yield views
-
-    def cancelled(request: gr.Request) -> None:
+    def cancelled(request: gr.Request) -> str:
         for job in studio.queue.of(_owner(request)):
             studio.queue.cancel(job)
+        return ""
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     starts = [draw.click, *([fields["prompt"].submit] if facts.has_text else [])]
     for start in starts:
-        start(drawn, list(fields.values()), shown, trigger_mode="multiple", **quiet)
-    page.load(resumed, None, shown, **quiet)
-    cancel.click(cancelled, None, None, trigger_mode="multiple", **quiet)
+        start(drawn, list(fields.values()), said, trigger_mode="multiple", **DIRECT)
+    cancel.click(cancelled, None, said, trigger_mode="multiple", **DIRECT)
 
 
-async def _follow(studio: Studio, owner: str, message: str = "") -> AsyncIterator[Sequence[Any]]:
-    """Views of an owner's drawings, each time that one of them changes, until all have ended."""
-    before: list[Any] = [None, None]
-    while True:
-        active = any(not job.ended for job in studio.queue.of(owner))
-        views = [live_view(studio, owner, message), gallery_view(studio, owner)]
-        changed = [
-            new if new != old else gr.skip() for new, old in zip(views, before, strict=True)
-        ]
-        if views != before:
-            yield changed
-        before = views
-        if not active:
-            return
-        await asyncio.sleep(PACE)
+def view_of(studio: Studio, owner: str, have: str) -> dict[str, Any]:
+    """View of what an owner's drawings and pictures look like now, for the page's watcher.
+
+    Args:
+        studio: of the server.
+        owner: whose.
+        have: digest of the pictures that the page shows already.
+    """
+    active = any(not job.ended for job in studio.queue.of(owner))
+    pictures = gallery_view(studio, owner)
+    digest = hashlib.sha256(pictures.encode()).hexdigest()[:16]
+    return {
+        "live": live_view(studio, owner),
+        "gallery": None if digest == have else pictures,
+        "have": digest,
+        "active": active,
+    }
 
 
 def _form(studio: Studio) -> dict[str, Any]:
@@ -297,9 +299,8 @@ def picture_and_mask(text: str) -> dict[str, str]:
 
 
 def _owner(request: gr.Request) -> str:
-    """Owner of the drawings of a browser: its cookie, else this one visit."""
-    cookies = cookies_of(request.headers.get("cookie", ""))
-    return cookies.get(OWNER) or str(request.session_hash)
+    """Owner of the drawings of a browser, by its cookie."""
+    return cookies_of(request.headers.get("cookie", "")).get(OWNER, "")
 
 
 # --- Runs ----------------------------------------------------------------------------------------
@@ -319,7 +320,6 @@ def _runs_tab(tab: gr.Tab, studio: Studio) -> None:
     def looked(name: str | None) -> str:
         return run_view(studio, name)
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    tab.select(opened, chosen, [chosen, view, timer], **quiet)
-    chosen.input(looked, chosen, view, **quiet)
-    timer.tick(looked, chosen, view, **quiet)
+    tab.select(opened, chosen, [chosen, view, timer], **DIRECT)
+    chosen.input(looked, chosen, view, **DIRECT)
+    timer.tick(looked, chosen, view, **DIRECT)

@@ -42,18 +42,15 @@ def escaped(text: Any) -> str:
 # --- Drawings ------------------------------------------------------------------------------------
 
 
-def live_view(studio: Studio, owner: str, message: str = "") -> str:
+def live_view(studio: Studio, owner: str) -> str:
     """View of the drawings of an owner that wait, are drawn, or failed as the last one.
 
     Args:
         studio: of the server.
         owner: whose drawings.
-        message: an error to show.
     """
     jobs = studio.queue.of(owner)
-    found = [f'<p class="error" role="alert">{escaped(message)}</p>'] if message else []
-    if jobs and jobs[-1].ended and not message:
-        found += _last(jobs[-1])
+    found = _last(jobs[-1]) if jobs else []
     found += [_job_view(studio, job) for job in jobs if not job.ended]
     return f'<div class="live">{"".join(found)}</div>' if found else ""
 

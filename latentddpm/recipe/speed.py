@@ -27,7 +27,7 @@ from latentddpm.training.step.trainer import Trainer
 
 WARM = 2
 """Steps after the first one that are not timed."""
-LEAST_STEPS, MOST_STEPS, SECONDS = 3, 12, 5.0
+LEAST_STEPS, MOST_STEPS, SECONDS = 3, 8, 5.0
 """Steps that are timed: so many at least and at most, and until so many seconds have passed."""
 
 

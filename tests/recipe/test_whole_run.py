@@ -17,7 +17,7 @@ from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import load_config
 from latentddpm.pipeline.model_folder import read_model_folder
 
-STEPS = 4
+STEPS = 3
 UNET = {
     **{"unet.channels": 8, "unet.channel_multipliers": [1], "unet.attention_levels": []},
     **{"unet.num_heads": 2, "unet.norm_groups": 4, "unet.dropout": 0.0},

@@ -39,6 +39,7 @@ SMALL = {
 }
 VARIETY = {
     "factor 2": SMALL,
+    "scaled by the timestep": {**SMALL, "resnet_time_scale_shift": "scale_shift"},
     "as in Stable Diffusion": {
         **SMALL,
         "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],

@@ -163,6 +163,19 @@ def test_a_kind_of_network_decides_what_a_run_may_set(tmp_path):
             inherited(**given)
 
 
+def test_a_scale_and_a_shift_by_the_timestep_are_those_of_the_model(tmp_path):
+    for found in (False, True):
+        model = quick_model(text=False)
+        small = {"channel_multipliers": (1,), "attention_levels": (), "norm_groups": 4}
+        model.unet = UNet(8, **small, time_scale_shift=found)
+        model.save(tmp_path / str(found))
+        base = read_model_folder(tmp_path / str(found))
+        assert inherit_config(DiffusionRun(), base).unet.time_scale_shift is found
+        other = parse_config(DiffusionRun, {"unet": {"time_scale_shift": not found}})
+        with pytest.raises(UserError, match=f"unet.time_scale_shift: .* has {found}"):
+            inherit_config(other, base)
+
+
 @pytest.mark.parametrize("kind", ["classic", "basic"])
 def test_the_cost_of_a_kind_is_that_of_its_convolutions(kind):
     """Multiply-adds of a network, counted by its kernels, within a third."""

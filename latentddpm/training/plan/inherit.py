@@ -55,6 +55,8 @@ def inherit_config(config: DiffusionRun, base: ModelFolder) -> DiffusionRun:
     name, unet = read_network(base.file("unet"), *NETWORKS)
     sizes = {key: unet[key] for key in type(config.unet).model_fields if key in unet}
     sizes |= {"kind": NETWORKS[name]}
+    if "time_scale_shift" in DENOISERS[sizes["kind"]]:
+        sizes.setdefault("time_scale_shift", False)  # archives tell it only where it is true
     sizes.pop("dropout", None)
     _check_trainable(config, sizes["kind"], unet, base)
     text = {"source": "none"}

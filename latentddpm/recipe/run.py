@@ -10,12 +10,10 @@ model.
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import load_config, override_settings
 from latentddpm.data.dataset import open_dataset
 from latentddpm.data.doctor.doctor import examine
+from latentddpm.model_card.card import write_card
 from latentddpm.pipeline.model_folder import is_model
 from latentddpm.recipe import budget, folder
 from latentddpm.recipe.facts import data_facts, machine_facts
@@ -248,18 +247,6 @@ class _Run:
         say(text, self.options.quiet)
 
 
-def write_card(model: Path, run: Path) -> None:
-    """Write the model card, where the room that writes it is there.
-
-    Args:
-        model: folder of the model.
-        run: folder of the whole run.
-    """
-    name = "latentddpm.model_card"
-    if find_spec(name) is not None:
-        importlib.import_module(name).write_card(model, run)
-
-
 def closing_lines(out: Path) -> Sequence[str]:
     """Lines that say what to type next.
 
@@ -267,7 +254,10 @@ def closing_lines(out: Path) -> Sequence[str]:
         out: folder of a finished whole run.
     """
     settings: Mapping[str, Any] = folder.read_settings(out, DIFFUSION)
-    lines = [f'draw       latentddpm generate --model {out} --prompt "…" --out pictures']
+    lines = [
+        f'draw       latentddpm generate --model {out} --prompt "…" --out pictures',
+        f"page       latentddpm serve {out}",
+    ]
     samples = sorted((out / DIFFUSION / "samples").glob("step-*.png"))
     if samples:
         lines.insert(0, f"samples    {samples[-1]}")

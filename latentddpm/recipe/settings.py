@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from latentddpm.config import AutoencoderRun, DiffusionData, DiffusionRun
+from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.errors import UserError, nearest
 from latentddpm.recipe import rules
 from latentddpm.recipe.budget import VALIDATIONS
@@ -115,10 +115,9 @@ def images(data: DataFacts) -> dict[str, Any]:
         data: facts of the images.
     """
     settings: dict[str, Any] = {"validation_fraction": rules.validation_fraction(data)}
-    known = DiffusionData.model_fields
-    if data.captioned < 1 and "captions" in known:
+    if data.captioned < 1:
         settings["captions"] = "auto"
-    if (variants := rules.variants(data)) and "augment" in known:
+    if variants := rules.variants(data):
         settings["augment"] = {"probability": rules.AUGMENTED, "variants": variants}
     return settings
 

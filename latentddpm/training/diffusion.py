@@ -47,7 +47,7 @@ from latentddpm.training.finetune import save_trained_lora
 from latentddpm.training.plan.plan import Plan, plan_diffusion
 from latentddpm.training.precision import settle_jit, settle_precision
 from latentddpm.training.run.callbacks import StopEvaluation, averaged_weights
-from latentddpm.training.run.curves import read_curves
+from latentddpm.training.run.curves import LOG, Curve, read_curves
 from latentddpm.training.run.loop import compile_options, in_float32, run_steps
 from latentddpm.training.run.progress import large_plan, run_summary
 from latentddpm.training.run.run import Run
@@ -342,10 +342,15 @@ class Validation:
         found = {NEAR: near}
         log.write(step, found)
         if self.copies.first == step:
-            self.run.say(self.copies.warning(read_curves(self.run.folder).get(LOSS)))
+            self.run.say(self.copies.warning(self._losses()))
         return found
+
+    def _losses(self) -> Curve | None:
+        """Validation losses of the run so far; None where none is logged."""
+        folder = self.run.folder
+        return read_curves(folder).get(LOSS) if (folder / LOG).is_file() else None
 
     def say_copies(self) -> None:
         """Say at the end of a run that its drawings are copies, if they are."""
-        if said := self.copies.warning(read_curves(self.run.folder).get(LOSS)):
+        if said := self.copies.warning(self._losses()):
             self.run.say(said)

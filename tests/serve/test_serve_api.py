@@ -293,9 +293,10 @@ def test_the_calls_that_the_guide_shows_are_answered(client):
     for method, address, data in found:
         address = address.replace("$ID", done["id"]).replace("$PICTURE", picture)
         body = data and data.replace("$(base64 -w0 apple.png)", as_base64(square()[0]))
-        status = client.ask(method, address, body, Content_Type="application/json")[0]
+        status, _, answer = client.ask(method, address, body, Content_Type="application/json")
         expected = 404 if "preview" in address else 202 if body else 200  # it is drawn already
-        assert status == expected, f"{method} {address}: {status}, expected {expected}"
+        said = f"{status} {answer!r:.200}"
+        assert status == expected, f"{method} {address}: {said}, expected {expected}"
 
 
 # --- Without a token -----------------------------------------------------------------------------

@@ -24,6 +24,10 @@ KEPT_BACK = 0.05
 """Share of the time that no step is planned for: machines do not run evenly."""
 SAVING = 10.0
 """Seconds for writing the finished model and its card."""
+JUDGED_STEPS, JUDGED_SECONDS = 10, 20.0
+"""Real steps of a training, and seconds, after which its pace is compared with the plan."""
+WRONG = 0.25
+"""Deviation from the planned number of steps from which on it is corrected."""
 LATE = 1.1
 """Length of a training in that of its plan, after which it is ended where time is limited."""
 
@@ -47,6 +51,51 @@ class Speed:
             size: examples of a step.
         """
         return self.step / size
+
+
+@dataclass
+class Pace:
+    """Pace of a training whose time is limited, which may say that its number of steps is wrong.
+
+    Attributes:
+        planned: number of its steps.
+        deadline: end of its time, as of `time.monotonic`.
+        most: steps, whatever the time.
+        reserved: seconds that no step is taken in: validations, and compiling once more.
+        correcting: its number of steps may still be corrected.
+        steps: corrected number of steps; None where the training goes on as planned.
+    """
+
+    planned: int
+    deadline: float
+    most: int
+    reserved: float = 0.0
+    correcting: bool = True
+    steps: int | None = None
+    began: tuple[int, float] | None = None
+
+    def ends(self, step: int, now: float) -> bool:
+        """True where the training has to stop, for good or to go on with another `steps`.
+
+        Args:
+            step: that was done.
+            now: as of `time.monotonic`.
+        """
+        if now > self.deadline:
+            self.steps = step
+            return True
+        if self.began is None:
+            self.began = step, now  # the first step, which compiles, is done
+        done, seconds = step - self.began[0], now - self.began[1]
+        if not self.correcting or done < JUDGED_STEPS or seconds < JUDGED_SECONDS:
+            return False
+        self.correcting = False
+        left = (self.deadline - now) * (1 - KEPT_BACK) - self.reserved
+        fitting = min(step + int(left * done / seconds), self.most)
+        if abs(fitting - self.planned) > WRONG * self.planned:
+            self.steps = max(fitting, step + 1)
+            return True
+        return False
 
 
 @dataclass(frozen=True)

@@ -175,13 +175,13 @@ def read_state(out: Path) -> dict[str, Any]:
     """State of a whole run.
 
     `spent` are its seconds, but for those of the process that began at the time `since`; `settled`
-    is true once the UNet's steps follow from the autoencoder's time; `ended` has the last step of
-    each training that ended early.
+    is true once the UNet's steps follow from the autoencoder's time; `corrected` are trainings
+    whose first steps corrected their number; `ended` has the last step of each that ended early.
 
     Args:
         out: folder of the whole run.
     """
-    first = {"spent": 0.0, "since": None, "settled": False, "ended": {}}
+    first = {"spent": 0.0, "since": None, "settled": False, "corrected": [], "ended": {}}
     return {**first, **read_json(out / STATE, optional=True)}
 
 

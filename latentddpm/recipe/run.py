@@ -126,10 +126,10 @@ class _Run:
         self._write_state()
         try:
             if self.plan.first_stage == OWN and not is_model(self.out / VAE / "model"):
-                self._train(VAE, self._vae_until())
+                self._train(VAE, self._until(VAE))
                 self._settle_again()
             if not is_model(self.out / DIFFUSION / "model"):
-                self._train(DIFFUSION, self._diffusion_until())
+                self._train(DIFFUSION, self._until(DIFFUSION))
         finally:
             self.state["spent"], self.state["since"] = self.spent, None
             folder.write_state(self.out, self.state)
@@ -145,22 +145,19 @@ class _Run:
 
     # --- Times ---
 
-    def _vae_until(self) -> float | None:
-        """Seconds from now until the autoencoder's training has to end; None for no limit."""
-        if self.plan.goal.seconds is None:
+    def _until(self, part: str) -> float | None:
+        """Seconds from now until a training has to end; None for no limit."""
+        times, limit = self.plan.times, self.plan.goal.seconds
+        if limit is None:
             return None
-        times, own = self.plan.times, self.plan.times.autoencoder
-        steps = folder.read_settings(self.out, VAE)["training"]["num_steps"]
-        planned = own.compiling + steps * own.step + times.validations * times.check
-        return times.before + budget.LATE * planned - self.spent
-
-    def _diffusion_until(self) -> float | None:
-        if self.plan.goal.seconds is None:
-            return None
-        left = self.plan.goal.seconds - self.spent - budget.SAVING - self.plan.times.grid
+        if part == VAE:
+            own = times.autoencoder
+            steps = folder.read_settings(self.out, VAE)["training"]["num_steps"]
+            planned = own.compiling + steps * own.step + times.validations * times.check
+            return times.before + budget.LATE * planned - self.spent
+        left = limit - self.spent - budget.SAVING - times.grid
         if checkpoint.present(self.out / DIFFUSION / CHECKPOINTS):
             return left
-        times = self.plan.times
         least = times.encoding + times.unet.compiling + budget.LEAST_STEPS * times.unet.step
         return max(left, least)
 
@@ -175,9 +172,8 @@ class _Run:
             size = folder.read_settings(self.out, VAE)["training"]["batch_size"]
             slower = size / float(curves[SPEED].values.mean()) / times.autoencoder.step
         planned = settings["training"]["num_steps"]
-        fixed = any("training.num_steps=" in one for one in self.plan.overrides)
         steps = budget.steps_left(self.plan.goal.seconds, self.spent, times, slower)
-        if steps != planned and not fixed:
+        if steps != planned and not self._fixed(DIFFUSION):
             settings["training"] |= lengths(steps, times.unet.step * slower, times.validations)
             own = split_overrides(self.plan.overrides)[DIFFUSION]
             override_settings(settings, own)
@@ -192,28 +188,65 @@ class _Run:
     # --- Stages ---
 
     def _train(self, part: str, until: float | None) -> None:
-        """Train the autoencoder or the UNet; a training whose time is up ends where it is."""
+        """Train the autoencoder or the UNet.
+
+        With a time, the first real steps may correct their number, once; and where the time is up
+        the training ends.
+        """
         if part in self.state["ended"]:
             until = None
-        deadline = None if until is None else time.monotonic() + max(until, 0.0)
+        pace = None
+        if until is not None:
+            pace = self._pace(part, time.monotonic() + max(until, 0.0))
         try:
-            self._train_to(part, deadline)
+            self._train_to(part, pace)
         except TimeUp as error:
-            settings = folder.read_settings(self.out, part)
-            planned = settings["training"]["num_steps"]
-            self._say(f"time       is up: ends at step {error.step} of {planned}")
-            self.state["ended"][part] = error.step
-            self._write_state()
-            self._train_to(part, None)
+            if pace.steps <= error.step:
+                self._say(f"time       is up: ends at step {error.step} of {pace.planned}")
+                self.state["ended"][part] = error.step
+                self._write_state()
+            else:
+                self._correct(part, pace)
+            self._train(part, None if part in self.state["ended"] else self._until(part))
 
-    def _train_to(self, part: str, deadline: float | None) -> None:
+    def _pace(self, part: str, deadline: float) -> budget.Pace:
+        """Pace of a training that has to end at a time, as of `time.monotonic`."""
+        times, training = self.plan.times, folder.read_settings(self.out, part)["training"]
+        quality = self.plan.goal.of_quality
+        examples, check, speed = quality.most, times.grid, times.unet
+        if part == VAE:
+            examples, check, speed = quality.autoencoder_images, times.check, times.autoencoder
+        correcting = part not in self.state["corrected"] and not self._fixed(part)
+        return budget.Pace(
+            training["num_steps"],
+            deadline,
+            max(examples // training["batch_size"], training["num_steps"]),
+            times.validations * check + speed.compiling,
+            correcting,
+        )
+
+    def _fixed(self, part: str) -> bool:
+        """True where the user has set the number of a training's steps."""
+        return any(one.startswith(f"{part}.training.num_steps=") for one in self.plan.overrides)
+
+    def _correct(self, part: str, pace: budget.Pace) -> None:
+        """Write down the number of steps that the pace of the first ones leaves time for."""
+        self._say(f"time       {pace.steps} steps fit in, instead of {pace.planned}")
+        self.state["corrected"].append(part)
+        self._write_state()
+        settings = folder.read_settings(self.out, part)
+        settings["training"] |= lengths(pace.steps, None, self.plan.times.validations)
+        override_settings(settings, split_overrides(self.plan.overrides)[part])
+        folder.write_settings(self.out, part, settings)
+
+    def _train_to(self, part: str, pace: budget.Pace | None) -> None:
         run = self.out / part
         config = self._config(part)
         common = {
             "catalog": self.out / CATALOG,
             "strict": self.options.strict,
             "resume": checkpoint.present(run / CHECKPOINTS) or (run / CONFIG).is_file(),
-            "allow_changes": part in self.state["ended"],
+            "allow_changes": part in (*self.state["ended"], *self.state["corrected"]),
             "quiet": self.options.quiet,
             "strategy": self.options.strategy,
         }
@@ -224,7 +257,8 @@ class _Run:
             vae = self.plan.vae(self.out)
             plan = plan_diffusion(config, self.plan.data, vae, run, **common)
             train = diffusion.train_planned
-        train(replace(plan, run=replace(plan.run, deadline=deadline)))
+        ends_early = pace and (lambda step: pace.ends(step, time.monotonic()))
+        train(replace(plan, run=replace(plan.run, ends_early=ends_early)))
 
     def _config(self, part: str) -> AutoencoderRun | DiffusionRun:
         overrides = ()

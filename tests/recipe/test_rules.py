@@ -157,6 +157,32 @@ def test_a_slower_machine_leaves_fewer_steps():
     assert budget.steps_left(3600, 3600, times, 1.0) == budget.LEAST_STEPS
 
 
+def paced(seconds_a_step, planned, deadline, **options):
+    """A training that takes a step every so many seconds, until it ends or is done."""
+    pace = budget.Pace(planned, deadline, **{"most": 10**6, **options})
+    step, now = 0, 50.0  # compiling
+    while step < planned:
+        step, now = step + 1, now + seconds_a_step
+        if pace.ends(step, now):
+            break
+    return pace, step, now
+
+
+def test_the_first_steps_correct_a_wrong_number_once():
+    pace, step, now = paced(1.0, 1000, 1050.0)
+    assert (pace.steps, step) == (None, 1000), "as planned: nothing is corrected"
+    for seconds in (0.1, 4.0):
+        pace, step, now = paced(seconds, 1000, 1050.0)
+        assert step < 300, "expected a correction soon"
+        took = now + (pace.steps - step) * seconds
+        assert 0.9 * 1050 < took <= 1050, f"{pace.steps} steps would end at {took}"
+    pace, step, _ = paced(0.1, 1000, 1050.0, most=1000)
+    assert (pace.steps, step) == (None, 1000), "no more than the quality asks for"
+    pace, step, now = paced(4.0, 1000, 1050.0, correcting=False)
+    assert pace.steps == step, "corrected before: it ends where it is"
+    assert 1050 < now <= 1054
+
+
 def test_overrides_belong_to_a_training():
     found = settings.split_overrides(["vae.training.num_steps=3", "diffusion.data.flip=true"])
     assert found == {"vae": ["training.num_steps=3"], "diffusion": ["data.flip=true"]}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,7 +200,7 @@ class Saver:
         self.step = step
 
     def stop_if_told(self, step: int, agreed: Callable[[bool], bool] | None) -> None:
-        """Save and stop the run, if a signal has come or its deadline has passed.
+        """Save and stop the run, if a signal has come or it ends early.
 
         Args:
             step: optimizer steps so far.
@@ -210,12 +209,12 @@ class Saver:
 
         Raises:
             signals.Stopped: a signal has come.
-            TimeUp: the deadline of the run has passed.
+            TimeUp: the run ends early.
         """
         signal = signals.pending(agreed)
         if signal is None:
-            late = self.run.deadline is not None and time.monotonic() > self.run.deadline
-            if late and step < self.run.training.num_steps:
+            ends_early, total = self.run.ends_early, self.run.training.num_steps
+            if ends_early is not None and step < total and ends_early(step):
                 if self.step != step:
                     self.save(step)
                 raise TimeUp(step)

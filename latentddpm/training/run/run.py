@@ -7,6 +7,7 @@ Of several processes only the chief writes these files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ CONFIG = "config.yaml"
 
 
 class TimeUp(Exception):
-    """Error that ends a training at its deadline, when its checkpoint is written.
+    """Error that ends a training before its last step, when its checkpoint is written.
 
     Args:
         step: of the checkpoint.
@@ -47,8 +48,8 @@ class Run:
         quiet: show no progress and no messages.
         strategy: from `distribution.strategy.make_strategy`; None for one device.
         downsample_factor: pixels per position of what the networks are trained on, along a side.
-        deadline: end of the training, as of `time.monotonic`, where a checkpoint is written and
-            `TimeUp` is raised; None for none. One process only.
+        ends_early: step → True where the training ends: a checkpoint is written and `TimeUp` is
+            raised; None for never. One process only.
     """
 
     config: AutoencoderRun | DiffusionRun
@@ -58,7 +59,7 @@ class Run:
     quiet: bool = False
     strategy: tf.distribute.Strategy | None = None
     downsample_factor: int = 1
-    deadline: float | None = None
+    ends_early: Callable[[int], bool] | None = None
 
     @property
     def training(self) -> TrainingConfig:

@@ -10,6 +10,8 @@ from latentddpm.recipe.plan import Plan
 from latentddpm.recipe.rules import NONE, OWN, SMALL_SET
 from latentddpm.utils.timing import clock
 
+ROUGH_STEPS = 1000
+"""Steps of a UNet below which its pictures are rough: after 128 there were colours and blobs."""
 SHOWN = 6
 """Findings of the doctor that are named."""
 
@@ -71,6 +73,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     grids = f"{times.validations} sample grid" + "s" * (times.validations > 1)
     passes = unet_steps * plan.diffusion["training"]["batch_size"] / facts.images
     yield f"           {why['unet']}; each image {passes:.3g} times, {grids}"
+    if unet_steps < ROUGH_STEPS and asked.init is None:
+        yield f"expect     colours and rough shapes: {unet_steps} steps are few; more time helps"
     yield (
         f"time       about {clock(plan.seconds)} in all, {clock(times.before)} of it until here "
         "(measured on the first steps, on this machine as it is now)"

@@ -75,6 +75,7 @@ def test_a_run_ends_in_a_model_and_says_what_comes_next(lab):
     assert "pixels, without an autoencoder: as asked" in said
     assert f"{STEPS} steps of 2" in said, "the plan comes first"
     assert f"latentddpm generate --model {lab / 'run'}" in said
+    assert "rough shapes" in said, "so few steps draw little, and the plan says so"
     assert "12 readable images" in said, "the doctor looked first"
 
 

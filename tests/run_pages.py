@@ -183,6 +183,23 @@ def files_of_a_reader(world):
     pairs(world / "pairs")
 
 
+@contextlib.contextmanager
+def hub_of_a_reader(world):
+    """A stub of Hugging Face's Hub with a model, a LoRA and a data set, and somebody logged in."""
+    import hub_stub
+    import pytest
+
+    from latentddpm.data.pack import pack
+
+    pack(world / "photos", world / "packed", kind="parquet", quiet=True)
+    with pytest.MonkeyPatch.context() as patch, hub_stub.running() as hub:
+        hub_stub.use(patch, hub, world / "cache", hub_stub.TOKEN)
+        hub.add("me/emoji", world / "emoji-128")
+        hub.add("me/style", {"lora.safetensors": (world / "lora.safetensors").read_bytes()})
+        hub.add("me/photos", world / "packed", "datasets")
+        yield
+
+
 def told_models(world, model):
     """A model of digits that is told labels, and diffusers' ControlNet of a model of text."""
     import latentddpm
@@ -413,6 +430,7 @@ def main(pages):
         small = {path.stem: path for path in (world / "configs").glob("*.yaml")}
         ready = mock.patch("latentddpm.config_file.ready_configs", return_value=small)
         stack.enter_context(ready)
+        stack.enter_context(hub_of_a_reader(world))
         for page in chosen(pages):
             failures += run_page(page, done)
             if page == "README.md":

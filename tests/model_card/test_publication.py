@@ -147,6 +147,10 @@ def test_a_damaged_model_and_a_hub_that_is_gone(hub, finished, card, tmp_path, m
     line = ("push", finished, "me/mine", "--license", "mit")
     hub_stub.use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache", TOKEN)
     refused(call(*line), "hf://me/mine: the Hub does not answer", code=1)
+    hub_stub.use(monkeypatch, hub, tmp_path / "cache", TOKEN)
+    hub.full = True
+    refused(call(*line), "hf://me/mine: the Hub answers 507", code=1)
+    assert not card.exists(), "expected nothing to be written"
     file = finished / "model" / "unet.keras"
     data = file.read_bytes()
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

@@ -59,7 +59,7 @@ class Hub:
 
     def __init__(self):
         self.repositories, self.large = {}, {}
-        self.requests, self.damaged, self.status = [], set(), None
+        self.requests, self.damaged, self.status, self.full = [], set(), None, False
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("H", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
@@ -298,11 +298,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"transfer": "basic", "objects": objects})
 
     def put(self, oid):
-        if hashlib.sha256(self.body).hexdigest() != oid:
+        if self.hub.full:
+            self.refuse(507)
+        elif hashlib.sha256(self.body).hexdigest() != oid:
             self.refuse(400, message="another digest")
-            return
-        self.hub.large[oid] = self.body
-        self.answer(200)
+        else:
+            self.hub.large[oid] = self.body
+            self.answer(200)
 
     def commit(self, kind, repo, revision):
         if (found := self.repository(kind, repo, writes=True)) is None:

@@ -305,7 +305,7 @@ def is_setting(name):
 
 NAMES = {name: inner for run in RUNS.values() for name, inner in setting_names(run)}
 SETTINGS = set(NAMES)
-SUFFIXES = ("py", "onnx", "safetensors")  # `unet.py` is a file
+SUFFIXES = ("py", "png", "onnx", "safetensors")  # `unet.py` is a file
 SECTIONS = {name.split(".")[0] for name in SETTINGS}
 
 

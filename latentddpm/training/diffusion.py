@@ -342,15 +342,15 @@ class Validation:
         found = {NEAR: near}
         log.write(step, found)
         if self.copies.first == step:
-            self.run.say(self.copies.warning(self._losses()))
+            self.run.say(self.copies.warning(self._validation_losses()))
         return found
 
-    def _losses(self) -> Curve | None:
+    def _validation_losses(self) -> Curve | None:
         """Validation losses of the run so far; None where none is logged."""
         folder = self.run.folder
         return read_curves(folder).get(LOSS) if (folder / LOG).is_file() else None
 
     def say_copies(self) -> None:
         """Say at the end of a run that its drawings are copies, if they are."""
-        if said := self.copies.warning(self._losses()):
+        if said := self.copies.warning(self._validation_losses()):
             self.run.say(said)

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from latentddpm.errors import UserError, nearest
+from latentddpm.hub.choice import check_file
 
 TRAIN = "train"
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval")
@@ -42,6 +43,9 @@ def choose_data(names: Iterable[str], path: str, where: str) -> list[str]:
     """
     names = sorted(name for name in names if not name.startswith("."))
     if path in names:
+        check_file(path, where, exists=False)  # no pickle, no code
+        if not path.lower().endswith((*PICTURES, *(one for kind in SHARDS for one in kind))):
+            raise UserError(f"{where}: {path} is no shard and no picture; name a split or a shard")
         return [path]
     stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(".tar")}
     for suffixes in SHARDS:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from latentddpm.errors import UserError
 from latentddpm.hub.address import Address
 from latentddpm.hub.client import make_client, translated
 from latentddpm.utils.files import CHUNK, file_digest
@@ -74,6 +75,8 @@ def read_listing(address: Address) -> Listing:
         )
     files = {}
     for one in info.siblings or ():
+        if one.rfilename.startswith("/") or ".." in one.rfilename.split("/"):
+            raise UserError(f"{address.short}: names a file {one.rfilename!r:.80}; refused")
         sha256 = one.lfs.sha256 if one.lfs else ""
         files[one.rfilename] = RemoteFile(one.size or 0, sha256, one.blob_id or "")
     return Listing(replace(address, revision=info.sha), files)

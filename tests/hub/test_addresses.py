@@ -182,6 +182,9 @@ def test_pictures_are_read_with_their_tables():
         (["en/train/0.parquet", "de/train/0.parquet"], "", r"several subsets .de, en."),
         (["set.py", "README.md"], "", r"set.py, a script .* never run; try @refs/convert/parquet"),
         (["README.md"], "", r"no shards and no pictures in it .it holds README.md."),
+        (["set.py", "a.parquet"], "set.py", "set.py is code, which is never fetched"),
+        (["a.pkl", "a.parquet"], "a.pkl", "a.pkl is a pickle, which can run code"),
+        (["a.csv", "a.parquet"], "a.csv", "a.csv is no shard and no picture"),
     ],
 )
 def test_what_is_no_data_is_said(names, path, words):

@@ -185,6 +185,13 @@ def test_the_command_refuses_in_one_line(hub, cache, tmp_path, monkeypatch):
     refused(done, "hf://me/ldm: the Hub does not answer", "or name a folder", code=1)
 
 
+def test_a_repository_cannot_write_elsewhere(hub, cache):
+    hub.add("me/escape", {"../../pipeline.json": "{}"})
+    with pytest.raises(UserError, match=r"names a file '\.\./\.\./pipeline\.json'; refused"):
+        fetch("hf://me/escape")
+    assert not hub.fetched(), "expected nothing to be fetched"
+
+
 def test_without_the_package_it_is_named(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r'pip install "latentddpm\[hub\]"'):

@@ -7,12 +7,21 @@ from typing import Any
 
 import click
 
+from latentddpm.choices import JIT
+from latentddpm.cli.help import completion
 from latentddpm.cli.options import FOLDER, engine_option, lora_option, precision_option
+from latentddpm.cli.places import PLACE
 from latentddpm.cli.usage import command
 
 
 @click.command()
-@click.argument("model", type=FOLDER, default="emoji-128", metavar="[MODEL]")
+@click.argument(
+    "model",
+    type=PLACE,
+    default="emoji-128",
+    metavar="[MODEL]",
+    shell_complete=completion.models,
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others need a token.")
 @click.option("--port", type=int, default=7860, show_default=True, help="0 takes a free one.")
 @click.option(
@@ -49,12 +58,16 @@ from latentddpm.cli.usage import command
 @click.option("--keep", type=click.IntRange(1), help="Pictures that are kept [default: all].")
 @engine_option
 @precision_option
-@click.option("--jit", help="auto, on, off: compile Keras's networks with XLA [default: auto].")
+@click.option(
+    "--jit",
+    shell_complete=completion.among(*JIT),
+    help="auto, on, off: compile Keras's networks with XLA [default: auto].",
+)
 @command
 def serve(quiet: bool, max_images: int, max_steps: int, max_pixels: int, **options: Any) -> None:
     """Serve a page that draws with a model, and a JSON API.
 
-    MODEL is a model folder, a run, or a ready model.
+    MODEL is a model folder, a run, a ready model, or hf://owner/name [default: emoji-128].
     """
     from latentddpm.serve.requests import Limits
     from latentddpm.serve.server import ServeOptions

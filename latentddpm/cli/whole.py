@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from latentddpm.choices import QUALITIES
+from latentddpm.cli.help import completion
 from latentddpm.cli.options import FOLDER, strategy_option, strict_option
+from latentddpm.cli.places import PLACE_TEXT
 from latentddpm.cli.usage import command
 from latentddpm.distribution.processes import parse_strategy
 from latentddpm.errors import UserError, check_choice
@@ -21,16 +23,33 @@ from latentddpm.utils.startup import import_keras
 @click.command("train")
 @click.option(
     "--data",
-    metavar="PLACE",
-    help="Folder of images, or of shards; with --resume that of the plan.",
+    multiple=True,
+    metavar="PLACE[:WEIGHT]",
+    shell_complete=completion.data,
+    help="Folder of images, or of shards; hf://datasets/owner/name. Repeatable. With --resume "
+    "that of the plan.",
 )
 @click.option("--out", type=FOLDER, required=True, help="Folder of the whole run.")
-@click.option("--quality", help=f"{', '.join(QUALITIES)} [default: {QUALITIES[0]}].")
+@click.option(
+    "--quality",
+    shell_complete=completion.among(*QUALITIES),
+    help=f"{', '.join(QUALITIES)} [default: {QUALITIES[0]}].",
+)
 @click.option("--time", "duration", metavar="TIME", help="Of the whole run: 90s, 10m, 2h, 1h30m.")
 @click.option(
-    "--vae", metavar="MODEL|none", help="Autoencoder to use; none: on pixels [default: by rule]."
+    "--vae",
+    type=PLACE_TEXT,
+    metavar="MODEL|none",
+    shell_complete=completion.models,
+    help="Autoencoder to use, or hf://owner/name; none: on pixels [default: by rule].",
 )
-@click.option("--init", metavar="MODEL", help="Model whose UNet is trained on.")
+@click.option(
+    "--init",
+    type=PLACE_TEXT,
+    metavar="MODEL",
+    shell_complete=completion.models,
+    help="Model whose UNet is trained on, or hf://owner/name.",
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Print and write the plan; stop.")
 @click.option("--resume", is_flag=True, help="Go on with the run in OUT.")
 @click.option(
@@ -45,7 +64,7 @@ from latentddpm.utils.startup import import_keras
 @strict_option
 @command
 def train(
-    data: str | None,
+    data: tuple[str, ...],
     out: Path,
     strategy: str,
     plan_only: bool,
@@ -74,7 +93,7 @@ def train(
     if folder.check_folder(out, resume, plan_only):
         plan = folder.read_plan(out)
         _check_same(plan, data, goal, given)
-    elif data is None:
+    elif not data:
         raise UserError(f"--data: needed, {out} holds no plan to go on with")
     import_keras(training=True)
     from latentddpm.distribution.strategy import make_strategy, translate_worker_errors
@@ -105,11 +124,12 @@ def _goal(given: Mapping[str, Any]) -> Any:
     return Goal(quality, seconds, given["vae"], given["init"])
 
 
-def _check_same(plan: Any, data: str | None, goal: Any, given: Mapping[str, Any]) -> None:
+def _check_same(plan: Any, data: Sequence[str], goal: Any, given: Mapping[str, Any]) -> None:
     """Refuse options that differ from those of the plan; those that are left out are its own."""
-    place = data and (str(Path(data).resolve()) if Path(data).exists() else data)
+    from latentddpm.recipe.folder import resolved
+
     told = {
-        "--data": (place, plan.data),
+        "--data": (resolved(data) if data else None, plan.data),
         "--quality": (given["quality"], plan.goal.quality),
         "--time": (goal.seconds, plan.goal.seconds),
         "--vae": (goal.vae, plan.goal.vae),

@@ -113,7 +113,7 @@ def describe_whole_run(path: Path) -> Iterator[str]:
     if plan.goal.seconds is not None:
         wish += f", in {clock(plan.goal.seconds)}, {clock(state['spent'])} of it spent"
     yield f"run        {path}: train, {wish}"
-    yield f"data       {plan.data}"
+    yield f"data       {' + '.join(plan.data)}"
     for line in plan.commands(path):
         yield f"repeats    {line}"
     for part in PARTS:

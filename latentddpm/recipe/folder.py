@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from latentddpm import __version__
+from latentddpm.data.places.places import Data, as_places
 from latentddpm.errors import UserError, one_line
 from latentddpm.pipeline.recognise import PLAN
 from latentddpm.recipe.budget import Speed, Times
@@ -38,7 +39,7 @@ class WrittenPlan:
     """Plan as it is kept in the folder, so that a run goes on without measuring again.
 
     Attributes:
-        data: place of the images.
+        data: places of the images, with their weights.
         goal: what was asked for.
         first_stage: "none", "own" or a model.
         times: measured.
@@ -46,7 +47,7 @@ class WrittenPlan:
         precision: of `--precision`; None for none.
     """
 
-    data: str
+    data: list[str]
     goal: Goal
     first_stage: str
     times: Times
@@ -69,7 +70,7 @@ class WrittenPlan:
         Args:
             out: folder of the whole run.
         """
-        data, vae = shlex.quote(self.data), self.vae(out)
+        data, vae = " --data ".join(map(shlex.quote, self.data)), self.vae(out)
         lines = []
         if self.first_stage == OWN:
             lines.append(
@@ -117,11 +118,27 @@ def read_settings(out: Path, part: str) -> dict[str, Any]:
     return _read_yaml(settings_file(out, part))
 
 
-def write_plan(out: Path, plan: Plan, overrides: list[str], precision: str | None) -> WrittenPlan:
+def resolved(data: Data) -> list[str]:
+    """Places of the images, whole, as another working directory finds them.
+
+    Args:
+        data: see `data.places.places.as_places`.
+    """
+    whole = [
+        one._replace(path=str(Path(one.path).resolve())) if Path(one.path).exists() else one
+        for one in as_places(data)
+    ]
+    return list(map(str, whole))
+
+
+def write_plan(
+    out: Path, data: Data, plan: Plan, overrides: list[str], precision: str | None
+) -> WrittenPlan:
     """Write a plan: settings first, `plan.yaml` last.
 
     Args:
         out: folder of the whole run.
+        data: places of the images.
         plan: to write.
         overrides: of `--set`.
         precision: of `--precision`; None for none.
@@ -129,9 +146,8 @@ def write_plan(out: Path, plan: Plan, overrides: list[str], precision: str | Non
     Raises:
         OSError: the folder cannot be written.
     """
-    place = str(plan.task.dataset.catalog.source.place)
     written = WrittenPlan(
-        str(Path(place).resolve()) if Path(place).exists() else place,
+        resolved(data),
         *(plan.task.goal, plan.stage.name, plan.times, list(overrides), precision),
     )
     if plan.autoencoder is not None:

@@ -21,6 +21,7 @@ from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import load_config, override_settings
 from latentddpm.data.dataset import open_dataset
 from latentddpm.data.doctor.doctor import examine
+from latentddpm.data.places.places import Data, shown
 from latentddpm.model_card.card import write_card
 from latentddpm.pipeline.model_folder import is_model
 from latentddpm.recipe import budget, folder
@@ -63,11 +64,11 @@ class Options:
     quiet: bool = False
 
 
-def make_plan(data: str, out: Path, goal: Goal, options: Options, began: float) -> WrittenPlan:
+def make_plan(data: Data, out: Path, goal: Goal, options: Options, began: float) -> WrittenPlan:
     """Look at the images, plan the run, print the plan and write it.
 
     Args:
-        data: place of the images.
+        data: places of the images; see `data.places.places.as_places`.
         out: folder of the whole run.
         goal: what is asked for.
         options: of the run.
@@ -83,14 +84,14 @@ def make_plan(data: str, out: Path, goal: Goal, options: Options, began: float) 
             part.insert(0, f"training.precision={options.precision}")
     check_out(out)
     report = examine(data, limit=1, quiet=options.quiet)
-    say("\n".join(doctor_lines(report, data)), options.quiet)
-    with activity(f"reading the list of images of {data}", options.quiet):
+    say("\n".join(doctor_lines(report, shown(data))), options.quiet)
+    with activity(f"reading the list of images of {shown(data)}", options.quiet):
         # The doctor has named what is left out.
         dataset = open_dataset(data, out / CATALOG, strict=options.strict, quiet=True)
     facts, machine = data_facts(dataset), machine_facts()
     plan = plan_run(Task(dataset, facts, machine, goal, parts, began, options.quiet))
     say("\n".join(plan_lines(plan)), options.quiet)
-    return folder.write_plan(out, plan, list(options.overrides), options.precision)
+    return folder.write_plan(out, data, plan, list(options.overrides), options.precision)
 
 
 def follow(plan: WrittenPlan, out: Path, options: Options, began: float) -> Path:

@@ -29,8 +29,8 @@ EXTRAS = {
     "umap": "evaluate --latents --projection umap",
     "array-record": "pack --format array-record, shards of it",
     "wandb": "train-vae --wandb, train-diffusion --wandb",
-    "hub": "models and data of a hub, parquet",
-    "ui": "the page that draws",
+    "hub": "hf://owner/name, push, parquet",
+    "ui": "serve",
 }
 """Extra → the commands and options that need it."""
 DEVELOPERS = ("test", "docs", "reference")

@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["LATENTDDPM_NO_CACHE"] = "1"  # no test leaves traced functions in the user's cache
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads of NumPy's, on cores that are taken
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # offline, `transformers` hands out an empty CLIP tokenizer
 
 import gc

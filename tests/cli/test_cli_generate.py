@@ -66,6 +66,7 @@ def test_a_picture_keeps_the_options_of_its_sampler(model, tmp_path):
     assert read_metadata(again) == made, "expected the same metadata"
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_a_picture_keeps_the_precision_it_was_computed_in(model, tmp_path):
     whole, half, again = (tmp_path / f"{name}.png" for name in ("whole", "half", "again"))
@@ -369,6 +370,7 @@ def test_options_change_the_picture_and_come_back(options, expected, model, plai
     assert read_metadata(again) == made, "expected the same metadata"
 
 
+@pytest.mark.slow
 def test_a_picture_away_from_a_weaker_model_comes_back(model, plain, tmp_path):
     """With its scale, from where it was or from where it is, and from no other one."""
     weaker, out, again = tmp_path / "weaker", tmp_path / "out.png", tmp_path / "again.png"

@@ -310,6 +310,7 @@ def extractor():
     return Extractor("tiny", keras.Sequential(layers))
 
 
+@pytest.mark.slow
 def test_a_sweep_is_measured_once_and_told_whole(model, extractor, emoji_folder, tmp_path):
     wide = next(emoji_folder.rglob("*.png"))
     with Image.open(wide) as image:

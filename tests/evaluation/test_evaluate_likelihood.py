@@ -116,6 +116,7 @@ def test_an_image_draws_the_same_beside_any_others(model, catalog, whole, monkey
             assert alone[name][key] == pytest.approx(value, abs=1e-4), f"{name} {key}"
 
 
+@pytest.mark.slow
 def test_captions_and_seeds_count(model, catalog, whole, tmp_path, monkeypatch):
     """And without matplotlib there is no plot, and a line that says so."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -128,6 +128,7 @@ def test_an_unconditional_unet_takes_no_context():
     assert "encode_text" not in found, "expected no text endpoint without a text encoder"
 
 
+@pytest.mark.slow
 def test_a_network_takes_its_conditions_by_name(alone, tmp_path):
     model = conditioned_model(text=False)
     model.autoencoder = alone.autoencoder  # is soon written
@@ -221,6 +222,7 @@ def test_numbers_that_are_none_are_caught(model):
         check(endpoint, run, model)
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_its_check_leaves_nothing(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(interop_endpoints, "TOLERANCE", -1.0)
     with pytest.raises(ArithmeticError):
@@ -229,6 +231,7 @@ def test_an_export_that_fails_its_check_leaves_nothing(alone, tmp_path, monkeypa
     assert not left, f"expected nothing under the final name or beside it, found {left}"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_nothing(alone, tmp_path):
     with file_size_limit(20_000), pytest.raises(OSError, match="File too large"):
         export_model(alone, tmp_path / "out", "saved-model")

@@ -66,6 +66,7 @@ def test_a_control_net_acts_by_its_picture_and_its_scale(lab, model, network):
     np.testing.assert_array_equal(off, free, "scale 0 is the base")
 
 
+@pytest.mark.slow
 def test_pictures_of_each_image_are_those_of_single_calls(lab, model, network):
     pictures = [outline(lab), np.zeros((SIDE, SIDE))]
     model = LatentDiffusion(
@@ -85,6 +86,7 @@ def test_pictures_of_each_image_are_those_of_single_calls(lab, model, network):
         model.generate(num_images=3, controls=[Control(network, pictures)])
 
 
+@pytest.mark.slow
 def test_guidance_tells_the_picture_with_the_prompt_and_without():
     model = quick_model()
     control = control_of(model, hint_channels=[16, 32])

@@ -141,6 +141,7 @@ def test_super_resolution_of_latent_diffusion_is_named(tmp_path):
 # --- LoRA ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lora_of_a_conditioned_unet_merges_to_what_it_was_beside(tmp_path):
     _, conditions = made(LINES, DIGIT, AGE)
     sizes = {"attention_levels": (0,), "conditions": conditions.specs()}

@@ -78,6 +78,7 @@ def test_a_folded_unet_predicts_what_the_other_one_does_with_zeros():
     assert np.abs(other - expected).max() > 1e-3, "the vector means nothing, so nothing is shown"
 
 
+@pytest.mark.slow
 def test_every_new_condition_is_learned_from_the_first_steps():
     wide = widen(base_of([DIGIT, LINES]), NEW)
     inputs = inputs_of(wide)

@@ -219,7 +219,7 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("engine", ["keras", "onnx"])
+@pytest.mark.parametrize("engine", [pytest.param("keras", marks=pytest.mark.slow), "onnx"])
 def test_a_model_guided_by_itself_draws_what_it_draws(engine, folders):
     model, same = (LatentDiffusion.load(folders / "model", engine) for _ in range(2))
     given = {"seed": 3, "output": "latents", "negative_prompt": "cat"}
@@ -232,6 +232,7 @@ def test_a_model_guided_by_itself_draws_what_it_draws(engine, folders):
             np.testing.assert_allclose(found, plain, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_engines_draw_the_same_away_from_a_weaker_model(folders):
     images = []
     for engine in ("keras", "onnx"):
@@ -245,6 +246,7 @@ def test_both_engines_draw_the_same_away_from_a_weaker_model(folders):
     assert np.abs(images[0] - images[1]).max() <= 1
 
 
+@pytest.mark.slow
 def test_autoguidance_is_linear_in_its_scale(folders):
     """One step of the sampler is linear in the prediction."""
     model, weaker = (LatentDiffusion.load(folders / name) for name in ("model", "weaker"))

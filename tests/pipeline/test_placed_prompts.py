@@ -73,6 +73,7 @@ def test_regions_are_seen(model):
         assert np.abs(found - one).max() > 1e-2, "expected another picture than of one prompt"
 
 
+@pytest.mark.slow
 def test_the_order_of_regions_is_of_no_effect(model):
     regions = [(LEFT, "a red apple"), (SOFT, "a cat")]
     one, other = latents(model, regions=regions), latents(model, regions=regions[::-1])
@@ -99,6 +100,7 @@ def test_the_network_is_told_the_text_of_each_part(model):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_guidance_leads_away_from_the_same_everywhere(model):
     """With a scale of 0 the negative prompt is all that counts, in every region."""
     given = {"guidance_scale": 0.0, "negative_prompt": "blurry"}
@@ -106,6 +108,7 @@ def test_guidance_leads_away_from_the_same_everywhere(model):
     np.testing.assert_allclose(found, latents(model, **given), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(model):
     prompts, regions = ["a forest", "a lake"], [(LEFT, "a red apple")]
     given = {"num_images": 2, "regions": regions, "negative_prompt": ["dark", "bright"]}
@@ -209,6 +212,7 @@ def test_a_region_of_the_whole_picture_is_told_its_values(of_digits):
     np.testing.assert_array_equal(found, latents(of_digits, "", **given))
 
 
+@pytest.mark.slow
 def test_images_of_other_values_keep_them_in_a_region(of_digits):
     """A region says one thing; the rest is that of each image."""
     rows = [{"digit": 0, "age": 0.1}, {"digit": 1, "age": 0.9}]
@@ -219,6 +223,7 @@ def test_images_of_other_values_keep_them_in_a_region(of_digits):
         np.testing.assert_allclose(together[k], of_digits.generate(**given)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_values_in_a_region_of_a_model_with_text_compose_it():
     both = model_of(DIGIT, text=True)
     words = {"digit": 1}
@@ -338,6 +343,7 @@ def test_models_that_have_no_regions_say_so(make, words):
     one_line(error, "region: ", words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"engine": "onnx"}, {"cache": True}])
 def test_networks_that_are_graphs_say_what_regions_need(how, model, tmp_path, monkeypatch):
     monkeypatch.delenv("LATENTDDPM_NO_CACHE", raising=False)

@@ -29,6 +29,7 @@ def test_one_model_ships_whole_and_small():
         assert word in card, f"{folder.name}: its card should say {word!r}"
 
 
+@pytest.mark.slow
 def test_the_words_reach_the_picture(emoji):
     prompts = ["red heart", "green heart", "blue heart"]
     pixels = emoji.generate(prompts, seed=[5, 5, 5]).astype(float)

@@ -499,7 +499,7 @@ def test_a_remembered_path_is_only_a_name(model, pictures):
         (("generate", "--steps"), ("--steps", "argument")),
         (("export", "--out", "x"), ("--model", "missing")),
         (("doctor",), ("DATA", "missing")),
-        (("doctor", "a", "b"), ("unexpected", "b")),
+        (("configs", "a", "b"), ("unexpected", "b")),
         (("genrate",), ("'genrate'", "did you mean 'generate'", "'info'")),
         (("--vesrion",), ("--vesrion", "did you mean '--version'")),
     ],

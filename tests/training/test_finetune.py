@@ -88,6 +88,7 @@ def test_what_a_configuration_leaves_out_is_the_models(lab):
     expected |= {
         "kind": "unet",
         "dropout": 0.0,
+        "time_scale_shift": False,
         "recompute": False,
     }  # how it is trained: the configuration's
     assert found == expected, f"sizes of the UNet: {found}"

@@ -500,7 +500,7 @@ def large(**training):
 def test_a_plan_that_takes_months_is_said_with_smaller_ones():
     config, _ = settle_vae(large())
     note = plan_note(config, cost_of(config), speed=1e11, memory=8 << 30)
-    for words in ("years by estimate", "GB of memory", "8.59 GB are free", "small-64-vae.yaml"):
+    for words in ("years by estimate", "GB of memory", "8.59 GB are free", "small-64-vae"):
         assert words in note, f"{note!r}: expected {words!r}"
     smaller = note.rpartition(", or --set ")[2].split(" --set ")
     config, _ = settle_vae(load_config(AutoencoderRun, None, tuple(smaller)))

@@ -345,6 +345,7 @@ def test_a_killed_run_that_is_resumed_equals_one_without_interruption(kind, lab,
     assert steps == list(range(1, 9)), f"expected the log to go on without a gap, got {steps}"
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_gives_its_model_again(lab, ldm, tmp_path):
     shutil.copytree(lab / "ldm", tmp_path / "ldm", ignore=shutil.ignore_patterns("model"))
     succeeds(call(*ldm_arguments(lab, tmp_path / "ldm", "--quiet", "--resume")))

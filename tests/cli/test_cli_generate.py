@@ -300,6 +300,7 @@ def test_each_prompt_has_its_own_negative_prompt(grid, model, tmp_path):
     assert read_metadata(again) == read_metadata(made[-1]), "expected the same metadata"
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_what_may_be_meant_otherwise_is_said_once(model, bare, pictures, monkeypatch):
     monkeypatch.chdir(pictures)

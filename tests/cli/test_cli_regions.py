@@ -75,6 +75,7 @@ def test_regions_are_drawn_and_remembered(model, masks):
     np.testing.assert_array_equal(found[0], pixels(out), err_msg="expected Python's picture")
 
 
+@pytest.mark.slow
 def test_from_finds_the_masks_again(model, masks, monkeypatch):
     folder, again = masks / "sub", masks / "again.png"
     folder.mkdir()

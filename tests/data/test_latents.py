@@ -216,6 +216,7 @@ def test_other_settings_are_a_miss(bench, capsys, changes, reason):
     bench.prepare(**changes, load_autoencoder=never)
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_moments_in_half_precision_are_nearly_those_of_float32(bench, autoencoder, monkeypatch):
     """Of float16 too, which goes over to float32 where it overflows."""

@@ -116,6 +116,7 @@ def test_strips_and_one_pass_are_the_same(models):
     assert np.abs(whole - strips).max() < 1e-4, f"{np.abs(whole - strips).max()}, expected 1e-5"
 
 
+@pytest.mark.slow
 def test_a_lora_changes_both_engines_alike(tmp_path, folder):
     both = {engine: LatentDiffusion.load(folder, engine) for engine in ("keras", "onnx")}
     plain = both["keras"].generate("a cat", seed=1, **SIZES)

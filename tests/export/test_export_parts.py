@@ -228,6 +228,7 @@ def test_a_process_with_numpy_and_onnxruntime_alone_generates(written, kind, mod
         assert furthest <= 1, f"seed {seed}: pixels are {furthest} of 255 levels off, expected 1"
 
 
+@pytest.mark.slow
 def test_an_unconditional_unet_takes_no_context(kind, tmp_path):
     model = quick_model(text=False)
     endpoint = endpoints(model)["denoise"]

@@ -161,6 +161,7 @@ def test_the_png_names_control_nets_and_pictures(lab, drawn):
     )
 
 
+@pytest.mark.slow
 def test_a_png_is_made_again_with_its_control_nets(lab, drawn):
     png, _ = drawn
     answer = generate("--from", png, "--out", lab / "again.png")

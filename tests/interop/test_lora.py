@@ -104,6 +104,7 @@ def succeeds(*arguments):
 # --- What is added -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_starts_as_no_change_and_trains_alone(base):
     keras.utils.set_random_seed(1)
     unet = rebuild(base.unet)
@@ -396,6 +397,7 @@ def test_generate_takes_a_run_and_remembers_it(lab, run, tmp_path):
     assert "trained a LoRA" in done.stderr, f"{done.stderr}: expected what the run is"
 
 
+@pytest.mark.slow
 def test_merge_writes_a_model_that_needs_no_lora(lab, model, run, tmp_path):
     merged = tmp_path / "merged"
     before = model.unet.get_weights()

@@ -444,6 +444,7 @@ def trained(seed):
     return model.get_weights()
 
 
+@pytest.mark.slow
 def test_training_is_a_function_of_the_seed():
     first, again, other = trained(0), trained(0), trained(1)
     for one, two in zip(first, again, strict=True):

@@ -26,6 +26,7 @@ def files(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_pictures_of_every_kind_are_the_same(autoencoder, files):
     expected, _ = autoencoder.encode(from_pixels(PIXELS))
     kinds = (PIXELS, list(PIXELS), [Image.fromarray(one) for one in PIXELS], files)

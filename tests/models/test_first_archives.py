@@ -57,7 +57,7 @@ def test_the_model_folder_draws_what_it_drew(tmp_path):
     "imports",
     [
         "import keras, latentddpm",
-        "import latentddpm, keras",
+        pytest.param("import latentddpm, keras", marks=pytest.mark.slow),
         pytest.param("import latentddpm.models, keras", marks=pytest.mark.slow),
     ],
 )

@@ -183,6 +183,7 @@ def test_from_a_picture_on_is_the_closed_form(strength, prediction_type):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stronger_strength_goes_further(model, picture):
     decoded = to_pixels(model.autoencoder.decode(latents_of(model, picture)))
     ways = [

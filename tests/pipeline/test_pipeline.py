@@ -152,6 +152,7 @@ def test_step_noise_is_a_function_of_seed_and_step():
     assert between < 5 / 64, f"expected draws of a step that know nothing of each other: {between}"
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_a_start_in_the_middle_is_noise_of_that_level(quick):
     """x = √ᾱ · 0 + √(1 − ᾱ) · ε, and from there on the sampler's own steps."""
@@ -270,6 +271,7 @@ def test_an_unconditional_model_takes_no_prompt(unconditional, options):
     one_line(error, "unconditional")
 
 
+@pytest.mark.slow
 def test_an_unconditional_model_draws_without_words(unconditional):
     images = unconditional.generate(num_images=2, seed=0)
     assert images.shape == (2, *SIZE, 3), f"expected two images, got {images.shape}"
@@ -295,6 +297,7 @@ def test_a_loaded_model_gives_the_same_bytes(saved, quick):
     assert np.array_equal(again, before), "expected the same bytes after save and load"
 
 
+@pytest.mark.slow
 def test_half_precision_storage_stays_close(quick, saved, tmp_path):
     written = quick.save(tmp_path / "half", storage="float16")
     full = read_model_folder(saved)

@@ -90,6 +90,7 @@ def test_info_says_that_there_is_no_autoencoder(saved):
         read_model_folder(saved).file("vae")
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_evaluate_measures_what_there_is(saved, tmp_path):
     """The bound by default, and pictures of pixels and generated images; no reconstructions."""

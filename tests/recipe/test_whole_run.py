@@ -141,6 +141,7 @@ def test_a_finished_run_is_not_repeated(lab):
     assert digests(lab / "run" / "model") == before
 
 
+@pytest.mark.slow
 def test_a_run_whose_time_is_up_ends_early_with_a_model(lab, tmp_path):
     out = planned(lab, tmp_path / "run")
     plan = yaml.safe_load((out / "plan.yaml").read_text("utf-8"))

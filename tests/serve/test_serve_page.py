@@ -19,6 +19,7 @@ LONG = {"Steps": "1000", "Images": "16", "Sampler": "ddim"}
 pytest.importorskip("gradio", reason="the extra ui is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]

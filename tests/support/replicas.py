@@ -222,17 +222,17 @@ def difference(one, other):
 CASES = {
     "2 replicas": {"replicas": 2},
     "4 replicas": {"replicas": 4},
-    "4 replicas, sgd": {"replicas": 4, "optimizer": sgd},
-    "2 replicas, Keras's AdamW": {"replicas": 2, "optimizer": keras_adamw},
-    "2 replicas, Adafactor": {"replicas": 2, "optimizer": adafactor},
-    "2 replicas, Lion": {"replicas": 2, "optimizer": lion},
     "4 replicas, batch of 3": {"replicas": 4, "batch_size": 3},
     "2 micro-batches": {"accumulation_steps": 2},
-    "7 micro-batches": {"accumulation_steps": 7},
     "2 replicas, 2 micro-batches": {"replicas": 2, "accumulation_steps": 2},
     "2 micro-batches, XLA": {"accumulation_steps": 2, "jit_compile": True},
 }
 SLOW_CASES = {
+    "7 micro-batches": {"accumulation_steps": 7},
+    "2 replicas, Lion": {"replicas": 2, "optimizer": lion},
+    "2 replicas, Adafactor": {"replicas": 2, "optimizer": adafactor},
+    "2 replicas, Keras's AdamW": {"replicas": 2, "optimizer": keras_adamw},
+    "4 replicas, sgd": {"replicas": 4, "optimizer": sgd},
     "conditions, 2 replicas": {"kind": "conditions", "replicas": 2},
     "control, 2 replicas": {"kind": "control", "replicas": 2},
     "signals, 2 replicas": {"kind": "signals", "replicas": 2},

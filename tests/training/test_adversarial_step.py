@@ -128,6 +128,7 @@ def test_a_step_equals_its_formulas(perceptual, loss, graph):
     assert logs["random_vgg16"] > 0, "the perceptual term is not logged"
 
 
+@pytest.mark.slow
 def test_the_discriminator_gets_its_say_little_by_little():
     """A step of plain descent is linear in the weight: a quarter of it is a quarter of the way."""
     adversary = build(start_step=3, warmup_steps=4, adaptive=False).adversary
@@ -148,6 +149,7 @@ def test_the_discriminator_gets_its_say_little_by_little():
     assert np.abs(whole - without).max() > 1e-4, "the adversarial term moves nothing"
 
 
+@pytest.mark.slow
 def test_the_terms_move_the_autoencoder(perceptual):
     """diffusers' script takes the perceptual loss without gradients: there it moves nothing."""
     plain, watched, played = (

@@ -114,6 +114,7 @@ def test_other_strengths_are_noticed_when_a_run_goes_on(lab, tmp_path):
         )
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_a_finished_model_is_trained_further_with_augmentation(lab, tmp_path):
     given = {

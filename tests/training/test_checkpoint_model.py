@@ -80,6 +80,7 @@ def test_the_model_of_a_checkpoint_is_that_of_a_run_that_ended_there(number, sam
     assert digests(lab / "long" / "model") != digests(lab / "short" / "model")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_model_that_guides_its_own_run(lab, tmp_path):
     weaker = tmp_path / "weaker"
     line = ("convert", "--from", step(lab / "long", 1), "--out", weaker, "--quiet")

@@ -155,6 +155,7 @@ def test_train_vae_starts_from_a_models_autoencoder(lab):
     assert "autoencoder.channels: 16" in text, f"{text}: the key is not named"
 
 
+@pytest.mark.slow
 def test_a_diffusers_folder_can_be_fine_tuned(base, tmp_path):
     interop.save_diffusers(base, tmp_path / "theirs")
     convert_from(tmp_path / "theirs", tmp_path / "ours")

@@ -261,6 +261,7 @@ def test_missing_pairs_are_said_before_the_first_step(lab, tmp_path):
     assert f"2{SECOND}: no such file" in text
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_a_model_of_pixels_is_told_pictures_and_goes_on_with_them(lab, tmp_path):
     given = config({"lines": {"kind": "edges"}, "hole": {"kind": "inpainting"}})

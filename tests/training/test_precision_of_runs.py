@@ -152,6 +152,7 @@ def test_older_configurations_say_true_or_false(held, expected):
     assert config.training.jit_compile == expected
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_compilation_and_says_where_it_changes(lab):
     short = "--precision", "float32", "--set", "training.num_steps=1"
     succeeds(train(lab, "run", *short))

@@ -184,6 +184,7 @@ def test_the_finished_model_may_be_the_best_one(run, data, tmp_path):
     assert "best       step 1, in checkpoints/best/step-00000001" in describe(again)
 
 
+@pytest.mark.slow
 def test_the_decoder_alone(run, data, tmp_path):
     """As sd-vae-ft-mse was made: latents keep their meaning to the byte."""
     config = settings(

@@ -193,6 +193,7 @@ def planned(lab, base, conditions, out, data=None, **sections):
     return plan_diffusion(given, data or lab / "data", None, out, quiet=True)
 
 
+@pytest.mark.slow
 @step_by_step()
 def test_a_conditioned_model_keeps_its_words_in_another_run(lab, tmp_path):
     data = pictures(tmp_path / "data", "green", "red")

@@ -92,6 +92,7 @@ def test_a_network_of_a_variance_is_refused():
         latentddpm.DenoisingTrainer(with_variance, latentddpm.NoiseSchedule())
 
 
+@pytest.mark.slow
 def test_a_frozen_text_encoder_stays():
     unet, text_encoder, tokenizer = conditional()
     text_encoder.trainable = False

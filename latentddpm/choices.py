@@ -75,7 +75,7 @@ CONDITIONAL = ("unet",)
 """Kinds of networks that take text."""
 
 CAPTION_RULES = ("files", "name", "folder", "auto")
-"""Where the caption of an image without one may come from; `auto` is settled before training."""
+"""Rules for the caption of an image that has none; `auto` is settled before training."""
 
 CONDITIONS = {
     "class": ("column", "words"),

@@ -23,7 +23,7 @@ from latentddpm.recipe import rules
 from latentddpm.recipe.budget import Speed
 from latentddpm.recipe.facts import DataFacts, MachineFacts
 from latentddpm.recipe.goal import Goal
-from latentddpm.recipe.rules import NONE, OWN, READY, READY_SIDE, Chosen
+from latentddpm.recipe.rules import NONE, OWN, READY, READY_SIDES, Chosen
 from latentddpm.recipe.settings import autoencoder_settings, encoded
 from latentddpm.recipe.speed import measure_autoencoder
 from latentddpm.training.plan.first_stage import AutoencoderStage, read_first_stage
@@ -35,6 +35,8 @@ from latentddpm.utils.images.pixel_format import RGB
 MEASURED = 32
 """Images that are reconstructed, spread evenly over the data."""
 AT_A_TIME = 8
+OF_UNET = ("unet.", "text.", "schedule.", "transformer.")
+"""Beginnings of settings that a finished UNet has of its own."""
 ANY_STEPS = 1000
 """Number of steps in settings that only sizes are taken from."""
 
@@ -92,6 +94,7 @@ class Stage:
         encoding: seconds of an image into latents.
         accumulation_steps: parts that a batch of the autoencoder's training is computed in.
         seen: reconstruction by a finished autoencoder; None where it was not measured.
+        start: model whose UNet is trained on; None for a new one.
     """
 
     name: str
@@ -103,10 +106,13 @@ class Stage:
     encoding: float = 0.0
     accumulation_steps: int = 1
     seen: Reconstruction | None = None
+    start: str | None = None
 
 
 def choose_stage(task: Task) -> Stage:
-    """First stage by the rules; a finished autoencoder is tried, the speed of one's own measured.
+    """First stage by the rules, and whether a finished UNet is trained on.
+
+    A finished autoencoder is tried, the speed of one's own measured.
 
     Args:
         task: to plan.
@@ -114,9 +120,40 @@ def choose_stage(task: Task) -> Stage:
     Raises:
         UserError: a model that cannot be read, wrong settings.
     """
+    stage = _first_stage(task)
+    own_sizes = any(one.startswith(OF_UNET) for one in task.overrides.get("diffusion", ()))
+    chosen = rules.start(stage.name, task.facts, task.goal, own_sizes)
+    return replace(stage, start=chosen.value, reasons={**stage.reasons, "start": chosen.reason})
+
+
+def at_side(task: Task, stage: Stage, side: int) -> Stage:
+    """First stage of a finished model, for images of another side.
+
+    Args:
+        task: to plan.
+        stage: returned by `choose_stage`.
+        side: in pixels.
+    """
+    if side == stage.resolution or stage.seen is None:
+        return replace(stage, resolution=side)
+    seen = _reconstructed(task, stage.name, side)
+    reason = f"quality {task.goal.quality} on {task.machine.name}"
+    if task.goal.seconds is not None:
+        reason = f"at {stage.resolution} the time is too short for enough examples"
+    return replace(
+        stage,
+        resolution=side,
+        seen=seen,
+        encoding=seen.seconds / 2,
+        reasons={**stage.reasons, "resolution": reason},
+    )
+
+
+def _first_stage(task: Task) -> Stage:
+    """First stage by the rules."""
     facts, seen = task.facts, None
     if rules.may_use_ready(facts, task.goal):
-        seen = _reconstructed(task, READY, READY_SIDE)
+        seen = _reconstructed(task, READY, READY_SIDES[0])
         facts = replace(facts, ready_psnr=seen.psnr)
     chosen = rules.first_stage(facts, task.machine, task.goal)
     name = chosen.value

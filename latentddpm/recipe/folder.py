@@ -62,7 +62,8 @@ class WrittenPlan:
         """
         if self.first_stage == OWN:
             return str(out / VAE)
-        return None if self.goal.init and self.goal.vae is None else self.first_stage
+        own = self.goal.named_init is not None and self.goal.vae is None
+        return None if own else self.first_stage
 
     def commands(self, out: Path) -> list[str]:
         """Command lines that repeat the run without this plan.

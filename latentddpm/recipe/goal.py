@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from latentddpm import choices
 
+START_PASSES, START_LEAST = 2, 4
+"""Parts of the passes, and of the least examples, that a finished model needs to be trained on."""
+NONE = choices.FIRST_STAGES[1]
+"""Value of `vae` that asks for pixels, and of `init` that asks for a new UNet."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -29,13 +34,17 @@ class Quality:
     psnr: float | None
     sizes: tuple[str, str]
 
-    def examples(self, images: int) -> int:
+    def examples(self, images: int, starts: bool = False) -> int:
         """Examples that the UNet sees.
 
         Args:
             images: number of images of the set.
+            starts: fewer are enough, as the UNet is that of a finished model.
         """
-        return min(max(self.passes * images, self.least), self.most)
+        passes, least = self.passes, self.least
+        if starts:
+            passes, least = passes // START_PASSES, least // START_LEAST
+        return min(max(passes * images, least), self.most)
 
 
 _QUALITIES = (
@@ -55,13 +64,18 @@ class Goal:
         quality: one of `QUALITIES`.
         seconds: of the whole run; None for as long as the quality takes.
         vae: first stage that was named: a model, or "none"; None to choose.
-        init: model whose UNet is trained on; None from scratch.
+        init: model whose UNet is trained on, or "none"; None to choose.
     """
 
     quality: str = "draft"
     seconds: float | None = None
     vae: str | None = None
     init: str | None = None
+
+    @property
+    def named_init(self) -> str | None:
+        """Model whose UNet was asked to be trained on; None where none was named."""
+        return None if self.init == NONE else self.init
 
     @property
     def of_quality(self) -> Quality:

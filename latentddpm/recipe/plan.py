@@ -10,7 +10,7 @@ the measurement says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from latentddpm.recipe.first_stage import (
     ANY_STEPS,
     Stage,
     Task,
+    at_side,
     choose_stage,
     own_settings,
     seconds_to_encode,
@@ -83,8 +84,9 @@ def plan_run(task: Task) -> Plan:
         UserError: a time too short or memory too small for any plan; a model that cannot be read
             or does not fit; wrong settings.
     """
-    stage = choose_stage(task)
-    recipe, times = _Unets(task, stage).choose()
+    unets = _Unets(task, choose_stage(task))
+    recipe, times = unets.choose()
+    stage = unets.stage
     goal = task.goal
     quality = goal.of_quality
     unet_steps = -(-quality.examples(task.facts.images) // recipe.batch_size)
@@ -104,7 +106,7 @@ def plan_run(task: Task) -> Plan:
 
 def _unet_settings(task: Task, stage: Stage, recipe: Recipe, steps: int) -> dict[str, Any]:
     side = recipe.resolution // stage.factor
-    settings = diffusion_settings(recipe, side, task.facts, task.goal, steps)
+    settings = diffusion_settings(recipe, side, task.facts, steps)
     return override_settings(settings, task.overrides.get("diffusion", ()))
 
 
@@ -127,12 +129,8 @@ class _Unets:
 
     def choose(self) -> tuple[Recipe, Times]:
         """Recipe with its UNet and batch, and the times of its run."""
-        if self.task.goal.init is not None:
-            reason = f"that of {self.task.goal.init}"
-            recipe = self._fitting(None)
-            if recipe is None:
-                raise self._no_memory(None)
-            return self._with_times(recipe, reason)
+        if self.stage.start is not None:
+            return self._trained_on()
         recipes = {name: self._fitting(name) for name in UNETS}
         recipes = {name: one for name, one in recipes.items() if one is not None}
         if not recipes:
@@ -153,6 +151,34 @@ class _Unets:
                 for other, rate in rates.items()
             }
             rates[name] = measured
+
+    def _trained_on(self) -> tuple[Recipe, Times]:
+        """Recipe with a finished UNet, at the largest side where it sees enough examples."""
+        goal, stage = self.task.goal, self.stage
+        wanted = goal.of_quality.examples(self.task.facts.images, starts=True)
+        recipe = None
+        for side in self._sides():
+            smaller = at_side(self.task, stage, side)
+            if smaller.seen and side < stage.resolution and smaller.seen.psnr < rules.READY_LEAST:
+                break
+            self.stage, self.speeds = smaller, {}
+            recipe = self._fitting(None)
+            if recipe is None:
+                continue
+            example = self._speed(recipe).of_batch(recipe.batch_size)
+            if goal.seconds is None or example * wanted <= self._seconds():
+                break
+        if recipe is None:
+            raise self._no_memory(None)
+        return self._with_times(recipe, f"that of {stage.start}: {stage.reasons['start']}")
+
+    def _sides(self) -> Sequence[int]:
+        """Sides of images to choose from, where a finished UNet is trained on."""
+        own = self.task.overrides.get("diffusion", ())
+        if any(one.startswith("data.resolution=") for one in own):
+            return [self.stage.resolution]
+        chosen = rules.sides(self.stage.start, self.task.machine, self.task.goal)
+        return chosen or [self.stage.resolution]
 
     def _seconds(self) -> float:
         """Seconds that are left for the steps of the UNet, as far as is known."""
@@ -188,7 +214,7 @@ class _Unets:
         config, sources = parse_config(DiffusionRun, settings, "diffusion."), self.stage.sources
         if sources is None:
             goal = self.task.goal
-            own = goal.init is not None and goal.vae is None
+            own = goal.named_init is not None and goal.vae is None
             config, sources = settle_diffusion(config, None if own else self.stage.name)
         return complete_diffusion(config, sources, self.task.dataset, self.captioned), sources
 
@@ -196,14 +222,18 @@ class _Unets:
         """Recipe with a UNet, in a batch that fits the memory; None where none does."""
         machine = self.task.machine
         size = rules.BATCHES[self.task.goal.quality][machine.accelerator]
-        recipe = Recipe(self.stage.name, self.stage.resolution, name, size)
+        recipe = self._recipe(name, size)
         config, sources = self._complete(recipe)
         factor = sources.first_stage.downsample_factor
         parts = rules.parts_of_batch(config, factor, size, machine)
         return None if parts is None else replace(recipe, accumulation_steps=parts)
 
+    def _recipe(self, name: str | None, batch_size: int) -> Recipe:
+        stage = self.stage
+        return Recipe(stage.name, stage.resolution, name, batch_size, start=stage.start)
+
     def _no_memory(self, name: str | None) -> Exception:
-        recipe = Recipe(self.stage.name, self.stage.resolution, name, rules.LEAST_AT_A_TIME)
+        recipe = self._recipe(name, rules.LEAST_AT_A_TIME)
         config, sources = self._complete(recipe)
         factor = sources.first_stage.downsample_factor
         needed = rules.memory_of(config, factor, rules.LEAST_AT_A_TIME) / rules.MEMORY_SHARE

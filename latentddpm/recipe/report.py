@@ -73,7 +73,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     grids = f"{times.validations} sample grid" + "s" * (times.validations > 1)
     passes = unet_steps * plan.diffusion["training"]["batch_size"] / facts.images
     yield f"           {why['unet']}; each image {passes:.3g} times, {grids}"
-    if unet_steps < ROUGH_STEPS and asked.init is None:
+    if unet_steps < ROUGH_STEPS and recipe.start is None:
         yield f"expect     colours and rough shapes: {unet_steps} steps are few; more time helps"
     yield (
         f"time       about {clock(plan.seconds)} in all, {clock(times.before)} of it until here "

@@ -10,20 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentddpm.choices import FIRST_STAGES
+from latentddpm.choices import QUALITIES
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.errors import UserError
 from latentddpm.recipe.facts import DataFacts, MachineFacts
-from latentddpm.recipe.goal import Goal
+from latentddpm.recipe.goal import NONE, Goal
 from latentddpm.training.plan.cost import cost_of
 from latentddpm.utils.timing import clock
 
-NONE = FIRST_STAGES[1]
-"""First stage of a run on pixels."""
 OWN = "own"
 """First stage that the recipe trains itself."""
-READY, READY_SIDE = "emoji-128", 128
-"""Model that ships, whose autoencoder may serve, and the side of its images."""
+READY, READY_SIDES, READY_LEAST = "emoji-128", (128, 64), 19.0
+"""Model that ships, whose autoencoder and UNet may serve; the sides of images that it is used for,
+its own one first; and the reconstruction in dB that the others need."""
 PIXELS_SIDE = 32
 """Side of images, at most, that a recipe diffuses as pixels."""
 SHORT_SECONDS = 1200.0
@@ -34,6 +33,10 @@ AUGMENTED = 0.5
 """Share of the examples of a small set that see a changed image."""
 VARIANTS, MOST_VARIANTS = 1000, (2, 16)
 """Changed copies of a small set, about, in all; and those of an image, at least and at most."""
+CAPTIONED = 0.5
+"""Share of images with a caption from which on a model of prompts is trained on."""
+QUICKEST = QUALITIES[0]
+"""Quality that is no more than it has to be."""
 FEW_VALIDATION = 200
 """Number of images below which a tenth of them validates, instead of a twentieth."""
 
@@ -79,6 +82,7 @@ class Recipe:
         first_stage: "none", "own", or a model whose autoencoder serves.
         resolution: of the images, in pixels.
         unet: name of its size; None for that of the model it starts from.
+        start: model whose UNet is trained on; None for a new one.
         batch_size: examples of a step.
         accumulation_steps: parts that a batch is computed in.
         reasons: name of a value → why it is so.
@@ -89,6 +93,7 @@ class Recipe:
     unet: str | None
     batch_size: int
     accumulation_steps: int = 1
+    start: str | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -102,7 +107,7 @@ def may_use_ready(data: DataFacts, goal: Goal) -> bool:
         data: facts of the images.
         goal: what is asked for.
     """
-    asked = goal.vae is None and goal.init is None
+    asked = goal.vae is None and goal.named_init is None
     return asked and goal.of_quality.psnr is not None and data.usual and data.side > PIXELS_SIDE
 
 
@@ -114,8 +119,8 @@ def first_stage(data: DataFacts, machine: MachineFacts, goal: Goal) -> Chosen:
         machine: facts of the machine.
         goal: what is asked for.
     """
-    if goal.init is not None:
-        return Chosen(goal.init, "that of the model it starts from")
+    if goal.named_init is not None:
+        return Chosen(goal.named_init, "that of the model it starts from")
     if goal.vae is not None:
         return Chosen(goal.vae, "as asked")
     if data.side <= PIXELS_SIDE:
@@ -143,7 +148,7 @@ def resolution(stage: str, data: DataFacts, machine: MachineFacts, goal: Goal) -
         goal: what is asked for.
     """
     if stage == READY:
-        return Chosen(READY_SIDE, f"that of {READY}")
+        return Chosen(READY_SIDES[0], f"that of {READY}")
     if stage == NONE:
         side = max(min(data.side, PIXELS_SIDE) // 8 * 8, 8)
         return Chosen(side, f"pixels are diffused up to {PIXELS_SIDE}")
@@ -153,6 +158,46 @@ def resolution(stage: str, data: DataFacts, machine: MachineFacts, goal: Goal) -
 
 
 # --- The UNet ------------------------------------------------------------------------------
+
+
+def start(stage: str, data: DataFacts, goal: Goal, own_sizes: bool = False) -> Chosen:
+    """Model whose UNet is trained on; None for a new one.
+
+    Args:
+        stage: value of `first_stage`.
+        data: facts of the images.
+        goal: what is asked for.
+        own_sizes: the settings name sizes of a UNet, its text or its schedule.
+    """
+    if goal.init is not None:
+        return Chosen(goal.named_init, "as asked")
+    if stage == READY and data.captioned >= CAPTIONED and not own_sizes:
+        return Chosen(READY, f"what {READY} has learned is kept; --init none begins anew")
+    return Chosen(None, "begins anew")
+
+
+def sides(model: str, machine: MachineFacts, goal: Goal) -> tuple[int, ...]:
+    """Sides of images to choose from, the best first, where the UNet of `READY` is trained on.
+
+    The first one at which it sees enough examples in the time is taken, else the last.
+
+    Args:
+        model: whose UNet is trained on.
+        machine: facts of the machine.
+        goal: what is asked for.
+
+    Returns:
+        Sides in pixels; none for another model, which keeps its own.
+    """
+    if model != READY:
+        return ()
+    if goal.seconds is not None:
+        return READY_SIDES
+    return (
+        READY_SIDES[-1:]
+        if goal.quality == QUICKEST and not machine.accelerator
+        else READY_SIDES[:1]
+    )
 
 
 def unet_settings(name: str, side: int, data: DataFacts) -> dict[str, Any]:
@@ -179,13 +224,16 @@ def unet_settings(name: str, side: int, data: DataFacts) -> dict[str, Any]:
     }
 
 
-def learning_rate(name: str | None) -> float:
+def learning_rate(name: str | None, start: str | None = None) -> float:
     """Learning rate of the UNet's training.
 
     Args:
         name: of its size; None for a finished model that is trained on.
+        start: that model.
     """
-    return {None: 1e-4, "huge": 2e-4}.get(name, 1e-3)
+    if name is None:
+        return 5e-4 if start == READY else 1e-4
+    return 2e-4 if name == "huge" else 1e-3
 
 
 def largest_unet(

@@ -71,28 +71,27 @@ def autoencoder_settings(
     return settings
 
 
-def diffusion_settings(
-    recipe: Recipe, side: int, data: DataFacts, goal: Goal, steps: int
-) -> dict[str, Any]:
+def diffusion_settings(recipe: Recipe, side: int, data: DataFacts, steps: int) -> dict[str, Any]:
     """Settings of `train-diffusion`.
 
     Args:
         recipe: values of the rules.
         side: of what the UNet denoises: latents, or pixels.
         data: facts of the images.
-        goal: what is asked for.
         steps: of the training.
     """
     training = {
         "batch_size": recipe.batch_size,
-        "learning_rate": rules.learning_rate(recipe.unet),
+        "learning_rate": rules.learning_rate(recipe.unet, recipe.start),
         **lengths(steps),
     }
     if recipe.accumulation_steps > 1:
         training["accumulation_steps"] = recipe.accumulation_steps
     settings: dict[str, Any] = {"data": {"resolution": recipe.resolution, **images(data)}}
     if recipe.unet is None:
-        settings["init"] = str(goal.init)
+        settings["init"] = str(recipe.start)
+        if recipe.start == rules.READY:
+            settings["text"] = {"trainable": True}  # words that it does not know yet
     else:
         huge = recipe.unet == "huge"
         settings |= {

@@ -35,7 +35,7 @@ def test_every_recipe_is_a_valid_configuration(quality, machine):
             factor = factor_of(config.autoencoder.channel_multipliers)
         for name in UNETS:
             recipe = Recipe(stage, size, name, 4)
-            own = settings.diffusion_settings(recipe, size // factor, data, goal, 100)
+            own = settings.diffusion_settings(recipe, size // factor, data, 100)
             config = parse_config(DiffusionRun, own)
             check_unet(config.unet)
             if stage == NONE:
@@ -104,7 +104,7 @@ def test_a_better_quality_is_never_less():
 
 def test_less_memory_never_gives_a_larger_batch_at_a_time():
     data, goal = DataFacts(800, 100), Goal()
-    unet = settings.diffusion_settings(Recipe(NONE, 32, "small", 32), 32, data, goal, 100)
+    unet = settings.diffusion_settings(Recipe(NONE, 32, "small", 32), 32, data, 100)
     own = settings.autoencoder_settings(64, data, CPU, goal, 100)
     for config in (parse_config(DiffusionRun, unet), parse_config(AutoencoderRun, own)):
         held = []
@@ -195,3 +195,37 @@ def test_every_rule_has_a_reason():
     assert RULES[0].decides, "the first rule needs a name"
     for rule in RULES:
         assert all(rule[1:]), f"{rule}: expected what it does and why"
+
+
+def test_a_finished_unet_is_trained_on_where_its_autoencoder_serves():
+    data = DataFacts(800, 100, ready_psnr=24.0)
+    cases = [
+        (READY, data, Goal(), READY),
+        (READY, data, Goal(init=NONE), None),
+        (READY, data, Goal(init="mine"), "mine"),
+        (READY, DataFacts(800, 100, captioned=0.1), Goal(), None),
+        (OWN, data, Goal(), None),
+        (NONE, data, Goal(), None),
+    ]
+    for stage, facts, goal, expected in cases:
+        found = rules.start(stage, facts, goal)
+        assert found.value == expected, f"{stage}, {facts}, {goal}: {found}"
+    assert rules.start(READY, data, Goal(), own_sizes=True).value is None
+
+
+def test_a_finished_unet_learns_the_words_of_the_captions():
+    config = settings.diffusion_settings(
+        Recipe(READY, 64, None, 32, start=READY), 8, DataFacts(800, 100), 100
+    )
+    found = parse_config(DiffusionRun, config)
+    assert (found.init, found.text.trained) == (READY, True)
+    assert found.training.learning_rate > rules.learning_rate(None, "mine"), "it is small"
+
+
+def test_a_short_time_halves_the_side_and_a_quick_quality_too():
+    assert rules.sides(READY, CPU, Goal(seconds=60)) == rules.READY_SIDES
+    assert rules.sides(READY, CPU, Goal()) == (64,)
+    assert rules.sides(READY, GPU, Goal()) == rules.sides(READY, CPU, Goal("good")) == (128,)
+    assert rules.sides("mine", CPU, Goal(seconds=60)) == (), "another model keeps its side"
+    for quality in QUALITIES.values():
+        assert quality.examples(800, starts=True) <= quality.examples(800)

@@ -99,6 +99,12 @@ class RunFacts:
         return self.steps * batch / images
 
     @property
+    def start(self) -> str:
+        """Name of the model that it began from, without the folders above it; "" for none."""
+        place = str(self.settings.get("init") or "")
+        return _place_name(place.removesuffix("/model")) if place else ""
+
+    @property
     def samples(self) -> Path | None:
         """Last grid that a validation has drawn; None without one."""
         return next(iter(sorted((self.folder / SAMPLES).glob("step-*.png"))[-1:]), None)
@@ -113,10 +119,12 @@ def read_runs(folder: Path) -> list[RunFacts]:
     """Facts of the run in a folder, and of those in the folders in it: the autoencoder's first.
 
     Args:
-        folder: of a run, or of a training of both networks.
+        folder: of a run, or of a training of both networks, which keeps settings and no log.
     """
-    places = [folder, *sorted(one for one in folder.iterdir() if one.is_dir())]
-    found = [_read_run(place) for place in places if (place / CONFIG).is_file()]
+    inside = [one for one in sorted(folder.iterdir()) if (one / CONFIG).is_file()]
+    own = (folder / LOG).is_file() or not inside
+    places = [folder, *inside] if own and (folder / CONFIG).is_file() else inside
+    found = [_read_run(place) for place in places]
     return sorted(found, key=lambda run: list(COMMANDS).index(run.command))
 
 

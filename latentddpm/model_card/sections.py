@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from latentddpm import __version__
-from latentddpm.hub.address import DATASET, address_of, is_address, parse_address
+from latentddpm.hub.address import DATASET, is_address, parse_address
 from latentddpm.model_card.facts import DIFFUSION, DataFacts, RunFacts, curve_rows
 from latentddpm.model_card.limits import limits
 from latentddpm.model_card.product import CONTROL, LORA_KIND, MODEL, Product
@@ -60,10 +60,8 @@ def _datasets(runs: Iterable[RunFacts]) -> Iterator[str]:
 def _bases(runs: Iterable[RunFacts]) -> Iterator[str]:
     """Names of models of the Hub that runs began from."""
     for run in runs:
-        init = run.settings.get("init") or ""
-        init = address_of(init) or init
-        if is_address(init):
-            yield parse_address(init).repo_id
+        if is_address(run.start):
+            yield parse_address(run.start).repo_id
 
 
 def heading(product: Product, name: str, has_samples: bool) -> str:
@@ -214,6 +212,11 @@ def training_section(runs: Sequence[RunFacts]) -> str:
     for run in runs:
         text += f"\n### {_network(run).capitalize() if _network(run) != 'UNet' else 'UNet'}\n\n"
         text += _sentence(run)
+        if run.start:
+            text += (
+                f"\nIt began with the weights of `{run.start}`: the licence and the limits that "
+                "its card names hold here, too.\n"
+            )
         rows = [
             (
                 name.replace("_", " "),

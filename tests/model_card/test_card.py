@@ -56,6 +56,7 @@ def whole(tmp_path_factory, model):
     folder = home / "mine"
     a_run(folder / "vae", home / "photos", AutoencoderRun, [1.0, 0.5, 0.3, 0.2], [0.3, 0.21])
     a_run(folder / "diffusion", home / "photos", DiffusionRun, [1.0, 0.6, 0.5, 0.4], [0.5, 0.6])
+    shutil.copy(folder / "diffusion" / "config.yaml", folder / "config.yaml")
     model.save(folder / "model")
     return folder
 
@@ -77,6 +78,7 @@ def test_the_card_says_what_the_files_say(mine):
     assert keys["pipeline_tag"] == "text-to-image", f"expected the task, got {keys}"
     assert "license" not in keys, f"a licence that nobody named: {keys}"
     assert text.count("\n# mine\n") == 1, "expected the name of the run as title"
+    assert text.count("\n### UNet\n") == 1, "the settings of the whole run are those of its UNet"
     training, validation = (read_runs(mine)[0].data.training, read_runs(mine)[0].data.validation)
     assert training + validation == 40, f"expected 40 images, got {training} and {validation}"
     row = f"| 40 in `photos` (folder) | autoencoder, UNet | {training} | {validation} |"
@@ -87,6 +89,16 @@ def test_the_card_says_what_the_files_say(mine):
     folder = read_model_folder(mine / "model")
     for part in folder.parts.values():
         assert part["digest"][:12] in text, f"expected the digest of {part['file']}"
+
+
+def test_the_card_names_the_model_that_a_training_began_from(mine):
+    settings = mine / "diffusion" / "config.yaml"
+    assert "It began with" not in write_card(mine / "model").read_text("utf-8")
+    config = yaml.safe_load(settings.read_text("utf-8"))
+    for place, name in {"emoji-128": "emoji-128", "/home/me/cats/model": "cats"}.items():
+        settings.write_text(yaml.safe_dump(config | {"init": place}), "utf-8")
+        text = write_card(mine / "model").read_text("utf-8")
+        assert f"the weights of `{name}`" in text, f"expected {name} in\n{text}"
 
 
 def test_the_number_of_parameters_is_that_of_the_networks(mine, model):

@@ -3,6 +3,7 @@
     python examples/labelled_digits.py OUT                  data to train on
     python examples/labelled_digits.py OUT --judge MODEL    digits of a model, drawn and judged
     … --never 3                                             the digit that is never inverted
+    … --guidance-scale 16 --inverted-scale 3                a scale for each condition
 
 OUT/labels       the gray digits, in a folder for each label
 OUT/attributes   each digit white on black and inverted, but one that is never inverted; its
@@ -245,10 +246,16 @@ if __name__ == "__main__":
         "--never", type=int, choices=LABELS, default=NEVER, help="digit that is never inverted"
     )
     parser.add_argument("--guidance-scale", type=float, help="default: the model's")
+    parser.add_argument(
+        "--inverted-scale", type=float, help="of that condition alone [default: the same]"
+    )
+    parser.add_argument("--steps", type=int, help="default: the model's")
     given = parser.parse_args()
     if given.judge:
         given.out.mkdir(parents=True, exist_ok=True)
-        scale = given.guidance_scale
-        judged(given.out, given.judge, Judge(), given.never, guidance_scale=scale)
+        settings = {"guidance_scale": given.guidance_scale, "num_steps": given.steps}
+        if given.inverted_scale is not None:
+            settings["condition_scales"] = {"inverted": given.inverted_scale}
+        judged(given.out, given.judge, Judge(), given.never, **settings)
     else:
         write_data(given.out, given.never)

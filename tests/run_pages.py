@@ -156,7 +156,8 @@ def files_of_a_reader(world):
     (world / "digits").mkdir()
     for number, digit in enumerate(load_digits().images[:40]):
         Image.fromarray(np.uint8(16 * digit)).save(world / "digits" / f"{number:04}.png")
-    some_labelled_digits(world / "labelled")
+    for name, never in {"labelled": 3, "labelled-1": 1}.items():
+        some_labelled_digits(world / name, never)
     autoencoder = tiny_autoencoder(channel_multipliers=(1, 1))
     model = assemble(autoencoder, 0, True, {"channel_multipliers": (1,), "attention_levels": (0,)})
     for name in ("emoji-128", "runs/sd15", "runs/doubled"):
@@ -242,15 +243,15 @@ def pairs(folder):
     table.write_text("\n".join(map(json.dumps, rows)), "utf-8")
 
 
-def some_labelled_digits(folder):
-    """What `examples/labelled_digits.py` writes, of the first of the digits."""
+def some_labelled_digits(folder, never):
+    """What `examples/labelled_digits.py --never …` writes, of the first of the digits."""
     sys.path.append(str(ROOT / "examples"))
     import labelled_digits
 
     images, labels, held_back = labelled_digits.course.digits(16)
     few = (images[:40], labels[:40], held_back[:40])
     with mock.patch.object(labelled_digits.course, "digits", return_value=few):
-        labelled_digits.write_data(folder)
+        labelled_digits.write_data(folder, never)
 
 
 def run_command(words):

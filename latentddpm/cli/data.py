@@ -93,7 +93,7 @@ def doctor(
 @click.option("--shard-size", default="512MB", show_default=True, help="Bytes per shard.")
 @command
 def pack(data: str | list[str], out: Path, kind: str, shard_size: str, quiet: bool) -> None:
-    """Pack captioned images into shards, for data sets of millions of images."""
+    """Pack captioned images into shards, for very large sets."""
     from latentddpm.data import pack as packing
 
     size = packing.parse_size(shard_size)
@@ -149,7 +149,7 @@ def encode(
     strict: bool,
     quiet: bool,
 ) -> None:
-    """Encode images into a latents cache for train-diffusion."""
+    """Encode images into latents, for train-diffusion."""
     from latentddpm.training.encode_folder import encode_folder, plan_encoding
 
     parse_strategy(strategy)

@@ -30,7 +30,7 @@ from latentddpm.utils.startup import import_keras
 )
 @command
 def info(paths: tuple[str, ...], plot: Path | None, quiet: bool) -> None:
-    """Describe a PNG, model, run, latents, data; without a path, this machine.
+    """Describe a PNG, model, run or data; or this machine.
 
     Without a path: versions, devices, memory, the cache, and the extras that are installed or
     missing, with the commands that need them.
@@ -117,7 +117,7 @@ def convert(
     out: Path,
     quiet: bool,
 ) -> None:
-    """Read diffusers and Stable Diffusion 1.x weights, or write them; or read a checkpoint.
+    """Read or write weights of diffusers and Stable Diffusion.
 
     \b
     latentddpm convert --from stable-diffusion-v1-5 --out runs/sd15
@@ -178,7 +178,7 @@ def _convert_checkpoint(source: Path, out: Path, storage: str, quiet: bool) -> N
 @click.option("--out", type=FOLDER, help="New folder.")
 @command
 def export(model: Path, kind: str, storage: str, out: Path | None, quiet: bool) -> None:
-    """Write a model for other programs, checked against the original.
+    """Write a model for other programs, and check it.
 
     A train-vae run is exported too: its encoder and decoder. The format graphs puts into an
     older model folder what new ones have from the start.

@@ -34,7 +34,7 @@ def push(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    """Upload a model to Hugging Face's Hub, with its card and samples.
+    """Upload a model with its card to Hugging Face's Hub.
 
     RUN is a finished run, a model folder, a ControlNet or a LoRA. A card is written where there
     is none; one that you wrote or changed is sent as it is. Log in with `hf auth login`, or set

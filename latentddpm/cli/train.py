@@ -150,7 +150,7 @@ def train_vae(out: Path, strategy: str, dry_run: bool, quiet: bool, **options: A
 def train_diffusion(
     vae: str | None, out: Path, strategy: str, dry_run: bool, quiet: bool, **options: Any
 ) -> None:
-    """Train the UNet (and its text encoder) on latents or pixels."""
+    """Train the UNet and its text encoder on latents or pixels."""
     from latentddpm.config import DiffusionRun
 
     settings, run = _settings(DiffusionRun, **options)

@@ -46,9 +46,9 @@ from latentddpm.utils.startup import import_keras
 @click.option(
     "--init",
     type=PLACE_TEXT,
-    metavar="MODEL",
+    metavar="MODEL|none",
     shell_complete=completion.models,
-    help="Model whose UNet is trained on, or hf://owner/name.",
+    help="Model whose UNet is trained on, or hf://owner/name; none: a new one [default: by rule].",
 )
 @click.option("--plan", "plan_only", is_flag=True, help="Print and write the plan; stop.")
 @click.option("--resume", is_flag=True, help="Go on with the run in OUT.")
@@ -73,10 +73,10 @@ def train(
     quiet: bool,
     **given: Any,
 ) -> None:
-    """Train a model, from a folder of images to pictures: plan, autoencoder, UNet.
+    """Train a whole model from a folder of images.
 
-    The plan is printed first: sizes, steps and times by the images, the machine and the wish.
-    Stopped or killed, the run goes on with --out OUT --resume.
+    The plan is printed first: autoencoder, UNet, sizes, steps and times, by the images, the
+    machine and the wish. Stopped or killed, the run goes on with --out OUT --resume.
     """
     from latentddpm.recipe import folder
     from latentddpm.recipe.settings import split_overrides

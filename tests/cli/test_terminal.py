@@ -160,6 +160,8 @@ def test_help_lists_every_command_in_its_group():
         words = [line.split()[0] for line in block.splitlines()]
         expected = [one.name for one in commands]
         assert words == expected, f"{title}: {words}, expected {expected}"
+        cut = [line for line in block.splitlines() if line.endswith("...")]
+        assert not cut, f"expected sentences that fit a terminal of 80 columns: {cut}"
 
 
 def error_of(function, *arguments):

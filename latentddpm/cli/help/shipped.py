@@ -26,7 +26,7 @@ EITHER = "either"
 )
 @command
 def configs(name: str | None, schema: str | None, quiet: bool) -> None:
-    """List the ready configurations, print one, or print the schema of all settings.
+    """List or print ready configurations, or the schema.
 
     \b
     latentddpm configs

@@ -28,8 +28,7 @@ ENV PATH=/opt/latentddpm/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     XDG_CACHE_HOME=/data/.cache \
     XDG_CONFIG_HOME=/data/.config \
-    KERAS_HOME=/data/.cache/keras \
-    GRADIO_TEMP_DIR=/tmp/gradio
+    KERAS_HOME=/data/.cache/keras
 WORKDIR /data
 EXPOSE 7860
 ENTRYPOINT ["latentddpm"]

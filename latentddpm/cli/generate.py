@@ -34,7 +34,7 @@ from latentddpm.cli.usage import command
     "labels",
     multiple=True,
     metavar="[NAME=]VALUE",
-    help="What a condition is told: 7, smile,glasses, age=0.3; of several each is a row.",
+    help="What a condition is told: 7, smile,glasses, age=0.3; repeated, a row for each.",
 )
 @click.option(
     "--condition",
@@ -77,7 +77,9 @@ from latentddpm.cli.usage import command
     help=f"Of samplers in sigma: {', '.join(SIGMA_SPACINGS)}.",
 )
 @click.option(
-    "--eta", type=NUMBERS, help="Of ddim: 0 draws no noise, 1 as much as ddpm; a,b,… one a step."
+    "--eta",
+    type=NUMBERS,
+    help="Of ddim: 0 no noise, 1 as much as ddpm; or one for each step: 1,0.5,0.",
 )
 @click.option(
     "--variance",
@@ -87,9 +89,13 @@ from latentddpm.cli.usage import command
 @click.option("--clip-sample/--no-clip-sample", default=None, help="Clip each clean estimate.")
 @click.option("--shift", type=float, help="Of flow models: above 1 more steps at high noise.")
 @click.option("--corrector-steps", type=int, help="Of pc: Langevin steps a level [default: 1].")
-@click.option("--original-steps", type=int, help="Of lcm: those it was distilled along [50].")
+@click.option(
+    "--original-steps", type=int, help="Of lcm: those it was distilled along [default: 50]."
+)
 @click.option("--snr", type=float, help="Of pc: size of a Langevin step [default: 0.16].")
-@click.option("--start-step", type=int, help="First of the steps, from noise [default: 0].")
+@click.option(
+    "--start-step", type=int, help="Leave out the first N steps; start from noise of that level."
+)
 @click.option("--guidance-scale", type=float, help="1 = none [default: the model's].")
 @click.option("--guidance-rescale", type=float, help="0 = none, 0.7 against overexposure.")
 @click.option(
@@ -163,9 +169,11 @@ from latentddpm.cli.usage import command
 @click.option("--no-cache", is_flag=True, help="Keep no traced functions for the next start.")
 @click.option("--from", "source", type=FOLDER, help="PNG made by latentddpm, to make again.")
 @click.option("--out", type=FOLDER, help="PNG, or a folder [default: named after the prompt].")
-@click.option("--overwrite", is_flag=True, help="Replace files that are there [else: a number].")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace files that are there; else names get a number."
+)
 @click.option("--grid", is_flag=True, help="One picture, a row for each prompt.")
-@click.option("--frames", type=int, help="Beside each image, a strip of the way to it: N levels.")
+@click.option("--frames", type=int, help="A strip beside each image: the way to it, in N steps.")
 @click.option("--animate", type=FOLDER, help="The whole way as a .gif or .webp file.")
 @click.option("--timing", is_flag=True, help="Print the time of each stage.")
 @command

@@ -26,7 +26,7 @@ from latentddpm.cli.usage import command
 @click.option("--port", type=int, default=7860, show_default=True, help="0 takes a free one.")
 @click.option(
     "--token",
-    help="That has to be shown; better in the environment: LATENTDDPM_TOKEN.",
+    help="Token that visitors have to show; better set LATENTDDPM_TOKEN.",
 )
 @click.option(
     "--out",
@@ -55,7 +55,11 @@ from latentddpm.cli.usage import command
     show_default=True,
     help="Drawings that may wait.",
 )
-@click.option("--keep", type=click.IntRange(1), help="Pictures that are kept [default: all].")
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    help="Pictures that are kept, of those since the start [default: all].",
+)
 @engine_option
 @precision_option
 @click.option(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from latentddpm.choices import QUALITIES
+from latentddpm.choices import FIRST_STAGES, QUALITIES
 from latentddpm.cli.help import completion
 from latentddpm.cli.options import FOLDER, strategy_option, strict_option
 from latentddpm.cli.places import PLACE_TEXT
@@ -26,8 +26,8 @@ from latentddpm.utils.startup import import_keras
     multiple=True,
     metavar="PLACE[:WEIGHT]",
     shell_complete=completion.data,
-    help="Folder of images, or of shards; hf://datasets/owner/name. Repeatable. With --resume "
-    "that of the plan.",
+    help="Folder of images, or of shards; hf://datasets/owner/name. Repeatable. Not needed with "
+    "--resume.",
 )
 @click.option("--out", type=FOLDER, required=True, help="Folder of the whole run.")
 @click.option(
@@ -76,7 +76,7 @@ def train(
     """Train a whole model from a folder of images.
 
     The plan is printed first: autoencoder, UNet, sizes, steps and times, by the images, the
-    machine and the wish. Stopped or killed, the run goes on with --out OUT --resume.
+    machine, --quality and --time. Stopped or killed, the run goes on with --out OUT --resume.
     """
     from latentddpm.recipe import folder
     from latentddpm.recipe.settings import split_overrides
@@ -121,7 +121,13 @@ def _goal(given: Mapping[str, Any]) -> Any:
 
     quality = check_choice("--quality", given["quality"] or QUALITIES[0], QUALITIES)
     seconds = given["duration"] and parse_duration("--time", given["duration"])
-    return Goal(quality, seconds, given["vae"], given["init"])
+    return Goal(quality, seconds, _whole(given["vae"]), _whole(given["init"]))
+
+
+def _whole(place: str | None) -> str | None:
+    """Place as another working directory finds it; a name that is no path stays."""
+    is_path = place not in (None, FIRST_STAGES[1]) and Path(place).exists()
+    return str(Path(place).resolve()) if is_path else place
 
 
 def _check_same(plan: Any, data: Sequence[str], goal: Any, given: Mapping[str, Any]) -> None:

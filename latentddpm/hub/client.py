@@ -34,7 +34,8 @@ def library() -> Any:
         import huggingface_hub
     except ImportError:
         raise UserError(
-            'hf:// needs the package huggingface_hub: pip install "latentddpm[hub]"'
+            'hf:// needs the package huggingface_hub: pip install "latentddpm[hub]", '
+            'in a checkout pip install ".[hub]"'
         ) from None
     if speaks():  # a command says by itself what went wrong
         huggingface_hub.logging.set_verbosity_error()

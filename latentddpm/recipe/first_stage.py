@@ -35,8 +35,9 @@ from latentddpm.utils.images.pixel_format import RGB
 MEASURED = 32
 """Images that are reconstructed, spread evenly over the data."""
 AT_A_TIME = 8
-OF_UNET = ("unet.", "text.", "schedule.", "transformer.")
-"""Beginnings of settings that a finished UNet has of its own."""
+OF_UNET = ("unet.", "text.", "schedule.")
+NOT_SIZES = ("unet.dropout", "unet.recompute", "text.trainable", "text.dropout", "text.new_token")
+"""Beginnings of settings that a finished UNet has of its own, and those that it has not."""
 ANY_STEPS = 1000
 """Number of steps in settings that only sizes are taken from."""
 
@@ -121,32 +122,28 @@ def choose_stage(task: Task) -> Stage:
         UserError: a model that cannot be read, wrong settings.
     """
     stage = _first_stage(task)
-    own_sizes = any(one.startswith(OF_UNET) for one in task.overrides.get("diffusion", ()))
+    own = task.overrides.get("diffusion", ())
+    own_sizes = any(one.startswith(OF_UNET) and not one.startswith(NOT_SIZES) for one in own)
     chosen = rules.start(stage.name, task.facts, task.goal, own_sizes)
     return replace(stage, start=chosen.value, reasons={**stage.reasons, "start": chosen.reason})
 
 
-def at_side(task: Task, stage: Stage, side: int) -> Stage:
+def at_side(task: Task, stage: Stage, side: int, reason: str) -> Stage:
     """First stage of a finished model, for images of another side.
 
     Args:
         task: to plan.
         stage: returned by `choose_stage`.
         side: in pixels.
+        reason: for it.
     """
-    if side == stage.resolution or stage.seen is None:
-        return replace(stage, resolution=side)
+    if side == stage.resolution:
+        return stage
+    stage = replace(stage, resolution=side, reasons={**stage.reasons, "resolution": reason})
+    if stage.seen is None:
+        return stage
     seen = _reconstructed(task, stage.name, side)
-    reason = f"quality {task.goal.quality} on {task.machine.name}"
-    if task.goal.seconds is not None:
-        reason = f"at {stage.resolution} the time is too short for enough examples"
-    return replace(
-        stage,
-        resolution=side,
-        seen=seen,
-        encoding=seen.seconds / 2,
-        reasons={**stage.reasons, "resolution": reason},
-    )
+    return replace(stage, seen=seen, encoding=seen.seconds / 2)
 
 
 def _first_stage(task: Task) -> Stage:

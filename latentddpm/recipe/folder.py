@@ -74,15 +74,15 @@ class WrittenPlan:
         data, vae = " --data ".join(map(shlex.quote, self.data)), self.vae(out)
         lines = []
         if self.first_stage == OWN:
-            lines.append(
-                f"latentddpm train-vae --data {data} --config {out / VAE}.yaml --out {out / VAE}"
-            )
+            lines.append(f"latentddpm train-vae --data {data} {_places(out / VAE)}")
         named = f" --vae {shlex.quote(vae)}" if vae else ""
-        lines.append(
-            f"latentddpm train-diffusion --data {data}{named} --config {out / DIFFUSION}.yaml "
-            f"--out {out / DIFFUSION}"
-        )
+        lines.append(f"latentddpm train-diffusion --data {data}{named} {_places(out / DIFFUSION)}")
         return lines
+
+
+def _places(run: Path) -> str:
+    """Options with the settings and the folder of a training."""
+    return f"--config {shlex.quote(f'{run}.yaml')} --out {shlex.quote(str(run))}"
 
 
 def settings_file(out: Path, part: str) -> Path:
@@ -192,13 +192,14 @@ def read_state(out: Path) -> dict[str, Any]:
     """State of a whole run.
 
     `spent` are its seconds, but for those of the process that began at the time `since`; `settled`
-    is true once the UNet's steps follow from the autoencoder's time; `corrected` are trainings
-    whose first steps corrected their number; `ended` has the last step of each that ended early.
+    is true once the UNet's steps follow from the autoencoder's time; `corrected` has the number of
+    steps of each training whose first steps corrected it; `ended` has the last step of each that
+    ended early.
 
     Args:
         out: folder of the whole run.
     """
-    first = {"spent": 0.0, "since": None, "settled": False, "corrected": [], "ended": {}}
+    first = {"spent": 0.0, "since": None, "settled": False, "corrected": {}, "ended": {}}
     return {**first, **read_json(out / STATE, optional=True)}
 
 

@@ -10,7 +10,7 @@ the measurement says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,8 +36,11 @@ from latentddpm.training.plan.sources import Sources
 from latentddpm.training.plan.words import captions_of
 from latentddpm.utils.console import activity
 
+AS_SET = "as set"
 GRID_IMAGES, GRID_CALLS = 32, 20
 """Images of a grid of samples, and calls of the UNet for each: ten steps, with guidance."""
+FROZEN_TEXT = ("lora.", "control.", "distill.", "text.new_token")
+"""Beginnings of settings of trainings that take the text encoder as it is."""
 CHECKED_IMAGES = 64
 """Images that a validation of the autoencoder reconstructs."""
 
@@ -90,7 +93,8 @@ def plan_run(task: Task) -> Plan:
     goal = task.goal
     quality = goal.of_quality
     unet_steps = -(-quality.examples(task.facts.images) // recipe.batch_size)
-    own_steps = quality.autoencoder_images // rules.AUTOENCODER_BATCH
+    own = own_settings(task, stage.resolution, ANY_STEPS)["training"]["batch_size"]
+    own_steps = quality.autoencoder_images // own
     if goal.seconds is not None:
         most = max(quality.most // recipe.batch_size, budget.LEAST_STEPS)
         unet_steps, own_steps = budget.steps_in(goal.seconds, times)
@@ -107,7 +111,10 @@ def plan_run(task: Task) -> Plan:
 def _unet_settings(task: Task, stage: Stage, recipe: Recipe, steps: int) -> dict[str, Any]:
     side = recipe.resolution // stage.factor
     settings = diffusion_settings(recipe, side, task.facts, steps)
-    return override_settings(settings, task.overrides.get("diffusion", ()))
+    own = task.overrides.get("diffusion", ())
+    if any(one.startswith(FROZEN_TEXT) for one in own):
+        settings.get("text", {}).pop("trainable", None)
+    return override_settings(settings, own)
 
 
 def _time_settings(
@@ -117,6 +124,11 @@ def _time_settings(
     settings["training"] |= lengths(settings["training"]["num_steps"], speed.step, validations)
     override_settings(settings, task.overrides.get(part, ()))
     parse_config(PARTS[part], settings, f"{part}.")
+
+
+def _told_apart(stage: Stage) -> bool:
+    """True where the first stage reconstructs well enough at another side than its own."""
+    return stage.seen is None or stage.seen.psnr >= rules.READY_LEAST
 
 
 class _Unets:
@@ -156,29 +168,41 @@ class _Unets:
         """Recipe with a finished UNet, at the largest side where it sees enough examples."""
         goal, stage = self.task.goal, self.stage
         wanted = goal.of_quality.examples(self.task.facts.images, starts=True)
-        recipe = None
-        for side in self._sides():
-            smaller = at_side(self.task, stage, side)
-            if smaller.seen and side < stage.resolution and smaller.seen.psnr < rules.READY_LEAST:
-                break
+        chosen = None
+        for side, reason in self._sides():
+            smaller = at_side(self.task, stage, side, reason)
+            if reason != AS_SET and side < stage.resolution and not _told_apart(smaller):
+                continue
             self.stage, self.speeds = smaller, {}
             recipe = self._fitting(None)
             if recipe is None:
                 continue
-            example = self._speed(recipe).of_batch(recipe.batch_size)
-            if goal.seconds is None or example * wanted <= self._seconds():
+            chosen = recipe, self.stage, self._speed(recipe)
+            if goal.seconds is None or self._example(recipe) * wanted <= self._seconds():
                 break
-        if recipe is None:
-            raise self._no_memory(None)
+        if chosen is None:
+            self.stage = stage
+            recipe = self._fitting(None)
+            if recipe is None:
+                raise self._no_memory(None)
+            chosen = recipe, stage, self._speed(recipe)
+        recipe, self.stage, self.speeds[None] = chosen
         return self._with_times(recipe, f"that of {stage.start}: {stage.reasons['start']}")
 
-    def _sides(self) -> Sequence[int]:
-        """Sides of images to choose from, where a finished UNet is trained on."""
-        own = self.task.overrides.get("diffusion", ())
-        if any(one.startswith("data.resolution=") for one in own):
-            return [self.stage.resolution]
-        chosen = rules.sides(self.stage.start, self.task.machine, self.task.goal)
-        return chosen or [self.stage.resolution]
+    def _example(self, recipe: Recipe) -> float:
+        return self._speed(recipe).of_batch(recipe.batch_size)
+
+    def _sides(self) -> list[tuple[int, str]]:
+        """Sides of images to choose from, where a finished UNet is trained on, with the reason."""
+        task, stage = self.task, self.stage
+        if any(one.startswith("data.resolution=") for one in task.overrides.get("diffusion", ())):
+            config, _ = self._complete(self._recipe(None, 1))
+            return [(config.data.resolution, AS_SET)]
+        reason = f"quality {task.goal.quality} on {task.machine.name}"
+        if task.goal.seconds is not None:
+            reason = f"at {stage.resolution} the time is too short for enough examples"
+        sides = rules.sides(stage.start, task.machine, task.goal) or (stage.resolution,)
+        return [(side, reason) for side in sides]
 
     def _seconds(self) -> float:
         """Seconds that are left for the steps of the UNet, as far as is known."""
@@ -224,6 +248,8 @@ class _Unets:
         size = rules.BATCHES[self.task.goal.quality][machine.accelerator]
         recipe = self._recipe(name, size)
         config, sources = self._complete(recipe)
+        size = config.training.batch_size  # may be set
+        recipe = replace(recipe, batch_size=size)
         factor = sources.first_stage.downsample_factor
         parts = rules.parts_of_batch(config, factor, size, machine)
         return None if parts is None else replace(recipe, accumulation_steps=parts)

@@ -20,9 +20,9 @@ from latentddpm.utils.timing import clock
 
 OWN = "own"
 """First stage that the recipe trains itself."""
-READY, READY_SIDES, READY_LEAST = "emoji-128", (128, 64), 19.0
+READY, READY_SIDES, READY_LEAST, READY_TOKENS = "emoji-128", (128, 64), 19.0, 16
 """Model that ships, whose autoencoder and UNet may serve; the sides of images that it is used for,
-its own one first; and the reconstruction in dB that the others need."""
+its own one first; the reconstruction in dB that the others need; the tokens that it reads."""
 PIXELS_SIDE = 32
 """Side of images, at most, that a recipe diffuses as pixels."""
 SHORT_SECONDS = 1200.0
@@ -37,6 +37,8 @@ CAPTIONED = 0.5
 """Share of images with a caption from which on a model of prompts is trained on."""
 QUICKEST = QUALITIES[0]
 """Quality that is no more than it has to be."""
+SMALL_SET_DROPOUT, DROPOUT = 0.1, {"large": 0.05, "huge": 0.05}
+"""Dropout in the UNet of a small set, and otherwise by its size."""
 FEW_VALIDATION = 200
 """Number of images below which a tenth of them validates, instead of a twentieth."""
 
@@ -119,10 +121,10 @@ def first_stage(data: DataFacts, machine: MachineFacts, goal: Goal) -> Chosen:
         machine: facts of the machine.
         goal: what is asked for.
     """
-    if goal.named_init is not None:
-        return Chosen(goal.named_init, "that of the model it starts from")
     if goal.vae is not None:
         return Chosen(goal.vae, "as asked")
+    if goal.named_init is not None:
+        return Chosen(goal.named_init, "that of the model it starts from")
     if data.side <= PIXELS_SIDE:
         return Chosen(NONE, f"images of {data.side} pixels need no autoencoder")
     needed, reached = goal.of_quality.psnr, data.ready_psnr
@@ -167,13 +169,19 @@ def start(stage: str, data: DataFacts, goal: Goal, own_sizes: bool = False) -> C
         stage: value of `first_stage`.
         data: facts of the images.
         goal: what is asked for.
-        own_sizes: the settings name sizes of a UNet, its text or its schedule.
+        own_sizes: the settings name sizes of a UNet, or its text or schedule.
     """
     if goal.init is not None:
         return Chosen(goal.named_init, "as asked")
-    if stage == READY and data.captioned >= CAPTIONED and not own_sizes:
-        return Chosen(READY, f"what {READY} has learned is kept; --init none begins anew")
-    return Chosen(None, "begins anew")
+    if stage != READY:
+        return Chosen(None, "no model of its first stage ships")
+    if own_sizes:
+        return Chosen(None, f"settings name sizes of a UNet; without them {READY} is trained on")
+    if data.captioned < CAPTIONED:
+        return Chosen(None, "few captions")
+    if data.common_tokens > READY_TOKENS:
+        return Chosen(None, f"captions are longer than {READY} reads")
+    return Chosen(READY, f"what {READY} has learned is kept; --init none begins anew")
 
 
 def sides(model: str, machine: MachineFacts, goal: Goal) -> tuple[int, ...]:
@@ -220,8 +228,18 @@ def unet_settings(name: str, side: int, data: DataFacts) -> dict[str, Any]:
         "attention_levels": levels,
         "num_heads": 4,
         "norm_groups": 8,
-        "dropout": 0.1 if data.images <= SMALL_SET else 0.05 if name in ("large", "huge") else 0.0,
+        "dropout": dropout(name, data),
     }
+
+
+def dropout(name: str | None, data: DataFacts) -> float:
+    """Dropout in the UNet.
+
+    Args:
+        name: of its size; None for a finished model that is trained on.
+        data: facts of the images.
+    """
+    return SMALL_SET_DROPOUT if data.images <= SMALL_SET else DROPOUT.get(name, 0.0)
 
 
 def learning_rate(name: str | None, start: str | None = None) -> float:
@@ -327,7 +345,7 @@ def variants(data: DataFacts) -> int:
     Args:
         data: facts of the images.
     """
-    if data.images > SMALL_SET:
+    if data.images > SMALL_SET or not data.augmentable:
         return 0
     least, most = MOST_VARIANTS
     return min(max(VARIANTS // data.images, least), most)

@@ -10,6 +10,7 @@ model.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from latentddpm.config import AutoencoderRun, DiffusionRun
-from latentddpm.config_file import load_config, override_settings
+from latentddpm.config_file import load_config, override_settings, parse_config
 from latentddpm.data.dataset import open_dataset
 from latentddpm.data.doctor.doctor import examine
 from latentddpm.data.places.places import Data, shown
@@ -32,8 +33,9 @@ from latentddpm.recipe.goal import Goal
 from latentddpm.recipe.plan import plan_run
 from latentddpm.recipe.report import doctor_lines, plan_lines
 from latentddpm.recipe.rules import OWN
-from latentddpm.recipe.settings import PARTS, lengths, split_overrides
+from latentddpm.recipe.settings import CAPTIONS, PARTS, lengths, split_overrides
 from latentddpm.training import autoencoder, diffusion
+from latentddpm.training.conditions import second_of
 from latentddpm.training.plan.plan import check_out, plan_diffusion, plan_vae
 from latentddpm.training.run import checkpoint
 from latentddpm.training.run.curves import LOG, read_curves
@@ -43,6 +45,8 @@ from latentddpm.utils.files import atomic_folder, atomic_path
 from latentddpm.utils.timing import clock
 
 SPEED = "examples_per_second"
+NOT_AUGMENTED = ("lora.", "control.", "distill.", "prior.", "data.mask.", "conditions.")
+"""Beginnings of settings of trainings that take no augmented images."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,25 @@ def make_plan(data: Data, out: Path, goal: Goal, options: Options, began: float)
     say("\n".join(doctor_lines(report, shown(data))), options.quiet)
     with activity(f"reading the list of images of {shown(data)}", options.quiet):
         # The doctor has named what is left out.
-        dataset = open_dataset(data, out / CATALOG, strict=options.strict, quiet=True)
-    facts, machine = data_facts(dataset), machine_facts()
+        config = _data_settings(parts[DIFFUSION])
+        dataset = open_dataset(
+            *(data, out / CATALOG, config.data),
+            strict=options.strict,
+            quiet=True,
+            second=second_of(config),
+        )
+    augmentable = not any(one.startswith(NOT_AUGMENTED) for one in parts[DIFFUSION])
+    facts, machine = data_facts(dataset, augmentable), machine_facts()
     plan = plan_run(Task(dataset, facts, machine, goal, parts, began, options.quiet))
     say("\n".join(plan_lines(plan)), options.quiet)
     return folder.write_plan(out, data, plan, list(options.overrides), options.precision)
+
+
+def _data_settings(overrides: Sequence[str]) -> DiffusionRun:
+    """Settings that say which files are images, and which captions they have."""
+    own = [one for one in overrides if one.startswith(("data.", "conditions."))]
+    settings = override_settings({"data": {"captions": CAPTIONS}}, own)
+    return parse_config(DiffusionRun, settings, "diffusion.")
 
 
 def follow(plan: WrittenPlan, out: Path, options: Options, began: float) -> Path:
@@ -126,8 +144,11 @@ class _Run:
         model = self.out / "model"
         self._write_state()
         try:
-            if self.plan.first_stage == OWN and not is_model(self.out / VAE / "model"):
-                self._train(VAE, self._until(VAE))
+            for part in self.state["corrected"]:
+                self._write_corrected(part)  # a kill may have come before
+            if self.plan.first_stage == OWN:
+                if not is_model(self.out / VAE / "model"):
+                    self._train(VAE, self._until(VAE))
                 self._settle_again()
             if not is_model(self.out / DIFFUSION / "model"):
                 self._train(DIFFUSION, self._until(DIFFUSION))
@@ -233,10 +254,15 @@ class _Run:
     def _correct(self, part: str, pace: budget.Pace) -> None:
         """Write down the number of steps that the pace of the first ones leaves time for."""
         self._say(f"time       {pace.steps} steps fit in, instead of {pace.planned}")
-        self.state["corrected"].append(part)
+        self.state["corrected"][part] = pace.steps
         self._write_state()
-        settings = folder.read_settings(self.out, part)
-        settings["training"] |= lengths(pace.steps, None, self.plan.times.validations)
+        self._write_corrected(part)
+
+    def _write_corrected(self, part: str) -> None:
+        settings, steps = folder.read_settings(self.out, part), self.state["corrected"][part]
+        if settings["training"]["num_steps"] == steps:
+            return
+        settings["training"] |= lengths(steps, None, self.plan.times.validations)
         override_settings(settings, split_overrides(self.plan.overrides)[part])
         folder.write_settings(self.out, part, settings)
 
@@ -289,9 +315,10 @@ def closing_lines(out: Path) -> Sequence[str]:
         out: folder of a finished whole run.
     """
     settings: Mapping[str, Any] = folder.read_settings(out, DIFFUSION)
+    place = shlex.quote(str(out))
     lines = [
-        f'draw       latentddpm generate --model {out} --prompt "…" --out pictures',
-        f"page       latentddpm serve {out}",
+        f'draw       latentddpm generate --model {place} --prompt "…" --out pictures',
+        f"page       latentddpm serve {place}",
     ]
     samples = sorted((out / DIFFUSION / "samples").glob("step-*.png"))
     if samples:

@@ -20,6 +20,8 @@ PARTS = {"vae": AutoencoderRun, "diffusion": DiffusionRun}
 """Name of a training in `--set` → class of its settings."""
 CHECKPOINT_SECONDS = 60.0
 """Time between two checkpoints: at most so much is computed again after a crash."""
+CAPTIONS = "auto"
+"""Rule for images without a caption."""
 LOG_LINES = 100
 """Lines of the log, at least, but for short runs."""
 
@@ -92,6 +94,8 @@ def diffusion_settings(recipe: Recipe, side: int, data: DataFacts, steps: int) -
         settings["init"] = str(recipe.start)
         if recipe.start == rules.READY:
             settings["text"] = {"trainable": True}  # words that it does not know yet
+            if rate := rules.dropout(None, data):
+                settings["unet"] = {"dropout": rate}
     else:
         huge = recipe.unet == "huge"
         settings |= {
@@ -113,9 +117,7 @@ def images(data: DataFacts) -> dict[str, Any]:
     Args:
         data: facts of the images.
     """
-    settings: dict[str, Any] = {"validation_fraction": rules.validation_fraction(data)}
-    if data.captioned < 1:
-        settings["captions"] = "auto"
+    settings = {"validation_fraction": rules.validation_fraction(data), "captions": CAPTIONS}
     if variants := rules.variants(data):
         settings["augment"] = {"probability": rules.AUGMENTED, "variants": variants}
     return settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from latentddpm.recipe import budget, rules, settings
+from latentddpm.recipe import budget, facts, rules, settings
 from latentddpm.recipe.goal import QUALITIES, START_LEAST, START_PASSES
 from latentddpm.recipe.rules import BATCHES, PIXELS_SIDE, READY, SMALL_SET, UNETS
 from latentddpm.utils.timing import clock
@@ -76,8 +76,9 @@ RULES = (
     Rule(
         "UNet",
         f"where the autoencoder of {READY} serves, {rules.CAPTIONED:.0%} of the images have a "
-        "caption and no setting names sizes: that of the same model, trained on with its text "
-        "encoder; --init none begins anew",
+        f"caption, {facts.COMMON_PERCENTILE} % of these at most {rules.READY_TOKENS} tokens, "
+        "and no setting names sizes: that of the same model, trained on with its text encoder; "
+        "--init none begins anew",
         "on Tux Paint's stamps, after the same time at 64 pixels beside each other, its loss was "
         "0.78 and that of a new UNet (medium) 0.95",
     ),
@@ -106,8 +107,8 @@ RULES = (
     ),
     Rule(
         "",
-        f"a UNet that is trained on: enough are 1/{START_PASSES} of the passes, and at least "
-        f"1/{START_LEAST} of the examples",
+        f"a UNet that is trained on, in a limited time: enough are 1/{START_PASSES} of the "
+        f"passes, and at least 1/{START_LEAST} of the examples",
         "it knows how things look, and learns which",
     ),
     Rule(
@@ -141,7 +142,8 @@ RULES = (
     ),
     Rule(
         "text",
-        f"as many tokens as {99} % of the captions have; its own encoder, 2 layers of 128",
+        f"as many tokens as {facts.TOKENS_PERCENTILE} % of the captions have, in an encoder "
+        f"of its own, 2 layers of 128; {READY} trained on keeps its {rules.READY_TOKENS}",
         "it learns the words of the captions, in no extra time",
     ),
     Rule(

@@ -19,7 +19,6 @@ import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -95,7 +94,9 @@ class Access:
         if self.token is not None and not self._shown(headers):
             await self._ask(scope, receive, send)
             return
-        if path == "/" and method == "GET" and "token=" in scope["query_string"].decode():
+        asked_again = path == LOGIN and method == "POST"  # the form in a second tab
+        named = path == "/" and method == "GET" and b"token=" in scope["query_string"]
+        if asked_again or named:
             await _answer(send, 303, "", headers=[("location", "./")])  # out of the address line
             return
         await self._hand_on(scope, receive, send, cookies_of(headers.get("cookie", "")))
@@ -201,19 +202,9 @@ def cookies_of(header: str) -> dict[str, str]:
     Args:
         header: `Cookie` of a request.
     """
-    try:
-        return {name: one.value for name, one in SimpleCookie(header).items()}
-    except CookieError:
-        return {}
+    from starlette.requests import cookie_parser  # as browsers do: an odd one hides no other
 
-
-def is_local(host: str) -> bool:
-    """True for an address that only this machine reaches.
-
-    Args:
-        host: as of `--host`.
-    """
-    return host in LOCAL or host.startswith("127.")
+    return cookie_parser(header)
 
 
 def _name_of(host: str) -> str:

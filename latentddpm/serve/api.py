@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
@@ -74,6 +76,8 @@ class Studio:
         """
         plan, inputs = self.offer.plan(request, self.gallery)
         about = {"prompt": request.prompt, "seed": plan.seeds[0], "num_images": len(plan.seeds)}
+        if plan.notes:
+            about["notes"] = plan.notes
         try:
             return self.queue.submit(Job(plan, owner, inputs, about=about))
         except QueueFull:
@@ -121,6 +125,7 @@ def make_app(studio: Studio) -> FastAPI:
     app.state.studio = studio
     app.exception_handler(UserError)(_refused)
     app.exception_handler(HTTPException)(_failed)
+    app.exception_handler(RequestValidationError)(_not_valid)
     for path, answer, method in ROUTES:
         app.add_api_route(path, answer, methods=[method], response_model=None)
     return app
@@ -133,6 +138,12 @@ async def _refused(request: Request, error: UserError) -> Response:
 
 async def _failed(request: Request, error: HTTPException) -> Response:
     return JSONResponse({"error": str(error.detail)}, error.status_code)
+
+
+async def _not_valid(request: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    message = f"{first['loc'][-1]}: {first['input']!r:.80}, {first['msg']}"
+    return JSONResponse({"error": one_line(message)}, 422)
 
 
 def _studio(request: Request) -> Studio:
@@ -161,7 +172,8 @@ async def post_draw(request: Request) -> Response:
         raise UserError('request: not JSON; expected an object such as {"prompt": …}') from None
     studio = _studio(request)
     # Pictures are read and written: not in the thread that answers everybody.
-    job = await run_in_threadpool(lambda: studio.submit(read_request(value)))
+    nobody = secrets.token_urlsafe(16)  # a browser without cookies must not find it
+    job = await run_in_threadpool(lambda: studio.submit(read_request(value), nobody))
     place = f"/api/jobs/{job.id}"
     return JSONResponse(studio.describe_job(job), 202, headers={"location": place})
 

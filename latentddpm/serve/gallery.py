@@ -22,7 +22,7 @@ from latentddpm.utils.files import atomic_path
 from latentddpm.utils.pixels import read_metadata
 
 MOST = 10_000
-"""Pictures that are known at once."""
+"""Pictures that are known at once, where no number of them is given."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Gallery:
 
     Args:
         folder: made with the first file.
-        keep: pictures that are kept; older ones are deleted. None keeps all files.
+        keep: pictures that are kept; older ones of this gallery are deleted. None keeps all files.
 
     Example:
         >>> gallery = Gallery(Path("drawings"))
@@ -89,6 +89,8 @@ class Gallery:
         digest = hashlib.sha256(data).hexdigest()[:16]
         file = self.folder / f"{name}-{digest}{suffix}"
         with self._lock:
+            if not self._uses[file] and file.is_file() and not file.is_symlink():
+                self._uses[file] = 1  # pictures of an earlier gallery were made from it: it stays
             self._uses[file] += 1
             if not file.is_file() or file.is_symlink():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ class Gallery:
         with self._lock:
             self._entries[entry.id] = entry
             self._uses.update(inputs)
-            while len(self._entries) > min(self.keep or MOST, MOST):
+            while len(self._entries) > (self.keep or MOST):
                 _, oldest = self._entries.popitem(last=False)
                 if self.keep is not None:
                     oldest.file.unlink(missing_ok=True)

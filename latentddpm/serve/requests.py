@@ -23,11 +23,12 @@ from latentddpm.conditions.conditions import Conditions
 from latentddpm.errors import UserError, check_choice, nearest
 from latentddpm.generation.loras import read_loras
 from latentddpm.generation.plan import Plan, plan_images
+from latentddpm.generation.provenance import model_name
 from latentddpm.pipeline.model_folder import LORA, ModelFolder, check_lora
 from latentddpm.serve.gallery import Gallery
 
-KINDS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-"""Kinds of pictures that are taken → suffix of their files."""
+KINDS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp"}
+"""Kinds of pictures that are taken → suffix of their files; MPO is a camera's JPEG of several."""
 MOST_PICTURE_PIXELS = 1 << 24
 """Pixels of a picture that comes with a request."""
 MOST_CHARACTERS = 2000
@@ -133,15 +134,25 @@ class Limits:
         Raises:
             UserError: naming the setting and its range.
         """
-        height, width = plan.settings.size
+        self.check_size(*plan.settings.size)
+        if plan.settings.num_steps > self.steps:
+            steps = plan.settings.num_steps
+            raise UserError(f"num_steps: {steps}, this server takes 1 to {self.steps}")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse an image that is too large.
+
+        Args:
+            height, width: in pixels.
+
+        Raises:
+            UserError: naming the limit.
+        """
         if height * width > self.pixels:
             raise UserError(
                 f"height and width: {height} × {width}, this server takes "
                 f"{self.pixels:,} pixels or less"
             )
-        if plan.settings.num_steps > self.steps:
-            steps = plan.settings.num_steps
-            raise UserError(f"num_steps: {steps}, this server takes 1 to {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -177,6 +188,9 @@ class Offer:
             UserError: naming the field, what was expected and the nearest valid choice.
         """
         self.limits.check(request)
+        if request.height or request.width:  # before a picture is enlarged to that size
+            own = self.folder.image_size or (1, 1)
+            self.limits.check_size(request.height or own[0], request.width or own[-1])
         held: list[Path] = []
 
         def hold(name: str, text: str) -> Path:
@@ -186,6 +200,11 @@ class Offer:
         try:
             plan = plan_images(self._options(request, gallery.folder, hold))
             self.limits.check_plan(plan)
+            if plan.folder.digest != self.folder.digest:
+                raise UserError(
+                    f"{model_name(self.folder)}: was replaced since the server started; start it "
+                    "again"
+                )
         except UserError as error:
             gallery.release(held)
             raise UserError(str(error).replace(f"{gallery.folder}/", "")) from None
@@ -317,6 +336,8 @@ def named_loras(folder: ModelFolder, given: tuple[str, ...]) -> dict[str, Path]:
     found = {one.stem: one for one in sorted(folder.path.glob("*.safetensors")) if _is_lora(one)}
     for option in given:
         (lora,) = read_loras([option], folder.path)
+        if lora.scale != 1:
+            raise UserError(f"--lora {option}: without a scale; each drawing has its own")
         name = lora.path.parent.name if lora.path.name == LORA else lora.path.stem
         if name in found and found[name] != lora.path:
             raise UserError(f"--lora {option}: another one is called {name!r} too; rename it")

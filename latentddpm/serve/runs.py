@@ -7,6 +7,7 @@ Nothing is written. Only files that a listing of these folders has are given out
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,10 +163,13 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
+    """Folders in a folder that can be read; none where it cannot."""
+    try:
+        inside = [one for one in path.iterdir() if not one.name.startswith(".")]
+    except OSError:
         return []
-    inside = (one for one in path.iterdir() if not one.name.startswith("."))
-    return sorted(one for one in inside if one.is_dir() and not one.is_symlink())
+    found = [one for one in inside if os.access(one, os.R_OK | os.X_OK) and not one.is_symlink()]
+    return sorted(one for one in found if one.is_dir())
 
 
 def _holds_runs(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """Server of the page and the API: what `latentddpm serve` starts, and ends by Ctrl-C.
 
---model ─► offer ─► first model loaded ─► port taken ─► one line that says where ─► requests
+--model ─► offer ─► port taken ─► first model loaded ─► one line that says where ─► requests
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from latentddpm.errors import UserError
 from latentddpm.generation.plan import DEFAULT_MODEL
 from latentddpm.generation.provenance import model_name
 from latentddpm.pipeline.model_folder import read_model_folder
-from latentddpm.serve.access import Access, is_local
+from latentddpm.serve.access import LOCAL, Access
 from latentddpm.serve.gallery import Gallery
 from latentddpm.serve.jobs import DrawingQueue
 from latentddpm.serve.requests import DrawRequest, Limits, Offer, named_loras
@@ -204,8 +204,9 @@ def read_token(options: ServeOptions) -> str | None:
     Raises:
         UserError: an address for others without a token, or a token that is guessed at once.
     """
-    token = options.token if options.token is not None else os.environ.get(TOKEN) or None
-    if token is None and not is_local(options.host):
+    given = options.token if options.token is not None else os.environ.get(TOKEN)
+    token = (given or "").strip() or None  # a secret that is kept in a file ends with a new line
+    if token is None and options.host not in LOCAL:
         raise UserError(
             f"--host {options.host}: others could draw here; give a token with {TOKEN}=… in the "
             "environment, or --token"
@@ -273,7 +274,7 @@ def start_lines(options: ServeOptions, ready: Ready) -> list[str]:
         options: of the server.
         ready: of `opened`.
     """
-    host = "localhost" if is_local(options.host) else options.host
+    host = "localhost" if options.host in LOCAL else options.host
     host = f"[{host}]" if ":" in host else host
     note = "" if ready.app.token is None else ", which asks for the token"
     model = model_name(ready.studio.offer.folder)

@@ -63,19 +63,20 @@ def _last(job: Job) -> list[str]:
 
 def _job_view(studio: Studio, job: Job) -> str:
     what = escaped(str(job.about.get("prompt", ""))[:80] or "drawing")
+    notes = "".join(f'<p class="hint">{escaped(one)}</p>' for one in job.about.get("notes", ()))
     if job.state != DRAWING:
         before = studio.queue.before(job)
         place = f"{before} before it" if before else "next"
-        return f"<p>{what}: waiting, {place}</p>"
+        return f"<p>{what}: waiting, {place}</p>{notes}"
     if not job.steps:
-        return f"<p>{what}: loading</p>"
+        return f"<p>{what}: loading</p>{notes}"
     preview, step = job.preview, job.step
     pictures = [] if preview is None else [_data_image(one) for one in preview]
     return (
         f'<p>{what}: step {step} of {job.steps}</p><div class="bar" role="progressbar" '
         f'aria-valuemax="{job.steps}" aria-valuenow="{step}">'
         f'<i style="width: {100 * step / job.steps:.0f}%"></i></div>'
-        f'<div class="previews">{"".join(pictures)}</div>'
+        f'<div class="previews">{"".join(pictures)}</div>{notes}'
     )
 
 

@@ -69,6 +69,14 @@ def entries(place):
     return [one for unit in source.units() for one in source.entries(unit, metadata)]
 
 
+def test_rows_of_one_name_are_told_apart_by_their_numbers(tmp_path):
+    images = [{"bytes": one, "path": "image.png"} for one in IMAGES]
+    write(tmp_path / "set.parquet", {"image": images})
+    names = [one.name for one in entries(tmp_path / "set.parquet")]
+    assert names[:3] == ["image.png", "set/000001/image.png", "set/000002/image.png"]
+    assert len(set(names)) == COUNT, "the split into training and validation reads names"
+
+
 def test_rows_are_images_with_their_columns(place):
     found = entries(place)
     assert [one.load() for one in found] == IMAGES, "expected the images in their order"

@@ -175,6 +175,13 @@ def test_pictures_are_read_with_their_tables():
     assert found == ["a.txt", "train/a.png", "train/b.jpg", "train/metadata.csv"], f"got {found}"
 
 
+def test_the_name_of_a_picture_is_a_caption_and_tells_no_split():
+    names = ["red apple.png", "bullet train.png", "dog.png", "metadata.jsonl"]
+    assert choose_data(names, "", "x") == sorted(names)
+    table = ["a.png", "b.png", "metadata.parquet"]
+    assert choose_data(table, "", "x") == ["a.png", "b.png"], "a table beside pictures is no shard"
+
+
 @pytest.mark.parametrize(
     ("names", "path", "words"),
     [

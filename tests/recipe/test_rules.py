@@ -59,6 +59,7 @@ def test_the_first_stage_follows_from_the_images_and_the_wish():
         (large, CPU, Goal(vae="mine"), "mine"),
         (large, CPU, Goal(vae=NONE), NONE),
         (large, CPU, Goal(init="model"), "model"),
+        (large, CPU, Goal(init="model", vae="mine"), "mine"),
     ]
     for data, machine, goal, expected in cases:
         found = rules.first_stage(data, machine, goal)
@@ -211,6 +212,8 @@ def test_a_finished_unet_is_trained_on_where_its_autoencoder_serves():
         found = rules.start(stage, facts, goal)
         assert found.value == expected, f"{stage}, {facts}, {goal}: {found}"
     assert rules.start(READY, data, Goal(), own_sizes=True).value is None
+    long = DataFacts(800, 100, common_tokens=30)
+    assert rules.start(READY, long, Goal()).value is None, "emoji-128 would cut the captions"
 
 
 def test_a_finished_unet_learns_the_words_of_the_captions():

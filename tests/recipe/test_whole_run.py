@@ -11,11 +11,13 @@ import pytest
 import yaml
 from command_line import call, refused, succeeds
 from conftest import EMOJI
+from kills import killed
 from tiny import few_emoji, step_by_step
 
 from latentddpm.config import AutoencoderRun, DiffusionRun
 from latentddpm.config_file import load_config
 from latentddpm.pipeline.model_folder import read_model_folder
+from latentddpm.recipe import rules
 
 STEPS = 3
 UNET = {
@@ -132,6 +134,19 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(lab, tmp_path):
     assert digests(out / "model") == digests(lab / "run" / "model"), "expected the same bytes"
 
 
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(lab):
+    often = {**UNET, "training.num_steps": 300, "training.validate_every": 100}
+    command = ["train", "--data", lab / "data", "--vae", "none", *options(diffusion=often)]
+    whole, out = lab / "whole", lab / "killed"
+    killed(whole, 0, 0, *command)
+    done = killed(out, 9, 1, *command)
+    assert done["kills"] == 9, f"{done}: the run ended before it was killed so often"
+    assert digests(out / "model") == digests(whole / "model"), "expected the same bytes"
+    pictures = {path.name for path in (whole / "diffusion" / "samples").iterdir()}
+    assert {path.name for path in (out / "diffusion" / "samples").iterdir()} == pictures
+
+
 def test_a_finished_run_is_not_repeated(lab):
     before = digests(lab / "run" / "model")
     began = time.monotonic()
@@ -175,6 +190,31 @@ def test_an_autoencoder_of_its_own_comes_first(lab, tmp_path):
         succeeds(call("train", "--out", out, "--resume", "--quiet"))
     assert set(read_model_folder(own).parts) == {"vae", "unet", "text_encoder"}
     assert digests(out / "model") == digests(own / "model"), "expected the same bytes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "least", "start", "side"),
+    [
+        ([], 19.0, "emoji-128", 64),
+        ([], 99.0, "emoji-128", 128),
+        (["--set", "diffusion.data.resolution=96"], 19.0, "emoji-128", 96),
+        (["--init", "none"], 19.0, None, 128),
+        (["--set", "diffusion.unet.channels=32"], 19.0, None, 128),
+    ],
+    ids=["quick", "too soft at 64", "as set", "anew", "of other sizes"],
+)
+def test_the_unet_that_ships_is_trained_on_at_a_side_that_fits(
+    given, least, start, side, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rules, "READY_LEAST", least)
+    out = tmp_path / "planned"
+    done = succeeds(call("train", "--data", EMOJI, "--out", out, "--plan", *given))
+    config = load_config(DiffusionRun, out / "diffusion.yaml")
+    assert (config.init or None, config.data.resolution) == (start, side), done.stderr
+    assert config.text.trainable is (True if start else None)
+    if start:
+        assert "--init none begins anew" in done.stderr, "it says how not to"
 
 
 def test_wrong_input_is_one_line(lab, tmp_path):

@@ -1,5 +1,6 @@
 """The API of `serve`: it draws what `generate` draws, for many at once, and for nobody else."""
 
+import base64
 import io
 import json
 import shlex
@@ -18,6 +19,7 @@ from served import TOKEN, as_base64, served, square
 from tiny import conditioned_model, quick_model, tiny_lora
 
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
+from latentddpm.serve import requests
 
 pytest.importorskip("fastapi", reason="the extra ui is not installed")
 
@@ -176,6 +178,36 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_read(client):
     huge = as_base64(np.zeros((4100, 4100), np.uint8))
     status, answer = client.json("POST", "/api/draw", {"init_image": huge})
     assert (status, "4100 × 4100 pixels" in answer["error"]) == (422, True), answer
+
+
+def test_a_picture_of_a_camera_that_holds_several_is_taken(client):
+    stream = io.BytesIO()
+    one = Image.new("RGB", (16, 16), "red")
+    one.save(stream, "MPO", save_all=True, append_images=[one])
+    job = client.ended(
+        client.draw(prompt="apple", init_image=base64.b64encode(stream.getvalue()).decode())
+    )
+    assert job["state"] == "done", f"expected a drawing: {job}"
+
+
+def test_a_size_is_refused_before_a_picture_is_enlarged_to_it(client, monkeypatch):
+    picture, _ = square()
+    monkeypatch.setattr(requests, "plan_images", None)  # would be called afterwards
+    fields = {"prompt": "apple", "init_image": as_base64(picture), "height": 8192, "width": 8192}
+    status, answer = client.json("POST", "/api/draw", fields)
+    assert (status, "pixels or less" in answer["error"]) == (422, True), answer
+
+
+def test_nobody_without_a_cookie_sees_what_was_drawn_by_the_api(client):
+    job = client.ended(client.draw(prompt="secret of somebody"))
+    assert job["state"] == "done"
+    assert not client.studio.gallery.of("", 100), "expected an owner that no browser has"
+
+
+def test_what_of_a_prompt_has_no_effect_is_said(client):
+    job = client.draw(prompt="<lora:style:1> apple")
+    assert "lora" in str(job.get("notes")), f"expected a note: {job}"
+    client.ended(job)
 
 
 def test_a_full_queue_says_so_and_loses_no_file(model, tmp_path):

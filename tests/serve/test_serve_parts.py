@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from command_line import call
 from PIL import Image
-from tiny import pixel_model, quick_model, signal_model
+from tiny import pixel_model, quick_model, signal_model, tiny_lora
 
 from latentddpm.cli.generate import generate
 from latentddpm.generation.frames import decoded
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
-from latentddpm.serve import jobs
+from latentddpm.serve import access, jobs, server
+from latentddpm.serve import gallery as gallery_module
 from latentddpm.serve.gallery import Gallery
 from latentddpm.serve.jobs import Cancelled, DrawingQueue, Job, QueueFull
 from latentddpm.serve.previews import Previews
@@ -129,6 +130,21 @@ def test_a_gallery_without_a_number_deletes_nothing(tmp_path):
     assert all(gallery.find(one.id) for one in entries)
     assert [one.file.name for one in gallery.of("", 2)] == ["8.png", "7.png"], "the newest first"
     assert gallery.of("somebody else", 9) == []
+
+
+def test_an_input_of_an_earlier_server_stays(tmp_path):
+    """Pictures of before the restart are still made from it."""
+    held = Gallery(tmp_path / "out").hold_input("init-image", b"the same", ".png")
+    later = Gallery(tmp_path / "out", keep=1)
+    later.release([later.hold_input("init-image", b"the same", ".png")])
+    assert held.read_bytes() == b"the same"
+
+
+def test_a_gallery_keeps_more_pictures_than_it_knows_by_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_module, "MOST", 2)
+    gallery = Gallery(tmp_path / "out", keep=4)
+    entries = [gallery.add(picture(tmp_path / "out", f"{k}.png"), "", (), ()) for k in range(4)]
+    assert all(one.file.exists() for one in entries), "four were asked for"
 
 
 # --- Previews ------------------------------------------------------------------------------------
@@ -251,9 +267,24 @@ def test_a_model_that_cannot_be_drawn_with_is_refused(tmp_path, model):
     assert "picture.png" in refused(model, "--lora", tmp_path / "picture.png")
 
 
-def test_missing_packages_are_named_with_the_extra(model, monkeypatch):
-    from latentddpm.serve import server
+def test_a_token_kept_in_a_file_ends_without_its_new_line(monkeypatch):
+    monkeypatch.setenv(TOKEN, "long-enough\n")
+    assert server.read_token(server.ServeOptions(host="0.0.0.0")) == "long-enough"
 
+
+@pytest.mark.parametrize("odd", ['theme={"dark": true}', "a=b c", "x[y]=1", ""])
+def test_an_odd_cookie_of_another_program_hides_no_other(odd):
+    found = access.cookies_of(f"{odd}; latentddpm-owner=me")
+    assert found["latentddpm-owner"] == "me", "cookies of localhost are those of all ports"
+
+
+def test_a_lora_is_offered_without_a_scale(model, tmp_path):
+    tiny_lora(tmp_path / "style.safetensors", width=16)
+    said = refused(model, "--lora", f"{tmp_path / 'style.safetensors'}:0.5")
+    assert "without a scale" in said, "each drawing has its own"
+
+
+def test_missing_packages_are_named_with_the_extra(model, monkeypatch):
     monkeypatch.setattr(server, "PACKAGES", ("gradio", "no_such_package"))
     said = refused(model)
     assert "serve: needs no_such_package: pip install" in said

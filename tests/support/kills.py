@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,18 @@ from latentddpm.utils.startup import import_keras
 
 STARTING = 8.0  # seconds, about, until the first step
 WRITING = 0.5
+
+
+def killed(out, kills, seed, *command):
+    """Answer of this script, which runs in a process of its own."""
+    arguments = [sys.executable, __file__, out, kills, seed, *command, "--quiet"]
+    process = subprocess.run(
+        [str(argument) for argument in arguments], capture_output=True, text=True
+    )
+    assert process.returncode == 0, f"the harness failed: {process.stderr}"
+    done = json.loads(process.stdout)
+    assert done["code"] == 0, f"a life ended with {done}: {out.with_suffix('.log').read_text()}"
+    return done
 
 
 def live(arguments, log):
@@ -48,7 +61,13 @@ def ended(pid):
 
 
 def steps(out):
-    return sorted(out.glob("checkpoints/step-*"))
+    """Checkpoints of a run, or of the one in the folder of a whole run."""
+    return sorted(out.glob("**/checkpoints/step-*"))
+
+
+def begun(out):
+    """True for a run that wants --resume; a whole run has its plan first."""
+    return bool(steps(out)) or (out / "plan.yaml").is_file()
 
 
 def train(out, wanted, seed, command):
@@ -56,7 +75,7 @@ def train(out, wanted, seed, command):
     kills = writing = 0
     while True:
         before = steps(out)[-1:]
-        pid = live([*command, "--out", str(out), *["--resume"] * bool(before)], log)
+        pid = live([*command, "--out", str(out), *["--resume"] * begun(out)], log)
         if kills >= wanted:
             while (code := ended(pid)) is None:
                 time.sleep(0.02)
@@ -69,13 +88,13 @@ def train(out, wanted, seed, command):
                     deadline = time.monotonic() + after * WRITING
                 time.sleep(0.001)
             if not starting and numbers.random() < 0.5:
-                while code is None and not any(out.glob("checkpoints/.tmp-step-*")):
+                while code is None and not any(out.glob("**/checkpoints/.tmp-step-*")):
                     code = ended(pid)
         if code is None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             kills += 1
-            writing += any(out.glob("checkpoints/.tmp-step-*"))
+            writing += any(out.glob("**/checkpoints/.tmp-step-*"))
             continue
         return {"code": code, "kills": kills, "while_writing": writing}
 

@@ -1,15 +1,12 @@
 """Killed again and again, at random moments and while a checkpoint is written: the same bytes."""
 
-import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from command_line import DATA, LDM_CONFIG, VAE_CONFIG
 from conftest import EMOJI
+from kills import killed
 from safetensors.numpy import load_file
 from tiny import few_signals
 
@@ -47,19 +44,6 @@ KINDS = {
 OFTEN = {"num_steps": STEPS, "checkpoint_every": 1, "validate_every": 200, "log_every": 50}
 
 
-def train(out, kills, seed, *command):
-    """`kills.py`'s answer."""
-    script = Path(__file__).parents[1] / "support" / "kills.py"
-    arguments = [sys.executable, script, out, kills, seed, *command, "--quiet"]
-    process = subprocess.run(
-        [str(argument) for argument in arguments], capture_output=True, text=True
-    )
-    assert process.returncode == 0, f"the harness failed: {process.stderr}"
-    done = json.loads(process.stdout)
-    assert done["code"] == 0, f"a life ended with {done}: {out.with_suffix('.log').read_text()}"
-    return done
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A folder with `data` and `tones`, for all runs."""
@@ -88,28 +72,28 @@ def never_killed(lab, kind):
     """The folder of a run of that kind in one piece."""
     out = lab / kind
     if not out.exists():
-        train(out, 0, 0, *command(lab, kind))
+        killed(out, 0, 0, *command(lab, kind))
     return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(kind, lab):
-    whole, killed = never_killed(lab, kind), lab / f"killed-{kind}"
-    done = train(killed, KILLS, 1, *command(lab, kind))
+    whole, out = never_killed(lab, kind), lab / f"killed-{kind}"
+    done = killed(out, KILLS, 1, *command(lab, kind))
     print(f"{kind}: {done}")
     assert done["kills"] == KILLS, f"{done}: the run ended before it was killed {KILLS} times"
     assert done["while_writing"], f"{done}: none of them while a checkpoint was written"
     for step in (STEPS - 1, STEPS):
         one, other = (
             load_file(run / "checkpoints" / f"step-{step:08d}" / checkpoint.STATE)
-            for run in (whole, killed)
+            for run in (whole, out)
         )
         unequal = [key for key, array in one.items() if array.tobytes() != other[key].tobytes()]
         assert not unequal, f"step {step}: {unequal[:5]} differ"
     for path in sorted((whole / "samples").iterdir()):
-        twin = killed / "samples" / path.name
+        twin = out / "samples" / path.name
         assert twin.exists(), f"the validation of {path.name} was never made up for"
         assert file_digest(twin) == file_digest(path), f"{path.name} is another picture"
-    left = list((killed / "checkpoints").glob(".tmp-*"))
+    left = list((out / "checkpoints").glob(".tmp-*"))
     assert not left, f"left behind: {left}"

@@ -22,6 +22,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -69,7 +70,7 @@ class ParquetShards(Shards):
         self, unit: Unit, metadata: MetadataTable, findings: Findings | None = None
     ) -> Iterator[Entry]:
         path = self.path(unit.name)
-        number = 0
+        number, names = 0, set()
         with _naming(path):
             file, layout = _open(path)
             for name, reason in layout.unused if findings is not None else ():
@@ -78,6 +79,10 @@ class ParquetShards(Shards):
                 for values in batch.to_pylist():
                     entry = self._entry(path, unit.name, number, values, layout)
                     if entry is not None:
+                        if entry.name in names:  # as 0001.png of each class: the split reads names
+                            before = f"{os.path.splitext(unit.name)[0]}/{number:06d}"
+                            entry = replace(entry, name=f"{before}/{entry.name}")
+                        names.add(entry.name)
                         yield entry
                     elif findings is not None:
                         reason = "no bytes in the row: the file that it names is not in the shard"
@@ -170,7 +175,8 @@ def parquet_module() -> Any:
         import pyarrow.parquet
     except ImportError:
         raise UserError(
-            'parquet files need the package pyarrow: pip install "latentddpm[hub]"'
+            'parquet files need the package pyarrow: pip install "latentddpm[hub]", '
+            'in a checkout pip install ".[hub]"'
         ) from None
     return pyarrow.parquet
 

@@ -123,7 +123,7 @@ def array_record() -> Any:
     except ImportError:
         raise UserError(
             "ArrayRecord files need the package array-record: "
-            'pip install "latentddpm[array-record]"'
+            'pip install "latentddpm[array-record]", in a checkout pip install ".[array-record]"'
         ) from None
     return array_record_module
 

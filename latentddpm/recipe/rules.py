@@ -298,8 +298,8 @@ def parts_of_batch(
     Returns:
         1, 2, 4, …; None where not even `LEAST_AT_A_TIME` examples fit.
     """
-    parts = 1
-    while machine.memory is not None and size // parts >= LEAST_AT_A_TIME:
+    parts, least = 1, min(size, LEAST_AT_A_TIME)
+    while machine.memory is not None and size // parts >= least:
         if memory_of(config, factor, size // parts) <= MEMORY_SHARE * machine.memory:
             return parts
         parts *= 2

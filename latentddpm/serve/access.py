@@ -24,6 +24,8 @@ from urllib.parse import parse_qs, urlsplit
 
 HEALTH = "/healthz"
 LOGIN = "/token"
+UPLOADS = "/gradio_api/upload"
+"""Path at which gradio keeps files for an hour: those of the page's own fields for pictures."""
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names of this machine for itself."""
 MOST_BYTES = 48 << 20
@@ -61,12 +63,14 @@ class Access:
         app: the application.
         token: that has to be shown; None for none.
         port: of the server, a part of the cookie's name.
+        takes_uploads: the page has fields for pictures that gradio uploads.
         most_bytes: of the body of a request.
     """
 
     app: Callable[..., Awaitable[None]]
     token: str | None
     port: int
+    takes_uploads: bool = False
     most_bytes: int = MOST_BYTES
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -98,6 +102,9 @@ class Access:
         named = path == "/" and method == "GET" and b"token=" in scope["query_string"]
         if asked_again or named:
             await _answer(send, 303, "", headers=[("location", "./")])  # out of the address line
+            return
+        if path.startswith(UPLOADS) and not self.takes_uploads:
+            await _answer(send, 404, _json("upload: this model takes none"), "application/json")
             return
         await self._hand_on(scope, receive, send, cookies_of(headers.get("cookie", "")))
 

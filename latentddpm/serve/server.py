@@ -124,16 +124,17 @@ def opened(options: ServeOptions, quiet: bool = True) -> Iterator[Ready]:
     offer = make_offer(options)
     with (
         listen(options.host, options.port) as listening,
-        tempfile.TemporaryDirectory(prefix="latentddpm-serve-") as uploads,
+        tempfile.TemporaryDirectory(prefix="latentddpm-serve-") as folder,
         opened_studio(options, offer, quiet) as studio,
     ):
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+        os.environ["GRADIO_TEMP_DIR"] = folder
         from latentddpm.serve.api import make_app
         from latentddpm.serve.page import mount
 
         app = mount(make_app(studio), studio)
-        yield Ready(Access(app, token, listening.getsockname()[1]), listening, studio)
+        port, uploads = listening.getsockname()[1], bool(offer.conditions.pictures)
+        yield Ready(Access(app, token, port, uploads), listening, studio)
 
 
 @contextlib.contextmanager

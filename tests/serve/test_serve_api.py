@@ -270,6 +270,11 @@ def test_a_page_of_another_site_changes_nothing(client):
         assert client.ask("POST", "/api/draw", body, **headers)[0] == expected, origin
 
 
+def test_nothing_is_uploaded_that_no_field_asks_for(client):
+    status, _, body = client.ask("POST", "/gradio_api/upload", b"x" * 100)
+    assert status == 404, f"this model is told no pictures: {body}"
+
+
 def test_health_is_answered_to_anyone(client):
     assert client.ask("GET", "/healthz", Authorization=None)[::2] == (200, b"ok")
 

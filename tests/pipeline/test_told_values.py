@@ -1,6 +1,7 @@
 """Models that are told conditions: `generate` in Python, and their folders."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -31,6 +32,18 @@ def model():
 @pytest.fixture(scope="module")
 def wordless():
     return told_model(Conditions((DIGIT,)), text=False)
+
+
+@pytest.fixture(scope="module")
+def bare():
+    """A model without conditions."""
+    return quick_model(text=False)
+
+
+@pytest.fixture(scope="module")
+def saved(bare, tmp_path_factory):
+    """Its folder."""
+    return bare.save(tmp_path_factory.mktemp("bare") / "model")
 
 
 def drawn(model, *prompt, **given):
@@ -123,8 +136,8 @@ def test_bad_conditions_are_refused_before_anything_is_drawn(model, conditions, 
     assert not missing, f"expected {missing} in {said!r}"
 
 
-def test_a_model_without_conditions_says_that_it_has_none():
-    said = message(quick_model(text=False).generate, conditions={"digit": 7})
+def test_a_model_without_conditions_says_that_it_has_none(bare):
+    said = message(bare.generate, conditions={"digit": 7})
     assert said == "digit: is no condition of this model; it has none"
 
 
@@ -150,10 +163,9 @@ def test_a_folder_keeps_conditions_and_draws_the_same(model, tmp_path):
     assert "age (number): a number, 20 … 60" in shown, shown
 
 
-def test_a_folder_without_conditions_reads_as_before(tmp_path):
-    folder = quick_model().save(tmp_path / "model")
-    assert folder.conditions == NO_CONDITIONS
-    manifest = json.loads((tmp_path / "model" / "pipeline.json").read_text("utf-8"))
+def test_a_folder_without_conditions_reads_as_before(saved):
+    assert saved.conditions == NO_CONDITIONS
+    manifest = json.loads((saved.path / "pipeline.json").read_text("utf-8"))
     assert "conditions" not in manifest
 
 
@@ -165,8 +177,8 @@ def test_a_folder_without_conditions_reads_as_before(tmp_path):
         ({"digit": "class"}, ["conditions"]),
     ],
 )
-def test_a_malformed_manifest_is_refused(tmp_path, entries, words):
-    quick_model(text=False).save(tmp_path / "model")
+def test_a_malformed_manifest_is_refused(saved, tmp_path, entries, words):
+    shutil.copytree(saved.path, tmp_path / "model")
     path = tmp_path / "model" / "pipeline.json"
     manifest = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**manifest, "conditions": entries}), "utf-8")

@@ -1,6 +1,7 @@
 """`generate --region`: prompts for parts of a picture, remembered and made again."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -33,12 +34,30 @@ def quick():
 @pytest.fixture
 def masks(tmp_path):
     """A folder with `left.png`, `middle.png`, `black.png` and `small.png`."""
+    return draw_masks(tmp_path)
+
+
+def draw_masks(folder):
     left, middle = np.zeros((2, *SIZE), np.uint8)
     left[:, :16], middle[8:24, 8:24] = 255, 255
     for name, mask in {"left": left, "middle": middle, "black": 0 * left}.items():
-        Image.fromarray(mask).save(tmp_path / f"{name}.png")
-    Image.new("L", (8, 8), 255).save(tmp_path / "small.png")
-    return tmp_path
+        Image.fromarray(mask).save(folder / f"{name}.png")
+    Image.new("L", (8, 8), 255).save(folder / "small.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(model, tmp_path_factory):
+    """A PNG of two regions; tests put it beside masks of their own."""
+    folder = draw_masks(tmp_path_factory.mktemp("drawn"))
+    succeeds(generate(model, *two(folder), "--out", folder / "made.png"))
+    return folder / "made.png"
+
+
+@pytest.fixture
+def made(drawn, masks):
+    """A copy of it, beside its masks."""
+    return shutil.copy(drawn, masks / "made.png")
 
 
 def generate(model, *arguments):
@@ -94,9 +113,7 @@ def test_from_finds_the_masks_again(model, masks, monkeypatch):
     assert len(read_metadata(other)["regions"]) == 1, "expected what is given to come first"
 
 
-def test_from_refuses_other_masks(model, masks):
-    made = masks / "made.png"
-    succeeds(generate(model, *two(masks), "--out", made))
+def test_from_refuses_other_masks(made, masks):
     digest = file_digest(masks / "left.png")[:12]
     (masks / "small.png").replace(masks / "left.png")
     refused(call("generate", "--from", made), "left.png", "--region", digest)
@@ -105,9 +122,7 @@ def test_from_refuses_other_masks(model, masks):
 
 
 @pytest.mark.parametrize("regions", [[7], [{"mask": "left.png"}], [{"mask": 1, "prompt": "a"}]])
-def test_metadata_of_somebody_else_is_checked(regions, model, masks):
-    made = masks / "made.png"
-    succeeds(generate(model, *two(masks), "--out", made))
+def test_metadata_of_somebody_else_is_checked(regions, made, masks):
     with Image.open(made) as image:
         (key,) = [name for name in image.text if "regions" in image.text[name]]
         metadata = json.loads(image.text[key]) | {"regions": regions}

@@ -463,6 +463,7 @@ def test_the_trained_autoencoder_is_exported_alone(lab, vae, tmp_path):
     assert set(parts) == {"vae"}, f"expected the autoencoder alone, got {sorted(parts)}"
 
 
+@pytest.mark.slow
 def test_export_writes_keras_archives(lab, ldm, tmp_path):
     out = tmp_path / "out"
     done = succeeds(call("export", "--model", lab / "ldm", "--format", "keras", "--out", out))

@@ -99,7 +99,14 @@ def test_tags_are_what_the_pictures_show(example, data, judge):
     assert found["digit"] > 0.95
 
 
-@pytest.mark.parametrize("names", [["digit"], ["digit", "inverted"], ["digit", "tags"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["digit"],
+        ["digit", "inverted"],
+        pytest.param(["digit", "tags"], marks=pytest.mark.slow),
+    ],
+)
 def test_the_judge_knows_real_digits_that_it_has_not_seen(example, judge, names):
     for name, rows in example.questions(names).items():
         if rows[0]:
@@ -121,7 +128,10 @@ def test_the_judge_is_not_content_with_other_digits(example, judge):
     "members",
     [
         (ClassCondition("inverted", words=("no", "yes")), NumberCondition("ink", mean=(0.3,))),
-        (LabelsCondition("tags", words=("framed", "inverted", "mirrored")),),
+        pytest.param(
+            (LabelsCondition("tags", words=("framed", "inverted", "mirrored")),),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_model_is_asked_for_what_it_is_told(example, judge, tmp_path, monkeypatch, members):

@@ -147,6 +147,7 @@ def test_a_network_takes_its_conditions_by_name(alone, tmp_path):
     np.testing.assert_allclose(found, model.unet(given), atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_it_runs_where_latentddpm_is_not(model, written, inputs, tmp_path):
     np.savez(tmp_path / "inputs.npz", **inputs)
     names = arguments(model)

@@ -268,6 +268,7 @@ def test_a_network_takes_its_conditions_by_name(kind, alone, tmp_path):
     assert np.abs(run_file(kind, file, "denoise", other)["prediction"] - found).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_an_autoencoder_alone_exports_its_two_parts(kind, alone, tmp_path):
     differences = export_model(alone, tmp_path / "out", kind)
     assert set(differences) == {"encode", "decode"}, f"unexpected endpoints {differences}"

@@ -252,8 +252,14 @@ def test_kept_latents_come_out_as_the_pictures(model, picture, mask):
     assert worst <= 1e-4, f"kept latents are {worst:.1e} off"
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize(
+    ("with_mask", "sampler"),
+    [
+        *((False, "ddim"), (True, "ddpm")),
+        pytest.param(False, "ddpm", marks=pytest.mark.slow),
+        pytest.param(True, "ddim", marks=pytest.mark.slow),
+    ],
+)
 def test_image_k_of_seed_s_is_the_image_of_seed_s_plus_k(with_mask, sampler, model, picture, mask):
     options = {"init_image": picture, "mask": mask if with_mask else None, "sampler": sampler}
     together = model.generate("red apple", num_images=3, seed=5, batch_size=2, **options)

@@ -65,7 +65,9 @@ class Adversary:
     Example:
         >>> discriminator = latentddpm.PatchDiscriminator(channels=8, num_layers=1, norm_groups=4)
         >>> adversary = latentddpm.Adversary(discriminator, keras.optimizers.Adam(1e-4), 0.2)
-        >>> autoencoder = latentddpm.Autoencoder(8, channel_multipliers=(1, 2), norm_groups=4)
+        >>> autoencoder = latentddpm.Autoencoder(
+        ...     8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4
+        ... )
         >>> trainer = latentddpm.AutoencoderTrainer(autoencoder, adversary=adversary)
         >>> trainer.compile(keras.optimizers.Adam(1e-4))  # and `fit`, as without
     """

@@ -93,12 +93,12 @@ class AutoencoderTrainer(Trainer):
 
     Example:
         >>> autoencoder = latentddpm.Autoencoder(
-        ...     8, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=4
+        ...     8, channel_multipliers=(1,), num_res_blocks=1, norm_groups=4
         ... )
         >>> trainer = latentddpm.AutoencoderTrainer(autoencoder, "l1", kl_weight=1e-6)
         >>> trainer.compile(keras.optimizers.AdamW(1e-4), run_eagerly=True)
         >>> images = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3)).astype("float32")
-        >>> history = trainer.fit({"images": images}, batch_size=2, verbose=0).history
+        >>> history = trainer.fit({"images": images}, batch_size=4, verbose=0).history
         >>> sorted(history)
         ['gradient_norm', 'kl', 'loss', 'mse', 'reconstruction', 'skipped']
         >>> autoencoder.save("vae.keras")

@@ -1,16 +1,19 @@
 """Runs what the pages show: every command line and every block of Python, at small sizes.
 
     python tests/run_pages.py [PAGE …]
-    python tests/run_pages.py 1/2          the README and every second page; 2/2 the others
+    python tests/run_pages.py 1/2          half of the pages, by what they run; 2/2 the others
 
 The pages share a folder with the files that their reader has: images with captions, the
 configurations, finished runs, a ready model, other programs' weights. All of them are tiny; the
 networks have the layers of the real ones. The lines run one after the other as they stand on
 the page, but for what `SMALL` and `SHORT` change; `ELSEWHERE` lists what is not run, and why.
+Each line is shown with its CPU seconds, and at the end those of each page, and the slowest lines.
 """
 
+import collections
 import contextlib
 import functools
+import heapq
 import json
 import os
 import re
@@ -51,6 +54,16 @@ ELSEWHERE = {
 }
 """Words of a line that is not run here → why, and where what it shows is tested."""
 
+LONGER = {
+    "train": 8,
+    "train-vae": 4,
+    "train-diffusion": 4,
+    "evaluate": 3,
+    "export": 3,
+    "python": 2,
+}
+"""Kind of a line → about how many times as long as the shortest it takes, to share the pages."""
+
 BEFORE = {
     "saved_model.load": "export --model runs/vae --format saved-model --out exported",
 }
@@ -85,6 +98,9 @@ SMALL_CONFIG = {
     "samples": {"images_per_prompt": 1, "num_steps": 1},
 }
 """Sizes of every configuration of `configs/`, and of trainings that name none."""
+
+KEPT = "runs-of-the-readme"
+"""Folder of copies of the runs that a page begins with."""
 
 SMALL = {
     "train-vae": ("training", "data", "autoencoder"),
@@ -390,16 +406,23 @@ def pieces(text):
                 yield "command", words
 
 
-def run_page(page, done):
-    """Run one page; yields a line for each piece that failed."""
-    from tiny import step_by_step
-
-    names = names_of_a_reader(page)
+def shown(page):
+    """The pieces of a page that are run, with what makes them short: (kind, line)."""
     for kind, content in pieces((ROOT / page).read_text("utf-8")):
         line = shlex.join(content) if kind == "command" else content
         for pattern, short in SHORT:
             line = re.sub(pattern, short, line)
-        if line in done or any(word in line for word in ELSEWHERE):
+        if not any(word in line for word in ELSEWHERE):
+            yield kind, line
+
+
+def run_page(page, done, seconds, only=""):
+    """Run one page, of it lines with the words `only`; yields a line for each that failed."""
+    from tiny import step_by_step
+
+    names = names_of_a_reader(page)
+    for kind, line in shown(page):
+        if line in done or only not in line:
             continue
         done.add(line)
         start, failed = time.process_time(), ""
@@ -408,39 +431,87 @@ def run_page(page, done):
                 run_command(shlex.split(line)) if kind == "command" else run_python(line, names)
         except (Exception, SystemExit) as error:
             failed = "".join(traceback.format_exception_only(error)).strip()
-        seconds = time.process_time() - start
-        print(f"{'FAILED' if failed else 'ok':>6} {seconds:6.1f} s  {page}: {line[:100]!r}")
+        took = seconds[page, line] = time.process_time() - start
+        print(
+            f"{'FAILED' if failed else 'ok':>6} {took:6.1f} s  {page}: {line[:100]!r}", flush=True
+        )
         if failed:
             yield f"{page}: {line}\n    {failed}"
 
 
+def length(page):
+    """About how long a page takes, in its shortest lines."""
+    kinds = (kind if kind == "python" else line.split()[0] for kind, line in shown(page))
+    return sum(LONGER.get(kind, 1) for kind in kinds)
+
+
+def share_of(pages, number, count):
+    """Share `number` of `count` about equally long ones, in the order of the pages."""
+    shares = [(0, one) for one in range(1, count + 1)]
+    mine = set()
+    for page in sorted(pages, key=length, reverse=True):
+        so_far, one = heapq.heappop(shares)
+        heapq.heappush(shares, (so_far + length(page), one))
+        if one == number:
+            mine.add(page)
+    return [page for page in pages if page in mine]
+
+
 def chosen(arguments):
-    """Pages that are named, or a share of all; the README makes what the others use."""
+    """Pages that are named, or a share of all."""
     if not arguments or "/" not in arguments[0] or not arguments[0][0].isdigit():
         return arguments or PAGES
-    number, count = map(int, arguments[0].split("/"))
-    return [PAGES[0], *PAGES[number::count]]
+    return share_of(PAGES, *map(int, arguments[0].split("/")))
 
 
-def main(pages):
+def summary(seconds):
+    """Lines that say the seconds of each page, and those of the slowest lines."""
+    pages = collections.Counter()
+    for (page, _), took in seconds.items():
+        pages[page] += took
+    yield f"{sum(pages.values()):.1f} s in all"
+    yield from (f"{took:10.1f} s  {page}" for page, took in pages.most_common())
+    slowest = sorted(seconds.items(), key=lambda one: -one[1])[:20]
+    yield from (f"{took:10.1f} s  {page}: {line[:100]!r}" for (page, line), took in slowest)
+
+
+def main(arguments):
     """Run the pages; returns the exit code."""
-    failures, done = [], set()
+    failures, done, seconds = [], set(), {}
+    pages = chosen(arguments)
     with contextlib.ExitStack() as stack:
         world = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        start = time.process_time()
         files_of_a_reader(world)
         os.chdir(world)
         small = {path.stem: path for path in (world / "configs").glob("*.yaml")}
         ready = mock.patch("latentddpm.config_file.ready_configs", return_value=small)
         stack.enter_context(ready)
         stack.enter_context(hub_of_a_reader(world))
-        for page in chosen(pages):
-            failures += run_page(page, done)
-            if page == "README.md":
-                for name in ("other", "small"):
-                    shutil.copytree("runs/ldm", f"runs/{name}")
+        seconds["the reader's files", ""] = time.process_time() - start
+        if arguments[:1] and arguments != pages and PAGES[0] not in pages:
+            failures += run_page(PAGES[0], done, seconds, only="--out runs/")
+            keep_runs()
+        for page in pages:
+            failures += run_page(page, done, seconds)
+            keep_runs() if page == PAGES[0] else restore_runs()
         os.chdir(ROOT)
-    print("\n".join(failures))
+    print("\n".join([*summary(seconds), *failures]))
     return 1 if failures else 0
+
+
+def keep_runs():
+    """Keep the runs that the README makes, for every page to find, and two more like them."""
+    for name in ("other", "small"):
+        shutil.copytree("runs/ldm", f"runs/{name}")
+    shutil.copytree("runs", KEPT)
+
+
+def restore_runs():
+    """Make the runs again those that a page begins with, whatever the one before it did."""
+    if Path(KEPT).exists():
+        remove("runs")
+        shutil.copytree(KEPT, "runs")
 
 
 if __name__ == "__main__":

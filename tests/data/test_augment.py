@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from tiny import tiny_autoencoder
+from tiny import QUICK_AUTOENCODER, tiny_autoencoder
 
 from latentddpm.config import AugmentConfig, DiffusionRun
 from latentddpm.data.catalog.scan import open_catalog
@@ -168,7 +168,7 @@ def test_variants_are_a_function_of_image_strengths_and_number(catalog):
 
 
 def test_a_cache_encodes_the_variants_and_keeps_what_stays(catalog, tmp_path):
-    autoencoder = tiny_autoencoder()
+    autoencoder = tiny_autoencoder(**QUICK_AUTOENCODER)
     encoded = []
     encode_on_batch = autoencoder.encode_on_batch
 

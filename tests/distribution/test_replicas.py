@@ -41,11 +41,15 @@ def differences(found):
 
 
 def test_every_case_was_run(differences):
-    assert len(differences) == 7, f"expected the cases of replicas.py, got {list(differences)}"
+    assert len(differences) == 5, f"expected the cases of replicas.py, got {list(differences)}"
 
 
-@pytest.mark.parametrize("change", ["2 → 1", "2 → 4", "1 → 2"])
+@pytest.mark.parametrize("change", ["2 → 1", "1 → 2"])
 def test_a_checkpoint_goes_on_on_another_number_of_replicas(found, change):
+    assert_goes_on(found, change)
+
+
+def assert_goes_on(found, change):
     """Weights, moments and averages after it, against one device that was never stopped."""
     value = found["checkpoints"][change]
     assert value < 1e-5, f"{change} replicas: off by {value}, expected less than 1e-5"
@@ -66,12 +70,10 @@ def test_replicas_are_given_different_noise_and_timesteps(found, kind):
     "case",
     [
         "2 replicas",
-        "4 replicas",
-        "4 replicas, batch of 3",
+        "3 replicas, batch of 2",
         "2 micro-batches",
         "2 replicas, 2 micro-batches",
-        "2 micro-batches, XLA",
-        "4 replicas, two shapes",
+        "3 replicas, two shapes",
     ],
 )
 def test_any_split_trains_as_one_device(differences, case):
@@ -80,9 +82,10 @@ def test_any_split_trains_as_one_device(differences, case):
 
 
 @pytest.mark.slow
-def test_any_split_of_whole_networks_trains_as_one_device():
-    answer = run(SUPPORT / "replicas.py", "slow")
-    for case, found in json.loads(answer.splitlines()[-1]).items():
+def test_more_splits_and_those_of_whole_networks_train_as_one_device():
+    answer = json.loads(run(SUPPORT / "replicas.py", "slow").splitlines()[-1])
+    assert_goes_on(answer, "2 → 4")
+    for case, found in answer["splits"].items():
         assert_near(case, found)
 
 

@@ -4,7 +4,7 @@
 Trains the same on one device and on several, goes on from checkpoints on other numbers of
 replicas, looks at what the networks of the replicas are given, and draws images on one and two.
 Prints, as one JSON object, how far the results lie apart. With the argument `slow`, only the
-splits of `SLOW_CASES`.
+splits of `SLOW_CASES` and a checkpoint of two replicas on four.
 """
 
 import json
@@ -221,13 +221,14 @@ def difference(one, other):
 
 CASES = {
     "2 replicas": {"replicas": 2},
-    "4 replicas": {"replicas": 4},
-    "4 replicas, batch of 3": {"replicas": 4, "batch_size": 3},
+    "3 replicas, batch of 2": {"replicas": 3, "batch_size": 2},
     "2 micro-batches": {"accumulation_steps": 2},
     "2 replicas, 2 micro-batches": {"replicas": 2, "accumulation_steps": 2},
-    "2 micro-batches, XLA": {"accumulation_steps": 2, "jit_compile": True},
 }
 SLOW_CASES = {
+    "4 replicas": {"replicas": 4},
+    "4 replicas, batch of 3": {"replicas": 4, "batch_size": 3},
+    "2 micro-batches, XLA": {"accumulation_steps": 2, "jit_compile": True},
     "7 micro-batches": {"accumulation_steps": 7},
     "2 replicas, Lion": {"replicas": 2, "optimizer": lion},
     "2 replicas, Adafactor": {"replicas": 2, "optimizer": adafactor},
@@ -292,13 +293,13 @@ def go_on(replicas, folder, start, stop):
     return list(load_file(folder / f"step-{stop:08d}" / checkpoint.STATE).values())
 
 
-def resumed(folder):
+def resumed(folder, changes=((2, 1), (1, 2))):
     """For each change of the number of replicas, the difference to one device all the way."""
     whole = go_on(1, folder / "1", 0, 2 * STEPS)
     shutil.rmtree(folder / "1" / f"step-{2 * STEPS:08d}")
     go_on(2, folder / "2", 0, STEPS)
     found = {}
-    for before, after in ((2, 1), (2, 4), (1, 2)):
+    for before, after in changes:
         run = folder / f"{before} → {after}"
         shutil.copytree(folder / str(before), run)
         state = go_on(after, run, STEPS, 2 * STEPS)
@@ -351,8 +352,8 @@ def examples(cache, batch_size=7):
     return batches.map(lambda inputs, noise: ({**inputs, "noise": noise}, noise))
 
 
-def given(replicas, batches):
-    """Of each replica, noisy latents, timesteps and noise of every step's share."""
+def witnesses(replicas, batches):
+    """A model on replicas that notes what they are given of `batches`, and of others like them."""
     specs = batches.element_spec[0]
     with strategy_of(replicas).scope():
         inputs = {key: keras.Input(spec.shape[1:], name=key) for key, spec in specs.items()}
@@ -360,19 +361,30 @@ def given(replicas, batches):
         channels = specs["noise"].shape[-1]
         model = Trainer(keras.Model(inputs, keras.layers.Dense(channels)(hidden)))
         model.compile("sgd", loss="mse")
+    return model
+
+
+def given(replicas, model, batches):
+    """Of each replica, noisy latents, timesteps and noise of every step's share."""
     SEEN.clear()
     model.fit(batches, verbose=0, shuffle=False)
     return [SEEN[replica] for replica in range(replicas)]
 
 
-def streams(cache):
-    """How 4 replicas share a step's examples, whether together they are the batches of the data,
-    and how many examples, different noises and different timesteps there were.
+def streams(caches):
+    """Of each cache, how 4 replicas share a step's examples, whether together they are the batches
+    of the data, and how many examples, different noises and different timesteps there were.
     """
-    data = examples(cache)
+    data = {name: examples(cache) for name, cache in caches.items()}
+    model = witnesses(4, data["latents"])
+    return {name: stream(model, batches) for name, batches in data.items()}
+
+
+def stream(model, data):
+    """What `streams` says of one cache."""
     names = "noisy_latents", "timesteps", "noise"
     alone = [[batch[name] for name in names] for batch, _ in data.as_numpy_iterator()]
-    shares = given(4, data)
+    shares = given(4, model, data)
     batches = [
         [np.concatenate(a) for a in zip(*step, strict=True)] for step in zip(*shares, strict=True)
     ]
@@ -402,8 +414,8 @@ def drawn(replicas):
     """Three images: a number that two replicas do not share evenly."""
     keras.utils.set_random_seed(1)
     with strategy_of(replicas).scope():
-        unet = UNet(**{**UNET, "attention_levels": ()})
-        parts = Autoencoder(**SIZES), unet, NoiseSchedule()
+        unet = UNet(**{**UNET, "attention_levels": (), "num_res_blocks": 0})
+        parts = Autoencoder(**{**SIZES, "num_res_blocks": 0}), unet, NoiseSchedule()
     model = LatentDiffusion(*parts, image_size=(8, 8))
     return model.generate(num_images=3, seed=5, num_steps=2).tolist()
 
@@ -426,17 +438,17 @@ def splits(cases):
 
 def main():
     if sys.argv[1:] == ["slow"]:
-        print(json.dumps(splits(SLOW_CASES)))
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = resumed(Path(folder), [(2, 4)])
+        print(json.dumps({"splits": splits(SLOW_CASES), "checkpoints": checkpoints}))
         return
     found = splits(CASES)
-    found["4 replicas, two shapes"] = difference(train_shapes(1), train_shapes(4))
+    found["3 replicas, two shapes"] = difference(train_shapes(1), train_shapes(3))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = resumed(Path(folder))
         (data := Path(folder) / "data").mkdir()
-        streamed = {
-            "latents": streams(LatentsCache(9, normal(9, 4, 4, 8), mirrored=False)),
-            "pixels": streams(pixels(data)),
-        }
+        latents = LatentsCache(9, normal(9, 4, 4, 6), mirrored=False)
+        streamed = streams({"latents": latents, "pixels": pixels(data)})
     results = {"splits": found, "checkpoints": checkpoints, "streams": streamed}
     results["shared"] = {number: shared(number) for number in (1, 3, 4, 6)}
     results["drawn"] = {replicas: drawn(replicas) for replicas in (1, 2)}

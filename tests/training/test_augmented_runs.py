@@ -76,6 +76,7 @@ def state(run, step=2):
 # --- Told, and folded away -------------------------------------------------------------------
 
 
+@step_by_step()
 def test_the_finished_model_is_told_nothing_and_draws_as_the_trained_one(lab):
     model = LatentDiffusion.load(lab / "told" / "model")
     assert model.conditions == Conditions(), "generating has nothing to say"

@@ -148,6 +148,7 @@ def picture(seed=0, side=SIDE):
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
 
 
+@step_by_step()
 def test_a_model_keeps_its_pictures_and_draws_from_them(lab):
     model = trained(lab)
     names = [one["name"] for one in model.conditions.specs()]
@@ -170,6 +171,7 @@ def test_a_model_keeps_its_pictures_and_draws_from_them(lab):
     assert np.abs(rows[1:].astype(int) - plain).max() <= 1
 
 
+@step_by_step()
 def test_inpainting_keeps_the_rest_and_depends_on_it(lab):
     model = trained(lab)
     mask = np.zeros((SIDE, SIDE), bool)

@@ -33,8 +33,8 @@ def batch(number=4, seed=0):
 
 
 def autoencoder(**options):
-    """Of one level: what is traced of a step grows with the layers."""
-    return tiny_autoencoder(seed=3, channel_multipliers=(1,), **options)
+    """Of one level, and few layers: what is traced of a step grows with them."""
+    return tiny_autoencoder(seed=3, channel_multipliers=(1,), num_res_blocks=0, **options)
 
 
 def build(optimizer=None, judge=None, dtype="float32", perceptual=None, steps=1, **options):

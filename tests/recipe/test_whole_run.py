@@ -23,6 +23,7 @@ STEPS = 3
 UNET = {
     **{"unet.channels": 8, "unet.channel_multipliers": [1], "unet.attention_levels": []},
     **{"unet.num_heads": 2, "unet.norm_groups": 4, "unet.dropout": 0.0},
+    **{"unet.num_res_blocks": 1},
     **{"text.hidden_dim": 8, "text.num_layers": 1, "text.num_heads": 2},
     **{"samples.images_per_prompt": 1, "samples.num_steps": 1, "data.resolution": 16},
     **{"training.batch_size": 2, "training.precision": "float32", "training.num_steps": STEPS},

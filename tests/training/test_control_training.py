@@ -49,7 +49,7 @@ def lab(tmp_path_factory):
     """A folder with `data` (eight circles) and `base` (a model of their pixels)."""
     lab = tmp_path_factory.mktemp("lab")
     few_circles(lab / "data")
-    pixel_model().save(lab / "base")
+    pixel_model(num_res_blocks=0).save(lab / "base")
     return lab
 
 
@@ -71,7 +71,7 @@ def weights(folder):
 
 @pytest.fixture(scope="module")
 def trained(lab):
-    model = run(lab, lab / "run", steps=4)
+    model = run(lab, lab / "run", steps=2)
     return model, lab / "run"
 
 
@@ -113,8 +113,8 @@ def test_a_run_writes_what_identifies_its_control_net(lab, trained):
 @pytest.mark.slow
 def test_a_run_goes_on_exactly_where_it_stopped(lab, trained, tmp_path):
     parts = tmp_path / "parts"
-    run(lab, parts, 2)
-    run(lab, parts, 4, resume=True)
+    run(lab, parts, 1)
+    run(lab, parts, 2, resume=True)
     for one, other in zip(weights(parts), weights(trained[1]), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -273,6 +273,7 @@ def test_settings_that_contradict_each_other_are_refused(lab, overrides, message
         settings(lab, *overrides)
 
 
+@step_by_step()
 def test_a_control_net_needs_a_finished_model_of_images(lab, tmp_path):
     config = load_config(DiffusionRun, None, ["control.kind=edges"])
     with pytest.raises(UserError, match="name it with --init"):
@@ -283,6 +284,7 @@ def test_a_control_net_needs_a_finished_model_of_images(lab, tmp_path):
             "unet": {"kind": "basic"},
             "data": {"resolution": SIDE},
             "training": {"num_steps": 1, "batch_size": 2, "precision": "float32"},
+            "samples": {"images_per_prompt": 1, "num_steps": 1},
         },
         *(lab / "data", "none", other),
         quiet=True,

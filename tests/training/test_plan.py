@@ -164,9 +164,9 @@ def test_a_kind_of_network_decides_what_a_run_may_set(tmp_path):
 
 
 def test_a_scale_and_a_shift_by_the_timestep_are_those_of_the_model(tmp_path):
+    model = quick_model(text=False)
+    small = {**QUICK_UNET, "norm_groups": 4}
     for found in (False, True):
-        model = quick_model(text=False)
-        small = {"channel_multipliers": (1,), "attention_levels": (), "norm_groups": 4}
         model.unet = UNet(8, **small, time_scale_shift=found)
         model.save(tmp_path / str(found))
         base = read_model_folder(tmp_path / str(found))

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import UNET, step_by_step, tiny_autoencoder
+from tiny import QUICK_UNET, UNET, step_by_step, tiny_autoencoder
 
 import latentddpm
 from latentddpm.training.step.trainer import Trainer
 
-SMALL = {**UNET, "channel_multipliers": (1,), "attention_levels": ()}
+SMALL = {**UNET, **QUICK_UNET}
 CAPTIONS = ["a cat", "a dog", "", "two dogs"]
 
 
@@ -87,7 +87,7 @@ def test_a_text_encoder_of_another_width_is_refused():
 
 
 def test_a_network_of_a_variance_is_refused():
-    with_variance = latentddpm.UNet(**UNET, learned_variance=True)
+    with_variance = latentddpm.UNet(**SMALL, learned_variance=True)
     with pytest.raises(ValueError, match="learned_variance needs the hybrid loss"):
         latentddpm.DenoisingTrainer(with_variance, latentddpm.NoiseSchedule())
 
@@ -111,7 +111,7 @@ def test_a_frozen_text_encoder_stays():
 
 
 def test_the_autoencoder_trains_and_is_saved_alone(tmp_path):
-    autoencoder = tiny_autoencoder(channel_multipliers=(1, 2))
+    autoencoder = tiny_autoencoder(channel_multipliers=(1, 2), num_res_blocks=0)
     trainer = latentddpm.AutoencoderTrainer(autoencoder)
     trainer.compile("adam")
     images = np.tanh(np.random.default_rng(0).normal(size=(2, 16, 16, 3))).astype("float32")

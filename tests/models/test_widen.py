@@ -1,5 +1,7 @@
 """Widening of a UNet: the base's numbers at first, and gradients from there."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ NEW = [
     {"name": "style", "enters": "rows", "size": 3},
     {"name": "picture", "enters": "concat", "size": 5},
 ]
-BASES = {"plain": [], "conditioned": [DIGIT, LINES]}
+BASES = {"plain": [], "conditioned": [DIGIT, LINES], "lines": [LINES]}
 
 
 def inputs_of(unet, seed=0, scale=1.0):
@@ -45,16 +47,22 @@ def inputs_of(unet, seed=0, scale=1.0):
     return {name: inputs[name].astype("float32") for name in unet.input}
 
 
-def base_of(conditions):
-    unet = UNet(**SIZES, context_dim=6, conditions=conditions)
+@functools.cache
+def base_of(known):
+    """One of `BASES`, which no test changes."""
+    unet = UNet(**SIZES, context_dim=6, conditions=BASES[known])
     perturb(unet)
     return unet
 
 
-@pytest.mark.parametrize("known", BASES)
-@pytest.mark.parametrize("one", [*NEW, None], ids=lambda one: one["enters"] if one else "all")
+@pytest.mark.parametrize("known", ["plain", "conditioned"])
+@pytest.mark.parametrize(
+    "one",
+    [*(pytest.param(one, marks=pytest.mark.slow) for one in NEW), None],
+    ids=lambda one: one["enters"] if one else "all",
+)
 def test_a_widened_unet_predicts_what_its_base_does_to_the_bit(known, one):
-    base = base_of(BASES[known])
+    base = base_of(known)
     new = [one] if one else NEW
     wide = widen(base, new)
     assert wide.conditions == [*BASES[known], *new]
@@ -66,7 +74,7 @@ def test_a_widened_unet_predicts_what_its_base_does_to_the_bit(known, one):
 
 def test_a_folded_unet_predicts_what_the_other_one_does_with_zeros():
     changes = {"name": "changes", "enters": "projection", "size": 8}
-    wide = widen(base_of([DIGIT, LINES]), [changes])
+    wide = widen(base_of("conditioned"), [changes])
     perturb(wide, 1)
     folded = fold(wide, "changes")
     assert folded.conditions == [DIGIT, LINES]
@@ -80,7 +88,7 @@ def test_a_folded_unet_predicts_what_the_other_one_does_with_zeros():
 
 @pytest.mark.slow
 def test_every_new_condition_is_learned_from_the_first_steps():
-    wide = widen(base_of([DIGIT, LINES]), NEW)
+    wide = widen(base_of("conditioned"), NEW)
     inputs = inputs_of(wide)
     optimizer = keras.optimizers.Adam(1e-2)
     for _ in range(2):
@@ -95,7 +103,7 @@ def test_every_new_condition_is_learned_from_the_first_steps():
 
 
 def test_no_conditions_give_a_copy():
-    base = base_of([LINES])
+    base = base_of("lines")
     copy = widen(base, [])
     assert copy.get_config() == base.get_config()
     for found, expected in zip(copy.get_weights(), base.get_weights(), strict=True):
@@ -104,8 +112,8 @@ def test_no_conditions_give_a_copy():
 
 def test_what_would_change_the_prediction_is_refused():
     with pytest.raises(UserError, match="'style': enters a trained UNet as it is"):
-        widen(base_of([]), [{"name": "style", "enters": "identity", "size": 32}])
+        widen(base_of("plain"), [{"name": "style", "enters": "identity", "size": 32}])
     with pytest.raises(ValueError, match="two are called 'lines'"):
-        widen(base_of([LINES]), [LINES])
+        widen(base_of("lines"), [LINES])
     with pytest.raises(UserError, match="a BasicUNet takes none"):
         widen(BasicUNet(), [LINES])

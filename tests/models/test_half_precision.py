@@ -11,7 +11,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny import quick_model, step_by_step, tiny_autoencoder, tiny_lora
+from tiny import QUICK_AUTOENCODER, quick_model, step_by_step, tiny_autoencoder, tiny_lora
 
 from latentddpm.choices import HALF
 from latentddpm.clip.text_encoder import TextEncoder
@@ -226,8 +226,9 @@ def test_an_unknown_precision_is_refused(folder):
 
 
 def test_mixed_precision_has_its_weights_in_float32():
-    assert precision_of(tiny_autoencoder(dtype="mixed_bfloat16")) == "float32"
-    assert precision_of(tiny_autoencoder(dtype="mixed_bfloat16").decoder) == "float32"
+    autoencoder = tiny_autoencoder(**QUICK_AUTOENCODER, dtype="mixed_bfloat16")
+    assert precision_of(autoencoder) == "float32"
+    assert precision_of(autoencoder.decoder) == "float32"
     sizes = {"hidden_dim": 4, "num_layers": 1, "num_heads": 1, "vocabulary_size": 8}
     assert precision_of(TextEncoder(**sizes, dtype="float16")) == "float16"
     assert keras.config.dtype_policy().name == "float32"

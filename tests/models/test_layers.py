@@ -81,8 +81,17 @@ def test_upsample_is_a_complete_layer(tmp_path):
     assert shape == (None, None, 10, 6), f"expected (None, None, 10, 6), got {shape}"
 
 
-@pytest.mark.parametrize("channels", [8, 12], ids=["same", "shortcut"])
-@pytest.mark.parametrize("time", ["", "added", "scale and shift"])
+@pytest.mark.parametrize(
+    ("channels", "time"),
+    [
+        (8, ""),
+        (12, ""),
+        pytest.param(8, "added", marks=pytest.mark.slow),
+        (12, "added"),
+        pytest.param(8, "scale and shift", marks=pytest.mark.slow),
+        (12, "scale and shift"),
+    ],
+)
 def test_resnet_block_is_a_complete_layer(channels, time, tmp_path):
     kwargs = {"channels": channels, "norm_groups": 4, "norm_epsilon": 1e-5}
     if time == "scale and shift":

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tiny import shared_model, tiny_autoencoder
+from tiny import quick_model, tiny_autoencoder
 
 from latentddpm.errors import UserError
 from latentddpm.models import attention
@@ -22,7 +22,7 @@ def autoencoder():
 
 @pytest.fixture(scope="module")
 def model():
-    return shared_model(text=False)
+    return quick_model(text=False)
 
 
 def normal(*shape, seed=0):
@@ -197,15 +197,22 @@ def test_other_errors_are_not_taken_for_missing_memory(autoencoder, monkeypatch)
         decode(autoencoder, normal(1, 4, 4, 4))
 
 
-@pytest.mark.parametrize("tile", ["auto", 16])
-def test_an_overflow_in_half_precision_is_decoded_again(autoencoder, tile):
-    """A weight of 60,000 doubles beyond the largest float16, 65,504."""
+@pytest.fixture(scope="module")
+def overflowing(autoencoder):
+    """An autoencoder in half precision, and one in float32 with the same weights: one of
+    60,000 doubles beyond the largest float16, 65,504."""
     half = tiny_autoencoder(dtype="mixed_float16")
     half.set_weights(autoencoder.get_weights())
     layer = half.decoder.get_layer("conv_in").conv
     layer.bias.assign(np.full(layer.bias.shape, 60_000.0))
     full = tiny_autoencoder()
     full.set_weights(half.get_weights())
+    return half, full
+
+
+@pytest.mark.parametrize("tile", ["auto", 16])
+def test_an_overflow_in_half_precision_is_decoded_again(overflowing, tile):
+    half, full = overflowing
     latents = normal(2, 4, 4, 4)
     assert not np.isfinite(half.decode(latents)).all(), "float16 should have overflowed here"
     with pytest.warns(UserWarning, match="2 of 2 images came out black or not finite in float16"):
@@ -260,8 +267,8 @@ def test_a_tile_that_does_not_fit_the_autoencoder(autoencoder):
 
 
 def test_generate_takes_it_for_both_ways(model):
-    picture = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
-    size = {"height": 64, "width": 48, "seed": 0, "num_steps": 1}
+    picture = np.random.default_rng(0).integers(0, 256, (64, 24, 3), dtype=np.uint8)
+    size = {"height": 64, "width": 24, "seed": 0, "num_steps": 1}
     for start in ({}, {"init_image": picture, "strength": 1.0}):
         whole = model.generate(**size, **start, tile="off")
         strips = model.generate(**size, **start, tile="16")

@@ -98,9 +98,14 @@ def test_the_parts_are_placed_as_in_stable_diffusion():
         assert heads == 1, f"{network.name}: attention has {heads} heads, expected 1"
 
 
+@pytest.fixture(scope="module")
+def four_levels():
+    return tiny(channel_multipliers=(1, 1, 2, 2))
+
+
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 40), (8, 24)])
-def test_four_levels_make_an_eighth_in_any_shape(height, width):
-    model = tiny(channel_multipliers=(1, 1, 2, 2))
+def test_four_levels_make_an_eighth_in_any_shape(four_levels, height, width):
+    model = four_levels
     assert model.downsample_factor == 8, f"factor {model.downsample_factor}, expected 8"
     mean, logvar = model.encode(pictures(2, height, width, 3))
     expected = (2, height // 8, width // 8, 3)
@@ -193,7 +198,8 @@ def test_the_measured_channels_have_mean_0_and_variance_1():
 
 def test_models_without_shift_have_the_config_they_always_had():
     new = {"shift_factor", "quant_conv"}
-    for part in (tiny(), tiny().encoder, tiny().decoder):
+    model = tiny()
+    for part in (model, model.encoder, model.decoder):
         assert not new & part.get_config().keys(), "another digest of an old model"
 
 
@@ -338,7 +344,7 @@ def test_an_unknown_loss_names_the_choices():
 EVERY_ARGUMENT = {
     "channels": 8,
     "channel_multipliers": [1, 2, 1],
-    "num_res_blocks": 2,
+    "num_res_blocks": 1,
     "latent_channels": 5,
     "scaling_factor": [0.3, 1.0, 2.0, 0.5, 4.0],
     "norm_groups": 2,
@@ -461,7 +467,8 @@ def test_bfloat16_keeps_the_border_in_float32():
     result = model({"images": images, "noise": normal(2, 4, 4, 3)})
     for name, value in result.items():
         assert value.dtype == tf.float32, f"{name} is {value.dtype}, expected float32"
-    precise = tiny().decode(tiny().to_latents(tiny().encode(images)[0]))
+    whole = tiny()
+    precise = whole.decode(whole.to_latents(whole.encode(images)[0]))
     rough = model.decode(model.to_latents(model.encode(images)[0]))
     # A layer rounds its norm, its activation and its sums by up to 2⁻⁸ of their size, and some
     # kernels their partial sums as well. Independent errors add up as their squares do.

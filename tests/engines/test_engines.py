@@ -104,6 +104,7 @@ def test_weights_are_copied_whatever_their_order_in_memory(folder):
     np.testing.assert_array_equal(*results)
 
 
+@step_by_step()
 def test_a_model_of_pixels_has_an_engine_too(tmp_path):
     pixel_model().save(tmp_path / "model")
     both = {
@@ -136,6 +137,7 @@ def test_a_lora_changes_both_engines_alike(tmp_path, folder):
         merge_lora(both["onnx"], tmp_path / "lora.safetensors", 1.0)
 
 
+@step_by_step()
 def test_conditions_reach_both_engines_alike(tmp_path):
     conditioned_model().save(tmp_path / "model")
     both = {name: LatentDiffusion.load(tmp_path / "model", name) for name in ("keras", "onnx")}

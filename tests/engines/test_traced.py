@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import assemble, conditioned_model, tiny_autoencoder, tiny_model
+from tiny import UNET, conditioned_model, quick_model, tiny_model
 
 from latentddpm.engines.traced import TracedGraph
 from latentddpm.export.endpoints import endpoints, examples
 from latentddpm.models.archive import save_archive
 from latentddpm.models.denoisers.classic import ClassicUNet
+from latentddpm.models.denoisers.unet import UNet
 from latentddpm.models.graph_networks import is_graph
 from latentddpm.models.inference import compiled
 from latentddpm.pipeline.latent_diffusion import LatentDiffusion
@@ -117,9 +118,7 @@ def draw_traced_and_by_layers(folder, cache, monkeypatch, **options):
 
 
 def test_a_whole_model_draws_the_same(tmp_path, cache, monkeypatch):
-    small = {"channel_multipliers": (1,), "attention_levels": ()}
-    model = assemble(tiny_autoencoder(channel_multipliers=(1, 2)), 0, False, small)
-    model.save(tmp_path / "model")
+    quick_model(text=False).save(tmp_path / "model")
     size = {"height": 16, "width": 16}
     *_, kept = draw_traced_and_by_layers(tmp_path / "model", cache, monkeypatch, **size)
     assert len(kept) == 2, "expected functions of the UNet and the decoder"
@@ -145,7 +144,7 @@ def test_a_model_of_text_draws_the_same(tmp_path, cache, monkeypatch):
 
 
 def test_the_number_of_operations_is_bounded():
-    network = tiny_model(text=False).unet  # of two levels, without words
+    network = UNet(**UNET)  # of two levels, without words
     function = tf.function(lambda inputs: network(inputs, training=False), autograph=False)
     specs = {
         "noisy_latents": tf.TensorSpec((None, 8, 8, 4)),

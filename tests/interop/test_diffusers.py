@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
-from tiny import perturb, pixel_model, step_by_step, tiny_autoencoder, tiny_model
+from tiny import assemble, perturb, pixel_model, step_by_step, tiny_autoencoder
 
 from latentddpm import interop
 from latentddpm.cli import main
@@ -141,6 +141,7 @@ def test_a_network_that_diffusers_does_not_have_is_refused():
             list(rows_of(network))
 
 
+@step_by_step()
 def test_a_whole_pipeline_answers_as_in_diffusers(pipeline):
     """Guidance 7.5, a negative prompt, two prompts, injected latents, not square."""
     folder = GOLDEN / "pipeline"
@@ -333,7 +334,8 @@ def test_a_part_alone_goes_there_and_back(name, tmp_path):
 @pytest.mark.parametrize("text", [True, False], ids=["text", "unconditional"])
 def test_a_model_made_here_comes_back(text, tmp_path):
     """Context length, scaling factor and schedule of our own."""
-    model = tiny_model(text=text, zero_init=True)
+    autoencoder = tiny_autoencoder(channel_multipliers=(1, 2))
+    model = assemble(autoencoder, 0, text, {"zero_init": True})
     model.schedule = NoiseSchedule(
         "cosine", num_train_timesteps=500, prediction_type="v_prediction"
     )

@@ -65,10 +65,7 @@ def levels_apart(models, *prompts, **options):
     "options",
     [
         {"guidance_scale": 3.0, "sampler": "unipc", "num_images": 2},
-        pytest.param(
-            {"negative_prompt": "a dog", "sampler": "ddpm", "guidance_rescale": 0.5},
-            marks=pytest.mark.slow,
-        ),
+        {"negative_prompt": "a dog", "sampler": "ddpm", "guidance_rescale": 0.5},
     ],
     ids=["text", "noise in the steps"],
 )

@@ -52,7 +52,9 @@ def opened_api(options):
         opened_studio(options, make_offer(options)) as studio,
     ):
         port = listening.getsockname()[1]
-        yield Ready(Access(make_app(studio), options.token, port, most_bytes=1 << 20), listening, studio)
+        yield Ready(
+            Access(make_app(studio), options.token, port, most_bytes=1 << 20), listening, studio
+        )
 
 
 class Client:

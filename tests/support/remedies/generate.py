@@ -1,29 +1,19 @@
 """Messages of `generate`."""
 
-import functools
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tiny import quick_model
 
 from latentddpm.utils.pixels import save_png
+from remedies.models import put_model
 from remedies.remedy import Remedy
 
 DRAW = "generate --model m --prompt red --steps 1"
 
 
-@functools.cache
-def saved() -> tempfile.TemporaryDirectory:
-    place = tempfile.TemporaryDirectory()
-    quick_model().save(Path(place.name) / "m")
-    return place
-
-
 def model(folder: Path) -> None:
-    shutil.copytree(Path(saved().name) / "m", folder / "m")
+    put_model(folder / "m")
 
 
 def pictures(folder: Path) -> None:

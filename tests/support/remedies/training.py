@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import yaml
-from tiny import few_emoji, quick_model
+from tiny import few_emoji
 
+from remedies.models import put_model
 from remedies.remedy import Remedy
 
 SHORT = {
@@ -34,7 +35,7 @@ def images(folder: Path) -> None:
 def lab(folder: Path) -> None:
     """The same, a model, and a file."""
     images(folder)
-    quick_model().save(folder / "model")
+    put_model(folder / "model")
     (folder / "file").write_text("x", "utf-8")
 
 

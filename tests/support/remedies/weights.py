@@ -6,15 +6,16 @@ from pathlib import Path
 import compvis
 from conftest import TESTS
 from safetensors.numpy import save_file
-from tiny import quick_model, tiny_lora
+from tiny import tiny_lora
 
+from remedies.models import put_model
 from remedies.remedy import Remedy
 
 PIPELINE = TESTS / "golden" / "diffusers" / "pipeline"
 
 
 def model(folder: Path) -> None:
-    quick_model().save(folder / "m")
+    put_model(folder / "m")
 
 
 def checkpoint(folder: Path) -> None:
@@ -39,9 +40,7 @@ def model_and_lora(folder: Path) -> None:
 
 
 def run_of_vae(folder: Path) -> None:
-    whole = quick_model()
-    whole.unet = whole.text_encoder = whole.tokenizer = whole.schedule = None
-    whole.save(folder / "run" / "model")
+    put_model(folder / "run" / "model", "vae")
 
 
 REMEDIES = [

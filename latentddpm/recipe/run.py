@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -314,7 +314,6 @@ def closing_lines(out: Path) -> Sequence[str]:
     Args:
         out: folder of a finished whole run.
     """
-    settings: Mapping[str, Any] = folder.read_settings(out, DIFFUSION)
     place = shlex.quote(str(out))
     lines = [
         f'draw       latentddpm generate --model {place} --prompt "…" --out pictures',
@@ -327,7 +326,6 @@ def closing_lines(out: Path) -> Sequence[str]:
     if "loss" in curves:
         lines.insert(
             0,
-            f"loss       {curves['loss'].values[-1]:.4g} after "
-            f"{settings['training']['num_steps']} steps",
+            f"loss       {curves['loss'].values[-1]:.4g} after {curves['loss'].steps[-1]} steps",
         )
     return lines

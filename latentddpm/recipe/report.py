@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from latentddpm.data.doctor.report import Report
 from latentddpm.data.findings import ERROR, KINDS, NOTE, WARNING
 from latentddpm.recipe.plan import Plan
-from latentddpm.recipe.rules import NONE, OWN, SMALL_SET
+from latentddpm.recipe.rules import NONE, OWN, READY, SMALL_SET
 from latentddpm.utils.timing import clock
 
 ROUGH_STEPS = 1000
@@ -73,6 +73,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     grids = f"{times.validations} sample grid" + "s" * (times.validations > 1)
     passes = unet_steps * plan.diffusion["training"]["batch_size"] / facts.images
     yield f"           {why['unet']}; each image {passes:.3g} times, {grids}"
+    if plan.stage.name == READY and recipe.start is None:
+        yield f"           a new UNet: {why['start']}"
     if unet_steps < ROUGH_STEPS and recipe.start is None:
         yield f"expect     colours and rough shapes: {unet_steps} steps are few; more time helps"
     yield (

@@ -69,10 +69,10 @@ def parse_target(name: str, revision: str | None = None) -> Address:
         UserError: it is neither, or not that of a whole repository of a model.
     """
     address = parse_address(name if is_address(name) else f"{SCHEME}{name}")
-    if address.kind != HUB_MODEL or address.path:
-        raise UserError(
-            f"{name}: expected owner/name of a model, as its files go to the top of it"
-        )
+    if address.path:
+        raise UserError(f"{name}: expected owner/name alone, without a path")
+    if address.kind != HUB_MODEL:
+        raise UserError(f"{name}: expected owner/name of a model, not of a data set")
     if revision is None:
         return address
     if address.revision not in ("", revision):

@@ -182,7 +182,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_read(client):
 
 def test_a_picture_of_a_camera_that_holds_several_is_taken(client):
     stream = io.BytesIO()
-    one = Image.new("RGB", (16, 16), "red")
+    one = Image.new("RGB", (32, 32), "red")
     one.save(stream, "MPO", save_all=True, append_images=[one])
     job = client.ended(
         client.draw(prompt="apple", init_image=base64.b64encode(stream.getvalue()).decode())
@@ -316,10 +316,17 @@ GUIDE = Path(__file__).resolve().parents[2] / "docs/guides/serve.md"
 def shown_calls():
     """Method, address and body of each `curl` on the page."""
     for body in blocks(GUIDE.read_text("utf-8"), "sh"):
-        for line in filter(lambda line: line.startswith("curl "), body.splitlines()):
-            words = shlex.split(line.replace("$(base64 -w0 apple.png)", as_base64(square()[0])))
+        form = ""
+        for line in body.splitlines():
+            if line.startswith("printf "):
+                form = shlex.split(line)[1]
+            if not line.startswith("curl "):
+                continue
+            words = shlex.split(line)
             address = next(word for word in words if word.startswith("localhost:7860/"))
             data = words[words.index("-d") + 1] if "-d" in words else None
+            if data == "@request.json":
+                data = form % as_base64(square()[0])
             method = words[words.index("-X") + 1] if "-X" in words else "POST" if data else "GET"
             yield method, address.removeprefix("localhost:7860"), data
 

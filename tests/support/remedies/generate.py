@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from remedy_models import put_model
 
 from latentddpm.utils.pixels import save_png
-from remedies.models import put_model
 from remedies.remedy import Remedy
 
 DRAW = "generate --model m --prompt red --steps 1"

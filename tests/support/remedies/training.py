@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import yaml
+from remedy_models import put_model
 from tiny import few_emoji
 
-from remedies.models import put_model
 from remedies.remedy import Remedy
 
 SHORT = {

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import compvis
 from conftest import TESTS
+from remedy_models import put_model
 from safetensors.numpy import save_file
 from tiny import tiny_lora
 
-from remedies.models import put_model
 from remedies.remedy import Remedy
 
 PIPELINE = TESTS / "golden" / "diffusers" / "pipeline"

@@ -46,6 +46,7 @@ PAGES = [
 
 ELSEWHERE = {
     "--out run --time 1h": "takes a minute for each share; docs/guides/train.md has such a line",
+    "tuxpaint": "wants a package of Debian, and an hour; that page has other lines of `train`",
     "gs://": "wants a bucket; tests/data/test_shards.py reads storage through fsspec",
     "multi-worker": "wants several processes; tests/distribution/test_multi_worker.py starts them",
     "--strategy mirrored": "wants a process of its own; tests/distribution/test_replicas.py",

@@ -177,8 +177,10 @@ class _Unets:
             recipe = self._fitting(None)
             if recipe is None:
                 continue
-            chosen = recipe, self.stage, self._speed(recipe)
-            if goal.seconds is None or self._example(recipe) * wanted <= self._seconds():
+            speed = self._speed(recipe)
+            chosen = recipe, self.stage, speed
+            seconds = speed.of_batch(recipe.batch_size) * wanted
+            if goal.seconds is None or seconds <= self._seconds():
                 break
         if chosen is None:
             self.stage = stage
@@ -188,9 +190,6 @@ class _Unets:
             chosen = recipe, stage, self._speed(recipe)
         recipe, self.stage, self.speeds[None] = chosen
         return self._with_times(recipe, f"that of {stage.start}: {stage.reasons['start']}")
-
-    def _example(self, recipe: Recipe) -> float:
-        return self._speed(recipe).of_batch(recipe.batch_size)
 
     def _sides(self) -> list[tuple[int, str]]:
         """Sides of images to choose from, where a finished UNet is trained on, with the reason."""
